@@ -1,0 +1,109 @@
+"""A byte-level tokenizer of 1,024 entries, made to be copied from.
+
+Digits stand alone, and a blank belongs to a word only where that word is one of the curriculum's own: any other word is
+the blank and then pieces, so a name is spelt the same after a blank, a quote or a line break. What a prompt never taught
+can then be repeated piece by piece.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<im_start>",
+    "<im_end>",
+    "<im_patch>",
+    "<patch_start>",
+    "<patch_end>",
+    "<patch_newline>",
+)
+"""Never shown to a reader."""
+
+MARKUP = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tools>",
+    "</tools>",
+    "<tool_response>",
+    "</tool_response>",
+    "<function=",
+    "</function>",
+    "<parameter=",
+    "</parameter>",
+)
+"""One token each, but text to a reader: the parsers look for them in it."""
+
+SPLIT = r"\p{N}| ?\p{L}+|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
+"""A digit; a word with its blank; a run of punctuation, blanks inside it included (`", "`); a white-space character."""
+
+PIECES = 300
+"""Merges kept for spelling: enough for common syllables, few enough that each is met often in training."""
+
+
+def _splitter() -> pre_tokenizers.PreTokenizer:
+    by_rule = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    return pre_tokenizers.Sequence([by_rule, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Spelling pieces, learnt from words that no prompt is bound to."""
+    bare = Tokenizer(models.BPE())
+    bare.pre_tokenizer = _splitter()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=256 + PIECES, initial_alphabet=alphabet, show_progress=False, max_token_length=3)
+    bare.train_from_iterator(words, trainer)
+    return [tuple(pair) for pair in json.loads(bare.to_str())["model"]["merges"]]
+
+
+def build(texts: Iterable[str], words: Iterable[str], size: int) -> Tokenizer:
+    """A tokenizer of exactly `size` entries: bytes, pieces learnt from `words`, then the commonest words of `texts`."""
+    merges = _merges(words)
+    vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known = set(vocabulary)
+    vocabulary += [p for p in dict.fromkeys(a + b for a, b in merges) if p not in known]
+    known = set(vocabulary)
+    splitter, counts = _splitter(), Counter[str]()
+    for text in texts:
+        counts.update(piece for piece, _ in splitter.pre_tokenize_str(text))
+    room = size - len(vocabulary) - len(SPECIAL) - len(MARKUP)
+    ranked = sorted((p for p in counts if p not in known and len(p) > 1), key=lambda p: (-counts[p], p))
+    vocabulary += ranked[:room]
+    vocabulary += [f"<unused_{i}>" for i in range(room - len(ranked[:room]))]
+    model = models.BPE({p: i for i, p in enumerate(vocabulary)}, merges, ignore_merges=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKUP])
+    return tokenizer
+
+
+def write(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> None:
+    """Save in the form transformers and vLLM read."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "bos_token": None,
+        "unk_token": None,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "additional_special_tokens": [t for t in SPECIAL if t not in ("<|im_end|>", "<|endoftext|>")],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def markup_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of everything in `SPECIAL` and `MARKUP`."""
+    return {t: int(tokenizer.token_to_id(t)) for t in SPECIAL + MARKUP}
