@@ -1,7 +1,7 @@
 """Run a function on a module as soon as it has been imported, without importing it now.
 
-vLLM loads general plugins in every process, front ends included. A patch that imported its target would drag kernels and
-models into processes that never use them, so a patch waits for its target here.
+vLLM loads general plugins in every process, front ends included. A patch that imported its target would drag kernels
+and models into processes that never use them, so a patch waits for its target here.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ class _Waiting(MetaPathFinder):
                 sys.meta_path.remove(self)
                 self._patch(module)
 
-        # Each spec has a loader of its own, so this changes one import. Wrapping the loader in a class of ours instead would
-        # hide it from `inspect.getsource`, which torch's compiler needs.
+        # Each spec has a loader of its own, so this changes one import. Wrapping the loader in a class of ours instead
+        # would hide it from `inspect.getsource`, which torch's compiler needs.
         loader.exec_module = execute_then_patch  # type: ignore[method-assign]

@@ -1,8 +1,8 @@
 """Closes three gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
 
-A general plugin of vLLM (entry point `vllm.general_plugins`), so it runs in each process of an engine. It does nothing on
-other platforms, and nothing in a vLLM version that is not known to have the gaps. Where such a version looks other than
-expected it raises: an engine that routes tokens to wrong experts is worse than one that does not start.
+A general plugin of vLLM (entry point `vllm.general_plugins`), so it runs in each process of an engine. It does nothing
+on other platforms, and nothing in a vLLM version that is not known to have the gaps. Where such a version looks other
+than expected it raises: an engine that routes tokens to wrong experts is worse than one that does not start.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ _MARK = "_patched_by_step_serve"
 logger = logging.getLogger(__name__)
 
 
-class UnexpectedVllm(RuntimeError):
+class UnexpectedVllmError(RuntimeError):
     """vLLM has not the shape that a patch was written for."""
 
 
 def register() -> None:
     """vLLM calls this in each of its processes, at times more than once."""
+    from vllm import __version__
     from vllm.platforms import current_platform
-    from vllm.version import __version__, __version_tuple__
 
     if not current_platform.is_cpu():
         return
-    if tuple(__version_tuple__[:2]) not in VERSIONS_WITH_THE_GAPS:
+    if minor_version(__version__) not in VERSIONS_WITH_THE_GAPS:
         logger.warning("cpu_gaps_left_open vllm=%s: not a version they are known in", __version__)
         return
     experts = "vllm.model_executor.layers.fused_moe"
     after_import(f"{experts}.router.cpu_router", route_by_sigmoid)
     after_import(f"{experts}.experts.cpu_moe", honour_expert_map)
     after_import("vllm.model_executor.models.step3p7", make_image_features_contiguous)
+
+
+def minor_version(version: str) -> tuple[int, int]:
+    """(0, 32) for "0.32.0" and for "0.32.1rc1+cpu"."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def route_by_sigmoid(cpu_router: ModuleType) -> None:
@@ -93,7 +99,7 @@ def honour_expert_map(cpu_moe: ModuleType) -> None:
         ) -> Any:
             if expert_map is not None:
                 if apply_router_weight_on_input:
-                    raise NotImplementedError("router weights on the input leave no weight to mask foreign experts with")
+                    raise NotImplementedError("router weights on the input leave no weight to mask others' experts with")
                 local_ids = expert_map[topk_ids.long()]
                 topk_weights = torch.where(local_ids >= 0, topk_weights, 0.0)
                 topk_ids = local_ids.clamp(min=0).to(torch.int32)
@@ -132,7 +138,7 @@ def _replace(
 ) -> None:
     owner = getattr(module, class_name, None)
     if owner is None:
-        raise UnexpectedVllm(f"{module.__name__} has no {class_name}: its CPU gap cannot be closed")
+        raise UnexpectedVllmError(f"{module.__name__} has no {class_name}: its CPU gap cannot be closed")
     original = _function(owner, method, *parameters)
     if hasattr(original, _MARK):
         return
@@ -146,8 +152,8 @@ def _function(owner: Any, name: str, *parameters: str) -> Callable[..., Any]:
     function = getattr(owner, name, None)
     where = f"{getattr(owner, '__name__', owner)}.{name}"
     if not callable(function):
-        raise UnexpectedVllm(f"{where} is not there: its CPU gap cannot be closed")
+        raise UnexpectedVllmError(f"{where} is not there: its CPU gap cannot be closed")
     missing = set(parameters) - set(inspect.signature(function).parameters)
     if missing:
-        raise UnexpectedVllm(f"{where} has no parameter {', '.join(sorted(missing))}: its CPU gap cannot be closed")
+        raise UnexpectedVllmError(f"{where} has no parameter {', '.join(sorted(missing))}: its CPU gap cannot be closed")
     return function  # type: ignore[no-any-return]  # getattr is untyped
