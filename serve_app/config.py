@@ -1,0 +1,251 @@
+"""What deploy.yaml and configs/*.yaml may say.
+
+A profile (`configs/<name>.yaml`) describes a hardware layout; the application's `args` in deploy.yaml are laid over it, key
+by key. Everything is checked before a weight is loaded: an unknown key is refused with the nearest known one, and each
+refusal names the file and line to change. `docs/configuration.md` is generated from this module (`python -m serve_app docs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    from serve_app.hardware import NodeGpus
+
+Scalar = str | int | float | bool | None
+FlagValue = Scalar | list[object] | dict[str, object]
+
+MIB = 1024 * 1024
+
+
+class ConfigError(Exception):
+    """The configuration cannot work. The message has a line for each fault, with the place to change."""
+
+
+class Section(BaseModel):
+    """One block of the configuration: unknown keys are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which checkpoint is served, and under which names."""
+
+    source: str
+    """A Hugging Face id, or a path to a checkpoint (a relative one starts at the repository, else at the working directory)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face id. Pin it: a moved branch gives replicas of different weights."""
+    served_name: Annotated[str, Field(min_length=1)] = "step3p7-flash"
+    """The name that `GET /v1/models` lists and that requests ask for."""
+    aliases: tuple[str, ...] = ("claude-*",)
+    """Further names that requests may ask for; `*` at the end stands for any ending. Coding agents insist on their vendor's names."""
+    default_reasoning_effort: Literal["low", "medium", "high"] = "medium"
+    """How long the model thinks where a request does not say."""
+
+    @model_validator(mode="after")
+    def _stars_stand_at_the_end(self) -> ModelConfig:
+        for alias in self.aliases:
+            if "*" in alias[:-1] or not alias:
+                raise ValueError(f"alias {alias!r}: one `*` is allowed, as the last character")
+        return self
+
+
+class EngineConfig(Section):
+    """How one replica's engine runs."""
+
+    kind: Literal["vllm", "fake"] = "vllm"
+    """`fake` is the engine of the tests: deterministic tokens, no model, failures on demand."""
+    flags: dict[str, FlagValue] = {}
+    """Any flag of `vllm serve` by its long name: `max-num-seqs: 64`, `enforce-eager: true`, `speculative-config: {method: mtp}`. vLLM's own parser checks them."""
+    env: dict[str, str] = {}
+    """Environment of the engine and its workers (`VLLM_*`, `NCCL_*` ...)."""
+    start_timeout_s: PositiveFloat = 3600.0
+    """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
+    fake: dict[str, object] = {}
+    """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
+
+
+class ReplicasConfig(Section):
+    """How many engines there are, and what each takes of the cluster."""
+
+    min: PositiveInt = 1
+    """Engines that are always there. One alone cannot fail over: a request then waits for its restart."""
+    max: PositiveInt = 1
+    """Engines at most; above `min`, the fleet grows and shrinks with its load."""
+    initial: PositiveInt | None = None
+    """Engines to begin with; `min` if not given."""
+    gpus_per_replica: NonNegativeInt = 0
+    """GPUs of one engine: the product of its parallel sizes. 0 is for CPU engines only."""
+    cpus_per_replica: PositiveFloat = 1.0
+    """Ray CPUs reserved by one engine (scheduling only; nothing is enforced)."""
+    nodes_per_replica: PositiveInt = 1
+    """Nodes that one engine spans. 1: vLLM's multiprocess executor. More: its Ray executor in a placement group."""
+    label_selector: dict[str, str] = {}
+    """Ray node labels that a replica asks for, e.g. `{ray.io/market-type: spot}`."""
+    resources: dict[str, PositiveFloat] = {}
+    """Custom Ray resources that a replica takes from its node."""
+    accelerator_type: str | None = None
+    """GPU model as Ray names it (`H100`, `H200`, `B200`, `A100` ...); replicas are placed on such nodes only."""
+    target_load: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of what the replicas can take at which the fleet is sized: beyond it one more is started."""
+    upscale_delay_s: NonNegativeFloat = 30.0
+    """How long the load must ask for more engines before one is started."""
+    downscale_delay_s: NonNegativeFloat = 600.0
+    """How long the load must allow fewer engines before one is stopped. Starting one takes minutes: be slow to let it go."""
+    drain_timeout_s: PositiveFloat = 120.0
+    """How long a replica that is told to go may finish its requests; what is left moves to another replica."""
+    longest_stream_s: PositiveFloat = 3600.0
+    """The longest answer that must not be cut. HAProxy's limits in deploy.yaml must be at least this."""
+
+    @model_validator(mode="after")
+    def _counts_are_in_order(self) -> ReplicasConfig:
+        if self.max < self.min:
+            raise ValueError(f"max ({self.max}) is below min ({self.min})")
+        if self.initial is not None and not self.min <= self.initial <= self.max:
+            raise ValueError(f"initial ({self.initial}) is not between min ({self.min}) and max ({self.max})")
+        if self.nodes_per_replica > 1 and self.gpus_per_replica % self.nodes_per_replica:
+            raise ValueError(
+                f"gpus_per_replica ({self.gpus_per_replica}) cannot be spread evenly over "
+                f"nodes_per_replica ({self.nodes_per_replica})"
+            )
+        return self
+
+
+class IngressConfig(Section):
+    """The replicas that speak HTTP. They need no GPU."""
+
+    min_replicas: PositiveInt = 1
+    """Ingress replicas that are always there. Two or more keep the endpoint up while one restarts."""
+    max_replicas: PositiveInt = 4
+    """Ingress replicas at most."""
+    cpus_per_replica: PositiveFloat = 1.0
+    """Ray CPUs reserved by one ingress replica."""
+    keys_file: str | None = None
+    """File of hashed API keys (`python -m serve_app hash-key`). None: no key is asked for."""
+    max_body_bytes: PositiveInt = 64 * MIB
+    """Largest request body. Images travel in it, a third larger than their files."""
+    keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 10.0
+    """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on silence."""
+    request_deadline_s: PositiveFloat = 900.0
+    """Longest a request may take to its first token, failovers and restarts included."""
+    max_ongoing_requests: PositiveInt = 2048
+    """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
+    max_queue_wait_s: PositiveFloat = 60.0
+    """Longest a request may wait for room in an engine. Beyond this it is refused (429): the client's own retry is cheaper."""
+    max_queued_requests: PositiveInt = 512
+    """Requests that may wait for room at one ingress replica. Beyond it they are refused at once (429)."""
+
+    @model_validator(mode="after")
+    def _counts_are_in_order(self) -> IngressConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
+        if self.max_queue_wait_s > self.request_deadline_s:
+            raise ValueError(
+                f"max_queue_wait_s ({self.max_queue_wait_s:g}) is above request_deadline_s ({self.request_deadline_s:g})"
+            )
+        return self
+
+
+class AppConfig(Section):
+    """Everything that the application is told."""
+
+    profile: str = "auto"
+    """A name in configs/, a path to such a file, or `auto`: by the GPUs of the cluster."""
+    model: ModelConfig
+    engine: EngineConfig = EngineConfig()
+    replicas: ReplicasConfig = ReplicasConfig()
+    ingress: IngressConfig = IngressConfig()
+
+    @model_validator(mode="after")
+    def _gpus_match_the_parallel_sizes(self) -> AppConfig:
+        sizes = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+        product = 1
+        for name in sizes:
+            value = flag(self.engine.flags, name, 1)
+            product *= value if isinstance(value, int) else 1
+        gpus = self.replicas.gpus_per_replica
+        if self.engine.kind == "vllm" and gpus and product != gpus:
+            raise ValueError(
+                f"replicas.gpus_per_replica is {gpus}, but the parallel sizes in engine.flags multiply to {product}"
+            )
+        return self
+
+
+def flag(flags: dict[str, FlagValue], name: str, default: FlagValue = None) -> FlagValue:
+    """The flag's value, written with dashes or underscores."""
+    for spelling in (name, name.replace("-", "_")):
+        if spelling in flags:
+            return flags[spelling]
+    return default
+
+
+def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = None) -> AppConfig:
+    """The application's arguments, laid over the profile they name. Raises `ConfigError`.
+
+    `nodes` are what `profile: auto` chooses by; without them the Ray cluster is asked that this process is connected to.
+    """
+    from serve_app import hardware, profile
+    from serve_app.yaml_lines import YamlDocument
+
+    if nodes is None and args.get("profile", "auto") == "auto":
+        nodes = hardware.cluster_nodes()
+    return profile.load(YamlDocument("args in deploy.yaml", args, {}), nodes)
+
+
+def engine_argv(config: AppConfig) -> list[str]:
+    """The argument vector of `vllm serve` (without `serve`) for one engine. Raises `ConfigError` in vLLM's own words."""
+    executor = "ray" if config.replicas.nodes_per_replica > 1 else "mp"
+    return _argv(config, config.engine.flags, ["--distributed-executor-backend", executor])
+
+
+def front_end_argv(config: AppConfig) -> list[str]:
+    """The same for a process that renders and parses but has no device: nothing that would look for one."""
+    flags = {name: value for name, value in config.engine.flags.items() if name not in _NEEDS_A_DEVICE}
+    return _argv(config, flags, [])
+
+
+_NEEDS_A_DEVICE = frozenset({
+    "tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local",
+    "data-parallel-backend", "enable-expert-parallel", "enable-eplb", "eplb-config", "all2all-backend",
+    "gpu-memory-utilization", "kv-cache-memory-bytes", "kv-cache-dtype", "kv-offloading-size", "kv-offloading-backend",
+    "cpu-offload-gb", "compilation-config", "enforce-eager", "speculative-config", "quantization", "load-format",
+    "attention-backend", "moe-backend",
+})  # fmt: skip
+"""Flags that only an engine can honour. vLLM's own GPU-less server (`launchers/render`) leaves the same things out, by
+building the model's configuration alone."""
+
+
+def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> list[str]:
+    from serve_app.flags import BadFlag, argv_of, parse, serve_parser
+
+    for limit in ("max-num-seqs", "max-num-batched-tokens"):
+        if flag(config.engine.flags, limit) is None:
+            # vLLM's defaults depend on the device that the process sees: engine and front end would disagree.
+            raise ConfigError(f"configs/{config.profile}: engine.flags.{limit} is not set; give it a number")
+    defaults: dict[str, FlagValue] = {
+        "default-chat-template-kwargs": {"reasoning_effort": config.model.default_reasoning_effort},
+        # Anthropic's `thinking: disabled` would otherwise reach the template as "Reasoning: none", which Step was not trained on.
+        "anthropic-disabled-thinking-effort": "low",
+    }
+    parser = serve_parser()
+    argv = ["--model", config.model.source, "--served-model-name", config.model.served_name, *more]
+    if config.model.revision is not None:
+        argv += ["--revision", config.model.revision, "--tokenizer-revision", config.model.revision]
+    try:
+        argv += argv_of({**defaults, **flags}, parser)
+        parse(argv, parser)
+    except BadFlag as error:
+        raise ConfigError(f"configs/{config.profile}: engine.flags: {error}") from error
+    return argv

@@ -1,0 +1,133 @@
+"""Reads a configuration: a profile's file, deploy.yaml's `args` laid over it, and refusals that name the line to change."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pydantic
+
+from serve_app import yaml_lines
+from serve_app.config import AppConfig, ConfigError, Section
+from serve_app.hardware import NodeGpus, NoProfileFits, ProfileChoice, choose_profile
+from serve_app.yaml_lines import BadYaml, KeyPath, YamlDocument
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The repository, or the copy of it that Ray unpacked on a node (`working_dir`)."""
+PROFILES = ROOT / "configs"
+
+logger = logging.getLogger(__name__)
+
+
+def load(args: YamlDocument, nodes: Sequence[NodeGpus] | None) -> AppConfig:
+    """Raise `ConfigError` for whatever cannot work. `nodes` are looked at for `profile: auto` only."""
+    wanted = str(args.values.get("profile", "auto"))
+    choice = _choose(wanted, nodes) if wanted == "auto" else None
+    if choice is not None:
+        log = logger.warning if choice.is_demo else logger.info
+        log("profile_chosen %s", choice.reason)
+    profile = read_profile(choice.profile if choice else wanted, args)
+    values = merge(normalise(profile.values), normalise(args.values))
+    values["profile"] = choice.profile if choice else wanted
+    if choice is not None and not args.has(("replicas", "max")):
+        values = merge(values, {"replicas": {"max": max(choice.room, _least(values))}})
+    try:
+        config = AppConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_refusal(item, (args, profile)) for item in error.errors())) from error
+    return config.model_copy(update={"model": config.model.model_copy(update={"source": resolve(config.model.source)})})
+
+
+def _choose(wanted: str, nodes: Sequence[NodeGpus] | None) -> ProfileChoice:
+    if nodes is None:
+        raise ConfigError("`profile: auto` needs a running Ray cluster to look at; name one of configs/ instead")
+    try:
+        return choose_profile(nodes)
+    except NoProfileFits as error:
+        raise ConfigError(f"profile: {wanted}: {error}") from error
+
+
+def _least(values: Mapping[str, object]) -> int:
+    replicas = values.get("replicas")
+    least = replicas.get("min", 1) if isinstance(replicas, Mapping) else 1
+    return least if isinstance(least, int) else 1
+
+
+def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
+    """The profile's file: `configs/<wanted>.yaml`, or a path to one (relative to the repository, else to where we are)."""
+    by_path = wanted.endswith((".yaml", ".yml"))
+    candidates = [ROOT / wanted, Path(wanted)] if by_path else [PROFILES / f"{wanted}.yaml"]
+    for file in candidates:
+        if file.is_file():
+            try:
+                return yaml_lines.read(file, str(file.relative_to(ROOT) if file.is_relative_to(ROOT) else file))
+            except BadYaml as error:
+                raise ConfigError(str(error)) from error
+    names = profile_names()
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"there are: auto, {', '.join(names)}"
+    raise ConfigError(f"{args.where(('profile',))}: profile: no file {candidates[0].name} in configs/; {hint}")
+
+
+def profile_names() -> list[str]:
+    """The names in configs/."""
+    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
+
+
+def normalise(values: Mapping[str, object]) -> dict[str, object]:
+    """Flag names with dashes, so that one spelling overrides the other."""
+    result = dict(values)
+    engine = values.get("engine")
+    if isinstance(engine, Mapping) and isinstance(engine.get("flags"), Mapping):
+        flags = {str(name).replace("_", "-"): value for name, value in engine["flags"].items()}
+        result["engine"] = {**engine, "flags": flags}
+    return result
+
+
+def merge(under: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    """`over` laid on `under`: mappings key by key, everything else replaced."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def resolve(source: str) -> str:
+    """A path becomes absolute; a hub id stays. `models/x` is a path, for `models` is a folder here; `stepfun-ai/x` is none."""
+    path = Path(source).expanduser()
+    if path.is_absolute():
+        return str(path)
+    for base in (ROOT, Path.cwd()):
+        if (base / path).exists():
+            return str((base / path).resolve())
+    is_path = source.startswith(".") or len(path.parts) != 2 or (ROOT / path.parts[0]).is_dir()  # noqa: PLR2004
+    return str((ROOT / path).resolve()) if is_path else source
+
+
+def _refusal(error: Mapping[str, object] | pydantic.ErrorDetails, documents: Sequence[YamlDocument]) -> str:
+    loc = error["loc"]
+    path: KeyPath = tuple(str(part) for part in loc) if isinstance(loc, tuple) else ()
+    where = next((doc.where(path) for doc in documents if doc.has(path)), documents[-1].where(path))
+    key = ".".join(path) or "(top)"
+    if error["type"] == "extra_forbidden":
+        names = _fields_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}"
+        return f"{where}: unknown key `{key}`; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: `{key}` is needed and not there"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{where}: {key}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_at(path: KeyPath) -> list[str]:
+    section: type[Section] = AppConfig
+    for name in path:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            return []
+        section = annotation
+    return list(section.model_fields)
