@@ -1,8 +1,9 @@
 """What deploy.yaml and configs/*.yaml may say.
 
-A profile (`configs/<name>.yaml`) describes a hardware layout; the application's `args` in deploy.yaml are laid over it, key
-by key. Everything is checked before a weight is loaded: an unknown key is refused with the nearest known one, and each
-refusal names the file and line to change. `docs/configuration.md` is generated from this module (`python -m serve_app docs`).
+A profile (`configs/<name>.yaml`) describes a hardware layout; the application's `args` in deploy.yaml are laid over it,
+key by key. Everything is checked before a weight is loaded: an unknown key is refused with the nearest known one, and
+each refusal names the file and line to change. `docs/configuration.md` is generated from this module (`python -m
+serve_app docs`).
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ class ModelConfig(Section):
     """Which checkpoint is served, and under which names."""
 
     source: str
-    """A Hugging Face id, or a path to a checkpoint (a relative one starts at the repository, else at the working directory)."""
+    """A Hugging Face id, or a path to a checkpoint (a relative one starts at the repository, else at the working
+    directory)."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face id. Pin it: a moved branch gives replicas of different weights."""
     served_name: Annotated[str, Field(min_length=1)] = "step3p7-flash"
     """The name that `GET /v1/models` lists and that requests ask for."""
     aliases: tuple[str, ...] = ("claude-*",)
-    """Further names that requests may ask for; `*` at the end stands for any ending. Coding agents insist on their vendor's names."""
+    """Further names that requests may ask for; `*` at the end stands for any ending. Coding agents insist on their
+    vendor's names."""
     default_reasoning_effort: Literal["low", "medium", "high"] = "medium"
     """How long the model thinks where a request does not say."""
 
@@ -68,7 +71,8 @@ class EngineConfig(Section):
     kind: Literal["vllm", "fake"] = "vllm"
     """`fake` is the engine of the tests: deterministic tokens, no model, failures on demand."""
     flags: dict[str, FlagValue] = {}
-    """Any flag of `vllm serve` by its long name: `max-num-seqs: 64`, `enforce-eager: true`, `speculative-config: {method: mtp}`. vLLM's own parser checks them."""
+    """Any flag of `vllm serve` by its long name: `max-num-seqs: 64`, `enforce-eager: true`, `speculative-config:
+    {method: mtp}`. vLLM's own parser checks them."""
     env: dict[str, str] = {}
     """Environment of the engine and its workers (`VLLM_*`, `NCCL_*` ...)."""
     start_timeout_s: PositiveFloat = 3600.0
@@ -103,7 +107,8 @@ class ReplicasConfig(Section):
     upscale_delay_s: NonNegativeFloat = 30.0
     """How long the load must ask for more engines before one is started."""
     downscale_delay_s: NonNegativeFloat = 600.0
-    """How long the load must allow fewer engines before one is stopped. Starting one takes minutes: be slow to let it go."""
+    """How long the load must allow fewer engines before one is stopped. Starting one takes minutes: be slow to let it
+    go."""
     drain_timeout_s: PositiveFloat = 120.0
     """How long a replica that is told to go may finish its requests; what is left moves to another replica."""
     longest_stream_s: PositiveFloat = 3600.0
@@ -137,13 +142,15 @@ class IngressConfig(Section):
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
     keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 10.0
-    """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on silence."""
+    """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on
+    silence."""
     request_deadline_s: PositiveFloat = 900.0
     """Longest a request may take to its first token, failovers and restarts included."""
     max_ongoing_requests: PositiveInt = 2048
     """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
     max_queue_wait_s: PositiveFloat = 60.0
-    """Longest a request may wait for room in an engine. Beyond this it is refused (429): the client's own retry is cheaper."""
+    """Longest a request may wait for room in an engine. Beyond this it is refused (429): the client's own retry is
+    cheaper."""
     max_queued_requests: PositiveInt = 512
     """Requests that may wait for room at one ingress replica. Beyond it they are refused at once (429)."""
 
@@ -153,7 +160,8 @@ class IngressConfig(Section):
             raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
         if self.max_queue_wait_s > self.request_deadline_s:
             raise ValueError(
-                f"max_queue_wait_s ({self.max_queue_wait_s:g}) is above request_deadline_s ({self.request_deadline_s:g})"
+                f"max_queue_wait_s ({self.max_queue_wait_s:g}) is above "
+                f"request_deadline_s ({self.request_deadline_s:g})"
             )
         return self
 
@@ -194,7 +202,8 @@ def flag(flags: dict[str, FlagValue], name: str, default: FlagValue = None) -> F
 def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = None) -> AppConfig:
     """The application's arguments, laid over the profile they name. Raises `ConfigError`.
 
-    `nodes` are what `profile: auto` chooses by; without them the Ray cluster is asked that this process is connected to.
+    `nodes` are what `profile: auto` chooses by; without them the Ray cluster is asked that this process is connected
+    to.
     """
     from serve_app import hardware, profile
     from serve_app.yaml_lines import YamlDocument
@@ -205,7 +214,8 @@ def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = N
 
 
 def engine_argv(config: AppConfig) -> list[str]:
-    """The argument vector of `vllm serve` (without `serve`) for one engine. Raises `ConfigError` in vLLM's own words."""
+    """The argument vector of `vllm serve` (without `serve`) for one engine. Raises `ConfigError` in vLLM's own
+    words."""
     executor = "ray" if config.replicas.nodes_per_replica > 1 else "mp"
     return _argv(config, config.engine.flags, ["--distributed-executor-backend", executor])
 
@@ -236,7 +246,8 @@ def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> li
             raise ConfigError(f"configs/{config.profile}: engine.flags.{limit} is not set; give it a number")
     defaults: dict[str, FlagValue] = {
         "default-chat-template-kwargs": {"reasoning_effort": config.model.default_reasoning_effort},
-        # Anthropic's `thinking: disabled` would otherwise reach the template as "Reasoning: none", which Step was not trained on.
+        # Anthropic's `thinking: disabled` would otherwise reach the template as "Reasoning: none", which Step was not
+        # trained on.
         "anthropic-disabled-thinking-effort": "low",
     }
     parser = serve_parser()

@@ -28,7 +28,8 @@ OWNED = {
 
 
 class BadFlag(ValueError):
-    """A flag that vLLM does not have, or a value that it refuses. `name` is the flag at fault, where vLLM says which."""
+    """A flag that vLLM does not have, or a value that it refuses. `name` is the flag at fault, where vLLM says
+    which."""
 
     def __init__(self, message: str, name: str | None = None) -> None:
         super().__init__(message)
@@ -56,7 +57,8 @@ def serve_parser() -> argparse.ArgumentParser:
 
 
 def argv_of(flags: Mapping[str, object], parser: argparse.ArgumentParser) -> list[str]:
-    """`--name value` for each flag; `true` and `false` as vLLM spells them, lists and mappings as JSON or repeated values.
+    """`--name value` for each flag; `true` and `false` as vLLM spells them, lists and mappings as JSON or repeated
+    values.
 
     Raises `BadFlag` for an unknown or owned name.
     """

@@ -1,7 +1,7 @@
 """Which profile the cluster's GPUs can hold.
 
-`choose_profile` and `check_fit` are pure: what the nodes have goes in, a choice or a refusal comes out. `cluster_nodes` is
-the thin adapter that asks Ray.
+`choose_profile` and `check_fit` are pure: what the nodes have goes in, a choice or a refusal comes out. `cluster_nodes`
+is the thin adapter that asks Ray.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ LAYOUTS = (
     Layout("h100-x4-fp8", ("H100",), 4),
     Layout("a100-x8", ("A100", "A100-80G"), 8),
 )
-"""What `auto` picks from, best first. `h100-x8-fp8` is left to an explicit choice: it trades weights' precision for room."""
+"""What `auto` picks from, best first. `h100-x8-fp8` is for an explicit choice: it trades the weights' precision for
+room."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Reads a configuration: a profile's file, deploy.yaml's `args` laid over it, and refusals that name the line to change."""
+"""Reads a configuration: a profile's file with deploy.yaml's `args` laid over it. A refusal names the line to
+change."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pydantic
+import pydantic_core
 
 from serve_app import yaml_lines
 from serve_app.config import AppConfig, ConfigError, Section
@@ -56,7 +58,7 @@ def _least(values: Mapping[str, object]) -> int:
 
 
 def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
-    """The profile's file: `configs/<wanted>.yaml`, or a path to one (relative to the repository, else to where we are)."""
+    """`configs/<wanted>.yaml`, or a path to such a file (relative to the repository, else to where we are)."""
     by_path = wanted.endswith((".yaml", ".yml"))
     candidates = [ROOT / wanted, Path(wanted)] if by_path else [PROFILES / f"{wanted}.yaml"]
     for file in candidates:
@@ -96,20 +98,20 @@ def merge(under: Mapping[str, object], over: Mapping[str, object]) -> dict[str, 
 
 
 def resolve(source: str) -> str:
-    """A path becomes absolute; a hub id stays. `models/x` is a path, for `models` is a folder here; `stepfun-ai/x` is none."""
+    """A path becomes absolute; a hub id stays. `models/x` is a path (`models` is a folder here), `stepfun-ai/x` is
+    none."""
     path = Path(source).expanduser()
     if path.is_absolute():
         return str(path)
     for base in (ROOT, Path.cwd()):
         if (base / path).exists():
             return str((base / path).resolve())
-    is_path = source.startswith(".") or len(path.parts) != 2 or (ROOT / path.parts[0]).is_dir()  # noqa: PLR2004
+    is_path = source.startswith(".") or len(path.parts) != 2 or (ROOT / path.parts[0]).is_dir()
     return str((ROOT / path).resolve()) if is_path else source
 
 
-def _refusal(error: Mapping[str, object] | pydantic.ErrorDetails, documents: Sequence[YamlDocument]) -> str:
-    loc = error["loc"]
-    path: KeyPath = tuple(str(part) for part in loc) if isinstance(loc, tuple) else ()
+def _refusal(error: pydantic_core.ErrorDetails, documents: Sequence[YamlDocument]) -> str:
+    path: KeyPath = tuple(str(part) for part in error["loc"])
     where = next((doc.where(path) for doc in documents if doc.has(path)), documents[-1].where(path))
     key = ".".join(path) or "(top)"
     if error["type"] == "extra_forbidden":
@@ -119,7 +121,7 @@ def _refusal(error: Mapping[str, object] | pydantic.ErrorDetails, documents: Seq
         return f"{where}: unknown key `{key}`; {hint}"
     if error["type"] == "missing":
         return f"{where}: `{key}` is needed and not there"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {key}: {message[:1].lower()}{message[1:]}"
 
 
