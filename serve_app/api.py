@@ -1,0 +1,85 @@
+"""vLLM's own API app over the fleet. The sole importer of vLLM's server internals.
+
+The protocols (chat, completions, responses, messages, tokenise) are vLLM's code, unchanged. What is not served here, and
+what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`middleware.py`).
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from http import HTTPStatus
+from types import SimpleNamespace
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from vllm import AsyncEngineArgs
+from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.version import __version__ as VLLM_VERSION
+
+from serve_app.admission import Admission
+from serve_app.client import FleetClient, FleetFactory
+
+TASKS = ("generate",)
+
+
+def frontend_config(args: Namespace) -> VllmConfig:
+    """The configuration of a process that renders and parses but runs no model, and may see no GPU.
+
+    Built from parts, as vLLM's own GPU-less render server does: `create_engine_config` would look for a device, and
+    where there is none resolve lower batch limits than the engine's. Quantisation is left out for the same reason.
+    """
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    model = engine_args.create_model_config()
+    model.quantization = None
+    parallel = ParallelConfig()
+    speculative = engine_args.create_speculative_config(target_model_config=model, target_parallel_config=parallel)
+    # More than one "API process": vLLM then caches processed images here only. With one, it would send the engine a
+    # hash in place of an image it has sent before, and there are many engines.
+    parallel._api_process_count = 2
+    return VllmConfig(
+        model_config=model,
+        parallel_config=parallel,
+        scheduler_config=SchedulerConfig(
+            max_model_len=model.max_model_len,
+            is_encoder_decoder=model.is_encoder_decoder,
+            max_num_batched_tokens=engine_args.max_num_batched_tokens or SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_num_seqs=engine_args.max_num_seqs or SchedulerConfig.DEFAULT_MAX_NUM_SEQS,
+            stream_interval=engine_args.stream_interval,
+        ),
+        speculative_config=speculative,
+        logging_config=engine_args.create_logging_config(),
+        structured_outputs_config=engine_args.create_structured_outputs_config(),
+    )
+
+
+async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Admission) -> tuple[FastAPI, FleetClient]:
+    """vLLM's API app, and the client through which it asks the fleet."""
+    client = FleetClient(frontend_config(args), fleet_factory, admission)
+    app = build_app(args, TASKS, client.model_config)
+    await init_app_state(client, app.state, args, TASKS)
+    # vLLM's handler of engine errors sets `should_exit` on its own launcher's server; here Serve decides who exits.
+    app.state.server = SimpleNamespace()
+    _add_what_sdks_expect(app, args)
+    return app, client
+
+
+def _add_what_sdks_expect(app: FastAPI, args: Namespace) -> None:
+    names = list(args.served_model_name)
+
+    @app.get("/v1/models/{model_id:path}")
+    async def show_model(model_id: str) -> Response:
+        """One entry of `/v1/models`, which vLLM leaves out and SDKs ask for."""
+        models = (await app.state.openai_serving_models.show_available_models()).model_dump()
+        for model in models["data"]:
+            if model["id"] == model_id:
+                return JSONResponse(model)
+        message = f"The model `{model_id}` does not exist. Available: {', '.join(names)}."
+        error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+        return JSONResponse({"error": error}, HTTPStatus.NOT_FOUND)
+
+    @app.api_route("/", methods=["GET", "HEAD"])
+    async def root() -> Response:
+        """What this is; coding agents probe it with HEAD before they start."""
+        return JSONResponse({"model": names[0], "engine": f"vllm {VLLM_VERSION}", "apis": ["openai", "anthropic"]})

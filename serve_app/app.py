@@ -1,0 +1,160 @@
+"""`build(args)`: from the application's arguments in deploy.yaml to a Serve application. The only place that knows it all.
+
+    Ingress (CPU, many)  --handle-->  EngineReplica (one engine each)
+
+Everything is read and checked here, before a replica is placed: a configuration that cannot work ends the start in
+seconds, with the line to change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from serve_app import flags
+from serve_app.admission import Admission
+from serve_app.config import AppConfig, engine_argv, load_config
+from serve_app.engine.contract import Engine, StepSink
+from serve_app.engine.fake import FakeEngine, FakeEngineConfig
+from serve_app.fleet import Fleet, FleetLimits, FleetSink
+from serve_app.keys import KeyStore
+from serve_app.logs import log_to_stderr
+from serve_app.middleware import App, Gate, GateSettings
+from serve_app.replica import EngineFactory, EngineReplica
+from serve_app.transport import ServeTransport, TargetRouter
+
+HEALTH_CHECK_PERIOD_S = 2.0
+"""How often Serve asks a replica whether it lives. The check looks at flags only, so it can be asked often."""
+
+UNBOUNDED = 1_000_000
+"""Serve's own limit of calls per engine replica. What waits is decided at the ingress; a second, lower limit inside Serve
+would queue requests where nobody sees them."""
+
+DRAIN_GRACE_S = 30.0
+"""What a replica gets beyond its drain timeout to move its last requests elsewhere."""
+
+
+def build(args: dict[str, object]) -> serve.Application:
+    """The application. Raises `ConfigError`, naming the line to change, for what cannot work."""
+    config = load_config(args)
+    engines = _engine_deployment(config)
+    return _ingress_deployment(config).bind(config, engines)
+
+
+class EngineDeployment(EngineReplica):
+    """`EngineReplica` as Serve starts it: from the configuration."""
+
+    async def __init__(self, config: AppConfig) -> None:
+        log_to_stderr()
+        await super().__init__(engine_factory(config))
+
+
+class Ingress:
+    """One ingress replica: the gate, vLLM's API app behind it, and the fleet behind that."""
+
+    def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
+        log_to_stderr()
+        self._config = config
+        self._engines = engines
+        self._closing = contextlib.AsyncExitStack()
+
+    async def __serve_build_asgi_app__(self) -> App:
+        """Serve calls this after the constructor and serves what it returns."""
+        # Here and not at the top: the process that only builds the application does not need vLLM's server.
+        from serve_app.api import build_api
+        from serve_app.metrics import IngressMetrics
+
+        config = self._config
+        ingress_id = uuid.uuid4().hex
+        limits = FleetLimits(request_deadline_s=config.ingress.request_deadline_s)
+
+        def open_fleet(sink: FleetSink) -> Fleet:
+            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink)
+
+        app, client = await build_api(
+            flags.parse(engine_argv(config), flags.serve_parser()),
+            open_fleet,
+            Admission(max_inflight=config.ingress.max_ongoing_requests),
+        )
+        self._fleet = await self._closing.enter_async_context(client.fleet)
+        self._client = client
+        keys = KeyStore.load(config.ingress.keys_file) if config.ingress.keys_file else None
+        settings = GateSettings(
+            served_name=config.model.served_name,
+            aliases=config.model.aliases,
+            max_body_bytes=config.ingress.max_body_bytes,
+            keep_alive_s=config.ingress.keep_alive_s,
+        )
+        return Gate(app, settings, keys, IngressMetrics())
+
+    async def __del__(self) -> None:
+        """Serve awaits this at the end of a graceful shutdown."""
+        await self._closing.aclose()
+
+
+def engine_factory(config: AppConfig) -> EngineFactory:
+    """What builds a replica's engine, not yet started."""
+
+    def fake(sink: StepSink) -> Engine:
+        return FakeEngine(FakeEngineConfig(**config.engine.fake), sink)
+
+    def vllm(sink: StepSink) -> Engine:
+        from serve_app.engine.vllm import VllmEngine, ray_stat_logger
+
+        return VllmEngine(engine_argv(config), sink, stat_loggers=[ray_stat_logger()])
+
+    return fake if config.engine.kind == "fake" else vllm
+
+
+def _engine_deployment(config: AppConfig) -> serve.Application:
+    replicas = config.replicas
+    options: dict[str, Any] = {
+        "name": "engine",
+        "max_ongoing_requests": UNBOUNDED,
+        "request_router_config": RequestRouterConfig(request_router_class=TargetRouter),
+        "graceful_shutdown_timeout_s": replicas.drain_timeout_s + DRAIN_GRACE_S,
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "ray_actor_options": {
+            "num_cpus": replicas.cpus_per_replica,
+            "num_gpus": replicas.gpus_per_replica if replicas.nodes_per_replica == 1 else 0,
+            "resources": dict(replicas.resources),
+            "runtime_env": {"env_vars": dict(config.engine.env)},
+        },
+    }
+    if replicas.min == replicas.max:
+        options["num_replicas"] = replicas.min
+    else:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=replicas.min,
+            max_replicas=replicas.max,
+            initial_replicas=replicas.initial,
+            target_ongoing_requests=max(1.0, replicas.target_load * slots_per_replica(config)),
+            upscale_delay_s=replicas.upscale_delay_s,
+            downscale_delay_s=replicas.downscale_delay_s,
+        )
+    return serve.deployment(EngineDeployment).options(**options).bind(config)
+
+
+def _ingress_deployment(config: AppConfig) -> serve.Deployment:
+    ingress = config.ingress
+    return serve.deployment(serve.ingress()(Ingress)).options(
+        name="ingress",
+        max_ongoing_requests=ingress.max_ongoing_requests,
+        num_replicas=ingress.min_replicas,
+        graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        ray_actor_options={"num_cpus": ingress.cpus_per_replica},
+    )
+
+
+def slots_per_replica(config: AppConfig) -> int:
+    """How many sequences one engine runs at a time, by its own flags."""
+    if config.engine.kind == "fake":
+        return FakeEngineConfig(**config.engine.fake).max_num_seqs
+    return int(flags.parse(engine_argv(config), flags.serve_parser()).max_num_seqs)

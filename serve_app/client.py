@@ -1,0 +1,211 @@
+"""The seam: to vLLM's own API server code, the whole fleet looks like one engine.
+
+`FleetClient` is vLLM's `AsyncLLM` with the engine core taken out and the fleet put in its place. All of what `AsyncLLM`
+does in front of the core stays vLLM's code: input processing, `n` sequences per request, detokenisation, stop strings,
+log probabilities, aborts. An attempt that dies and goes on elsewhere is therefore invisible here: the core simply took
+a little longer. See `docs/decisions/0001-the-seam.md`.
+
+With `serve_app/api.py` and `serve_app/engine/vllm.py` the only importers of vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from http import HTTPStatus
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.renderers import renderer_from_config
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.metrics.stats import PrefillStats
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from serve_app.admission import Admission, Facts, Refuse
+from serve_app.context import CURRENT, RequestContext
+from serve_app.errors import QueueFull, RequestRefused, ServeError
+from serve_app.fleet import Fleet, FleetRequest, FlightRecord
+from serve_app.wire import TokenDelta
+
+FleetFactory = Callable[["FleetCore"], Fleet]
+"""Builds the fleet that delivers to the given sink."""
+
+
+class FleetHTTPError(GracefulHTTPError):
+    """Our error in the form that vLLM's handlers turn into a response of the right status and shape."""
+
+    def __init__(self, error: ServeError) -> None:
+        super().__init__(error.message, error.status)
+        self.error = error
+
+
+class FleetCore:
+    """The fleet behind the interface that `AsyncLLM` has to its engine core (`EngineCoreClient`)."""
+
+    def __init__(self, fleet_factory: FleetFactory) -> None:
+        self.resources = SimpleNamespace(engine_dead=False)
+        self.on_failed: Callable[[str, ServeError], None] = lambda _request_id, _error: None
+        self.fleet = fleet_factory(self)
+        self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._encoder = MsgpackEncoder()
+        self._decoder = MsgpackDecoder(EngineCoreOutput)
+
+    # ---- fleet.FleetSink -----------------------------------------------------------------------------------------
+
+    def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
+        """See `fleet.FleetSink`."""
+        outputs = [self._as_core_output(request_id, delta) for request_id, delta in deltas]
+        self._steps.put_nowait(EngineCoreOutputs(outputs=outputs))
+
+    def failed(self, request_id: str, error: ServeError) -> None:
+        """See `fleet.FleetSink`."""
+        self.on_failed(request_id, error)
+
+    # ---- what AsyncLLM calls -------------------------------------------------------------------------------------
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        """The next step of any replica."""
+        return await self._steps.get()
+
+    async def add_request_async(self, request: EngineCoreRequest) -> None:
+        """Put a request on its way. Raises `VLLMValidationError` for what cannot be sent to a replica."""
+        params = request.sampling_params
+        if params is None or request.prompt_token_ids is None:
+            raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
+        context = CURRENT.get()
+        record = FlightRecord()
+        payload = copy(request)
+        payload.prompt_token_ids = []
+        self.fleet.submit(
+            FleetRequest(
+                request_id=request.request_id,
+                prompt_token_ids=request.prompt_token_ids,
+                max_tokens=params.max_tokens or 0,
+                min_tokens=params.min_tokens,
+                ignore_eos=params.ignore_eos,
+                stop_token_ids=list(params.stop_token_ids or []),
+                priority=request.priority,
+                payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
+                session_id=request.session_id or (context.session_id if context else None),
+                record=record,
+            )
+        )
+        if context is not None:
+            context.flights.append(record)
+            context.submitted.set()
+
+    async def abort_requests_async(self, request_ids: Iterable[str]) -> None:
+        """Stop requests wherever they are."""
+        for request_id in request_ids:
+            self.fleet.cancel(request_id)
+
+    async def get_supported_tasks_async(self) -> tuple[str, ...]:
+        """What the replicas are for."""
+        return ("generate",)
+
+    async def reset_mm_cache_async(self) -> None:
+        """Nothing to do: replicas keep no cache of processed images that mirrors ours."""
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Nothing to do: the fleet is closed by whoever opened it."""
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _as_core_output(self, request_id: str, delta: TokenDelta) -> EngineCoreOutput:
+        if delta.extra is not None:
+            output: EngineCoreOutput = self._decoder.decode(delta.extra)
+            output.request_id = request_id
+            return output
+        prefill = None
+        if delta.cached_tokens is not None:
+            prefill = PrefillStats(
+                num_cached_tokens=delta.cached_tokens, num_cache_creation_tokens=delta.cache_creation_tokens or 0
+            )
+        return EngineCoreOutput(
+            request_id=request_id,
+            new_token_ids=delta.token_ids,
+            finish_reason=None if delta.finish_reason is None else FinishReason(delta.finish_reason),
+            stop_reason=delta.stop_reason,
+            prefill_stats=prefill,
+        )
+
+
+class FleetClient(AsyncLLM):
+    """An `AsyncLLM` whose engine is the fleet.
+
+    `AsyncLLM.__init__` starts an engine process, so it is not called; what it sets besides is set here, from the same
+    vLLM classes. `tests/contracts/test_vllm_names.py` fails first when a new vLLM adds to it.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, fleet_factory: FleetFactory, admission: Admission) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.scheduler_config = vllm_config.scheduler_config
+        self.observability_config = vllm_config.observability_config
+        self.log_requests = False
+        self.log_stats = False
+        self.logger_manager = None
+        self.admission_stats = None
+        self.output_handler: asyncio.Task[None] | None = None
+        self.profiler = None
+        self.renderer = renderer_from_config(vllm_config)
+        self.input_processor = InputProcessor(vllm_config, self.renderer)
+        self.output_processor = OutputProcessor(
+            self.renderer.tokenizer, log_stats=False, stream_interval=vllm_config.scheduler_config.stream_interval
+        )
+        core = FleetCore(fleet_factory)
+        core.on_failed = self._on_failed
+        self.engine_core: Any = core
+        self.fleet = core.fleet
+        self._admission = admission
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Refuse what would wait too long, before any header is sent. Raises `FleetHTTPError` (429)."""
+        replicas = self.fleet.replicas_up()
+        verdict = self._admission.decide(
+            Facts(
+                in_flight=self.fleet.in_flight,
+                asked=n,
+                slots=sum(replica.max_num_seqs for replica in replicas),
+            )
+        )
+        if isinstance(verdict, Refuse):
+            error = QueueFull(verdict.retry_after_s)
+            self._note(error)
+            raise FleetHTTPError(error)
+
+    async def check_health(self) -> None:
+        """Raises `EngineDeadError` when no replica is up."""
+        if not self.fleet.replicas_up():
+            raise EngineDeadError()
+
+    def _on_failed(self, request_id: str, error: ServeError) -> None:
+        state = self.output_processor.request_states.get(request_id)
+        if state is None:
+            return
+        self._note(error)
+        queue = state.queue
+        family = state.parent_req.request_id if state.parent_req is not None else request_id
+        for sibling in self.output_processor.abort_requests([family], internal=True):
+            self.fleet.cancel(sibling)
+        if queue is not None:
+            # After the abort: that put an "aborted" output in the queue, which the error replaces.
+            queue.put(_for_vllm(error))
+
+    def _note(self, error: ServeError) -> None:
+        context: RequestContext | None = CURRENT.get()
+        if context is not None:
+            context.error = error
+
+
+def _for_vllm(error: ServeError) -> Exception:
+    if isinstance(error, RequestRefused) and error.status is HTTPStatus.BAD_REQUEST:
+        return VLLMValidationError(error.message)
+    return FleetHTTPError(error)

@@ -1,0 +1,32 @@
+"""What one HTTP request carries on its way through the ingress: one object, made by the middleware, filled in as it goes.
+
+It travels as a context variable because vLLM's handlers, which stand between the middleware and the fleet, have no
+place for it. The variable holds a reference: what the fleet writes, the middleware reads for headers and the log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from serve_app.errors import ServeError
+from serve_app.fleet import FlightRecord
+
+
+@dataclass(eq=False)
+class RequestContext:
+    """One HTTP request. `flights` has an entry per sequence (`n`, or several prompts)."""
+
+    request_id: str
+    session_id: str | None = None
+    key_name: str | None = None
+    model: str | None = None
+    flights: list[FlightRecord] = field(default_factory=list)
+    error: ServeError | None = None
+    submitted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
+
+
+CURRENT: ContextVar[RequestContext | None] = ContextVar("serve_app_request", default=None)
+"""The request that the running task serves; None outside one (tests, warm-up)."""

@@ -1,0 +1,89 @@
+"""What an engine is to the replica that owns it: token ids in, token ids out.
+
+Two implementations pass one contract suite (`tests/contracts/`): `VllmEngine`, and `FakeEngine`, which does on demand what
+a real engine cannot (crash, hang or slow down at a chosen token).
+
+A step's tokens do not come back through `run`: they go to the sink given at construction, once per engine step, for all
+attempts together. That is what lets the replica send one message per step and not one per request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve_app.wire import AttemptRequest, TokenDelta
+
+StepSink = Callable[[Sequence[TokenDelta]], None]
+"""Called on the event loop once per engine step with the deltas of that step, in order; never blocks, never raises."""
+
+ProgressSink = Callable[[str], None]
+"""Told in words what a start is doing ("loading weights"). May be called from another thread."""
+
+
+class EngineDead(Exception):
+    """The engine cannot go on: its process died, or it reported a fatal error. Every running attempt gets this."""
+
+
+class AttemptRefused(Exception):
+    """The engine will never run this request (too long for its cache, a parameter it cannot honour). Not worth retrying."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a started engine settled on. Token counts, and names as vLLM gives them."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_tokens: int
+    model: str
+    engine_version: str
+    start_s: float
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine as it is now. `last_step_s` is a `time.monotonic()` stamp; `steps` counts engine steps since start."""
+
+    running: int
+    waiting: int
+    unfinished: int
+    queued_prompt_tokens: int
+    kv_usage_ratio: float
+    steps: int
+    last_step_s: float
+
+
+class Engine(Protocol):
+    """One inference engine. All methods are called on one event loop."""
+
+    async def start(self, progress: ProgressSink) -> EngineInfo:
+        """Build the engine without blocking the loop. Returns when it can take requests.
+
+        Raises `EngineDead` with the engine's own error when it cannot start; nothing of it is then left running.
+        """
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        """Run one attempt; returns when its last delta (the one with `finish_reason`) has gone to the sink.
+
+        Cancelling it aborts the attempt in the engine: no delta of it reaches the sink afterwards, and its slot and
+        cache blocks are freed. An aborted attempt (`abort`) returns without a finishing delta.
+        Raises `AttemptRefused`, `EngineDead`.
+        """
+
+    async def abort(self, attempt_id: str) -> None:
+        """Stop an attempt. Unknown ids are ignored: it may just have ended."""
+
+    async def check(self) -> None:
+        """Raise `EngineDead` if the engine can no longer serve. Cheap; no generation."""
+
+    def stats(self) -> EngineStats:
+        """The figures of now, without waiting on anything."""
+
+    async def drain(self, deadline_s: float) -> int:
+        """Wait until nothing is unfinished, `deadline_s` at most. Returns how many attempts are left."""
+
+    async def shutdown(self) -> None:
+        """End the engine and every process of it. May be called twice, and before `start` has returned."""

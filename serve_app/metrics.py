@@ -1,0 +1,89 @@
+"""Every metric of ours, and the access log: what one request was, said once, when it is over.
+
+vLLM's own metrics (time to first token in the engine, KV use, queue, MTP acceptance per position) come from the engine
+replicas through vLLM's Ray stat logger. Ours are what an engine cannot know: the whole request as its client saw it. All
+reach Ray's metrics endpoint with the replica's and the deployment's labels. Other labels come from enums and our own
+route patterns, never from users.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ray.serve import metrics
+
+from serve_app.context import RequestContext
+from serve_app.outcome import Outcome
+
+logger = logging.getLogger("serve_app.access")
+
+LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
+"""From a cached prompt on an idle engine (10 ms) to the slowest published P99 (100 s to first token) and long streams."""
+
+
+class IngressMetrics:
+    """Counts and logs requests at one ingress replica."""
+
+    def __init__(self) -> None:
+        self._requests = metrics.Counter(
+            "step_requests", description="Requests, by how they ended.", tag_keys=("route", "outcome")
+        )
+        self._tokens = metrics.Counter(
+            "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
+        )
+        self._resumes = metrics.Counter("step_resumes", description="Attempts that took over from a lost one.")
+        self._total_s = self._histogram("step_request_seconds", "From the request's arrival to its last byte.")
+        self._first_token_s = self._histogram(
+            "step_time_to_first_token_seconds", "From the dispatch into the fleet to the first token back at the ingress."
+        )
+        self._queue_s = self._histogram("step_route_seconds", "Wait for a replica to send the request to.")
+
+    @staticmethod
+    def _histogram(name: str, description: str) -> metrics.Histogram:
+        return metrics.Histogram(name, description=description, boundaries=LATENCY_BUCKETS_S, tag_keys=("route",))
+
+    def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
+        """See `middleware.AccessLog`."""
+        flights = context.flights
+        first = flights[0] if flights else None
+        queue_s = first.dispatched_s - first.submitted_s if first and first.dispatched_s is not None else None
+        first_token_s = first.first_token_s - first.submitted_s if first and first.first_token_s is not None else None
+        prompt, cached, output = (
+            sum(getattr(flight, name) for flight in flights)
+            for name in ("prompt_tokens", "cached_tokens", "output_tokens")
+        )
+        resumes = sum(flight.resumed for flight in flights)
+        self._requests.inc(tags={"route": route, "outcome": outcome.value})
+        self._total_s.observe(total_s, tags={"route": route})
+        for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
+            if count:
+                self._tokens.inc(count, tags={"kind": kind})
+        if resumes:
+            self._resumes.inc(resumes)
+        if queue_s is not None:
+            self._queue_s.observe(queue_s, tags={"route": route})
+        if first_token_s is not None:
+            self._first_token_s.observe(first_token_s, tags={"route": route})
+        logger.info(
+            "request",
+            extra={
+                "id": context.request_id,
+                "key": context.key_name,
+                "route": route,
+                "model": context.model,
+                "status": status,
+                "outcome": outcome.value,
+                "prompt_tokens": prompt,
+                "cached_tokens": cached,
+                "output_tokens": output,
+                "queue_s": _round(queue_s),
+                "first_token_s": _round(first_token_s),
+                "total_s": _round(total_s),
+                "replica": [replica for flight in flights for replica in flight.replicas],
+                "resumes": resumes,
+            },
+        )
+
+
+def _round(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 4)

@@ -1,0 +1,172 @@
+"""The Serve deployment that owns one engine: token ids in, token frames out.
+
+Everything a client could tell apart (templates, parsers, detokenisation, stop strings) happens at the ingress, so that
+nothing of a stream is lost with a replica. What is left here is small on purpose: what it does not burn, the engine has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+import msgspec
+from ray import serve
+
+from serve_app.engine.contract import AttemptRefused, Engine, EngineInfo, StepSink
+from serve_app.fleet import WrongReplica
+from serve_app.transport import HelloMessage
+from serve_app.wire import WIRE_VERSION, Frame, Load, TokenDelta, decode_request, encode_frame
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.5
+"""An idle link still says that the replica lives, and what its load is, this often."""
+
+EngineFactory = Callable[[StepSink], Engine]
+"""Builds the engine, not yet started, with the sink that its steps go to."""
+
+
+class Outbox:
+    """What waits to be sent to one ingress. Steps that the link cannot take at once are merged into one frame."""
+
+    def __init__(self) -> None:
+        self._deltas: list[TokenDelta] = []
+        self._ready = asyncio.Event()
+        self.closed = False
+
+    def put(self, delta: TokenDelta) -> None:
+        """Add a delta; it goes out with the next frame."""
+        self._deltas.append(delta)
+        self._ready.set()
+
+    def beat(self) -> None:
+        """Have a frame go out even if there is nothing in it."""
+        self._ready.set()
+
+    def close(self) -> None:
+        """End the link after what is waiting has gone out."""
+        self.closed = True
+        self._ready.set()
+
+    async def take(self) -> list[TokenDelta]:
+        """Everything that waits, as soon as there is something or a beat."""
+        await self._ready.wait()
+        self._ready.clear()
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+
+class EngineReplica:
+    """One engine and its links. Its constructor returns when the engine can take requests."""
+
+    async def __init__(self, engine_factory: EngineFactory) -> None:
+        self._replica_id: str = serve.get_replica_context().replica_id.unique_id
+        self._outboxes: dict[str, Outbox] = {}
+        self._ingress_of: dict[str, str] = {}
+        self._engine = engine_factory(self._on_step)
+        self._info: EngineInfo = await self._engine.start(self._progress)
+        self._heartbeat = asyncio.get_running_loop().create_task(self._beat(), name="heartbeat")
+        logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
+
+    # ---- what an ingress calls ---------------------------------------------------------------------------------------
+
+    async def hello(self) -> bytes:
+        """This replica's name, limits and load (`HelloMessage`)."""
+        return msgspec.msgpack.encode(HelloMessage(self._replica_id, self._info.max_model_len, self._load()))
+
+    async def run_attempt(self, target: str, data: bytes) -> None:
+        """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.
+
+        Raises `WrongReplica` when `target` is another replica, `AttemptRefused` and `EngineDead` as the engine does.
+        """
+        self._must_be(target)
+        attempt = decode_request(data)
+        if attempt.wire_version != WIRE_VERSION:
+            raise WrongReplica(f"speaks wire version {WIRE_VERSION}, not {attempt.wire_version}")
+        if attempt.ingress_id not in self._outboxes:
+            raise WrongReplica("the ingress holds no link to this replica")
+        self._ingress_of[attempt.attempt_id] = attempt.ingress_id
+        try:
+            await self._engine.run(attempt)
+        finally:
+            self._ingress_of.pop(attempt.attempt_id, None)
+
+    async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
+        """The link to one ingress: a `Frame` per engine step, a heartbeat when idle, until the ingress closes it."""
+        self._must_be(target)
+        outbox = Outbox()
+        if (previous := self._outboxes.get(ingress_id)) is not None:
+            previous.close()
+        self._outboxes[ingress_id] = outbox
+        outbox.beat()
+        sequence = 0
+        try:
+            while not outbox.closed:
+                deltas = await outbox.take()
+                yield encode_frame(Frame(self._replica_id, sequence, self._load(), deltas))
+                sequence += 1
+        finally:
+            if self._outboxes.get(ingress_id) is outbox:
+                del self._outboxes[ingress_id]
+                await self._abandon(ingress_id)
+
+    # ---- what Serve calls --------------------------------------------------------------------------------------------
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead: Serve then replaces this replica."""
+        await self._engine.check()
+
+    async def __del__(self) -> None:
+        """Serve awaits this at the end of a graceful shutdown. The engine's processes must not outlive the replica."""
+        heartbeat = getattr(self, "_heartbeat", None)
+        if heartbeat is not None:
+            heartbeat.cancel()
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            await engine.shutdown()
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _must_be(self, target: str) -> None:
+        if target != self._replica_id:
+            raise WrongReplica(f"this is {self._replica_id}, not {target}")
+
+    def _on_step(self, deltas: Sequence[TokenDelta]) -> None:
+        for delta in deltas:
+            ingress_id = self._ingress_of.get(delta.attempt_id)
+            outbox = self._outboxes.get(ingress_id) if ingress_id is not None else None
+            if outbox is not None:
+                outbox.put(delta)
+
+    def _load(self) -> Load:
+        stats = self._engine.stats()
+        return Load(
+            running=stats.running,
+            waiting=stats.waiting,
+            unfinished=stats.unfinished,
+            queued_prompt_tokens=stats.queued_prompt_tokens,
+            kv_usage_ratio=stats.kv_usage_ratio,
+            max_num_seqs=self._info.max_num_seqs,
+            steps=stats.steps,
+            step_age_s=time.monotonic() - stats.last_step_s if stats.unfinished else 0.0,
+            draining=False,
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            for outbox in self._outboxes.values():
+                outbox.beat()
+
+    async def _abandon(self, ingress_id: str) -> None:
+        """Stop what runs for an ingress that is gone: nobody can read it any more."""
+        orphans = [attempt for attempt, owner in self._ingress_of.items() if owner == ingress_id]
+        for attempt_id in orphans:
+            with contextlib.suppress(AttemptRefused):
+                await self._engine.abort(attempt_id)
+
+    def _progress(self, what: str) -> None:
+        logger.info("starting the engine", extra={"replica": self._replica_id, "phase": what})

@@ -1,0 +1,162 @@
+"""A stream on its way to the client: never silent, honest about its start, and an error is an error.
+
+* Nothing is sent before there is something to say: the head is held back until the first event, so that a request which
+  fails before it gets a real status. No OpenAI stream gets a first chunk before the engine has its first token.
+* A stream with nothing to say for `keep_alive_s` gets a comment (OpenAI) or a `ping` event (Anthropic).
+* An Anthropic stream gets its `message_start` as soon as the request is on its way, with the true number of prompt tokens:
+  clients show it, and give up on silence. vLLM sends its own with the first token; that one is then dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from serve_app.context import RequestContext
+from serve_app.shapes import Api, anthropic_type, error_body, parse_error
+
+Message = MutableMapping[str, Any]
+
+KEEP_ALIVE = {Api.OPENAI: b": keep-alive\n\n", Api.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
+MESSAGE_START = b"event: message_start"
+ERROR_STARTS = (b'data: {"error"', b"event: error")
+
+
+class EventStream:
+    """One `text/event-stream` response. `head` is the response start, which is sent when the first event is."""
+
+    def __init__(
+        self,
+        head: Message,
+        send: Callable[[Message], Awaitable[None]],
+        api: Api,
+        context: RequestContext,
+        keep_alive_s: float,
+    ) -> None:
+        self._head: Message | None = head
+        self._send = send
+        self._api = api
+        self._context = context
+        self._keep_alive_s = keep_alive_s
+        self._loop = asyncio.get_running_loop()
+        self._last_sent_s = self._loop.time()
+        self._at_boundary = True
+        self._message_started = False
+        self._over = False
+        self.failed = False
+        """Whether the stream carried an error event, or turned into an error response."""
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer = self._loop.call_later(keep_alive_s, self._tick)
+        if api is Api.ANTHROPIC:
+            self._spawn(self._start_message())
+
+    async def body(self, message: Message) -> None:
+        """Pass on one body message of the app. Each holds whole events, as vLLM sends them."""
+        if self._over:
+            return
+        body = message.get("body", b"")
+        if body.startswith(ERROR_STARTS):
+            self.failed = True
+            if self._head is not None:
+                await self._fail(body)
+                return
+            if self._api is Api.ANTHROPIC:
+                body = self._anthropic_error()
+        async with self._lock:
+            if self._message_started and body.startswith(MESSAGE_START):
+                return
+            self._message_started = self._message_started or body.startswith(MESSAGE_START)
+            await self._emit(body, more=message.get("more_body", False))
+        if not message.get("more_body", False):
+            self.close()
+
+    def close(self) -> None:
+        """Stop the clock. Nothing is sent after this."""
+        self._over = True
+        self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    async def _emit(self, body: bytes, *, more: bool = True) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            await self._send(head)
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._last_sent_s = self._loop.time()
+        if body:
+            self._at_boundary = body.endswith((b"\n\n", b"\r\n\r\n"))
+
+    async def _fail(self, body: bytes) -> None:
+        """The stream's first event is an error: answer with its status, as if no stream had been begun."""
+        payload = body[body.index(b"{") :].split(b"\n\n")[0]
+        message, param, _ = parse_error(payload)
+        error = self._context.error
+        status = int(error.status) if error is not None else _code(payload)
+        text = error.message if error is not None else message
+        answer = error_body(self._api, status, text, self._context.request_id, param)
+        assert self._head is not None
+        dropped = (b"content-type", b"content-length", b"transfer-encoding")
+        headers = [(name, value) for name, value in self._head["headers"] if name.lower() not in dropped]
+        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode("ascii"))]
+        head = {**self._head, "status": status, "headers": headers}
+        self._head = None
+        self.close()
+        await self._send(head)
+        await self._send({"type": "http.response.body", "body": answer, "more_body": False})
+
+    def _anthropic_error(self) -> bytes:
+        """vLLM reports what its stream converter tripped over; the client should read what went wrong."""
+        error = self._context.error
+        kind = anthropic_type(int(error.status)) if error is not None else "api_error"
+        text = error.message if error is not None else "The request failed on the server. Please retry."
+        event = {"type": "error", "error": {"type": kind, "message": text}}
+        return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
+
+    async def _start_message(self) -> None:
+        await self._context.submitted.wait()
+        async with self._lock:
+            if self._message_started or self._over:
+                return
+            self._message_started = True
+            message = {
+                "id": f"chatcmpl-{self._context.request_id}",
+                "type": "message",
+                "role": "assistant",
+                "content": [],
+                "model": self._context.model,
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": {"input_tokens": self._context.flights[0].prompt_tokens, "output_tokens": 0},
+            }
+            event = msgspec.json.encode({"type": "message_start", "message": message})
+            await self._emit(MESSAGE_START + b"\ndata: " + event + b"\n\n")
+
+    def _tick(self) -> None:
+        idle_s = self._loop.time() - self._last_sent_s
+        left_s = self._keep_alive_s - idle_s
+        if left_s <= 0 and self._at_boundary and not self._lock.locked():
+            self._spawn(self._beat())
+            left_s = self._keep_alive_s
+        self._timer = self._loop.call_later(max(left_s, 0.05), self._tick)
+
+    async def _beat(self) -> None:
+        async with self._lock:
+            if not self._over:
+                await self._emit(KEEP_ALIVE[self._api])
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _code(payload: bytes) -> int:
+    error = msgspec.json.decode(payload).get("error", {})
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500

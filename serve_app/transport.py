@@ -1,0 +1,113 @@
+"""The way from an ingress to the engine replicas, over Ray Serve handles.
+
+Serve routes a call to whichever replica its `RequestRouter` picks; the fleet has already decided. So every call carries
+its target, `TargetRouter` sends it there, and the replica checks: a call for a replica that Serve no longer routes to
+lands elsewhere and comes back as `WrongReplica`.
+
+The list of replicas comes from `handle.broadcast`, Serve's public way to reach every replica that takes new work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import msgspec
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from serve_app.engine.contract import AttemptRefused, EngineDead
+from serve_app.fleet import ReplicaHello, ReplicaLost, WrongReplica
+from serve_app.wire import AttemptRequest, Frame, Load, decode_frame, encode_request
+
+logger = logging.getLogger(__name__)
+
+LIST_TIMEOUT_S = 5.0
+"""A replica that does not say hello in this time is busy or dead; the list is then incomplete, not wrong."""
+
+OUR_ERRORS = (WrongReplica, AttemptRefused, EngineDead)
+
+
+class TargetRouter(RequestRouter):
+    """Sends a call to the replica that its `target` argument names; calls without one, or for a lost one, anywhere."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """One rank with the target in it, or all candidates when it is not among them (the replica then refuses)."""
+        if pending_request is None:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True
+        target = pending_request.args[0] if pending_request.args else None
+        matching = [replica for replica in candidate_replicas if replica.replica_id.unique_id == target]
+        return [matching or candidate_replicas]
+
+
+class HelloMessage(msgspec.Struct, frozen=True, array_like=True):
+    """`ReplicaHello` on the wire."""
+
+    replica_id: str
+    max_model_len: int
+    load: Load
+
+
+class ServeTransport:
+    """`fleet.Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each time."""
+
+    def __init__(self, engine: DeploymentHandle[Any], ingress_id: str) -> None:
+        self._engine = engine
+        self._run = engine.options(method_name="run_attempt")
+        self._frames = engine.options(method_name="frames", stream=True)
+        self._ingress_id = ingress_id
+
+    async def replicas(self) -> tuple[Sequence[ReplicaHello], bool]:
+        """See `fleet.Transport`."""
+        try:
+            answers = await self._engine.broadcast("hello").results_async(
+                timeout_s=LIST_TIMEOUT_S, return_exceptions=True
+            )
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise ReplicaLost(f"no replica answers: {error}") from error
+        hellos = [
+            ReplicaHello(hello.replica_id, hello.max_model_len, hello.load)
+            for hello in (
+                msgspec.msgpack.decode(answer, type=HelloMessage) for answer in answers if isinstance(answer, bytes)
+            )
+        ]
+        return hellos, len(hellos) == len(answers)
+
+    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+        """See `fleet.Transport`."""
+        stream = self._frames.remote(replica_id, self._ingress_id)
+        try:
+            async for data in stream:
+                yield decode_frame(data)
+        except (RayError, RayServeException) as error:
+            raise as_fleet_error(error) from error
+        finally:
+            stream.cancel()
+
+    async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
+        """See `fleet.Transport`."""
+        response = self._run.remote(replica_id, encode_request(attempt))
+        try:
+            await response
+        except asyncio.CancelledError:
+            # Serve cancels a call with the request that made it, but a stop string or a given-up attempt ends one
+            # inside a request that goes on.
+            response.cancel()
+            raise
+        except (RayError, RayServeException, *OUR_ERRORS) as error:
+            raise as_fleet_error(error) from error
+
+
+def as_fleet_error(error: Exception) -> Exception:
+    """What an error of a Serve call means to the fleet: ours as it is, anything else is a lost replica."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, OUR_ERRORS):
+        return type(cause)(str(cause))
+    return ReplicaLost(f"{type(cause).__name__}: {cause}")
