@@ -1,0 +1,88 @@
+"""Who may ask: names and hashed API keys, from a file of lines `name sha256:<64 hex digits>` (`#` begins a comment).
+
+The file holds hashes, so that reading it gives nobody a key. Plain SHA-256 is enough: a key made here has 256 random
+bits, so there is no dictionary to try. A key chosen by a person would need a slow hash; make keys with `hash-key`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PREFIX = "sk-step-"
+"""Lets secret scanners recognise a leaked key."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
+
+
+class BadKeysFile(ValueError):
+    """The file cannot be used; the message names file and line, and never quotes what may be a key."""
+
+
+@dataclass(frozen=True)
+class KeyStore:
+    """The keys that are good. Digests stay out of `repr`: that ends up in logs."""
+
+    _digests: tuple[tuple[str, bytes], ...] = field(repr=False)
+
+    def name_of(self, presented: str) -> str | None:
+        """Whose key this is, or None. Takes the same time whichever entry matches, or none."""
+        digest = hashlib.sha256(presented.encode()).digest()
+        found: str | None = None
+        for name, known in self._digests:
+            # No early end: the time taken would tell where in the file a match is.
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+def load(path: Path) -> KeyStore:
+    """Raise `BadKeysFile`, also for a file without any key: it would shut everybody out."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise BadKeysFile(f"{path}: cannot be read ({reason})") from error
+    seen: dict[str, int] = {}
+    digests: list[tuple[str, bytes]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split("#", 1)[0].split()
+        if not words:
+            continue
+        name, digest = _entry(words, f"{path}:{number}")
+        if name in seen:
+            raise BadKeysFile(f"{path}:{number}: the name {name!r} stands on line {seen[name]} already")
+        seen[name] = number
+        digests.append((name, digest))
+    if not digests:
+        raise BadKeysFile(f"{path}: holds no key; make one with `python -m serve_app hash-key <name>`")
+    return KeyStore(tuple(digests))
+
+
+def _entry(words: list[str], where: str) -> tuple[str, bytes]:
+    form = "expected `name sha256:<64 hex digits>` (`python -m serve_app hash-key <name>` prints such a line)"
+    if len(words) != 2 or not (digest := _HASH.fullmatch(words[1])):  # a name and a hash
+        raise BadKeysFile(f"{where}: {form}")
+    if not _NAME.fullmatch(words[0]):
+        raise BadKeysFile(f"{where}: a name has letters, digits, `.`, `_` and `-`, at most 64; {form}")
+    return words[0], bytes.fromhex(digest.group(1))
+
+
+def new_key() -> str:
+    """A fresh key of 256 random bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def line_for(name: str, key: str) -> str:
+    """The line of the keys file that lets `key` in under `name`. Raises `BadKeysFile` for a name that `load` refuses."""
+    if not _NAME.fullmatch(name):
+        raise BadKeysFile("a name has letters, digits, `.`, `_` and `-`, at most 64")
+    return f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
