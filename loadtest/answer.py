@@ -1,0 +1,262 @@
+"""What an answer's events say: tokens, channels, usage, errors, and so how the request ended.
+
+Decoding runs after a stream has ended and in slices, so that a finished request never delays the clock reading of a
+running one by more than one slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from loadtest.framing import BadFraming, Event, events, payload_reads
+from loadtest.outcome import Outcome, of_status
+from loadtest.record import Record
+from loadtest.wire import Exchange
+
+SLICE_EVENTS = 96
+"""Events decoded before other work gets a turn: about 0.1 ms."""
+BODY_KEPT = 2_000
+"""Bytes of a failed response that are kept for the report."""
+
+
+class Delta(msgspec.Struct):
+    """What a chat chunk adds."""
+
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class Choice(msgspec.Struct):
+    """One choice of a chat (`delta`) or completions (`text`) chunk."""
+
+    delta: Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class CachedTokens(msgspec.Struct):
+    """`usage.prompt_tokens_details`, sent by servers that were told to."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    """OpenAI's and Anthropic's names side by side; a server uses one set."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: CachedTokens | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class OpenAiChunk(msgspec.Struct):
+    """A chunk of chat or text completions."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class MessageHead(msgspec.Struct):
+    """`message_start.message`."""
+
+    usage: Usage | None = None
+
+
+class MessageDelta(msgspec.Struct):
+    """`content_block_delta.delta` and `message_delta.delta` in one."""
+
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+
+
+class MessageEvent(msgspec.Struct):
+    """An event of Anthropic's messages stream."""
+
+    type: str = ""
+    message: MessageHead | None = None
+    delta: MessageDelta | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+@dataclass(slots=True)
+class Reading:
+    """What the events of one response said, in the order they came. `*_reads` number socket reads."""
+
+    chunk_reads: list[int] = field(default_factory=list)
+    has_token: list[bool] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    visible_read: int = -1
+    reasoning_read: int = -1
+    usage: Usage | None = None
+    bare_usage: Usage | None = None
+    """Usage of an event without choices, the only one vLLM's client reads."""
+    finish_reason: str = ""
+    ended: bool = False
+    error: str = ""
+    malformed: str = ""
+
+
+NULL = msgspec.Raw(b"null")
+Reader = Callable[[Iterator[Event], Reading], Iterator[None]]
+_openai = msgspec.json.Decoder(OpenAiChunk)
+_message = msgspec.json.Decoder(MessageEvent)
+
+
+def read_openai(stream: Iterator[Event], reading: Reading) -> Iterator[None]:
+    """Chat and text completions. Yields after every slice."""
+    decode = _openai.decode
+    for count, event in enumerate(stream, 1):
+        if event.data == b"[DONE]":
+            reading.ended = True
+            continue
+        chunk = decode(event.data)
+        if chunk.choices:
+            _choice(reading, chunk.choices[0], event.read)
+            reading.usage = chunk.usage or reading.usage
+        elif chunk.usage is not None:
+            reading.usage = reading.bare_usage = chunk.usage
+        if chunk.error and chunk.error != NULL:
+            reading.error = bytes(chunk.error).decode(errors="replace")
+        if count % SLICE_EVENTS == 0:
+            yield
+
+
+def _choice(reading: Reading, choice: Choice, read: int) -> None:
+    delta = choice.delta
+    visible = choice.text or (delta is not None and (delta.content or delta.tool_calls))
+    thought = delta is not None and (delta.reasoning or delta.reasoning_content)
+    reading.chunk_reads.append(read)
+    reading.has_token.append(bool(visible or thought))
+    if visible and reading.visible_read < 0:
+        reading.visible_read = read
+    if thought and reading.reasoning_read < 0:
+        reading.reasoning_read = read
+    text = choice.text if delta is None else delta.content
+    if text:
+        reading.text.append(text)
+    if choice.finish_reason:
+        reading.finish_reason = choice.finish_reason
+
+
+def read_messages(stream: Iterator[Event], reading: Reading) -> Iterator[None]:
+    """Anthropic's messages: a content block's delta is what a chunk with choices is to OpenAI."""
+    decode = _message.decode
+    usage = Usage()
+    for count, event in enumerate(stream, 1):
+        said = decode(event.data)
+        if said.type == "content_block_delta" and said.delta is not None:
+            delta = said.delta
+            visible = delta.text or delta.partial_json
+            reading.chunk_reads.append(event.read)
+            reading.has_token.append(bool(visible or delta.thinking))
+            if visible and reading.visible_read < 0:
+                reading.visible_read = event.read
+            if delta.thinking and reading.reasoning_read < 0:
+                reading.reasoning_read = event.read
+            reading.text.append(delta.text or "")
+        else:
+            _message_frame(reading, said, usage)
+        if count % SLICE_EVENTS == 0:
+            yield
+
+
+def _message_frame(reading: Reading, said: MessageEvent, usage: Usage) -> None:
+    heard = said.usage or (said.message.usage if said.message else None)
+    if heard is not None:
+        usage.prompt_tokens = heard.input_tokens or usage.prompt_tokens
+        usage.completion_tokens = heard.output_tokens or usage.completion_tokens
+        usage.prompt_tokens_details = CachedTokens(heard.cache_read_input_tokens)
+        reading.usage = reading.bare_usage = usage
+    if said.delta is not None and said.delta.stop_reason:
+        reading.finish_reason = said.delta.stop_reason
+    if said.error and said.error != NULL:
+        reading.error = bytes(said.error).decode(errors="replace")
+    reading.ended = reading.ended or said.type == "message_stop"
+
+
+def read_answer(record: Record, exchange: Exchange, reader: Reader, *, forced: bool, keep_text: bool) -> Iterator[None]:
+    """Fill `record` from the exchange; yields between slices of work.
+
+    With `forced`, fewer tokens than planned make the request a failure: the server was told not to stop.
+    """
+    record.start_ns, record.sent_ns = exchange.start_ns, exchange.sent_ns
+    record.first_byte_ns, record.end_ns = exchange.first_byte_ns, exchange.end_ns
+    record.status = exchange.status
+    record.replica = exchange.headers.get("x-replica-id", "")
+    reading = Reading()
+    payloads: list[bytes] = []
+    try:
+        payloads = payload_reads(exchange)
+        if exchange.status == 200:
+            yield from reader(events(payloads), reading)
+    except (BadFraming, msgspec.DecodeError) as bad:
+        reading.malformed = str(bad)
+    _fill(record, exchange, reading, payloads)
+    record.outcome, record.error = _judge(record, exchange, reading, forced)
+    if record.failed:
+        record.body = b"".join(payloads)[:BODY_KEPT].decode(errors="replace")
+    if keep_text:
+        record.text = "".join(reading.text)
+
+
+def _fill(record: Record, exchange: Exchange, reading: Reading, payloads: list[bytes]) -> None:
+    reads = np.asarray(reading.chunk_reads, dtype=np.int64)
+    times = np.asarray(exchange.times, dtype=np.int64)
+    record.chunk_ns = times[reads] if len(reads) else record.chunk_ns
+    record.chunk_has_token = np.asarray(reading.has_token, dtype=np.bool_)
+    record.chunk_shares_read = np.concatenate(([False], reads[1:] == reads[:-1])) if len(reads) else record.chunk_has_token
+    record.first_visible_ns = exchange.times[reading.visible_read] if reading.visible_read >= 0 else 0
+    record.first_reasoning_ns = exchange.times[reading.reasoning_read] if reading.reasoning_read >= 0 else 0
+    record.finish_reason = reading.finish_reason
+    usage, bare = reading.usage, reading.bare_usage
+    if usage is not None:
+        record.prompt_tokens = usage.prompt_tokens or 0
+        record.output_tokens = usage.completion_tokens or 0
+        details = usage.prompt_tokens_details
+        record.cached_tokens = (details.cached_tokens or 0) if details else 0
+        record.token_source = "usage"
+    if not record.output_tokens:
+        record.output_tokens = int(np.count_nonzero(record.chunk_has_token))
+        record.token_source = "chunks"
+    record.vllm_output_tokens = (bare.completion_tokens or 0) if bare else 0
+    record.vllm_prompt_tokens = (bare.prompt_tokens if bare else None) or record.planned_prompt_tokens
+    record.vllm_success = (
+        exchange.status == 200 and bool(len(reads)) and not reading.malformed and not exchange.failure
+    )
+
+
+def _judge(record: Record, exchange: Exchange, reading: Reading, forced: bool) -> tuple[Outcome, str]:
+    """The first thing that went wrong, in the order a user would want to hear it."""
+    if exchange.abandoned is not None:
+        return exchange.abandoned, exchange.failure
+    if exchange.failure and not exchange.status:
+        return Outcome.CUT, exchange.failure
+    if exchange.status != 200:
+        retry = exchange.headers.get("retry-after", "")
+        record.retry_after_s = float(retry) if retry.replace(".", "", 1).isdigit() else 0.0
+        return of_status(exchange.status), f"HTTP {exchange.status}"
+    if reading.error:
+        return Outcome.ERROR_EVENT, reading.error
+    if exchange.failure:
+        return Outcome.CUT, exchange.failure
+    if reading.malformed:
+        return Outcome.MALFORMED, reading.malformed
+    if not np.any(record.chunk_has_token) and not record.output_tokens:
+        return Outcome.EMPTY, "the stream carried no token"
+    if not reading.ended and not reading.finish_reason:
+        return Outcome.NO_END, "the stream ended without a finish reason and without an end marker"
+    if forced and record.token_source == "usage" and record.output_tokens < record.planned_output_tokens:
+        return Outcome.SHORT, f"{record.output_tokens} tokens of the forced {record.planned_output_tokens}"
+    return Outcome.OK, ""

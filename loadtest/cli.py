@@ -1,0 +1,81 @@
+"""The command line: flags in, one function per subcommand, errors out as one line and a remedy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Coroutine, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import uvloop
+
+from loadtest import __version__
+from loadtest.data.choose import DATASETS
+from loadtest.errors import LoadTestError, UsageError
+from loadtest.options import add_data_flags, add_load_flags, add_output_flags, add_target_flags
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argparse whose complaints are ours: one line, no usage dump."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise UsageError(message, f"See {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands and their flags."""
+    parser = Parser(prog="python -m loadtest", description="A load test for LLM endpoints.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="measure a server under one load", allow_abbrev=False)
+    add_target_flags(run)
+    add_data_flags(run, sorted(DATASETS))
+    add_load_flags(run)
+    add_output_flags(run)
+    mock = commands.add_parser("mock", help="a server with known times", allow_abbrev=False)
+    mock.add_argument("--port", type=int, default=8000)
+    mock.add_argument("--first-ms", type=float, default=50.0, help="time to the first token (default 50)")
+    mock.add_argument("--gap-ms", type=float, default=20.0, help="time between chunks (default 20)")
+    mock.add_argument("--tokens-per-chunk", type=int, default=1)
+    mock.add_argument("--model", default="mock")
+    mock.add_argument("--root", default="mock", help="the model's root in /v1/models")
+    mock.add_argument("--api-key", default="")
+    mock.add_argument("--max-inflight", type=int, default=10**9, help="requests beyond wait their turn")
+    mock.add_argument("--fail-every", type=int, default=0)
+    mock.add_argument("--fault", default="", choices=["", *FAULTS])
+    return parser
+
+
+FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "silent")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command; the exit code is the error's (`errors.py`), 130 after an interrupt without a result."""
+    try:
+        args = build_parser().parse_args(argv)
+        return command(args)
+    except LoadTestError as wrong:
+        print(f"loadtest: {wrong}", file=sys.stderr)
+        return wrong.exit_code
+    except KeyboardInterrupt:
+        print("loadtest: interrupted before there was anything to report", file=sys.stderr)
+        return 130
+
+
+def command(args: argparse.Namespace) -> int:
+    """Dispatch; commands are imported on use, so that each starts fast."""
+    if args.command == "mock":
+        from loadtest.commands import mock
+
+        return run_loop(mock(args))
+    from loadtest.commands import run
+
+    return run_loop(run(args))
+
+
+def run_loop(main_task: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on uvloop."""
+    return uvloop.run(main_task)

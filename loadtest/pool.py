@@ -1,0 +1,92 @@
+"""Connections to one address: one per request in flight, reused while they are fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+from loadtest.address import Address
+from loadtest.wire import Wire
+
+REUSE_WITHIN_S = 4.0
+"""uvicorn hangs up on connections idle for 5 s. A request written at that moment would be lost, and repeating it
+unasked would be a silent retry; so older connections are closed from this side."""
+
+
+class ConnectFailed(Exception):
+    """No connection; the text is for the user."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address that has been looked up, and how to speak TLS to it."""
+
+    address: Address
+    ip: str
+    tls: ssl.SSLContext | None
+
+
+class Pool:
+    """Owns all connections of one worker."""
+
+    def __init__(self, endpoint: Endpoint, *, reuse: bool = True, connect_timeout_s: float = 30.0) -> None:
+        self._endpoint = endpoint
+        self._reuse = reuse
+        self._timeout_s = connect_timeout_s
+        self._idle: list[Wire] = []
+        self._all: set[Wire] = set()
+
+    async def take(self) -> tuple[Wire, int]:
+        """A live connection and the nanoseconds it took to open (0 if it was at hand)."""
+        oldest = perf_counter_ns() - int(REUSE_WITHIN_S * 1e9)
+        while self._idle:
+            wire = self._idle.pop()
+            if not wire.closed and wire.idle_since_ns >= oldest:
+                return wire, 0
+            self._drop(wire)
+        begin = perf_counter_ns()
+        return await self._open(), perf_counter_ns() - begin
+
+    async def _open(self) -> Wire:
+        endpoint = self._endpoint
+        loop = asyncio.get_running_loop()
+        name = endpoint.address.host if endpoint.tls else None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                _, wire = await loop.create_connection(
+                    Wire, endpoint.ip, endpoint.address.port, ssl=endpoint.tls, server_hostname=name
+                )
+        except ssl.SSLCertVerificationError as bad:
+            raise ConnectFailed(f"the server's certificate is not trusted: {bad.verify_message}") from bad
+        except ssl.SSLError as bad:
+            raise ConnectFailed(f"TLS failed: {bad.reason or bad}") from bad
+        except TimeoutError as bad:
+            raise ConnectFailed(f"no connection within {self._timeout_s:g} s") from bad
+        except OSError as bad:
+            raise ConnectFailed(bad.strerror or str(bad)) from bad
+        self._all.add(wire)
+        return wire
+
+    async def open_ahead(self, count: int) -> None:
+        """Open connections before the clock starts, as a client that has been running for a while would have."""
+        for wire in await asyncio.gather(*(self._open() for _ in range(count))):
+            self.give(wire)
+
+    def give(self, wire: Wire) -> None:
+        """Take a connection back after its exchange."""
+        if wire.closed or not self._reuse:
+            self._drop(wire)
+        else:
+            self._idle.append(wire)
+
+    def _drop(self, wire: Wire) -> None:
+        self._all.discard(wire)
+        wire.close()
+
+    def close(self) -> None:
+        """Close every connection, idle or not."""
+        for wire in list(self._all):
+            self._drop(wire)
+        self._idle.clear()
