@@ -82,7 +82,7 @@ def new_key() -> str:
 
 
 def line_for(name: str, key: str) -> str:
-    """The line of the keys file that lets `key` in under `name`. Raises `BadKeysFile` for a name that `load` refuses."""
+    """The line of the keys file that lets `key` in as `name`. Raises `BadKeysFile` for a name that `load` refuses."""
     if not _NAME.fullmatch(name):
         raise BadKeysFile("a name has letters, digits, `.`, `_` and `-`, at most 64")
     return f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
