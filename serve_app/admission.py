@@ -1,9 +1,8 @@
 """Start now, wait, or refuse: a pure function of how much is in flight and how much the fleet can run at once.
 
-Requests wait in the replicas' own queues, where vLLM starts them as soon as it can. What is decided here is only when the
-line is so long that a client does better to come back: then it gets a 429 with a `Retry-After` that is an estimate of when
-there is room, before any header of a stream has been sent.
-"""
+Requests wait in the replicas' own queues, where vLLM starts them as soon as it can. What is decided here is only when
+the line is so long that a client does better to come back: then it gets a 429 with a `Retry-After` that is an estimate
+of when there is room, before any header of a stream has been sent."""
 
 from __future__ import annotations
 
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Facts:
-    """`in_flight` sequences at this ingress, `asked` more wanted, `slots` that the replicas can run at the same time."""
+    """`in_flight` sequences at this ingress, `asked` more wanted, `slots` that the replicas can run at the same
+    time."""
 
     in_flight: int
     asked: int
@@ -33,7 +33,8 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Admission:
-    """`max_inflight` bounds the sequences of this ingress; `typical_request_s` is how long one takes, for the estimate."""
+    """`max_inflight` bounds the sequences of this ingress; `typical_request_s` is how long one takes, for the
+    estimate."""
 
     max_inflight: int
     typical_request_s: float = 20.0

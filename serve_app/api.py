@@ -1,8 +1,7 @@
 """vLLM's own API app over the fleet. The sole importer of vLLM's server internals.
 
-The protocols (chat, completions, responses, messages, tokenise) are vLLM's code, unchanged. What is not served here, and
-what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`middleware.py`).
-"""
+The protocols (chat, completions, responses, messages, tokenise) are vLLM's code, unchanged. What is not served here,
+and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`middleware.py`)."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ from types import SimpleNamespace
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from vllm import AsyncEngineArgs
+from vllm import __version__ as vllm_version
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.version import __version__ as VLLM_VERSION
 
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
@@ -37,7 +36,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
     speculative = engine_args.create_speculative_config(target_model_config=model, target_parallel_config=parallel)
     # More than one "API process": vLLM then caches processed images here only. With one, it would send the engine a
     # hash in place of an image it has sent before, and there are many engines.
-    parallel._api_process_count = 2
+    parallel._api_process_count = 2  # noqa: SLF001  # vLLM's own launcher sets it the same way
     return VllmConfig(
         model_config=model,
         parallel_config=parallel,
@@ -82,4 +81,4 @@ def _add_what_sdks_expect(app: FastAPI, args: Namespace) -> None:
     @app.api_route("/", methods=["GET", "HEAD"])
     async def root() -> Response:
         """What this is; coding agents probe it with HEAD before they start."""
-        return JSONResponse({"model": names[0], "engine": f"vllm {VLLM_VERSION}", "apis": ["openai", "anthropic"]})
+        return JSONResponse({"model": names[0], "engine": f"vllm {vllm_version}", "apis": ["openai", "anthropic"]})

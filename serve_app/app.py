@@ -1,4 +1,5 @@
-"""`build(args)`: from the application's arguments in deploy.yaml to a Serve application. The only place that knows it all.
+"""`build(args)`: from the application's arguments in deploy.yaml to a Serve application. The only place that knows it
+all.
 
     Ingress (CPU, many)  --handle-->  EngineReplica (one engine each)
 
@@ -8,9 +9,9 @@ seconds, with the line to change.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -21,9 +22,8 @@ from serve_app import flags
 from serve_app.admission import Admission
 from serve_app.config import AppConfig, engine_argv, load_config
 from serve_app.engine.contract import Engine, StepSink
-from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.fleet import Fleet, FleetLimits, FleetSink
-from serve_app.keys import KeyStore
+from serve_app.keys import load as load_keys
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
 from serve_app.replica import EngineFactory, EngineReplica
@@ -33,8 +33,8 @@ HEALTH_CHECK_PERIOD_S = 2.0
 """How often Serve asks a replica whether it lives. The check looks at flags only, so it can be asked often."""
 
 UNBOUNDED = 1_000_000
-"""Serve's own limit of calls per engine replica. What waits is decided at the ingress; a second, lower limit inside Serve
-would queue requests where nobody sees them."""
+"""Serve's own limit of calls per engine replica. What waits is decided at the ingress; a second, lower limit inside
+Serve would queue requests where nobody sees them."""
 
 DRAIN_GRACE_S = 30.0
 """What a replica gets beyond its drain timeout to move its last requests elsewhere."""
@@ -50,7 +50,7 @@ def build(args: dict[str, object]) -> serve.Application:
 class EngineDeployment(EngineReplica):
     """`EngineReplica` as Serve starts it: from the configuration."""
 
-    async def __init__(self, config: AppConfig) -> None:
+    async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
         await super().__init__(engine_factory(config))
 
@@ -84,12 +84,13 @@ class Ingress:
         )
         self._fleet = await self._closing.enter_async_context(client.fleet)
         self._client = client
-        keys = KeyStore.load(config.ingress.keys_file) if config.ingress.keys_file else None
+        keys = load_keys(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
         settings = GateSettings(
             served_name=config.model.served_name,
             aliases=config.model.aliases,
             max_body_bytes=config.ingress.max_body_bytes,
             keep_alive_s=config.ingress.keep_alive_s,
+            sets_request_id=False,
         )
         return Gate(app, settings, keys, IngressMetrics())
 
@@ -102,6 +103,8 @@ def engine_factory(config: AppConfig) -> EngineFactory:
     """What builds a replica's engine, not yet started."""
 
     def fake(sink: StepSink) -> Engine:
+        from serve_app.engine.fake import FakeEngine, FakeEngineConfig
+
         return FakeEngine(FakeEngineConfig(**config.engine.fake), sink)
 
     def vllm(sink: StepSink) -> Engine:
@@ -156,5 +159,7 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
 def slots_per_replica(config: AppConfig) -> int:
     """How many sequences one engine runs at a time, by its own flags."""
     if config.engine.kind == "fake":
+        from serve_app.engine.fake import FakeEngineConfig
+
         return FakeEngineConfig(**config.engine.fake).max_num_seqs
     return int(flags.parse(engine_argv(config), flags.serve_parser()).max_num_seqs)

@@ -38,7 +38,7 @@ FleetFactory = Callable[["FleetCore"], Fleet]
 """Builds the fleet that delivers to the given sink."""
 
 
-class FleetHTTPError(GracefulHTTPError):
+class FleetHTTPError(GracefulHTTPError):  # type: ignore[misc]  # vLLM is not read by mypy
     """Our error in the form that vLLM's handlers turn into a response of the right status and shape."""
 
     def __init__(self, error: ServeError) -> None:
@@ -137,7 +137,7 @@ class FleetCore:
         )
 
 
-class FleetClient(AsyncLLM):
+class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
     """An `AsyncLLM` whose engine is the fleet.
 
     `AsyncLLM.__init__` starts an engine process, so it is not called; what it sets besides is set here, from the same
@@ -166,7 +166,7 @@ class FleetClient(AsyncLLM):
         self.fleet = core.fleet
         self._admission = admission
 
-    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
         """Refuse what would wait too long, before any header is sent. Raises `FleetHTTPError` (429)."""
         replicas = self.fleet.replicas_up()
         verdict = self._admission.decide(
@@ -184,7 +184,7 @@ class FleetClient(AsyncLLM):
     async def check_health(self) -> None:
         """Raises `EngineDeadError` when no replica is up."""
         if not self.fleet.replicas_up():
-            raise EngineDeadError()
+            raise EngineDeadError
 
     def _on_failed(self, request_id: str, error: ServeError) -> None:
         state = self.output_processor.request_states.get(request_id)
@@ -207,5 +207,6 @@ class FleetClient(AsyncLLM):
 
 def _for_vllm(error: ServeError) -> Exception:
     if isinstance(error, RequestRefused) and error.status is HTTPStatus.BAD_REQUEST:
-        return VLLMValidationError(error.message)
+        refusal: Exception = VLLMValidationError(error.message)
+        return refusal
     return FleetHTTPError(error)

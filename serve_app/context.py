@@ -1,4 +1,5 @@
-"""What one HTTP request carries on its way through the ingress: one object, made by the middleware, filled in as it goes.
+"""What one HTTP request carries on its way through the ingress: one object, made by the middleware, filled in as it
+goes.
 
 It travels as a context variable because vLLM's handlers, which stand between the middleware and the fleet, have no
 place for it. The variable holds a reference: what the fleet writes, the middleware reads for headers and the log line.

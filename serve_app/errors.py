@@ -54,7 +54,8 @@ class NoReplica(ServeError):
 
     def __init__(self, waited_s: float, retry_after_s: float) -> None:
         super().__init__(
-            f"No replica of the model is available (waited {waited_s:.0f} s). Please retry in {retry_after_s:.0f} seconds.",
+            f"No replica of the model is available (waited {waited_s:.0f} s). "
+            f"Please retry in {retry_after_s:.0f} seconds.",
             HTTPStatus.SERVICE_UNAVAILABLE,
             Outcome.NO_REPLICA,
             retry_after_s,

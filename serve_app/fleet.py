@@ -1,9 +1,10 @@
 """The fleet as one ingress sees it: attempts, frames, resume.
 
-A request is a *flight*. It flies in *attempts*, one replica each. An attempt has two halves: a control call, which returns
-when the attempt has ended on the replica, and the deltas, which come with the frames of the *link* that this ingress
-holds to the replica. A flight lands when a delta says that it has finished. Whatever else ends an attempt (a dead
-replica, a broken link, a gap in the positions) starts another one elsewhere, with the prompt and what has been emitted.
+A request is a *flight*. It flies in *attempts*, one replica each. An attempt has two halves: a control call, which
+returns when the attempt has ended on the replica, and the deltas, which come with the frames of the *link* that this
+ingress holds to the replica. A flight lands when a delta says that it has finished. Whatever else ends an attempt (a
+dead replica, a broken link, a gap in the positions) starts another one elsewhere, with the prompt and what has been
+emitted.
 
 Nothing here knows Ray (that is `Transport`, see `transport.py`) or vLLM (`client.py`).
 """
@@ -15,7 +16,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
@@ -81,7 +82,8 @@ class FlightRecord:
 
 @dataclass(frozen=True)
 class FleetRequest:
-    """A request as the fleet flies it. `payload` is the engine's own form of it; the rest is what a resume must know."""
+    """A request as the fleet flies it. `payload` is the engine's own form of it; the rest is what a resume must
+    know."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -142,7 +144,7 @@ class _Flight:
     """Of the current attempt: True when it finished, False when it was lost."""
     task: asyncio.Task[None] | None = None
 
-    def end(self, finished: bool) -> None:
+    def end(self, *, finished: bool) -> None:
         if self.ended is not None and not self.ended.done():
             self.ended.set_result(finished)
 
@@ -162,7 +164,7 @@ class Fleet:
         self._look_again = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Fleet:
+    async def __aenter__(self) -> Self:
         self._spawn(self._discover(), name="fleet-discover")
         return self
 
@@ -221,12 +223,12 @@ class Fleet:
             except ReplicaLost as error:
                 logger.info("cannot list the replicas", extra={"error": str(error)})
             else:
-                self._reconcile(hellos, complete)
+                self._reconcile(hellos, complete=complete)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DISCOVERY_PERIOD_S):
                     await self._look_again.wait()
 
-    def _reconcile(self, hellos: Sequence[ReplicaHello], complete: bool) -> None:
+    def _reconcile(self, hellos: Sequence[ReplicaHello], *, complete: bool) -> None:
         seen = set()
         for hello in hellos:
             seen.add(hello.replica_id)
@@ -321,29 +323,33 @@ class Fleet:
         loop = asyncio.get_running_loop()
         if record.dispatched_s is None:
             record.dispatched_s = loop.time()
-        flight.ended = loop.create_future()
+        flight.ended = ended = loop.create_future()
         self._attempts[attempt_id] = flight
         link.flights[attempt_id] = flight
-        control = asyncio.ensure_future(self._transport.run_attempt(link.replica_id, self._wire(flight, attempt_id)))
+        attempt = self._transport.run_attempt(link.replica_id, self._wire(flight, attempt_id))
+        control = asyncio.get_running_loop().create_task(attempt, name=f"attempt {attempt_id}")
         landed = False
         try:
-            landed = await self._await_end(flight, link, control)
+            landed = await self._await_end(flight, link, control, ended)
         finally:
             self._attempts.pop(attempt_id, None)
             link.flights.pop(attempt_id, None)
-            await self._settle(control, landed)
+            await self._settle(control, landed=landed)
         return landed
 
-    async def _await_end(self, flight: _Flight, link: _Link, control: asyncio.Future[None]) -> bool:
-        assert flight.ended is not None
-        await asyncio.wait({control, flight.ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not flight.ended.done():
+    async def _await_end(
+        self, flight: _Flight, link: _Link, control: asyncio.Task[None], ended: asyncio.Future[bool]
+    ) -> bool:
+        waiting: set[asyncio.Future[Any]] = {control, ended}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
             try:
                 control.result()
             except AttemptRefused as error:
                 raise RequestRefused(str(error)) from error
             except WrongReplica:
-                link.draining = True  # Until the list says otherwise: or the next attempt would come straight back here.
+                # Until the list says otherwise: or the next attempt would come straight back here.
+                link.draining = True
                 self._look_again.set()
                 return False
             except (ReplicaLost, EngineDead) as error:
@@ -353,21 +359,22 @@ class Fleet:
                 return False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_FRAME_S):
-                    await flight.ended
-        finished = flight.ended.done() and not flight.ended.cancelled() and flight.ended.result()
+                    await ended
+        finished = ended.done() and not ended.cancelled() and ended.result()
         if not finished:
             flight.lost += 1
         return finished
 
-    async def _settle(self, control: asyncio.Future[None], landed: bool) -> None:
+    async def _settle(self, control: asyncio.Task[None], *, landed: bool) -> None:
         """Leave no control call behind: a landed one is about to return by itself, any other is cancelled."""
         if control.done():
             if not control.cancelled():
                 control.exception()
             return
         if landed:
-            self._tasks.add(control)  # type: ignore[arg-type]  # ensure_future of a coroutine is a Task
-            control.add_done_callback(self._reap)  # type: ignore[arg-type]  # likewise
+            self._tasks.add(control)
+            control.add_done_callback(self._tasks.discard)
+            control.add_done_callback(_forget)
             return
         control.cancel()
         with contextlib.suppress(asyncio.CancelledError, ReplicaLost, WrongReplica, EngineDead, AttemptRefused):
@@ -400,3 +407,9 @@ class Fleet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the fleet failed", exc_info=error, extra={"task": task.get_name()})
+
+
+def _forget(control: asyncio.Task[None]) -> None:
+    """A landed attempt's control call may still fail: its replica is gone, its tokens are here."""
+    if not control.cancelled():
+        control.exception()

@@ -1,8 +1,7 @@
 """Logging at the edges of our processes: one line per record, the event's name and its fields as JSON.
 
-Serve buffers its own log files by a thousand lines when it is set to be fast; ours go to the actor's standard error, where
-Ray picks them up at once (dashboard, `ray logs`, the terminal of `serve run`).
-"""
+Serve buffers its own log files by a thousand lines when it is set to be fast; ours go to the actor's standard error,
+where Ray picks them up at once (dashboard, `ray logs`, the terminal of `serve run`)."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logger = logging.getLogger("serve_app")
     if any(isinstance(handler.formatter, FieldsFormatter) for handler in logger.handlers):
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(FieldsFormatter())
     logger.addHandler(handler)
     logger.setLevel(level)

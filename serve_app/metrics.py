@@ -1,9 +1,9 @@
 """Every metric of ours, and the access log: what one request was, said once, when it is over.
 
 vLLM's own metrics (time to first token in the engine, KV use, queue, MTP acceptance per position) come from the engine
-replicas through vLLM's Ray stat logger. Ours are what an engine cannot know: the whole request as its client saw it. All
-reach Ray's metrics endpoint with the replica's and the deployment's labels. Other labels come from enums and our own
-route patterns, never from users.
+replicas through vLLM's Ray stat logger. Ours are what an engine cannot know: the whole request as its client saw it.
+All reach Ray's metrics endpoint with the replica's and the deployment's labels. Other labels come from enums and our
+own route patterns, never from users.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_app.outcome import Outcome
 logger = logging.getLogger("serve_app.access")
 
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
-"""From a cached prompt on an idle engine (10 ms) to the slowest published P99 (100 s to first token) and long streams."""
+"""From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
 
 
 class IngressMetrics:
@@ -34,7 +34,7 @@ class IngressMetrics:
         self._resumes = metrics.Counter("step_resumes", description="Attempts that took over from a lost one.")
         self._total_s = self._histogram("step_request_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
-            "step_time_to_first_token_seconds", "From the dispatch into the fleet to the first token back at the ingress."
+            "step_time_to_first_token_seconds", "From submission to the fleet to the first token back at the ingress."
         )
         self._queue_s = self._histogram("step_route_seconds", "Wait for a replica to send the request to.")
 

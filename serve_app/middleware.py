@@ -1,8 +1,8 @@
 """The gate in front of vLLM's API app: who is asking, for what, and in which shape errors come back. Pure ASGI.
 
-In order: request id; routes that are served at all; the key; the body (size, aliases, effort); then vLLM's app. On the way
-back: the request id, errors in the API's own shape with a retry hint, streams that never go silent (`sse.py`), and one
-log line. Nothing here waits for anything but the client and the app.
+In order: request id; routes that are served at all; the key; the body (size, aliases, effort); then vLLM's app. On the
+way back: the request id, errors in the API's own shape with a retry hint, streams that never go silent (`sse.py`), and
+one log line. Nothing here waits for anything but the client and the app.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID = re.compile(r"[!-~]{1,256}")
 """What a client may choose as request id: it is logged, and it is part of the engine's id."""
 
-EFFORTS = {"none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-"""The model knows three efforts; the APIs know more. Anything else is left for vLLM to refuse."""
+EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+"""The model knows low, medium and high; the APIs know more. Anything else is left for vLLM to refuse."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ SERVED = (
     _route("GET", "/version", needs_key=False),
     _route("GET HEAD", "/", needs_key=False),
 )
-"""Everything else is 404: vLLM's app has administration routes that nobody may reach from outside, some without a key."""
+"""Everything else is 404: vLLM's app has administration routes that nobody may reach from outside, some without a
+key."""
 
 
 class Keys(Protocol):
@@ -89,21 +90,23 @@ class GateSettings:
     aliases: tuple[str, ...]
     max_body_bytes: int
     keep_alive_s: float
+    sets_request_id: bool = True
+    """Whether the response's `x-request-id` is ours to set. Not behind Ray Serve, which sets the same one itself."""
 
 
 class Gate:
     """The ASGI app that the world talks to; `app` is vLLM's."""
 
     def __init__(self, app: App, settings: GateSettings, keys: Keys | None, log: AccessLog) -> None:
-        self._app = app
-        self._settings = settings
-        self._keys = keys
-        self._log = log
+        self.app = app
+        self.settings = settings
+        self.keys = keys
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event; only HTTP is gated."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         offered = headers.get("x-request-id", "")
@@ -118,9 +121,9 @@ class Gate:
 
     def resolve_model(self, name: str) -> str:
         """The served name for an alias; any other name as it is."""
-        for alias in self._settings.aliases:
+        for alias in self.settings.aliases:
             if name == alias or (alias.endswith("*") and name.startswith(alias[:-1])):
-                return self._settings.served_name
+                return self.settings.served_name
         return name
 
 
@@ -166,7 +169,7 @@ class _Exchange:
             if self._stream is not None:
                 self._stream.close()
             pattern = route.pattern.pattern if route is not None else "unserved"
-            self._gate._log.request(self._context, pattern, self._status, self._outcome(), loop.time() - started_s)
+            self._gate.log.request(self._context, pattern, self._status, self._outcome(), loop.time() - started_s)
 
     def _match(self) -> Route | None:
         path = self._scope["path"]
@@ -178,7 +181,7 @@ class _Exchange:
         )
 
     async def _may_ask(self, route: Route) -> bool:
-        keys = self._gate._keys
+        keys = self._gate.keys
         if keys is None or not route.needs_key:
             return True
         presented = self._headers.get("x-api-key", "")
@@ -201,7 +204,8 @@ class _Exchange:
             if read is None:
                 return
             body = self._rewrite(read)
-        headers = [(name, value) for name, value in self._scope["headers"] if name not in (b"x-request-id", b"content-length")]
+        replaced = (b"x-request-id", b"content-length")
+        headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced]
         headers.append((b"x-request-id", self._context.request_id.encode("latin-1")))
         if self._scope["method"] == "POST":
             headers.append((b"content-length", str(len(body)).encode("ascii")))
@@ -215,10 +219,10 @@ class _Exchange:
                 self._client_left = True
             return message
 
-        await self._gate._app({**self._scope, "headers": headers}, receive, self._send)
+        await self._gate.app({**self._scope, "headers": headers}, receive, self._send)
 
     async def _read_body(self) -> bytes | None:
-        limit = self._gate._settings.max_body_bytes
+        limit = self._gate.settings.max_body_bytes
         declared = self._headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             await self._refuse(413, f"The request body has {declared} bytes; the limit is {limit}.")
@@ -237,7 +241,7 @@ class _Exchange:
                 return bytes(body)
 
     def _rewrite(self, body: bytes) -> bytes:
-        """Aliases become the served name and efforts become those the model knows; the rest stays byte for byte."""
+        """Aliases become the served name, efforts those the model knows; the rest stays as it is."""
         try:
             request = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -250,7 +254,10 @@ class _Exchange:
             self._context.model = self._gate.resolve_model(model)
             changed = self._context.model != model
             request["model"] = self._context.model
-        for holder in (request, *(request.get(name) for name in ("reasoning", "output_config", "chat_template_kwargs"))):
+        for holder in (
+            request,
+            *(request.get(name) for name in ("reasoning", "output_config", "chat_template_kwargs")),
+        ):
             changed |= _clamp_effort(holder)
         return msgspec.json.encode(request) if changed else body
 
@@ -270,7 +277,7 @@ class _Exchange:
             content_type = next((v for k, v in message["headers"] if k.lower() == b"content-type"), b"")
             if content_type.startswith(b"text/event-stream"):
                 self._stream = EventStream(
-                    message, self._send_raw, self._api, self._context, self._gate._settings.keep_alive_s
+                    message, self._send_raw, self._api, self._context, self._gate.settings.keep_alive_s
                 )
                 return
             if message["status"] >= 400:
@@ -280,16 +287,15 @@ class _Exchange:
             await self._stream.body(message)
             return
         elif self._held is not None:
-            await self._send_error(message)
+            await self._send_error(self._held, message)
             return
         await self._send_raw(message)
 
-    async def _send_error(self, message: Message) -> None:
+    async def _send_error(self, head: Message, message: Message) -> None:
         self._held_body += message.get("body", b"")
         if message.get("more_body", False):
             return
-        head, self._held = self._held, None
-        assert head is not None
+        self._held = None
         body = reshape_error(self._api, head["status"], bytes(self._held_body), self._context.request_id)
         dropped = (b"content-length", b"content-type")
         headers = [(name, value) for name, value in head["headers"] if name.lower() not in dropped]
@@ -303,7 +309,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
-            headers.append((b"x-request-id", self._context.request_id.encode("latin-1")))
+            if self._gate.settings.sets_request_id:
+                headers.append((b"x-request-id", self._context.request_id.encode("latin-1")))
             error = self._context.error
             if message["status"] in (429, 503) and error is not None and error.retry_after_s is not None:
                 headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode("ascii")))

@@ -1,8 +1,8 @@
 """The Serve deployment that owns one engine: token ids in, token frames out.
 
 Everything a client could tell apart (templates, parsers, detokenisation, stop strings) happens at the ingress, so that
-nothing of a stream is lost with a replica. What is left here is small on purpose: what it does not burn, the engine has.
-"""
+nothing of a stream is lost with a replica. What is left here is small on purpose: what it does not burn, the engine
+has."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Outbox:
 class EngineReplica:
     """One engine and its links. Its constructor returns when the engine can take requests."""
 
-    async def __init__(self, engine_factory: EngineFactory) -> None:
+    async def __init__(self, engine_factory: EngineFactory) -> None:  # type: ignore[misc]  # Serve awaits it
         self._replica_id: str = serve.get_replica_context().replica_id.unique_id
         self._outboxes: dict[str, Outbox] = {}
         self._ingress_of: dict[str, str] = {}

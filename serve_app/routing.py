@@ -13,17 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 AFFINITY_SLACK = 0.25
-"""How much fuller (as a share of `max_num_seqs`) the preferred replica may be. A prefix hit saves one prefill; a quarter
-of the batch slots is about what one prefill of a long prompt costs the others. Beyond it the cache is not worth the wait."""
+"""How much fuller (as a share of `max_num_seqs`) the preferred replica may be. A prefix hit saves one prefill; a
+quarter of the batch slots is about what one prefill of a long prompt costs the others. Beyond it the cache is not worth
+the wait."""
 
 PREFIX_TOKENS = 1024
-"""How many prompt tokens make the key where no session is named. Enough to tell conversations with a common short system
-prompt apart, short enough to be stable over a conversation's turns."""
+"""How many prompt tokens make the key where no session is named. Enough to tell conversations with a common short
+system prompt apart, short enough to be stable over a conversation's turns."""
 
 
 @dataclass(frozen=True)
 class ReplicaFacts:
-    """What routing needs to know of a replica. `unfinished` counts requests, those just sent and not yet seen included."""
+    """What routing needs to know of a replica. `unfinished` counts requests, those just sent and not yet seen
+    included."""
 
     replica_id: str
     unfinished: int
@@ -38,7 +40,8 @@ class ReplicaFacts:
 
 
 def affinity_key(session_id: str | None, prompt_token_ids: Sequence[int]) -> bytes:
-    """The key that keeps a conversation on one replica: its session id, or else the first `PREFIX_TOKENS` of its prompt."""
+    """The key that keeps a conversation on one replica: its session id, or else the first `PREFIX_TOKENS` of its
+    prompt."""
     if session_id:
         return session_id.encode()
     head = prompt_token_ids[:PREFIX_TOKENS]

@@ -1,4 +1,5 @@
-"""How an error looks in each API. OpenAI's: `{"error": {message, type, param, code}}`. Anthropic's: `{"type": "error", ...}`."""
+"""How an error looks in each API. OpenAI's: `{"error": {message, type, param, code}}`. Anthropic's: `{"type": "error",
+...}`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
-"""Anthropic's error types by status (https://docs.anthropic.com/en/api/errors); other 4xx are `invalid_request_error`."""
+"""Anthropic's error types by status (https://docs.anthropic.com/en/api/errors); other 4xx are
+`invalid_request_error`."""
 
 OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 413: "invalid_request_error"}
 

@@ -3,7 +3,8 @@
 * Nothing is sent before there is something to say: the head is held back until the first event, so that a request which
   fails before it gets a real status. No OpenAI stream gets a first chunk before the engine has its first token.
 * A stream with nothing to say for `keep_alive_s` gets a comment (OpenAI) or a `ping` event (Anthropic).
-* An Anthropic stream gets its `message_start` as soon as the request is on its way, with the true number of prompt tokens:
+* An Anthropic stream gets its `message_start` as soon as the request is on its way, with the true number of prompt
+tokens:
   clients show it, and give up on silence. vLLM sends its own with the first token; that one is then dropped.
 """
 
@@ -62,7 +63,7 @@ class EventStream:
         if body.startswith(ERROR_STARTS):
             self.failed = True
             if self._head is not None:
-                await self._fail(body)
+                await self._fail(self._head, body)
                 return
             if self._api is Api.ANTHROPIC:
                 body = self._anthropic_error()
@@ -92,7 +93,7 @@ class EventStream:
         if body:
             self._at_boundary = body.endswith((b"\n\n", b"\r\n\r\n"))
 
-    async def _fail(self, body: bytes) -> None:
+    async def _fail(self, head: Message, body: bytes) -> None:
         """The stream's first event is an error: answer with its status, as if no stream had been begun."""
         payload = body[body.index(b"{") :].split(b"\n\n")[0]
         message, param, _ = parse_error(payload)
@@ -100,14 +101,12 @@ class EventStream:
         status = int(error.status) if error is not None else _code(payload)
         text = error.message if error is not None else message
         answer = error_body(self._api, status, text, self._context.request_id, param)
-        assert self._head is not None
         dropped = (b"content-type", b"content-length", b"transfer-encoding")
-        headers = [(name, value) for name, value in self._head["headers"] if name.lower() not in dropped]
+        headers = [(name, value) for name, value in head["headers"] if name.lower() not in dropped]
         headers += [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode("ascii"))]
-        head = {**self._head, "status": status, "headers": headers}
         self._head = None
         self.close()
-        await self._send(head)
+        await self._send({**head, "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": answer, "more_body": False})
 
     def _anthropic_error(self) -> bytes:
@@ -124,7 +123,7 @@ class EventStream:
             if self._message_started or self._over:
                 return
             self._message_started = True
-            message = {
+            message: dict[str, Any] = {
                 "id": f"chatcmpl-{self._context.request_id}",
                 "type": "message",
                 "role": "assistant",

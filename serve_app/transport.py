@@ -32,7 +32,7 @@ LIST_TIMEOUT_S = 5.0
 OUR_ERRORS = (WrongReplica, AttemptRefused, EngineDead)
 
 
-class TargetRouter(RequestRouter):
+class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by mypy
     """Sends a call to the replica that its `target` argument names; calls without one, or for a lost one, anywhere."""
 
     async def choose_replicas(
@@ -56,7 +56,8 @@ class HelloMessage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ServeTransport:
-    """`fleet.Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each time."""
+    """`fleet.Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each
+    time."""
 
     def __init__(self, engine: DeploymentHandle[Any], ingress_id: str) -> None:
         self._engine = engine

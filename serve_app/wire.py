@@ -2,17 +2,16 @@
 
 Control goes one way, one message per attempt (`AttemptRequest`). Data comes back in `Frame`s: one per engine step and
 ingress, carrying every one of its attempts' new tokens, the replica's load, and the step counter that proves progress.
-Both are msgpack. Nothing here knows vLLM: what only vLLM understands travels as opaque bytes that `serve_app/engine/vllm.py`
-and the ingress' front end write and read with vLLM's own encoder.
-"""
+Both are msgpack. Nothing here knows vLLM: what only vLLM understands travels as opaque bytes that
+`serve_app/engine/vllm.py` and the ingress' front end write and read with vLLM's own encoder."""
 
 from __future__ import annotations
 
 import msgspec
 
 WIRE_VERSION = 1
-"""Raised when a field changes meaning. During a rolling upgrade an old ingress may meet a new replica: a replica refuses
-an attempt of another version (`wire_version`), and the ingress then tries one of its own."""
+"""Raised when a field changes meaning. During a rolling upgrade an old ingress may meet a new replica: a replica
+refuses an attempt of another version (`wire_version`), and the ingress then tries one of its own."""
 
 
 class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -41,10 +40,9 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one engine step added to one attempt.
 
     `position` is the number of tokens that the request had before this delta, earlier attempts included: a gap or an
-    overlap shows at once. `finish_reason` is vLLM's `FinishReason` as an int, None while the attempt runs. `cached_tokens`
-    and `cache_creation_tokens` come with the first delta. `extra` is vLLM's whole `EngineCoreOutput` in its own encoding,
-    sent only when there is more to say than tokens (log probabilities, prompt log probabilities).
-    """
+    overlap shows at once. `finish_reason` is vLLM's `FinishReason` as an int, None while the attempt runs.
+    `cached_tokens` and `cache_creation_tokens` come with the first delta. `extra` is vLLM's whole `EngineCoreOutput` in
+    its own encoding, sent only when there is more to say than tokens (log probabilities, prompt log probabilities)."""
 
     attempt_id: str
     position: int
