@@ -11,7 +11,7 @@ from pathlib import Path
 from serve_app.compat import torchvision_cpu
 
 MODULE = "_step_serve_torchvision"
-"""Its name in site-packages: a copy of `torchvision_cpu.py`, so that the environment works without this application too."""
+"""Its name in site-packages: a copy of `torchvision_cpu.py`, so that the environment starts without this one."""
 
 
 def main() -> int:

@@ -99,7 +99,7 @@ def honour_expert_map(cpu_moe: ModuleType) -> None:
         ) -> Any:
             if expert_map is not None:
                 if apply_router_weight_on_input:
-                    raise NotImplementedError("router weights on the input leave no weight to mask others' experts with")
+                    raise NotImplementedError("router weights on the input leave none to mask others' experts with")
                 local_ids = expert_map[topk_ids.long()]
                 topk_weights = torch.where(local_ids >= 0, topk_weights, 0.0)
                 topk_ids = local_ids.clamp(min=0).to(torch.int32)
@@ -155,5 +155,5 @@ def _function(owner: Any, name: str, *parameters: str) -> Callable[..., Any]:
         raise UnexpectedVllmError(f"{where} is not there: its CPU gap cannot be closed")
     missing = set(parameters) - set(inspect.signature(function).parameters)
     if missing:
-        raise UnexpectedVllmError(f"{where} has no parameter {', '.join(sorted(missing))}: its CPU gap cannot be closed")
+        raise UnexpectedVllmError(f"{where} lacks {', '.join(sorted(missing))}: its CPU gap cannot be closed")
     return function  # type: ignore[no-any-return]  # getattr is untyped

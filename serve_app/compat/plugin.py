@@ -1,0 +1,17 @@
+"""Our general plugin of vLLM (entry point `vllm.general_plugins`), run early in each of vLLM's processes.
+
+`VLLM_PLUGINS`, if set, must name it (`step_serve`), or the engine lacks all of this.
+"""
+
+from __future__ import annotations
+
+from serve_app.compat import vllm_cpu
+from serve_app.engine import child
+
+
+def register() -> None:
+    """vLLM calls this in each of its processes, at times more than once."""
+    vllm_cpu.register()
+    if child.is_engine_process():
+        child.die_with_parent()
+        child.report_to_owner()

@@ -1,0 +1,108 @@
+"""What a process of an engine does for its owner: it dies with it, and tells it how the start goes.
+
+vLLM runs an engine as a tree of processes (the engine core, and a worker per GPU below it). Two things it leaves
+undone: an engine core whose owner is killed lives on and holds the GPUs, and the reason why a start failed is only in
+the log of the process that failed. Our vLLM plugin (`serve_app/compat/plugin.py`) calls this in each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import threading
+from typing import Final
+
+import msgspec
+
+REPORTS_VARIABLE: Final = "STEP_SERVE_ENGINE_REPORTS"
+"""Environment variable with the name of the owner's socket in Linux's abstract namespace, without the leading NUL."""
+
+ORPHAN_CHECK_S: Final = 2.0
+"""A pipe tells of the parent's end at once. This look at its id is for when the pipe's other end leaked elsewhere."""
+
+PHASES: Final = (
+    ("Initializing a V1 LLM engine", "starting workers"),
+    ("Starting to load model", "loading weights"),
+    ("Loading weights took", "weights loaded"),
+    ("Loading drafter model", "loading the draft model"),
+    ("Cache the graph", "compiling"),
+    ("Dynamo bytecode transform", "compiling"),
+    ("GPU KV cache size", "allocating the KV cache"),
+    ("CPU KV cache size", "allocating the KV cache"),
+    ("Capturing CUDA graph", "capturing CUDA graphs"),
+    ("Graph capturing finished", "warming up"),
+    ("init engine (profile", "engine core ready"),
+)
+"""How vLLM's log messages begin, and what that says in words. A message reworded by vLLM costs one line of progress."""
+
+
+class Report(msgspec.Struct, array_like=True):
+    """One message to the owner: what the start is doing, or what went wrong (`error`)."""
+
+    text: str
+    error: bool
+
+
+def is_engine_process() -> bool:
+    """Whether this process was started by another one's multiprocessing, as vLLM starts its own."""
+    return multiprocessing.parent_process() is not None
+
+
+def die_with_parent() -> None:
+    """From now on this process is killed as soon as its parent is gone, however the parent went.
+
+    Not `PR_SET_PDEATHSIG`: that fires when the parent's *thread* ends, and an engine is started from a helper thread.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent_pid = os.getppid()
+
+    def watch() -> None:
+        while not multiprocessing.connection.wait([parent.sentinel], timeout=ORPHAN_CHECK_S):
+            if os.getppid() != parent_pid:
+                break
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
+
+
+def report_to_owner() -> None:
+    """Send vLLM's milestones and errors of this process to the owner, if one listens."""
+    address = os.environ.get(REPORTS_VARIABLE)
+    vllm = logging.getLogger("vllm")
+    if address and not any(isinstance(handler, _Reporter) for handler in vllm.handlers):
+        vllm.addHandler(_Reporter(address))
+
+
+class _Reporter(logging.Handler):
+    def __init__(self, address: str) -> None:
+        super().__init__(logging.INFO)
+        self._address = "\0" + address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        report = report_of(record)
+        if report is None:
+            return
+        with contextlib.suppress(OSError):  # nobody listens any more, or is too busy: progress is worth no delay
+            self._socket.sendto(msgspec.msgpack.encode(report), self._address)
+
+
+def report_of(record: logging.LogRecord) -> Report | None:
+    """What a log record of vLLM is worth telling the owner, if anything."""
+    message = record.getMessage()
+    if record.levelno >= logging.ERROR:
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            message = f"{message} {type(error).__name__}: {error}"
+        return Report(message[:4000], error=True)
+    for beginning, words in PHASES:
+        if message.startswith(beginning):
+            return Report(words, error=False)
+    return None

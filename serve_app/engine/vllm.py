@@ -1,0 +1,370 @@
+"""Real vLLM behind the engine contract: raw requests in, each step's raw outputs out.
+
+The ingress runs vLLM's input and output processors, so a request arrives here as vLLM's own `EngineCoreRequest`, and
+what an engine step gives leaves as it is. So the engine here is vLLM's client of an engine core, without the `AsyncLLM`
+around it: no tokenizer, template or image processor is loaded. `vllm_stats.py` keeps vLLM's own figures.
+
+Flags that a layout must know: an engine has no image cache (`--mm-processor-cache-gb 0`, set here), because it would be
+the shadow of a cache at exactly one front end. A front end may keep a cache without a shadow (vLLM's
+`MultiModalProcessorOnlyCache`); it gets one if its configuration says that it is one of several front ends:
+`AsyncEngineArgs._api_process_count = 2`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from serve_app.engine.contract import (
+    AttemptRefused,
+    EngineDead,
+    EngineInfo,
+    EngineStats,
+    ProgressSink,
+    StepSink,
+)
+from serve_app.engine.vllm_start import (
+    EngineReports,
+    Started,
+    engine_core_processes,
+    kill_engine_cores,
+    start_engine_core,
+    stop_engine_core,
+)
+from serve_app.engine.vllm_stats import VllmStatistics
+from serve_app.wire import AttemptRequest, TokenDelta
+
+logger = logging.getLogger(__name__)
+
+BEYOND_TOKENS = (
+    "new_logprobs",
+    "new_prompt_logprobs_tensors",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "routed_experts",
+    "new_sampling_mask",
+    "spec_decode_metrics",
+    "prompt_token_id_logprobs",
+)
+"""What an `EngineCoreOutput` may carry that `TokenDelta` has no field for. Then the whole output travels along."""
+
+LENGTH = 1
+"""vLLM's `FinishReason.LENGTH`."""
+
+LOG_PERIOD_S = 10.0
+"""How often vLLM's console logger prints its line, as in vLLM's own server."""
+
+
+@dataclass(eq=False)
+class _Running:
+    """An attempt in the engine. `position` counts the request's tokens so far, earlier attempts' included."""
+
+    attempt_id: str
+    position: int
+    prompt_tokens: int
+    ended: asyncio.Future[None]
+    has_token: bool = False
+
+
+@dataclass(frozen=True)
+class _Live:
+    """A started engine. `client` and `encoder` are vLLM's own, untyped here; `max_model_len` in tokens."""
+
+    client: Any
+    max_model_len: int
+    statistics: VllmStatistics
+    encoder: Any
+
+
+class VllmEngine:
+    """`contract.Engine` over vLLM. `argv` are the options of vLLM's server, `stat_loggers` vLLM's own factories."""
+
+    def __init__(self, argv: Sequence[str], sink: StepSink, stat_loggers: Sequence[Any] = ()) -> None:
+        self._argv = tuple(argv)
+        self._sink = sink
+        self._stat_loggers = tuple(stat_loggers)
+        self._others: set[int] = set()
+        self._starting: asyncio.Future[Started] | None = None
+        self._reports: EngineReports | None = None
+        self._live: _Live | None = None
+        self._dead: str | None = "it has not been started"
+        self._tasks: list[asyncio.Task[None]] = []
+        self._attempts: dict[str, _Running] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._queued_prompt_tokens = 0
+        self._scheduler: Any = None
+        self._steps = 0
+        self._last_step_s = time.monotonic()
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self, progress: ProgressSink) -> EngineInfo:
+        """See `contract.Engine`."""
+        began_s = time.monotonic()
+        reports = self._reports = EngineReports(progress)
+        reports.open()
+        self._others = {process.pid for process in engine_core_processes()}
+        self._starting = asyncio.ensure_future(asyncio.to_thread(start_engine_core, self._argv, reports.say))
+        try:
+            started = await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            await self.shutdown()
+            raise
+        except Exception as error:  # whatever vLLM's start raises: there is no engine, and this is why
+            reports.close()
+            if isinstance(error, EngineDead):
+                raise
+            raise EngineDead(reports.error or f"{type(error).__name__}: {error}") from error
+        reports.started()
+        self._go_live(started)
+        reports.say("ready")
+        return engine_info(started.vllm_config, time.monotonic() - began_s)
+
+    def _go_live(self, started: Started) -> None:
+        from vllm.v1.serial_utils import MsgpackEncoder
+
+        statistics = VllmStatistics(started.vllm_config, started.client.engine_ranks_managed, self._stat_loggers)
+        max_model_len = started.vllm_config.model_config.max_model_len
+        live = self._live = _Live(started.client, max_model_len, statistics, MsgpackEncoder())
+        self._dead = None
+        self._last_step_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._steps_of(live), name="engine-steps"),
+            loop.create_task(self._log(live), name="engine-log"),
+        ]
+
+    def _must_live(self) -> _Live:
+        if self._live is not None and self._live.client.resources.engine_dead:
+            self._die("the engine core's process has ended")
+        if self._live is None or self._dead is not None:
+            raise EngineDead(self._dead)
+        return self._live
+
+    async def check(self) -> None:
+        """See `contract.Engine`."""
+        self._must_live()
+
+    async def drain(self, deadline_s: float) -> int:
+        """See `contract.Engine`."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+        return len(self._attempts)
+
+    async def shutdown(self) -> None:
+        """See `contract.Engine`."""
+        self._die("it has been shut down")
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        starting, self._starting = self._starting, None
+        if starting is None:
+            return
+        while not starting.done():
+            # The thread that starts the engine cannot be stopped, but what it waits for can.
+            await asyncio.to_thread(kill_engine_cores, self._others)
+            await asyncio.wait({starting}, timeout=0.5)
+        if not starting.cancelled() and starting.exception() is None:
+            await asyncio.to_thread(stop_engine_core, starting.result())
+        if self._reports is not None:
+            self._reports.close()
+
+    # ---- attempts ----------------------------------------------------------------------------------------------------
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        """See `contract.Engine`."""
+        live = self._must_live()
+        request = engine_request(attempt, live.max_model_len)
+        if len(attempt.emitted_token_ids) >= attempt.max_tokens:
+            self._sink([TokenDelta(attempt.attempt_id, len(attempt.emitted_token_ids), [], finish_reason=LENGTH)])
+            return
+        running = self._admit(attempt)
+        try:
+            live.statistics.add(request)
+            await live.client.add_request_async(request)
+            await running.ended
+        except asyncio.CancelledError:
+            await self.abort(attempt.attempt_id)
+            raise
+        except EngineDead:
+            raise
+        except Exception as error:  # sending to an engine that has just died raises as vLLM, zmq or asyncio like
+            self._must_live()
+            raise AttemptRefused(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._forget(attempt.attempt_id)
+
+    async def abort(self, attempt_id: str) -> None:
+        """See `contract.Engine`."""
+        running = self._forget(attempt_id)
+        if running is None or self._live is None:
+            return
+        if not running.ended.done():
+            running.ended.set_result(None)
+        self._live.statistics.abort(attempt_id)
+        await self._live.client.abort_requests_async([attempt_id])
+
+    def stats(self) -> EngineStats:
+        """See `contract.Engine`."""
+        scheduler = self._scheduler if self._attempts else None  # an idle engine does not say that it is idle
+        return EngineStats(
+            running=scheduler.num_running_reqs if scheduler else 0,
+            waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs if scheduler else 0,
+            unfinished=len(self._attempts),
+            queued_prompt_tokens=self._queued_prompt_tokens,
+            kv_usage_ratio=scheduler.kv_cache_usage if scheduler else 0.0,
+            steps=self._steps,
+            last_step_s=self._last_step_s,
+        )
+
+    def _admit(self, attempt: AttemptRequest) -> _Running:
+        if attempt.attempt_id in self._attempts:
+            raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")
+        if not self._attempts:
+            self._last_step_s = time.monotonic()  # the age of a step counts from when there was something to do
+        emitted, prompt = len(attempt.emitted_token_ids), len(attempt.prompt_token_ids)
+        ended = asyncio.get_running_loop().create_future()
+        running = _Running(attempt.attempt_id, position=emitted, prompt_tokens=prompt + emitted, ended=ended)
+        self._attempts[attempt.attempt_id] = running
+        self._queued_prompt_tokens += running.prompt_tokens
+        self._idle.clear()
+        return running
+
+    def _forget(self, attempt_id: str) -> _Running | None:
+        running = self._attempts.pop(attempt_id, None)
+        if running is not None and not running.has_token:
+            self._queued_prompt_tokens -= running.prompt_tokens
+        if not self._attempts:
+            self._idle.set()
+        return running
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    async def _steps_of(self, live: _Live) -> None:
+        try:
+            while True:
+                outputs = await live.client.get_output_async()
+                self._take_step(live, outputs)
+                live.statistics.record(outputs)
+        except Exception as error:  # the engine's edge: whatever it is, no token comes through here any more
+            logger.exception("the engine failed")
+            dead = live.client.resources.engine_dead
+            self._die("the engine core's process has ended" if dead else f"{type(error).__name__}: {error}")
+
+    def _take_step(self, live: _Live, outputs: Any) -> None:
+        self._steps += 1
+        self._last_step_s = time.monotonic()
+        if outputs.scheduler_stats is not None:
+            self._scheduler = outputs.scheduler_stats
+        ended = []
+        deltas = []
+        for output in outputs.outputs:
+            running = self._attempts.get(output.request_id)
+            if running is None:
+                continue  # of an attempt that was aborted
+            deltas.append(self._delta(live, running, output))
+            if output.finish_reason is not None:
+                ended.append(running)
+        if deltas:
+            self._sink(deltas)
+        for running in ended:
+            if not running.ended.done():
+                running.ended.set_result(None)
+
+    def _delta(self, live: _Live, running: _Running, output: Any) -> TokenDelta:
+        extra = None
+        for name in BEYOND_TOKENS:
+            if getattr(output, name) is not None:
+                extra = [bytes(buffer) for buffer in live.encoder.encode(output)]
+                break
+        prefill = output.prefill_stats
+        delta = TokenDelta(
+            running.attempt_id,
+            running.position,
+            output.new_token_ids,
+            finish_reason=None if output.finish_reason is None else int(output.finish_reason),
+            stop_reason=output.stop_reason,
+            cached_tokens=None if prefill is None else prefill.num_cached_tokens,
+            cache_creation_tokens=None if prefill is None else prefill.num_cache_creation_tokens,
+            extra=extra,
+        )
+        running.position += len(output.new_token_ids)
+        if not running.has_token:
+            running.has_token = True
+            self._queued_prompt_tokens -= running.prompt_tokens
+        return delta
+
+    def _die(self, reason: str) -> None:
+        if self._dead is None:
+            cause = self._reports.error if self._reports is not None else None
+            self._dead = f"{reason} ({cause})" if cause else reason
+        for running in self._attempts.values():
+            if not running.ended.done():
+                running.ended.set_exception(EngineDead(self._dead))
+
+    async def _log(self, live: _Live) -> None:
+        while True:
+            await asyncio.sleep(LOG_PERIOD_S)
+            live.statistics.log()
+
+
+def engine_request(attempt: AttemptRequest, max_model_len: int) -> Any:
+    """The `EngineCoreRequest` of an attempt. Raises `AttemptRefused` for one that the engine could never run."""
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.serial_utils import MsgpackDecoder
+
+    if (tokens := len(attempt.prompt_token_ids)) >= max_model_len:
+        raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
+    # Tensors are views on their buffer, which torch wants to be writable.
+    buffers = [attempt.payload[0], *(bytearray(buffer) for buffer in attempt.payload[1:])]
+    try:
+        request = MsgpackDecoder(EngineCoreRequest).decode(buffers)
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise AttemptRefused(f"not a request of this vLLM: {error}") from error
+    return as_attempt(request, attempt)
+
+
+def as_attempt(request: Any, attempt: AttemptRequest) -> Any:
+    """vLLM's request, made the request of this attempt."""
+    emitted = attempt.emitted_token_ids
+    request.request_id = attempt.attempt_id
+    request.external_req_id = attempt.request_id
+    request.prompt_token_ids = attempt.prompt_token_ids + emitted
+    request.priority = attempt.priority
+    # The engine's own figures count from here: another machine's clock would falsify them.
+    request.arrival_time = time.time()
+    params = request.sampling_params
+    params.detokenize = False
+    params.stop = []  # the ingress looks for them in the text
+    params.max_tokens = attempt.max_tokens - len(emitted)
+    params.min_tokens = max(0, attempt.min_tokens - len(emitted))
+    if emitted:
+        params.prompt_logprobs = None  # the first attempt gave them
+    return request
+
+
+def engine_info(vllm_config: Any, start_s: float) -> EngineInfo:
+    """What a started engine settled on, read off its configuration."""
+    from vllm import __version__
+
+    cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
+    return EngineInfo(
+        max_model_len=vllm_config.model_config.max_model_len,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        kv_cache_tokens=cache.kv_cache_size_tokens or 0,
+        model=vllm_config.model_config.model,
+        engine_version=__version__,
+        start_s=start_s,
+    )

@@ -1,0 +1,218 @@
+"""How a vLLM engine comes up and goes down. `vllm.py` is what it does in between.
+
+An engine is vLLM's engine core client (`AsyncMPClient`), which starts the engine core as a process, and that its
+workers. What vLLM puts around it (`AsyncLLM`: templates, tokenizer, image processor, detokenizer) is at the ingress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psutil
+
+from serve_app.engine.child import REPORTS_VARIABLE, Report
+from serve_app.engine.contract import EngineDead, ProgressSink
+
+READY_TIMEOUT_S = 3600
+"""vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
+
+TICK_S = 10.0
+"""A start that is silent for longer looks dead."""
+
+STOP_GRACE_S = 10.0
+"""How long the engine's processes may take to end by themselves: freeing GPU memory takes a few seconds."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A running engine core. vLLM's own types, which are untyped here."""
+
+    client: Any
+    vllm_config: Any
+    processes: Sequence[psutil.Process]
+
+
+class EngineReports:
+    """What the processes of an engine say of themselves: milestones of the start as words, and their errors."""
+
+    def __init__(self, progress: ProgressSink) -> None:
+        self._progress = progress
+        self._began_s = time.monotonic()
+        self._phase = ""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._ticker: asyncio.Task[None] | None = None
+        self.error: str | None = None
+        """The first error that one of them reported: the cause of what came after."""
+
+    def open(self) -> None:
+        """Begin to listen to processes that are started from now on, and repeat the last phase every `TICK_S`."""
+        name = f"step-serve-{os.getpid()}-{secrets.token_hex(8)}"
+        self._socket.bind("\0" + name)
+        os.environ[REPORTS_VARIABLE] = name  # inherited by the processes that vLLM starts
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket, self._receive)
+        self._ticker = loop.create_task(self._tick(), name="engine-start-ticker")
+
+    def say(self, phase: str) -> None:
+        """The start has come to this phase. May be called from another thread."""
+        self._phase = phase
+        self._progress(f"{phase} ({time.monotonic() - self._began_s:.0f} s)")
+
+    def started(self) -> None:
+        """The start is over: nothing is repeated any more. Errors are still listened to."""
+        os.environ.pop(REPORTS_VARIABLE, None)
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    def close(self) -> None:
+        """Stop listening. May be called twice. `error` knows all that has been said until now."""
+        if self._socket.fileno() < 0 or self._ticker is None:
+            return
+        self.started()
+        self._receive()  # what a failing process said last is the point of all this
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                report = msgspec.msgpack.decode(self._socket.recv(65536), type=Report)
+            except BlockingIOError:
+                return
+            except msgspec.DecodeError:
+                continue  # not from us
+            if report.error:
+                self.error = self.error or report.text
+            elif report.text != self._phase and self._ticker is not None and not self._ticker.cancelled():
+                self.say(report.text)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.say(self._phase)
+
+
+def prepare_environment() -> None:
+    """Set what vLLM reads when it is imported or starts processes, unless the operator has set it."""
+    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
+    # Forking a process that runs threads and an event loop copies their locks as they are.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def start_engine_core(argv: Sequence[str], say: ProgressSink) -> Started:
+    """Start an engine core with these options of vLLM's server; returns when it is ready. Blocks for minutes.
+
+    Raises `EngineDead` with vLLM's own words for options that it refuses.
+    """
+    prepare_environment()
+    say("loading vLLM")
+    from vllm.transformers_utils.config import maybe_register_config_serialize_by_value
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.core_client import EngineCoreClient
+    from vllm.v1.executor import Executor
+
+    say("reading the configuration")
+    engine_args = parse_engine_args(argv)
+    # Images arrive processed, with their tensors. An engine-side cache would be the shadow of the cache of *one* front
+    # end; here there are several. See `vllm.py` for the cache that they may keep.
+    engine_args.mm_processor_cache_gb = 0
+    # The server's usage context, not the embedded one: it decides the default batch limits.
+    vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    # A configuration class that is shipped with the weights must reach the other processes.
+    maybe_register_config_serialize_by_value()
+    say("starting the engine's processes")
+    client = EngineCoreClient.make_async_mp_client(
+        vllm_config=vllm_config, executor_class=Executor.get_class(vllm_config), log_stats=True
+    )
+    processes = [process for core in engine_core_processes() for process in (core, *core.children(recursive=True))]
+    return Started(client, vllm_config, processes)
+
+
+def parse_engine_args(argv: Sequence[str]) -> Any:
+    """vLLM's `AsyncEngineArgs` from the options of its server. Raises `EngineDead` for options it does not know."""
+    try:
+        from vllm.entrypoints.common.cli_args import make_arg_parser
+    except ImportError:  # vLLM 0.32
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped here
+        def error(self, message: str) -> Any:
+            raise EngineDead(f"vLLM refuses its options: {message}")
+
+    return AsyncEngineArgs.from_cli_args(make_arg_parser(Parser()).parse_args(list(argv)))
+
+
+def engine_core_processes() -> list[psutil.Process]:
+    """The engine cores that this process has started and not yet seen end."""
+    found = []
+    for child in multiprocessing.active_children():
+        if child.name.startswith("EngineCore") and child.pid is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(child.pid))
+    return found
+
+
+def stop_engine_core(started: Started) -> None:
+    """End the engine and see to it that its processes are gone. Blocks for `STOP_GRACE_S` at most, twice."""
+    processes = set(started.processes)
+    for process in started.processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.update(process.children(recursive=True))
+    started.client.shutdown(timeout=STOP_GRACE_S)
+    kill_remaining(list(processes))
+
+
+def kill_engine_cores(before: set[int]) -> None:
+    """Kill the engine cores of a start that is to be given up; `before` are those that belong to others."""
+    kill_remaining(
+        [
+            process
+            for core in engine_core_processes()
+            if core.pid not in before
+            for process in (core, *core.children(recursive=True))
+        ],
+        grace_s=0.0,
+    )
+
+
+def kill_remaining(processes: Sequence[psutil.Process], grace_s: float = STOP_GRACE_S) -> None:
+    """Wait for processes to end, and kill those that do not. Blocks for `grace_s`, and while a kill takes effect."""
+    alive = wait_gone(processes, grace_s)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_gone(alive, STOP_GRACE_S)
+
+
+def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those of `processes` that still run after `timeout_s`. Blocks; returns as soon as none does.
+
+    It only looks: `psutil.wait_procs` would reap children behind the back of multiprocessing, which would then believe
+    them alive.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        alive = [process for process in processes if is_alive(process)]
+        if not alive or time.monotonic() >= deadline_s:
+            return alive
+        time.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs. A process that has ended and waits to be reaped holds no memory any more."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
