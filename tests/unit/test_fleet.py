@@ -1,0 +1,296 @@
+"""The fleet, with replicas that live in this process: every way an attempt can end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from serve_app.engine.contract import AttemptRefused, EngineDead
+from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
+from serve_app.fleet import Fleet, FleetLimits, FleetRequest, FlightRecord, ReplicaHello, ReplicaLost, WrongReplica
+from serve_app.wire import AttemptRequest, Frame, Load, TokenDelta
+
+STOP = 0
+IDLE = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
+
+
+class LocalReplica:
+    """A replica whose tokens the test hands out. The token at position p of a request is `prompt[0] + p`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.frames: asyncio.Queue[Frame | Exception] = asyncio.Queue()
+        self.sequence = 0
+        self.running: dict[str, AttemptRequest] = {}
+        self.ends: dict[str, asyncio.Future[None]] = {}
+        self.started: asyncio.Queue[AttemptRequest] = asyncio.Queue()
+        self.aborted: asyncio.Queue[str] = asyncio.Queue()
+
+    def send(self, *deltas: TokenDelta) -> None:
+        self.frames.put_nowait(Frame(self.name, self.sequence, IDLE, list(deltas)))
+        self.sequence += 1
+
+    def emit(self, attempt: AttemptRequest, at: int, count: int = 1, *, last: bool = False) -> None:
+        tokens = [attempt.prompt_token_ids[0] + at + offset for offset in range(count)]
+        self.send(TokenDelta(attempt.attempt_id, at, tokens, STOP if last else None))
+
+    def end(self, attempt: AttemptRequest, error: Exception | None = None) -> None:
+        end = self.ends[attempt.attempt_id]
+        if error is None:
+            end.set_result(None)
+        else:
+            end.set_exception(error)
+
+    def die(self) -> None:
+        for end in self.ends.values():
+            if not end.done():
+                end.set_exception(ReplicaLost("killed"))
+        self.frames.put_nowait(ReplicaLost("killed"))
+
+
+class LocalTransport:
+    def __init__(self, *replicas: LocalReplica) -> None:
+        self.live = {replica.name: replica for replica in replicas}
+        self.listed: set[str] | None = None
+
+    async def replicas(self) -> tuple[Sequence[ReplicaHello], bool]:
+        names = self.live if self.listed is None else self.listed
+        return [ReplicaHello(name, 1000, IDLE) for name in names], True
+
+    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+        replica = self.live[replica_id]
+        replica.send()
+        while True:
+            item = await replica.frames.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
+        replica = self.live[replica_id]
+        replica.ends[attempt.attempt_id] = asyncio.get_running_loop().create_future()
+        replica.running[attempt.attempt_id] = attempt
+        replica.started.put_nowait(attempt)
+        try:
+            await replica.ends[attempt.attempt_id]
+        except asyncio.CancelledError:
+            replica.aborted.put_nowait(attempt.attempt_id)
+            raise
+        finally:
+            del replica.running[attempt.attempt_id]
+
+
+class Results:
+    """What the fleet delivered, by request."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.errors: dict[str, ServeError] = {}
+        self.changed = asyncio.Event()
+        self.finished: set[str] = set()
+
+    def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
+        for request_id, delta in deltas:
+            self.tokens.setdefault(request_id, []).extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                self.finished.add(request_id)
+        self.changed.set()
+
+    def failed(self, request_id: str, error: ServeError) -> None:
+        self.errors[request_id] = error
+        self.changed.set()
+
+    async def until_over(self, request_id: str) -> None:
+        while request_id not in self.finished and request_id not in self.errors:
+            self.changed.clear()
+            await self.changed.wait()
+
+    async def until_tokens(self, request_id: str, count: int) -> None:
+        while len(self.tokens.get(request_id, [])) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+@asynccontextmanager
+async def flying(transport: LocalTransport, deadline_s: float = 5.0) -> AsyncIterator[tuple[Fleet, Results]]:
+    results = Results()
+    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=deadline_s), results) as fleet:
+        yield fleet, results
+
+
+def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> FleetRequest:
+    return FleetRequest(request_id, [first], max_tokens, 0, False, [], 0, [b""], None, FlightRecord())
+
+
+async def until_landed(fleet: Fleet) -> None:
+    async with asyncio.timeout(5):
+        while fleet.in_flight:
+            await asyncio.sleep(0)
+
+
+async def test_tokens_come_once_and_in_order() -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, results):
+        fleet.submit(request())
+        attempt = await replica.started.get()
+        replica.emit(attempt, 0, 3)
+        replica.emit(attempt, 3, 2, last=True)
+        replica.end(attempt)
+        await results.until_over("r")
+        await until_landed(fleet)
+    assert results.tokens["r"] == [100, 101, 102, 103, 104]
+
+
+async def test_a_killed_replica_is_not_noticed() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    async with flying(transport) as (fleet, results):
+        asked = request()
+        fleet.submit(asked)
+        attempt, replica, other = await whoever_starts(first, second)
+        replica.emit(attempt, 0, 3)
+        await results.until_tokens("r", 3)
+        del transport.live[replica.name]
+        replica.die()
+        resumed = await other.started.get()
+        assert resumed.emitted_token_ids == [100, 101, 102]
+        assert resumed.max_tokens == attempt.max_tokens
+        other.emit(resumed, 3, 2, last=True)
+        other.end(resumed)
+        await results.until_over("r")
+        await until_landed(fleet)
+    assert results.tokens["r"] == [100, 101, 102, 103, 104]
+    assert asked.record.resumed == 1
+    assert asked.record.replicas == [replica.name, other.name]
+
+
+async def whoever_starts(a: LocalReplica, b: LocalReplica) -> tuple[AttemptRequest, LocalReplica, LocalReplica]:
+    waits = {asyncio.create_task(a.started.get()): (a, b), asyncio.create_task(b.started.get()): (b, a)}
+    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    task = done.pop()
+    return task.result(), *waits[task]
+
+
+@pytest.mark.parametrize("error", [EngineDead("out of memory"), ReplicaLost("connection reset")])
+async def test_an_attempt_that_fails_alone_goes_on_too(error: Exception) -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, results):
+        fleet.submit(request())
+        attempt = await replica.started.get()
+        replica.emit(attempt, 0, 2)
+        await results.until_tokens("r", 2)
+        replica.end(attempt, error)
+        resumed = await replica.started.get()
+        replica.emit(resumed, 2, 1, last=True)
+        replica.end(resumed)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100, 101, 102]
+
+
+async def test_doubled_tokens_are_caught_and_never_delivered() -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, results):
+        fleet.submit(request())
+        attempt = await replica.started.get()
+        replica.emit(attempt, 0, 2)
+        replica.emit(attempt, 1, 2)
+        resumed = await replica.started.get()
+        assert resumed.emitted_token_ids == [100, 101]
+        replica.emit(attempt, 2, 5)  # The attempt that was given up has nothing to say any more.
+        replica.emit(resumed, 2, 1, last=True)
+        replica.end(resumed)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100, 101, 102]
+
+
+async def test_a_request_that_takes_two_replicas_with_it_is_stopped() -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, results):
+        fleet.submit(request())
+        for _ in range(2):
+            replica.end(await replica.started.get(), EngineDead("crash"))
+        await results.until_over("r")
+    assert isinstance(results.errors["r"], PoisonRequest)
+
+
+async def test_landing_elsewhere_is_nobodys_death() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    async with flying(LocalTransport(first, second)) as (fleet, results):
+        fleet.submit(request())
+        attempt, replica, other = await whoever_starts(first, second)
+        replica.end(attempt, WrongReplica("draining"))
+        again = await other.started.get()
+        other.emit(again, 0, 1, last=True)
+        other.end(again)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100]
+
+
+async def test_what_the_engine_refuses_is_not_tried_again() -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, results):
+        fleet.submit(request())
+        replica.end(await replica.started.get(), AttemptRefused("prompt too long"))
+        await results.until_over("r")
+        assert replica.started.empty()
+    assert isinstance(results.errors["r"], RequestRefused)
+    assert "prompt too long" in str(results.errors["r"])
+
+
+async def test_cancelling_aborts_on_the_replica() -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, _results):
+        fleet.submit(request())
+        attempt = await replica.started.get()
+        fleet.cancel("r")
+        assert await replica.aborted.get() == attempt.attempt_id
+        await until_landed(fleet)
+        assert not replica.running
+
+
+async def test_without_a_replica_a_request_waits_and_then_is_told() -> None:
+    async with flying(LocalTransport(), deadline_s=0.05) as (fleet, results):
+        fleet.submit(request())
+        await results.until_over("r")
+    error = results.errors["r"]
+    assert isinstance(error, NoReplica)
+    assert error.retry_after_s is not None
+
+
+async def test_a_replica_that_comes_late_serves_who_waited() -> None:
+    transport = LocalTransport()
+    replica = LocalReplica("late")
+    async with flying(transport) as (fleet, results):
+        fleet.submit(request())
+        transport.live["late"] = replica
+        attempt = await replica.started.get()
+        replica.emit(attempt, 0, 1, last=True)
+        replica.end(attempt)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100]
+
+
+async def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    async with flying(transport) as (fleet, results):
+        fleet.submit(request())
+        attempt, draining, other = await whoever_starts(first, second)
+        transport.listed = {other.name}
+        while draining.name in {facts.replica_id for facts in fleet.replicas_up()}:
+            await asyncio.sleep(0)
+        fleet.submit(request("new", first=200))
+        fresh = await other.started.get()
+        other.emit(fresh, 0, 1, last=True)
+        other.end(fresh)
+        draining.emit(attempt, 0, 2, last=True)
+        draining.end(attempt)
+        await results.until_over("r")
+        await results.until_over("new")
+    assert results.tokens == {"r": [100, 101], "new": [200]}
+    assert draining.started.empty()
