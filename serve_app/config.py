@@ -102,6 +102,9 @@ class ReplicasConfig(Section):
     """Custom Ray resources that a replica takes from its node."""
     accelerator_type: str | None = None
     """GPU model as Ray names it (`H100`, `H200`, `B200`, `A100` ...); replicas are placed on such nodes only."""
+    cluster_grows: bool = False
+    """Whether the cluster adds nodes by itself (Ray's autoscaler, KubeRay). A start then waits for nodes that it lacks,
+    and does not refuse."""
     target_load: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of what the replicas can take at which the fleet is sized: beyond it one more is started."""
     upscale_delay_s: NonNegativeFloat = 30.0
@@ -218,23 +221,6 @@ def engine_argv(config: AppConfig) -> list[str]:
     words."""
     executor = "ray" if config.replicas.nodes_per_replica > 1 else "mp"
     return _argv(config, config.engine.flags, ["--distributed-executor-backend", executor])
-
-
-def front_end_argv(config: AppConfig) -> list[str]:
-    """The same for a process that renders and parses but has no device: nothing that would look for one."""
-    flags = {name: value for name, value in config.engine.flags.items() if name not in _NEEDS_A_DEVICE}
-    return _argv(config, flags, [])
-
-
-_NEEDS_A_DEVICE = frozenset({
-    "tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "data-parallel-size-local",
-    "data-parallel-backend", "enable-expert-parallel", "enable-eplb", "eplb-config", "all2all-backend",
-    "gpu-memory-utilization", "kv-cache-memory-bytes", "kv-cache-dtype", "kv-offloading-size", "kv-offloading-backend",
-    "cpu-offload-gb", "compilation-config", "enforce-eager", "speculative-config", "quantization", "load-format",
-    "attention-backend", "moe-backend",
-})  # fmt: skip
-"""Flags that only an engine can honour. vLLM's own GPU-less server (`launchers/render`) leaves the same things out, by
-building the model's configuration alone."""
 
 
 def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> list[str]:

@@ -6,8 +6,14 @@ is the thin adapter that asks Ray.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from serve_app.config import AppConfig, ReplicasConfig
 
 CPU_PROFILE = "cpu-demo"
 
@@ -18,11 +24,14 @@ class NoProfileFits(Exception):
 
 @dataclass(frozen=True)
 class NodeGpus:
-    """One node's GPUs, as Ray sees them. `accelerator` is Ray's name (`H100`), None where it has none."""
+    """What one node has, as Ray sees it. `accelerator` is Ray's name of its GPUs (`H100`), None where it has none."""
 
     node: str
     accelerator: str | None
     gpus: int
+    cpus: float = math.inf
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ class ProfileChoice:
     """What `auto` came to. `room` is how many replicas the cluster holds now; `reason` is a sentence for the log."""
 
     profile: str
+    accelerator: str | None
     room: int
     reason: str
 
@@ -68,15 +78,16 @@ def choose_profile(nodes: Sequence[NodeGpus]) -> ProfileChoice:
     if not any(node.gpus for node in nodes):
         return ProfileChoice(
             CPU_PROFILE,
+            None,
             1,
             "NO GPU in this cluster: serving the tiny demo model on the CPU. It talks, but it is NOT Step-3.7-Flash.",
         )
     for layout in LAYOUTS:
-        room = sum(node.gpus // layout.gpus for node in nodes if node.accelerator in layout.accelerators)
-        if room:
-            return ProfileChoice(
-                layout.profile, room, f"{describe(nodes)}: profile {layout.profile}, room for {room} replica(s)"
-            )
+        for accelerator in layout.accelerators:
+            room = sum(node.gpus // layout.gpus for node in nodes if node.accelerator == accelerator)
+            if room:
+                reason = f"{describe(nodes)}: profile {layout.profile}, room for {room} replica{'s' * (room > 1)}"
+                return ProfileChoice(layout.profile, accelerator, room, reason)
     offers = ", ".join(f"{layout.gpus}x {layout.accelerators[0]} ({layout.profile})" for layout in LAYOUTS)
     raise NoProfileFits(
         f"the cluster has {describe(nodes)}; a node with one of these is needed: {offers}. "
@@ -93,6 +104,63 @@ def describe(nodes: Sequence[NodeGpus]) -> str:
     return ", ".join(f"{count} node{'s' if count > 1 else ''} {kind}" for kind, count in kinds.items()) or "no node"
 
 
+def check_fit(config: AppConfig, nodes: Sequence[NodeGpus]) -> None:
+    """Raise `NoProfileFits` if the nodes cannot hold the replicas that are always there."""
+    replicas, ingress = config.replicas, config.ingress
+    if replicas.cluster_grows:
+        return
+    room = _room(replicas, nodes)
+    if room < replicas.min:
+        raise NoProfileFits(
+            f"profile {config.profile} needs {_need(replicas)} for each of {replicas.min} engine(s); the cluster has "
+            f"{describe(nodes)}: room for {room}. Lower `replicas.min`, name another profile, or add nodes "
+            "(`replicas.cluster_grows: true` if the cluster adds them by itself)."
+        )
+    needed = replicas.min * replicas.cpus_per_replica + ingress.min_replicas * ingress.cpus_per_replica
+    there = sum(node.cpus for node in nodes)
+    if needed > there:
+        raise NoProfileFits(
+            f"profile {config.profile} reserves {needed:g} CPUs ({replicas.min} x {replicas.cpus_per_replica:g} for "
+            f"engines, {ingress.min_replicas} x {ingress.cpus_per_replica:g} for ingress replicas); the cluster has "
+            f"{there:g}. "
+            "Lower `replicas.cpus_per_replica` or `ingress.cpus_per_replica`: they reserve, they enforce nothing."
+        )
+
+
+def _room(replicas: ReplicasConfig, nodes: Sequence[NodeGpus]) -> int:
+    share = 1 / replicas.nodes_per_replica
+    parts = 0
+    for node in nodes:
+        if replicas.accelerator_type not in {None, node.accelerator} or not _matches(replicas.label_selector, node):
+            continue
+        wants = {"GPU": (replicas.gpus_per_replica * share, float(node.gpus))}
+        wants["CPU"] = (replicas.cpus_per_replica * share, node.cpus)
+        wants |= {name: (count, node.resources.get(name, 0.0)) for name, count in replicas.resources.items()}
+        # A hair more than there is: three times 0.1 of 0.3 must fit.
+        parts += min(int(min(there / want + 1e-9, 1_000_000)) for want, there in wants.values() if want)
+    return parts // replicas.nodes_per_replica
+
+
+def _matches(selector: Mapping[str, str], node: NodeGpus) -> bool:
+    # Ray's `!value` and `in(a, b)` are left to Ray: a wrong refusal would be worse than a late one.
+    plain = {name: value for name, value in selector.items() if value[:1] != "!" and "(" not in value}
+    return all(node.labels.get(name) == value for name, value in plain.items())
+
+
+def _need(replicas: ReplicasConfig) -> str:
+    nodes = replicas.nodes_per_replica
+    each = (
+        f"{replicas.gpus_per_replica // nodes}x {replicas.accelerator_type or 'GPU'}"
+        if replicas.gpus_per_replica
+        else ""
+    )
+    parts = [each, f"{replicas.cpus_per_replica / nodes:g} CPUs"]
+    parts += [f"{count:g} {name}" for name, count in replicas.resources.items()]
+    parts += [f"the label {name}={value}" for name, value in replicas.label_selector.items()]
+    where = "on one node" if nodes == 1 else f"on each of {nodes} nodes"
+    return f"{', '.join(filter(None, parts))} {where}"
+
+
 def cluster_nodes() -> list[NodeGpus]:
     """The live nodes of the Ray cluster that this process is connected to."""
     import ray
@@ -103,7 +171,40 @@ def cluster_nodes() -> list[NodeGpus]:
             continue
         resources: dict[str, float] = node.get("Resources", {})
         prefix = "accelerator_type:"
+        # Where a node has two names (`A100`, `A100-80G`) the longer says more.
         names = sorted((key.removeprefix(prefix) for key in resources if key.startswith(prefix)), key=len)
-        name = names[-1] if names else None
-        nodes.append(NodeGpus(str(node.get("NodeManagerAddress", "?")), name, int(resources.get("GPU", 0))))
+        nodes.append(
+            NodeGpus(
+                node=str(node.get("NodeManagerAddress", "?")),
+                accelerator=names[-1] if names else None,
+                gpus=int(resources.get("GPU", 0)),
+                cpus=resources.get("CPU", 0.0),
+                resources=resources,
+                labels=node.get("Labels", {}),
+            )
+        )
     return nodes
+
+
+def this_machine() -> NodeGpus:
+    """This machine as the only node of a Ray that is not started yet. GPUs by `nvidia-smi`."""
+    names = _gpu_names()
+    # Ray's own naming: the first word of capitals and digits after the vendor ("NVIDIA H100 80GB HBM3" is `H100`).
+    match = re.match(r"(?:NVIDIA|Tesla)\s+(?:Tesla\s+)?([A-Z0-9]+)", names[0]) if names else None
+    return NodeGpus("this machine", match.group(1) if match else None, len(names), float(len(os.sched_getaffinity(0))))
+
+
+def _gpu_names() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    names = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    return names if visible is None else names[: len([part for part in visible.split(",") if part.strip()])]

@@ -30,6 +30,29 @@ class KeyStore:
 
     _digests: tuple[tuple[str, bytes], ...] = field(repr=False)
 
+    @classmethod
+    def load(cls, path: str | Path) -> KeyStore:
+        """Raise `BadKeysFile`, also for a file without any key: it would shut everybody out."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            raise BadKeysFile(f"{path}: cannot be read ({reason})") from error
+        seen: dict[str, int] = {}
+        digests: list[tuple[str, bytes]] = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            words = line.split("#", 1)[0].split()
+            if not words:
+                continue
+            name, digest = _entry(words, f"{path}:{number}")
+            if name in seen:
+                raise BadKeysFile(f"{path}:{number}: the name {name!r} stands on line {seen[name]} already")
+            seen[name] = number
+            digests.append((name, digest))
+        if not digests:
+            raise BadKeysFile(f"{path}: holds no key; make one with `python -m serve_app hash-key <name>`")
+        return cls(tuple(digests))
+
     def name_of(self, presented: str) -> str | None:
         """Whose key this is, or None. Takes the same time whichever entry matches, or none."""
         digest = hashlib.sha256(presented.encode()).digest()
@@ -42,29 +65,6 @@ class KeyStore:
 
     def __len__(self) -> int:
         return len(self._digests)
-
-
-def load(path: Path) -> KeyStore:
-    """Raise `BadKeysFile`, also for a file without any key: it would shut everybody out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise BadKeysFile(f"{path}: cannot be read ({reason})") from error
-    seen: dict[str, int] = {}
-    digests: list[tuple[str, bytes]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split("#", 1)[0].split()
-        if not words:
-            continue
-        name, digest = _entry(words, f"{path}:{number}")
-        if name in seen:
-            raise BadKeysFile(f"{path}:{number}: the name {name!r} stands on line {seen[name]} already")
-        seen[name] = number
-        digests.append((name, digest))
-    if not digests:
-        raise BadKeysFile(f"{path}: holds no key; make one with `python -m serve_app hash-key <name>`")
-    return KeyStore(tuple(digests))
 
 
 def _entry(words: list[str], where: str) -> tuple[str, bytes]:

@@ -33,13 +33,19 @@ def load(args: YamlDocument, nodes: Sequence[NodeGpus] | None) -> AppConfig:
     profile = read_profile(choice.profile if choice else wanted, args)
     values = merge(normalise(profile.values), normalise(args.values))
     values["profile"] = choice.profile if choice else wanted
-    if choice is not None and not args.has(("replicas", "max")):
-        values = merge(values, {"replicas": {"max": max(choice.room, _least(values))}})
+    if choice is not None:
+        values = merge(values, _grown(choice, values, args))
     try:
         config = AppConfig.model_validate(values)
     except pydantic.ValidationError as error:
         raise ConfigError("\n".join(_refusal(item, (args, profile)) for item in error.errors())) from error
-    return config.model_copy(update={"model": config.model.model_copy(update={"source": resolve(config.model.source)})})
+    keys = config.ingress.keys_file
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"source": resolve(config.model.source)}),
+            "ingress": config.ingress.model_copy(update={"keys_file": keys and str(_place(keys))}),
+        }
+    )
 
 
 def _choose(wanted: str, nodes: Sequence[NodeGpus] | None) -> ProfileChoice:
@@ -51,10 +57,14 @@ def _choose(wanted: str, nodes: Sequence[NodeGpus] | None) -> ProfileChoice:
         raise ConfigError(f"profile: {wanted}: {error}") from error
 
 
-def _least(values: Mapping[str, object]) -> int:
+def _grown(choice: ProfileChoice, values: Mapping[str, object], args: YamlDocument) -> dict[str, object]:
+    """What `auto` knows better than the profile's file, unless deploy.yaml says so itself."""
     replicas = values.get("replicas")
     least = replicas.get("min", 1) if isinstance(replicas, Mapping) else 1
-    return least if isinstance(least, int) else 1
+    known: dict[str, object] = {"max": max(choice.room, least) if isinstance(least, int) else choice.room}
+    if choice.accelerator is not None:
+        known["accelerator_type"] = choice.accelerator
+    return {"replicas": {name: value for name, value in known.items() if not args.has(("replicas", name))}}
 
 
 def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
@@ -98,16 +108,19 @@ def merge(under: Mapping[str, object], over: Mapping[str, object]) -> dict[str, 
 
 
 def resolve(source: str) -> str:
-    """A path becomes absolute; a hub id stays. `models/x` is a path (`models` is a folder here), `stepfun-ai/x` is
-    none."""
-    path = Path(source).expanduser()
-    if path.is_absolute():
-        return str(path)
-    for base in (ROOT, Path.cwd()):
-        if (base / path).exists():
-            return str((base / path).resolve())
-    is_path = source.startswith(".") or len(path.parts) != 2 or (ROOT / path.parts[0]).is_dir()
-    return str((ROOT / path).resolve()) if is_path else source
+    """A path becomes absolute; a hub id stays. `models/x` is a path (`models` is a folder here), `org/x` is none."""
+    path = _place(source)
+    parts = Path(source).parts
+    like_a_hub_id = len(parts) == 2 and parts[0] not in {"/", "..", "~"} and not source.startswith(".")
+    known_folder = path.exists() or (ROOT / parts[0]).is_dir()
+    return source if like_a_hub_id and not known_folder else str(path)
+
+
+def _place(name: str) -> Path:
+    """Absolute: from the repository, or from the working directory where only that has it."""
+    path = Path(name).expanduser()
+    here = Path.cwd() / path
+    return here if here.exists() and not (ROOT / path).exists() else ROOT / path
 
 
 def _refusal(error: pydantic_core.ErrorDetails, documents: Sequence[YamlDocument]) -> str:

@@ -1,0 +1,133 @@
+"""What this machine has and runs: ports and who holds them, processes of ours, versions, room in memory and on disk.
+
+Processes of one `make serve` are told from everybody else's by a word in their environment (`RUN_MARK`), which Ray's
+daemons, their workers and HAProxy all inherit. Names would not do: another Ray may run here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+RUN_MARK = "STEP_SERVE_RUN"
+"""Environment variable that names the run a process belongs to."""
+
+_RAY_DAEMONS = ("raylet", "gcs_server")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that listens on a port, as far as we may look."""
+
+    pid: int | None
+    command: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.command})" if self.pid else self.command
+
+
+def port_holder(host: str, port: int) -> Holder | None:
+    """Who listens on the port so that we could not, or None. Tries to bind, as the server will."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # Connections of an earlier run in TIME_WAIT must not count: servers bind past them too.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = error.strerror
+        else:
+            return None
+    for connection in _listening():
+        if connection.laddr.port == port:
+            return Holder(connection.pid, command_of(connection.pid))
+    return Holder(None, f"{reason}; the process cannot be seen from here")
+
+
+def _listening() -> list[psutil._common.sconn]:
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:  # other users' sockets, without root
+        connections = psutil.Process().net_connections(kind="tcp")
+    return [connection for connection in connections if connection.status == psutil.CONN_LISTEN]
+
+
+def command_of(pid: int | None) -> str:
+    """The command line, short enough for a line of a report."""
+    if pid is None:
+        return "a process of another user"
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return "a process of another user"
+    text = " ".join([Path(words[0]).name, *words[1:]]) if words else "?"
+    return text if len(text) <= 80 else text[:77] + "..."  # a line's worth
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process of an earlier run whose launcher is gone."""
+
+    pid: int
+    command: str
+
+
+def processes_of(run: str) -> list[psutil.Process]:
+    """Every process that carries this run's mark, except the caller."""
+    return [process for process, mark in _marked() if mark == run]
+
+
+def leftovers() -> list[Leftover]:
+    """Processes of earlier runs that outlived their launcher."""
+    found = []
+    for process, mark in _marked():
+        launcher = mark.partition("-")[0]
+        if launcher.isdigit() and not psutil.pid_exists(int(launcher)):
+            found.append(Leftover(process.pid, command_of(process.pid)))
+    return found
+
+
+def _marked() -> Iterator[tuple[psutil.Process, str]]:
+    me = psutil.Process().pid
+    for process in psutil.process_iter():
+        if process.pid == me:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            mark = process.environ().get(RUN_MARK)
+            if mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, mark
+
+
+def orphaned_proxies() -> list[Leftover]:
+    """HAProxy processes of a Ray Serve whose Ray is gone: `ray stop` leaves them alive, and they keep the port."""
+    names: dict[int, str] = {}
+    proxies = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            names[process.pid] = process.name()
+            if process.name() == "haproxy" and any("haproxy-serve" in word for word in process.cmdline()):
+                proxies.append(process)
+    if any(name in _RAY_DAEMONS for name in names.values()):
+        return []  # some Ray lives: they may well be its own
+    return [Leftover(process.pid, command_of(process.pid)) for process in proxies]
+
+
+def version_of(distributions: Sequence[str]) -> str | None:
+    """The version of the first of these distributions that is installed."""
+    for name in distributions:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the file system that holds the path, or would hold it."""
+    while not path.exists():
+        path = path.parent
+    return int(psutil.disk_usage(str(path)).free)
