@@ -1,0 +1,283 @@
+"""An engine that computes nothing, and crashes, hangs or slows down at a chosen token as no real one would on demand.
+
+Its tokens are a pure function of the prompt and the position, so an attempt that continues another gives the same
+tokens as if nothing had happened. It batches as a real one does: one loop of steps, `max_num_seqs` requests in it and
+the rest waiting, one call of the sink per step. It imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from serve_app.engine.contract import AttemptRefused, EngineDead, EngineInfo, EngineStats, ProgressSink, StepSink
+from serve_app.engine.fake_config import FakeEngineConfig, Fault, FaultKind, Script
+from serve_app.wire import AttemptRequest, TokenDelta
+
+__all__ = ["FakeEngine", "FakeEngineConfig", "Fault", "FaultKind"]
+
+STOP, LENGTH = 0, 1
+"""vLLM's `FinishReason`."""
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[object]]
+
+
+@dataclass(eq=False)
+class _Running:
+    attempt: AttemptRequest
+    script: Script
+    faults: tuple[Fault, ...]
+    ended: asyncio.Future[None]
+    position: int
+    first_token_due_s: float = 0.0
+    has_token: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return len(self.attempt.prompt_token_ids) + self.position
+
+
+@dataclass(eq=False)
+class _Queues:
+    waiting: dict[str, _Running] = field(default_factory=dict)
+    running: dict[str, _Running] = field(default_factory=dict)
+
+    def __contains__(self, attempt_id: str) -> bool:
+        return attempt_id in self.running or attempt_id in self.waiting
+
+    def all(self) -> list[_Running]:
+        return [*self.running.values(), *self.waiting.values()]
+
+    def take(self, attempt_id: str) -> _Running | None:
+        return self.running.pop(attempt_id, None) or self.waiting.pop(attempt_id, None)
+
+
+class FakeEngine:
+    """`contract.Engine` without a model. `clock` and `sleep` are the event loop's unless a test drives its own."""
+
+    def __init__(
+        self, config: FakeEngineConfig, sink: StepSink, *, clock: Clock | None = None, sleep: Sleep = asyncio.sleep
+    ) -> None:
+        self._config = config
+        self._sink = sink
+        self._clock: Clock = clock if clock is not None else lambda: asyncio.get_running_loop().time()
+        self._sleep = sleep
+        self._queues = _Queues()
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._dead: str | None = "it has not been started"
+        self._loop_task: asyncio.Task[None] | None = None
+        self._admitted = 0
+        self._steps = 0
+        self._last_step_s = time.monotonic()
+        self.first_token_sent = asyncio.Event()
+        """Set when any attempt's first token has gone to the sink. For tests."""
+        self.aborted = asyncio.Event()
+        """Set when any attempt has been aborted. For tests."""
+
+    async def start(self, progress: ProgressSink) -> EngineInfo:
+        """See `contract.Engine`."""
+        progress("pretending to load weights")
+        if self._config.start_s:
+            await self._sleep(self._config.start_s)
+        self._dead = None
+        self._loop_task = asyncio.get_running_loop().create_task(self._run_steps(), name="fake-engine-steps")
+        progress("ready")
+        return EngineInfo(
+            max_model_len=self._config.max_model_len,
+            max_num_seqs=self._config.max_num_seqs,
+            max_num_batched_tokens=self._config.max_model_len,
+            kv_cache_tokens=self._config.max_num_seqs * self._config.max_model_len,
+            model="fake",
+            engine_version="fake",
+            start_s=self._config.start_s,
+        )
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        """See `contract.Engine`."""
+        await self.check()
+        running = self._admit(attempt)
+        try:
+            await running.ended
+        except asyncio.CancelledError:
+            await self.abort(attempt.attempt_id)
+            raise
+        finally:
+            self._forget(attempt.attempt_id)
+
+    async def abort(self, attempt_id: str) -> None:
+        """See `contract.Engine`."""
+        running = self._forget(attempt_id)
+        if running is None:
+            return
+        if not running.ended.done():
+            running.ended.set_result(None)
+        self.aborted.set()
+
+    async def check(self) -> None:
+        """See `contract.Engine`."""
+        if self._dead is not None:
+            raise EngineDead(self._dead)
+
+    def stats(self) -> EngineStats:
+        """See `contract.Engine`."""
+        held = sum(running.tokens for running in self._queues.running.values())
+        waiting_for_first = (running for running in self._queues.all() if not running.has_token)
+        return EngineStats(
+            running=len(self._queues.running),
+            waiting=len(self._queues.waiting),
+            unfinished=len(self._queues.all()),
+            queued_prompt_tokens=sum(running.tokens for running in waiting_for_first),
+            kv_usage_ratio=held / (self._config.max_num_seqs * self._config.max_model_len),
+            steps=self._steps,
+            last_step_s=self._last_step_s,
+        )
+
+    async def drain(self, deadline_s: float) -> int:
+        """See `contract.Engine`."""
+        idle = asyncio.ensure_future(self._idle.wait())
+        deadline = asyncio.ensure_future(self._sleep(deadline_s))
+        try:
+            await asyncio.wait({idle, deadline}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            deadline.cancel()
+        return len(self._queues.all())
+
+    async def shutdown(self) -> None:
+        """See `contract.Engine`."""
+        self._die("it has been shut down")
+        task, self._loop_task = self._loop_task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _admit(self, attempt: AttemptRequest) -> _Running:
+        limit = self._config.max_model_len
+        if (tokens := len(attempt.prompt_token_ids)) >= limit:
+            raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {limit} with the answer")
+        if attempt.attempt_id in self._queues:
+            raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")
+        if not self._queues.all():
+            self._last_step_s = time.monotonic()  # the age of a step counts from when there was something to do
+        self._admitted += 1
+        running = _Running(
+            attempt,
+            Script(self._config, attempt.prompt_token_ids),
+            tuple(fault for fault in self._config.faults if self._strikes(fault, attempt)),
+            asyncio.get_running_loop().create_future(),
+            position=len(attempt.emitted_token_ids),
+        )
+        self._queues.waiting[attempt.attempt_id] = running
+        self._idle.clear()
+        self._work.set()
+        return running
+
+    def _strikes(self, fault: Fault, attempt: AttemptRequest) -> bool:
+        if attempt.emitted_token_ids and not fault.on_resume:
+            return False
+        return attempt.request_id in fault.request_ids or (fault.every > 0 and self._admitted % fault.every == 0)
+
+    def _forget(self, attempt_id: str) -> _Running | None:
+        running = self._queues.take(attempt_id)
+        if not self._queues.all():
+            self._idle.set()
+            self._work.clear()
+        return running
+
+    def _die(self, reason: str) -> None:
+        if self._dead is None:
+            self._dead = reason
+        for running in self._queues.all():
+            if not running.ended.done():
+                running.ended.set_exception(EngineDead(self._dead))
+
+    async def _run_steps(self) -> None:
+        while True:
+            await self._work.wait()
+            self._fill()
+            await self._sleep(self._until_next_step_s())
+            due = [running for running in self._queues.running.values() if running.first_token_due_s <= self._clock()]
+            if not due:
+                continue
+            struck = [fault.kind for running in due for fault in self._present_faults(running)]
+            if FaultKind.CRASH in struck:
+                self._die("it crashed, as it was told to")
+                return
+            if FaultKind.HANG in struck:
+                return  # alive to whoever asks, but no step ever comes again
+            self._step(due)
+
+    def _fill(self) -> None:
+        queues = self._queues
+        while queues.waiting and len(queues.running) < self._config.max_num_seqs:
+            attempt_id = next(iter(queues.waiting))
+            running = queues.waiting.pop(attempt_id)
+            running.first_token_due_s = self._clock() + self._config.first_token_s
+            queues.running[attempt_id] = running
+
+    def _until_next_step_s(self) -> float:
+        running = self._queues.running.values()
+        if any(one.has_token for one in running):
+            slow = [fault.factor for one in running for fault in one.faults if self._is_slowed(one, fault)]
+            return self._config.gap_s * max(slow, default=1.0)
+        return max(0.0, min((one.first_token_due_s for one in running), default=0.0) - self._clock())
+
+    @staticmethod
+    def _is_slowed(running: _Running, fault: Fault) -> bool:
+        return fault.kind is FaultKind.SLOW and running.position >= fault.at_token
+
+    @staticmethod
+    def _present_faults(running: _Running) -> list[Fault]:
+        return [fault for fault in running.faults if fault.at_token == running.position]
+
+    def _step(self, due: Sequence[_Running]) -> None:
+        self._steps += 1
+        self._last_step_s = time.monotonic()
+        deltas = [self._advance(running) for running in due]
+        self._sink(deltas)
+        self.first_token_sent.set()
+        for delta in deltas:
+            if delta.finish_reason is not None:
+                running = self._forget(delta.attempt_id)
+                if running is not None and not running.ended.done():
+                    running.ended.set_result(None)
+
+    def _advance(self, running: _Running) -> TokenDelta:
+        attempt, start = running.attempt, running.position
+        delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if running.has_token else 0)
+        faults_ahead = [fault.at_token - start for fault in running.faults if fault.at_token > start]
+        for _ in range(min([self._config.tokens_per_step, *faults_ahead])):
+            if running.position < attempt.max_tokens:
+                delta.token_ids.append(self._next_token(running))
+                running.position += 1
+            delta.finish_reason, delta.stop_reason = self._finish(running, delta.token_ids)
+            if delta.finish_reason is not None:
+                break
+        running.has_token = True
+        return delta
+
+    def _next_token(self, running: _Running) -> int:
+        attempt, position = running.attempt, running.position
+        may_end = not attempt.ignore_eos and position + 1 >= attempt.min_tokens
+        if may_end and self._config.eos_token_id is not None and position >= running.script.length:
+            return self._config.eos_token_id
+        return running.script.token(position)
+
+    def _finish(self, running: _Running, new_token_ids: Sequence[int]) -> tuple[int | None, int | None]:
+        attempt = running.attempt
+        token = new_token_ids[-1] if new_token_ids else None
+        if token is not None and running.position >= attempt.min_tokens:
+            if token == self._config.eos_token_id and not attempt.ignore_eos:
+                return STOP, None
+            if token in attempt.stop_token_ids:
+                return STOP, token
+        if running.position >= attempt.max_tokens or running.tokens >= self._config.max_model_len:
+            return LENGTH, None
+        return None, None
