@@ -1,0 +1,171 @@
+"""What the contract suite needs of an engine, and the requests it sends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serve_app.engine.contract import Engine, EngineInfo
+from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
+from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
+
+MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
+
+MAX_NUM_SEQS = 4
+MAX_MODEL_LEN = 512
+
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+VLLM_ARGV = [
+    *("--model", str(MODEL), "--trust-remote-code", "--enforce-eager"),
+    *("--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", str(MAX_MODEL_LEN)),
+    *("--distributed-executor-backend", "mp"),
+]
+
+MTP_ARGV = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}']
+
+CRASHES = "crashes-at-5"
+"""A request with this id ends the fake engine when it is about to give its sixth token."""
+
+LENGTH, STOP = 1, 0
+
+PROMPT = list(range(20, 44))
+
+
+@dataclass
+class Recorder:
+    """A step sink that keeps everything and can be waited on."""
+
+    deltas: dict[str, list[TokenDelta]] = field(default_factory=dict)
+    steps: list[list[str]] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self, deltas: Sequence[TokenDelta]) -> None:
+        self.steps.append([delta.attempt_id for delta in deltas])
+        for delta in deltas:
+            self.deltas.setdefault(delta.attempt_id, []).append(delta)
+        self.changed.set()
+
+    def tokens(self, attempt_id: str) -> list[int]:
+        """The tokens of an attempt so far, after checking that each came once and in its place."""
+        tokens: list[int] = []
+        deltas = self.deltas.get(attempt_id, [])
+        for delta in deltas:
+            assert delta.position == deltas[0].position + len(tokens)
+            tokens.extend(delta.token_ids)
+        assert all(delta.finish_reason is None for delta in deltas[:-1])
+        return tokens
+
+    async def wait_for_tokens(self, attempt_id: str, count: int) -> None:
+        while len(self.tokens(attempt_id)) < count:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+@dataclass
+class Subject:
+    """An engine under test. `kill` ends it as a crash would."""
+
+    engine: Engine
+    info: EngineInfo
+    sink: Recorder
+    kill: Callable[[], Awaitable[None]]
+    make_payload: Callable[..., list[bytes]]
+    ids: Any = field(default_factory=itertools.count)
+
+    def attempt(
+        self,
+        *,
+        max_tokens: int,
+        prompt: Sequence[int] = tuple(PROMPT),
+        emitted: Sequence[int] = (),
+        min_tokens: int = 0,
+        stop_token_ids: Sequence[int] = (),
+        request_id: str | None = None,
+        **sampling: Any,
+    ) -> AttemptRequest:
+        """A request that ignores the end of sequence, so that its length is known."""
+        number = next(self.ids)
+        return AttemptRequest(
+            wire_version=WIRE_VERSION,
+            attempt_id=f"attempt-{number}",
+            request_id=request_id or f"request-{number}",
+            ingress_id="test",
+            prompt_token_ids=list(prompt),
+            emitted_token_ids=list(emitted),
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            ignore_eos=True,
+            stop_token_ids=list(stop_token_ids),
+            priority=0,
+            payload=self.make_payload(
+                max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=list(stop_token_ids), **sampling
+            ),
+        )
+
+    async def run(self, attempt: AttemptRequest) -> list[int]:
+        """Run an attempt to its end; its tokens."""
+        await self.engine.run(attempt)
+        return self.sink.tokens(attempt.attempt_id)
+
+    def last(self, attempt: AttemptRequest) -> TokenDelta:
+        return self.sink.deltas[attempt.attempt_id][-1]
+
+
+async def start_fake() -> Subject:
+    sink = Recorder()
+    config = FakeEngineConfig(
+        max_num_seqs=MAX_NUM_SEQS,
+        max_model_len=MAX_MODEL_LEN,
+        tokens_per_step=2,
+        faults=(Fault(FaultKind.CRASH, at_token=5, request_ids=frozenset({CRASHES})),),
+    )
+    engine = FakeEngine(config, sink)
+    info = await engine.start(print)
+
+    async def kill() -> None:
+        engine._die("killed by the test")
+
+    return Subject(engine, info, sink, kill, lambda **_: [])
+
+
+async def start_vllm(*argv: str) -> Subject:
+    from serve_app.engine.vllm import VllmEngine
+    from serve_app.engine.vllm_start import engine_core_processes
+
+    sink = Recorder()
+    engine = VllmEngine([*VLLM_ARGV, *argv], sink)
+    info = await engine.start(print)
+    cores = engine_core_processes()
+
+    async def kill() -> None:
+        for core in cores:
+            os.kill(core.pid, signal.SIGKILL)
+
+    return Subject(engine, info, sink, kill, vllm_payload)
+
+
+def vllm_payload(mm_features: Any = None, temperature: float = 0.0, **sampling: Any) -> list[bytes]:
+    """What an ingress sends as the engine's own form of a request."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.serial_utils import MsgpackEncoder
+
+    request = EngineCoreRequest(
+        request_id="named by the attempt",
+        prompt_token_ids=[],
+        mm_features=mm_features,
+        sampling_params=SamplingParams(temperature=temperature, ignore_eos=True, **sampling),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+    return [bytes(buffer) for buffer in MsgpackEncoder().encode(request)]
