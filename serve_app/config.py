@@ -225,11 +225,13 @@ def engine_argv(config: AppConfig) -> list[str]:
 
 def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> list[str]:
     from serve_app.flags import BadFlag, argv_of, parse, serve_parser
+    from serve_app.profile import place_of
 
     for limit in ("max-num-seqs", "max-num-batched-tokens"):
         if flag(config.engine.flags, limit) is None:
             # vLLM's defaults depend on the device that the process sees: engine and front end would disagree.
-            raise ConfigError(f"configs/{config.profile}: engine.flags.{limit} is not set; give it a number")
+            place = place_of(config.profile, ("engine", "flags"))
+            raise ConfigError(f"{place}: engine.flags.{limit} is not set; give it a number")
     defaults: dict[str, FlagValue] = {
         "default-chat-template-kwargs": {"reasoning_effort": config.model.default_reasoning_effort},
         # Anthropic's `thinking: disabled` would otherwise reach the template as "Reasoning: none", which Step was not
@@ -244,5 +246,6 @@ def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> li
         argv += argv_of({**defaults, **flags}, parser)
         parse(argv, parser)
     except BadFlag as error:
-        raise ConfigError(f"configs/{config.profile}: engine.flags: {error}") from error
+        place = place_of(config.profile, ("engine", "flags", error.name or ""))
+        raise ConfigError(f"{place}: engine.flags: {error}") from error
     return argv

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 OWNED = {
@@ -115,5 +116,6 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Name
         namespace = parser.parse_args(list(argv))
         validate_parsed_serve_args(namespace)
     except (_Refused, ValueError, TypeError) as error:
-        raise BadFlag(str(error)) from error
+        named = re.search(r"--([a-z0-9-]+)", str(error))
+        raise BadFlag(str(error), named.group(1) if named else None) from error
     return namespace

@@ -78,6 +78,20 @@ class Leftover:
     command: str
 
 
+def new_run_mark() -> str:
+    """A mark for what this process is about to start: its pid, and when it began, for pids are used again."""
+    me = psutil.Process()
+    return f"{me.pid}-{me.create_time():.2f}"
+
+
+def _launcher_lives(mark: str) -> bool:
+    pid, _, began = mark.partition("-")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == began
+    except (psutil.Error, ValueError):
+        return False
+
+
 def processes_of(run: str) -> list[psutil.Process]:
     """Every process that carries this run's mark, except the caller."""
     return [process for process, mark in _marked() if mark == run]
@@ -87,8 +101,7 @@ def leftovers() -> list[Leftover]:
     """Processes of earlier runs that outlived their launcher."""
     found = []
     for process, mark in _marked():
-        launcher = mark.partition("-")[0]
-        if launcher.isdigit() and not psutil.pid_exists(int(launcher)):
+        if not _launcher_lives(mark):
             found.append(Leftover(process.pid, command_of(process.pid)))
     return found
 

@@ -83,6 +83,12 @@ def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
     raise ConfigError(f"{args.where(('profile',))}: profile: no file {candidates[0].name} in configs/; {hint}")
 
 
+def place_of(profile: str, path: KeyPath) -> str:
+    """`file:line` of the key in the profile's file; where that file does not have it, it was said over it."""
+    document = read_profile(profile, YamlDocument(profile, {}, {}))
+    return document.where(path) if document.has(path) else "args in deploy.yaml"
+
+
 def profile_names() -> list[str]:
     """The names in configs/."""
     return sorted(file.stem for file in PROFILES.glob("*.yaml"))

@@ -1,0 +1,133 @@
+"""`python -m serve_app`: start the service, and what a person needs around it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from serve_app import deployment, hardware, keys, launcher, machine, plan, preflight, profile, welcome
+from serve_app.check import Verdict
+from serve_app.config import ConfigError, engine_argv
+from serve_app.keys import BadKeysFile
+
+DEPLOY_FILE = profile.ROOT / "deploy.yaml"
+DOCS_FILE = profile.ROOT / "docs" / "configuration.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 where all is well, 1 where something must be done, 2 for a wrong command line."""
+    options = _parser().parse_args(argv)
+    # What the libraries log is said again, in context, by what is printed here.
+    logging.getLogger("serve_app").setLevel(logging.ERROR)
+    try:
+        status: int = options.run(options)
+    except (ConfigError, BadKeysFile) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m serve_app", description="Step-3.7-Flash on Ray Serve and vLLM.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        return sub
+
+    def with_file(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--file", type=Path, default=DEPLOY_FILE, help="Serve configuration (default: deploy.yaml)")
+        return sub
+
+    with_file(command("serve", _serve, "check, start, watch, and take everything down again"))
+    with_file(command("preflight", _preflight, "the checks that a start begins with; nothing is started"))
+    with_file(command("doctor", _doctor, "the same checks, and how a running service is"))
+    planned = command("plan", _plan, "what each hardware layout holds: weights, cache, sessions")
+    planned.add_argument("profile", nargs="*", help="names in configs/ or paths (default: all)")
+    with_file(command("argv", _argv, "the engine as a `vllm serve` command line"))
+    env = with_file(command("claude-env", _claude_env, 'exports for Claude Code: eval "$(... claude-env)"'))
+    env.add_argument("--key", help="API key, where the endpoint asks for one")
+    env.add_argument("--url", help="address of the endpoint, if it is not this machine")
+    hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
+    hashed.add_argument("name", help="whose key it is (shown in logs)")
+    docs = command("docs", _docs, "write docs/configuration.md")
+    docs.add_argument("--check", action="store_true", help="only say whether the file is current")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    return launcher.serve(options.file, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    ready = True
+    for check in preflight.checks(options.file, launcher.running_ray()):
+        _say(str(check))
+        ready = ready and check.verdict is not Verdict.FAIL
+    _say("\nReady: `make serve`." if ready else "\nNot ready: see the lines marked FAIL.")
+    return 0 if ready else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    deploy = deployment.read(options.file)
+    endpoint = launcher.find_endpoint(deploy)
+    if endpoint is None:
+        _say(f"  {launcher.expected_endpoint(deploy).url()} does not answer; what a start would find:\n")
+        return _preflight(options)
+    _say(f"  {endpoint.url()} answers and serves {endpoint.model}.")
+    left = {item.pid: item.command for item in machine.leftovers()}
+    for pid, command in left.items():
+        _say(f"  left over from an earlier run: pid {pid} ({command})")
+    return 1 if left else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    for line in plan.table(options.profile or profile.profile_names()):
+        _say(line)
+    return 0
+
+
+def _argv(options: argparse.Namespace) -> int:
+    deploy = deployment.read(options.file)
+    _say(f"vllm serve {shlex.join(engine_argv(profile.load(deploy.args, [hardware.this_machine()])))}")
+    return 0
+
+
+def _claude_env(options: argparse.Namespace) -> int:
+    endpoint = launcher.expected_endpoint(deployment.read(options.file))
+    _say(welcome.claude_env(endpoint, options.url or endpoint.url(), options.key))
+    return 0
+
+
+def _hash_key(options: argparse.Namespace) -> int:
+    key = keys.new_key()
+    line = keys.line_for(options.name, key)
+    _say(f"key (shown once, give it to {options.name}):\n  {key}\n")
+    _say(f"line for the keys file (`ingress.keys_file`):\n  {line}")
+    return 0
+
+
+def _docs(options: argparse.Namespace) -> int:
+    from serve_app import config_docs
+
+    text = config_docs.markdown()
+    if not options.check:
+        DOCS_FILE.parent.mkdir(exist_ok=True)
+        DOCS_FILE.write_text(text, encoding="utf-8")
+        return 0
+    current = DOCS_FILE.is_file() and DOCS_FILE.read_text(encoding="utf-8") == text
+    _say(f"{DOCS_FILE.name} is {'current' if current else 'not current: run `python -m serve_app docs`'}")
+    return 0 if current else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

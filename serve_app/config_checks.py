@@ -1,0 +1,177 @@
+"""Checks of what the configuration asks for: checkpoint, layout, keys, room in the cluster, flags, Serve's options."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from serve_app import checkpoint, hardware, machine, memory, profile
+from serve_app.check import Check, Verdict, failed, passed
+from serve_app.checkpoint import BadCheckpoint, Checkpoint
+from serve_app.config import AppConfig, flag
+from serve_app.deployment import Deployment
+from serve_app.hardware import NodeGpus, NoProfileFits
+from serve_app.keys import BadKeysFile, KeyStore
+from serve_app.memory import GB, Layout, ModelShape
+
+
+def model_checks(config: AppConfig) -> Iterator[Check]:
+    """The checkpoint is whole, and has what the flags ask of it."""
+    source = config.model.source
+    if config.engine.kind == "fake":
+        return
+    if not Path(source).is_absolute():
+        yield from _hub_checks(source)
+        return
+    try:
+        found = checkpoint.read(Path(source))
+    except BadCheckpoint as error:
+        yield failed("model", str(error), "fetch the checkpoint again, or change `model.source`")
+        return
+    yield passed("model", f"{source}: {len(found.types)} tensors, {found.weights_bytes / GB:.2f} GB")
+    yield from _drafter_checks(config, found)
+    tensor = _count(config, "tensor-parallel-size")
+    if found.quantised_shared_experts() and found.number("share_expert_dim") % (tensor * memory.FP8_BLOCK):
+        message = f"its shared expert is FP8 and does not divide into {tensor} parts of whole blocks"
+        yield failed("model", message, "use the official FP8 checkpoint, or fewer GPUs per replica")
+
+
+def _drafter_checks(config: AppConfig, found: Checkpoint) -> Iterator[Check]:
+    speculative = flag(config.engine.flags, "speculative-config")
+    if not isinstance(speculative, dict) or speculative.get("method") != "mtp" or found.mtp_layers():
+        return
+    message = "the flags ask for MTP, but the checkpoint has no MTP layers (some quantised exports drop them)"
+    yield failed("model", message, "remove engine.flags.speculative-config, or use a checkpoint with `eh_proj` tensors")
+
+
+def _hub_checks(source: str) -> Iterator[Check]:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    if (home / "hub" / f"models--{source.replace('/', '--')}").is_dir():
+        yield passed("model", f"{source}: in the cache {home}; whether it is whole is vLLM's to find out")
+        return
+    size = memory.KNOWN[source].weights_bytes if source in memory.KNOWN else 0
+    free = machine.free_bytes(home)
+    if size and free < size * 1.05:
+        message = f"{source} takes {size / GB:.0f} GB, and {home} has {free / GB:.0f} GB free"
+        yield failed("model", message, "set HF_HOME to a larger disk, or `model.source` to a local copy")
+        return
+    message = f"{source}: will be fetched from the hub ({size / GB:.0f} GB); it cannot be checked before"
+    yield Check(Verdict.NOTE, "model", message, "for an offline start set `model.source` to a local copy")
+
+
+def layout_checks(config: AppConfig) -> Iterator[Check]:
+    """Weights fit, and experts, heads and FP8 blocks divide."""
+    shape, layout = shape_of(config), layout_of(config)
+    if shape is None or layout is None:
+        return
+    for finding in memory.findings(shape, layout):
+        yield Check(Verdict.FAIL if finding.fatal else Verdict.WARN, "layout", finding.message, "see `plan`")
+    room = memory.room(shape, layout)
+    if not room.fits():
+        message = f"{room.weights_bytes / GB:.1f} GB of weights per GPU leave no room for a cache"
+        yield failed("layout", message, "more GPUs per replica, or the FP8 checkpoint")
+    elif layout.gpu_bytes:
+        message = f"{room.weights_bytes / GB:.1f} GB of weights per GPU, cache for about {room.tokens():,} tokens"
+        yield passed("layout", message)
+
+
+def shape_of(config: AppConfig) -> ModelShape | None:
+    """From the checkpoint, or for a hub id from what is known of it."""
+    if not Path(config.model.source).is_absolute():
+        return memory.KNOWN.get(config.model.source)
+    try:
+        return checkpoint.read(Path(config.model.source)).shape()
+    except BadCheckpoint:
+        return None
+
+
+def layout_of(config: AppConfig) -> Layout | None:
+    """None for a CPU engine, and for GPUs whose memory is not known."""
+    gpu = memory.GPU_BYTES.get(config.replicas.accelerator_type or "")
+    if not config.replicas.gpus_per_replica or gpu is None:
+        return None
+    flags = config.engine.flags
+    utilisation = flag(flags, "gpu-memory-utilization", 0.9)
+    return Layout(
+        tensor_parallel=_count(config, "tensor-parallel-size"),
+        pipeline_parallel=_count(config, "pipeline-parallel-size"),
+        expert_parallel=bool(flag(flags, "enable-expert-parallel", default=False)),
+        gpu_bytes=gpu,
+        memory_utilisation=utilisation if isinstance(utilisation, float) else 0.9,
+        kv_element_bytes=1 if str(flag(flags, "kv-cache-dtype", "auto")).startswith("fp8") else 2,
+    )
+
+
+def _count(config: AppConfig, name: str) -> int:
+    value = flag(config.engine.flags, name, 1)
+    return value if isinstance(value, int) else 1
+
+
+def keys_checks(config: AppConfig) -> Iterator[Check]:
+    """The keys file can be read and used."""
+    file = config.ingress.keys_file
+    if file is None:
+        message = "none asked for: whoever reaches the port may use the model"
+        yield Check(Verdict.NOTE, "keys", message, "`python -m serve_app hash-key NAME`, then `ingress.keys_file`")
+        return
+    try:
+        keys = KeyStore.load(file)
+    except BadKeysFile as error:
+        yield failed("keys", str(error), "correct the file, or `ingress.keys_file`")
+        return
+    yield passed("keys", f"{file}: {len(keys)}")
+
+
+def fit_checks(config: AppConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
+    """The nodes hold the replicas that are always there."""
+    try:
+        hardware.check_fit(config, nodes)
+    except NoProfileFits as error:
+        place = profile.place_of(config.profile, ("replicas",))
+        yield failed("hardware", str(error), f"change {place} (`replicas`), or `profile` in deploy.yaml")
+        return
+    if config.profile == hardware.CPU_PROFILE:
+        yield Check(Verdict.WARN, "hardware", f"profile {config.profile}: a toy model on the CPU, NOT Step-3.7-Flash")
+    else:
+        yield passed("hardware", hardware.describe(nodes))
+
+
+def flag_checks(file: Path, config: AppConfig) -> Iterator[Check]:
+    """vLLM's own parser takes the flags. In a process of its own: importing vLLM costs half a gigabyte that a launcher
+    would hold for as long as it runs."""
+    if config.engine.kind == "fake":
+        return
+    command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
+    quiet = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet, timeout=300)
+    if answer.returncode:
+        last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
+        yield failed("flags", last[0].removeprefix("error: "), "change that flag (docs/configuration.md)")
+        return
+    yield passed("flags", f"{len(config.engine.flags)} engine flags, as vLLM's own parser reads them")
+
+
+def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check]:
+    """Serve's options in deploy.yaml agree with each other and with the profile."""
+    place = deploy.where("controller_options", "runtime_env", "env_vars")
+    controller = {name: value for name, value in deploy.controller_env.items() if name.startswith("RAY_SERVE_")}
+    application = {name: value for name, value in deploy.application_env.items() if name.startswith("RAY_SERVE_")}
+    if controller != application:
+        names = sorted(name for name, _ in controller.items() ^ application.items())
+        advice = "say the same in `controller_options` and in the application's `runtime_env`"
+        yield failed("deploy.yaml", f"{place}: controller and application differ in {', '.join(set(names))}", advice)
+        return
+    longest = config.replicas.longest_stream_s
+    for name in ("HARD_STOP_AFTER_S", "TIMEOUT_CLIENT_S", "TIMEOUT_SERVER_S"):
+        key = f"RAY_SERVE_HAPROXY_{name}"
+        if key in controller and float(controller[key]) < longest:
+            message = f"{place}: {key} is {controller[key]}: it cuts streams shorter than longest_stream_s, {longest:g}"
+            yield Check(Verdict.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
+    largest = int(controller.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 4 * 1024 * 1024))
+    if largest < config.ingress.max_body_bytes:
+        message = f"{place}: a message between replicas holds {largest:,} bytes, a request up to max_body_bytes"
+        advice = f'RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH: "{2 * config.ingress.max_body_bytes}"'
+        yield Check(Verdict.WARN, "deploy.yaml", message, advice)

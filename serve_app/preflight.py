@@ -1,0 +1,68 @@
+"""What must be true before anything heavy starts; each failing check says in one line what to do.
+
+`checks` runs everything that `make serve` and `python -m serve_app preflight` look at on this machine. `checked_config`
+is the part that needs no machine: `build()` calls it, so that a plain `serve run` refuses the same mistakes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from serve_app import deployment, hardware, machine, profile
+from serve_app.check import Check, Verdict, failed, passed
+from serve_app.config import AppConfig, ConfigError, engine_argv, load_config
+from serve_app.config_checks import (
+    fit_checks,
+    flag_checks,
+    keys_checks,
+    layout_checks,
+    model_checks,
+    serve_option_checks,
+)
+from serve_app.machine_checks import machine_checks, port_checks, version_checks
+
+
+def checked_config(args: Mapping[str, object]) -> AppConfig:
+    """`load_config`, and refusals of what would fail minutes later: flags, model files, keys, room. Raises
+    `ConfigError`.
+
+    In a start that `make serve` has checked, vLLM's parser is not asked again: importing it takes seconds.
+    """
+    nodes = hardware.cluster_nodes()
+    config = load_config(args, nodes)
+    found = [*model_checks(config), *layout_checks(config), *keys_checks(config), *fit_checks(config, nodes)]
+    faults = [f"{check.name}: {check.message}; {check.advice}" for check in found if check.verdict is Verdict.FAIL]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    if config.engine.kind == "vllm" and machine.RUN_MARK not in os.environ:
+        engine_argv(config)
+    return config
+
+
+def checks(file: Path, joins: str | None) -> Iterator[Check]:
+    """Every check, cheap ones first, as they end. `joins` is the address of a Ray cluster that already runs."""
+    yield from version_checks()
+    try:
+        deploy = deployment.read(file)
+        nodes = None if joins else [hardware.this_machine()]
+        is_auto = deploy.args.values.get("profile", "auto") == "auto"
+        config = None if nodes is None and is_auto else profile.load(deploy.args, nodes)
+    except ConfigError as error:
+        yield failed("config", str(error), "change that line; docs/configuration.md lists what there is")
+        return
+    yield from port_checks(deploy)
+    yield from machine_checks()
+    if config is None or nodes is None:
+        yield Check(Verdict.NOTE, "cluster", f"joins Ray at {joins}; what it can hold is checked there, in `build()`")
+    if config is None:
+        return
+    yield passed("config", f"{file.name} over configs/{config.profile}.yaml: {config.model.source}")
+    yield from serve_option_checks(deploy, config)
+    yield from model_checks(config)
+    yield from layout_checks(config)
+    yield from keys_checks(config)
+    if nodes is not None:
+        yield from fit_checks(config, nodes)
+    yield from flag_checks(file, config)

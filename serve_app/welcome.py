@@ -1,0 +1,58 @@
+"""What a person reads once the endpoint answers: where it is, and lines to paste."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The running service, as its user sees it."""
+
+    host: str
+    port: int
+    model: str
+    needs_key: bool
+
+    def url(self) -> str:
+        """Its address from this machine."""
+        return f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"
+
+    def key(self) -> str:
+        """What to write where a key is asked for."""
+        return "YOUR-KEY" if self.needs_key else "any"
+
+
+def text(endpoint: Endpoint, dashboard: str | None) -> str:
+    """The whole message. Lines that are to be pasted stand alone."""
+    url, model, key = endpoint.url(), endpoint.model, endpoint.key()
+    reach = "every interface of this machine" if endpoint.host in {"0.0.0.0", "::"} else "this address only"
+    auth = f" -H 'Authorization: Bearer {key}'" if endpoint.needs_key else ""
+    hello = '[{"role": "user", "content": "Hello!"}]'
+    body = f'{{"model": "{model}", "messages": {hello}}}'
+    lines = f"""
+Serving {model} at {url} ({reach}). Ctrl-C stops everything.
+
+  curl
+    curl {url}/v1/chat/completions{auth} -H 'Content-Type: application/json' -d '{body}'
+  openai (Python)
+    client = openai.OpenAI(base_url="{url}/v1", api_key="{key}")
+    client.chat.completions.create(model="{model}", messages={hello})
+  anthropic (Python)
+    client = anthropic.Anthropic(base_url="{url}", api_key="{key}")
+    client.messages.create(model="{model}", max_tokens=512, messages={hello})
+  Claude Code
+    eval "$(python -m serve_app claude-env)" && claude""".splitlines()
+    if dashboard:
+        lines += ["", f"  Ray dashboard  {dashboard}   (it may ask for a token: `ray get-auth-token`)"]
+    return "\n".join([*lines, ""])
+
+
+def claude_env(endpoint: Endpoint, url: str, key: str | None) -> str:
+    """Exports for Claude Code, to be evaluated by a shell."""
+    names = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("SONNET", "OPUS", "HAIKU")))
+    lines = [f"export ANTHROPIC_BASE_URL={url}"]
+    if endpoint.needs_key and key is None:
+        lines.append("# The endpoint asks for a key: python -m serve_app claude-env --key YOUR-KEY")
+    lines.append(f"export ANTHROPIC_API_KEY={key or endpoint.key()}")
+    return "\n".join([*lines, *(f"export {name}={endpoint.model}" for name in names)])
