@@ -1,0 +1,53 @@
+# `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
+.DEFAULT_GOAL := help
+.PHONY: help venv serve preflight doctor check lint types test bench docs clean
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+
+FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
+OTHER_TESTS := $(filter-out $(FAST_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
+# pytest's status 5: nothing was selected.
+PYTEST = $(PY) -m pytest -q
+
+help:
+	@echo 'make serve      check, start, and say how to use it; Ctrl-C takes everything down'
+	@echo 'make test       everything, real vLLM and Ray included (make check: lint, types, quick tests)'
+	@echo 'make preflight  only the checks that a start begins with'
+	@echo 'make doctor     how the running service is'
+	@echo 'make bench      ours against the bare vLLM server'
+	@echo 'make docs       write the generated pages of docs/'
+	@echo 'make clean      remove the environment and what was built'
+
+venv:
+	@test -n '$(PYTHON)' || { echo 'error: no Python 3.11 or 3.12 on PATH; make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	@$(PYTHON) requirements/install.py $(VENV)
+
+serve: venv
+	@$(PY) -m serve_app serve
+
+preflight doctor docs: venv
+	@$(PY) -m serve_app $@
+
+lint: venv
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+types: venv
+	@$(PY) -m mypy
+
+check: lint types
+	@$(PY) -m serve_app docs --check
+	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray'
+
+test: check
+	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray' || test $$? -eq 5
+	@$(PYTEST) $(OTHER_TESTS)
+
+bench: venv
+	@$(PY) -m loadtest bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
