@@ -1,8 +1,12 @@
 """`python -m loadtest`."""
 
+import os
 import sys
 
-from loadtest.cli import main
+# numpy's linear algebra would start threads that spin for work which never comes, and count as the client's CPU.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from loadtest.cli import main  # noqa: E402 (after the line above)
 
 if __name__ == "__main__":  # worker processes import this module too
     sys.exit(main(sys.argv[1:]))

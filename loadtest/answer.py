@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from loadtest.framing import BadFraming, Event, events, payload_reads
+from loadtest.framing import BadFraming, Event, EventFeed, payload_of
+from loadtest.lane import Lane
 from loadtest.outcome import Outcome, of_status
 from loadtest.record import Record
-from loadtest.wire import Exchange
+from loadtest.wire import Body, Exchange
 
-SLICE_EVENTS = 96
-"""Events decoded before other work gets a turn: about 0.1 ms."""
+SLICE_READS = 96
+"""Reads decoded before other work gets a turn: about 0.1 ms."""
 BODY_KEPT = 2_000
 """Bytes of a failed response that are kept for the report."""
 
@@ -96,7 +97,8 @@ class Reading:
 
     chunk_reads: list[int] = field(default_factory=list)
     has_token: list[bool] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
+    text: list[bytes] = field(default_factory=list)
+    """Answer text without reasoning, UTF-8."""
     visible_read: int = -1
     reasoning_read: int = -1
     usage: Usage | None = None
@@ -109,28 +111,67 @@ class Reading:
 
 
 NULL = msgspec.Raw(b"null")
-Reader = Callable[[Iterator[Event], Reading], Iterator[None]]
+Reader = Callable[[EventFeed, list[bytes], Reading], Iterator[None]]
 _openai = msgspec.json.Decoder(OpenAiChunk)
 _message = msgspec.json.Decoder(MessageEvent)
 
 
-def read_openai(stream: Iterator[Event], reading: Reading) -> Iterator[None]:
+def read_openai(feed: EventFeed, reads: list[bytes], reading: Reading) -> Iterator[None]:
     """Chat and text completions. Yields after every slice."""
-    decode = _openai.decode
-    for count, event in enumerate(stream, 1):
-        if event.data == b"[DONE]":
-            reading.ended = True
-            continue
-        chunk = decode(event.data)
-        if chunk.choices:
-            _choice(reading, chunk.choices[0], event.read)
-            reading.usage = chunk.usage or reading.usage
-        elif chunk.usage is not None:
-            reading.usage = reading.bare_usage = chunk.usage
-        if chunk.error and chunk.error != NULL:
-            reading.error = bytes(chunk.error).decode(errors="replace")
-        if count % SLICE_EVENTS == 0:
+    lane: Lane | None = None
+    for number, read in enumerate(reads):
+        if lane is not None and feed.clean and (text := lane.text_of(read)) is not None:
+            reading.chunk_reads.append(number)
+            reading.has_token.append(bool(text))
+            if lane.visible:
+                reading.text.append(text)
+        else:
+            for event in feed.feed(read, number):
+                lane = _openai_event(event, reading, chunked=feed.chunked) or lane
+        if number % SLICE_READS == 0:
             yield
+    for event in feed.finish():
+        _openai_event(event, reading, chunked=feed.chunked)
+
+
+def _openai_event(event: Event, reading: Reading, *, chunked: bool) -> Lane | None:
+    """Take one event in; gives a lane for events like it."""
+    if event.data == b"[DONE]":
+        reading.ended = True
+        return None
+    chunk = _openai.decode(event.data)
+    lane = None
+    if chunk.choices:
+        choice = chunk.choices[0]
+        _choice(reading, choice, event.read)
+        reading.usage = chunk.usage or reading.usage
+        if choice.finish_reason is None and chunk.usage is None:
+            lane = _lane(event.data, choice, chunked=chunked)
+    elif chunk.usage is not None:
+        reading.usage = reading.bare_usage = chunk.usage
+    if chunk.error and chunk.error != NULL:
+        reading.error = bytes(chunk.error).decode(errors="replace")
+    return lane
+
+
+def _lane(data: bytes, choice: Choice, *, chunked: bool) -> Lane | None:
+    delta = choice.delta
+    if delta is None:
+        fields = [(b'"text":"', choice.text, True)]
+    elif delta.tool_calls:
+        return None
+    else:
+        fields = [
+            (b'"content":"', delta.content, True),
+            (b'"reasoning":"', delta.reasoning, False),
+            (b'"reasoning_content":"', delta.reasoning_content, False),
+        ]
+    said = [(key, text, visible) for key, text, visible in fields if text]
+    if len(said) != 1:
+        return None
+    key, text, visible = said[0]
+    lane = Lane(data, key, text or "", visible=visible, chunked=chunked)
+    return lane if lane.known else None
 
 
 def _choice(reading: Reading, choice: Choice, read: int) -> None:
@@ -145,31 +186,37 @@ def _choice(reading: Reading, choice: Choice, read: int) -> None:
         reading.reasoning_read = read
     text = choice.text if delta is None else delta.content
     if text:
-        reading.text.append(text)
+        reading.text.append(text.encode())
     if choice.finish_reason:
         reading.finish_reason = choice.finish_reason
 
 
-def read_messages(stream: Iterator[Event], reading: Reading) -> Iterator[None]:
+def read_messages(feed: EventFeed, reads: list[bytes], reading: Reading) -> Iterator[None]:
     """Anthropic's messages: a content block's delta is what a chunk with choices is to OpenAI."""
-    decode = _message.decode
     usage = Usage()
-    for count, event in enumerate(stream, 1):
-        said = decode(event.data)
-        if said.type == "content_block_delta" and said.delta is not None:
-            delta = said.delta
-            visible = delta.text or delta.partial_json
-            reading.chunk_reads.append(event.read)
-            reading.has_token.append(bool(visible or delta.thinking))
-            if visible and reading.visible_read < 0:
-                reading.visible_read = event.read
-            if delta.thinking and reading.reasoning_read < 0:
-                reading.reasoning_read = event.read
-            reading.text.append(delta.text or "")
-        else:
-            _message_frame(reading, said, usage)
-        if count % SLICE_EVENTS == 0:
+    for number, read in enumerate(reads):
+        for event in feed.feed(read, number):
+            _messages_event(event, reading, usage)
+        if number % SLICE_READS == 0:
             yield
+    for event in feed.finish():
+        _messages_event(event, reading, usage)
+
+
+def _messages_event(event: Event, reading: Reading, usage: Usage) -> None:
+    said = _message.decode(event.data)
+    delta = said.delta
+    if said.type != "content_block_delta" or delta is None:
+        _message_frame(reading, said, usage)
+        return
+    visible = delta.text or delta.partial_json
+    reading.chunk_reads.append(event.read)
+    reading.has_token.append(bool(visible or delta.thinking))
+    if visible and reading.visible_read < 0:
+        reading.visible_read = event.read
+    if delta.thinking and reading.reasoning_read < 0:
+        reading.reasoning_read = event.read
+    reading.text.append((delta.text or "").encode())
 
 
 def _message_frame(reading: Reading, said: MessageEvent, usage: Usage) -> None:
@@ -196,27 +243,33 @@ def read_answer(record: Record, exchange: Exchange, reader: Reader, *, forced: b
     record.status = exchange.status
     record.replica = exchange.headers.get("x-replica-id", "")
     reading = Reading()
-    payloads: list[bytes] = []
+    feed = EventFeed(chunked=exchange.body is Body.CHUNKED)
     try:
-        payloads = payload_reads(exchange)
         if exchange.status == 200:
-            yield from reader(events(payloads), reading)
+            yield from reader(feed, exchange.reads, reading)
     except (BadFraming, msgspec.DecodeError) as bad:
-        reading.malformed = str(bad)
-    _fill(record, exchange, reading, payloads)
+        if not exchange.failure:  # a stream that was cut may well end in half an event
+            reading.malformed = str(bad)
+    _fill(record, exchange, reading)
     record.outcome, record.error = _judge(record, exchange, reading, forced)
     if record.failed:
-        record.body = b"".join(payloads)[:BODY_KEPT].decode(errors="replace")
+        record.body = _body_start(exchange)
     if keep_text:
-        record.text = "".join(reading.text)
+        record.text = b"".join(reading.text).decode(errors="replace")
 
 
-def _fill(record: Record, exchange: Exchange, reading: Reading, payloads: list[bytes]) -> None:
+def _body_start(exchange: Exchange) -> str:
+    try:
+        return payload_of(exchange)[:BODY_KEPT].decode(errors="replace")
+    except BadFraming:
+        return b"".join(exchange.reads)[:BODY_KEPT].decode(errors="replace")
+
+
+def _fill(record: Record, exchange: Exchange, reading: Reading) -> None:
     reads = np.asarray(reading.chunk_reads, dtype=np.int64)
     times = np.asarray(exchange.times, dtype=np.int64)
     record.chunk_ns = times[reads] if len(reads) else record.chunk_ns
     record.chunk_has_token = np.asarray(reading.has_token, dtype=np.bool_)
-    record.chunk_shares_read = np.concatenate(([False], reads[1:] == reads[:-1])) if len(reads) else record.chunk_has_token
     record.first_visible_ns = exchange.times[reading.visible_read] if reading.visible_read >= 0 else 0
     record.first_reasoning_ns = exchange.times[reading.reasoning_read] if reading.reasoning_read >= 0 else 0
     record.finish_reason = reading.finish_reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import uvloop
@@ -12,6 +12,8 @@ import uvloop
 from loadtest import __version__
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
+from loadtest.plan import DEFAULT_CONCURRENCY
+from loadtest.published import PRESETS, QUICK_WAVES
 from loadtest.options import add_data_flags, add_load_flags, add_output_flags, add_target_flags
 
 T = TypeVar("T")
@@ -25,16 +27,23 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message, f"See {self.prog} --help")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.ArgumentParser:
     """All subcommands and their flags."""
     parser = Parser(prog="python -m loadtest", description="A load test for LLM endpoints.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="measure a server under one load", allow_abbrev=False)
+    run.add_argument("--preset", choices=sorted(PRESETS), help="the published benchmark; other flags still win")
+    run.add_argument("--quick", action="store_true", help="with --preset: three waves instead of sixteen")
     add_target_flags(run)
     add_data_flags(run, sorted(DATASETS))
     add_load_flags(run)
     add_output_flags(run)
+    run.set_defaults(**(run_defaults or {}))
+    check = commands.add_parser("selftest", help="what this client adds to a server's times", allow_abbrev=False)
+    check.add_argument("--streams", default="32,128,512,1024", help="default 32,128,512,1024")
+    check.add_argument("--chunks", type=int, default=150, help="chunks per stream (default 150, 3 s)")
+    check.add_argument("--json", help="file for the figures")
     mock = commands.add_parser("mock", help="a server with known times", allow_abbrev=False)
     mock.add_argument("--port", type=int, default=8000)
     mock.add_argument("--first-ms", type=float, default=50.0, help="time to the first token (default 50)")
@@ -55,8 +64,7 @@ FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "s
 def main(argv: Sequence[str]) -> int:
     """Run a command; the exit code is the error's (`errors.py`), 130 after an interrupt without a result."""
     try:
-        args = build_parser().parse_args(argv)
-        return command(args)
+        return command(read_args(argv))
     except LoadTestError as wrong:
         print(f"loadtest: {wrong}", file=sys.stderr)
         return wrong.exit_code
@@ -65,15 +73,26 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
+def read_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse, with a preset's values as defaults: flags that are given win over them."""
+    args = build_parser().parse_args(argv)
+    preset = getattr(args, "preset", None)
+    if preset is None:
+        if getattr(args, "quick", False):
+            raise UsageError("--quick shortens a preset", "Name one with --preset")
+        return args
+    values = dict(PRESETS[preset])
+    if args.quick:
+        values["num_prompts"] = QUICK_WAVES * (args.concurrency or DEFAULT_CONCURRENCY)
+    parser = build_parser(values)
+    return parser.parse_args(argv)
+
+
 def command(args: argparse.Namespace) -> int:
-    """Dispatch; commands are imported on use, so that each starts fast."""
-    if args.command == "mock":
-        from loadtest.commands import mock
+    """Dispatch."""
+    from loadtest import commands
 
-        return run_loop(mock(args))
-    from loadtest.commands import run
-
-    return run_loop(run(args))
+    return run_loop(commands.COMMANDS[args.command](args))
 
 
 def run_loop(main_task: Coroutine[Any, Any, T]) -> T:

@@ -4,38 +4,108 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import signal
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
+from loadtest.errors import AssertionUnmet
+from loadtest.figures import Figures, figure_out
 from loadtest.mock import MockServer
 from loadtest.mock_answers import Manners
-from loadtest.options import data_options, load_options, output_options, target_options
-from loadtest.parity import measure
-from loadtest.plan import make_plan, reach, warmup_job
-from loadtest.result import About, vllm_result, write_json
-from loadtest.run import Silent, run_here
+from loadtest.options import (
+    OutputOptions,
+    data_options,
+    load_options,
+    numbers,
+    output_options,
+    target_options,
+)
+from loadtest.plan import Plan, make_plan, reach, warmup_job
+from loadtest.published import Setting
+from loadtest.report.files import full_result, write_json, write_text
+from loadtest.report.html import as_html
+from loadtest.report.lines import as_csv
+from loadtest.report.text import as_markdown, as_text
+from loadtest.result import About
+from loadtest.run import Finished, Silent, run_here
+from loadtest.selftest import as_json, selftest_text
+from loadtest.selftest import selftest as measure_client
+from loadtest.slo import Bound, judge, parse_bounds
 
 
 async def run(args: argparse.Namespace) -> int:
     """`loadtest run`."""
     target, data, load, output = target_options(args), data_options(args), load_options(args), output_options(args)
+    bounds = [bound for text in output.assertions for bound in parse_bounds(text)]
+    parse_bounds(output.slo or "")  # a typo must not surface after half an hour
     endpoint, served = await reach(target)
     plan = make_plan(target, data, load, endpoint, served)
     warmup = warmup_job(plan)
     if warmup is not None:
         await run_here(warmup, endpoint, Silent())
     finished = await run_here(plan.job, endpoint, Silent())
-    records = finished.run.records
-    parity = measure(records, finished.run.duration_s, output.percentiles, output.goodput_ms)
-    print(parity)  # replaced by the text report
-    about = About(
-        api=target.api, url=endpoint.address.url, model=served.model, served_root=served.root,
-        tokenizer=plan.tokens.source if plan.tokens else None, num_prompts=len(plan.job.prompts),
-        max_concurrency=load.concurrency, request_rate=load.rate, burstiness=load.burstiness,
-        label=output.label, metadata=output.metadata,
-    )  # fmt: skip
+    figures = figure_out(about(plan, output), finished, output, setting=setting(plan, finished, args.preset))
+    write_reports(figures, output)
+    return check_assertions(bounds, figures)
+
+
+def about(plan: Plan, output: OutputOptions) -> About:
+    """What the result file says about a run."""
+    return About(
+        api=plan.target.api,
+        url=plan.endpoint.address.url,
+        model=plan.served.model,
+        served_root=plan.served.root,
+        tokenizer=plan.tokens.source if plan.tokens else None,
+        num_prompts=len(plan.job.prompts),
+        max_concurrency=plan.job.load.max_inflight,
+        request_rate=plan.load.rate if plan.job.load.open_loop else math.inf,
+        burstiness=plan.load.burstiness,
+        label=output.label,
+        metadata=output.metadata,
+    )
+
+
+def setting(plan: Plan, finished: Finished, preset: str | None) -> Setting | None:
+    """How the run was made, where it is to be set beside the published one."""
+    if preset is None:
+        return None
+    data = plan.data
+    return Setting(
+        dataset=data.dataset,
+        api=plan.target.api.value,
+        input_len=data.input_len,
+        output_len=data.output_len,
+        num_prompts=len(plan.job.prompts),
+        concurrency=None if plan.job.load.open_loop else plan.job.load.max_inflight,
+        seed=data.seed,
+        forced=plan.job.rules.ignore_eos,
+        interrupted=finished.run.interrupted,
+    )
+
+
+def write_reports(figures: Figures, output: OutputOptions) -> None:
+    """Terminal and files."""
+    print(as_text(figures))
     if output.json:
-        write_json(Path(output.json), vllm_result(about, finished.run, parity, detailed=output.detailed))
+        write_json(Path(output.json), full_result(figures, detailed=output.detailed))
+    for path, write in (
+        (output.md, lambda: as_markdown(figures)),
+        (output.csv, lambda: as_csv(figures.finished.run)),
+        (output.html, lambda: as_html(figures)),
+    ):
+        if path:
+            write_text(Path(path), write())
+            print(f"wrote {path}")
+
+
+def check_assertions(bounds: Sequence[Bound], figures: Figures) -> int:
+    """0, or the error that CI shall see."""
+    missed = [verdict for verdict in judge(bounds, figures.finished.run) if not verdict.met]
+    if missed:
+        said = ", ".join(f"{verdict.bound.text} (is {verdict.value:.4g})" for verdict in missed)
+        raise AssertionUnmet(f"not met: {said}")
     return 0
 
 
@@ -59,3 +129,20 @@ async def mock(args: argparse.Namespace) -> int:
         print(f"mock server at {server.url}, model {manners.model}", flush=True)
         await stop.wait()
     return 0
+
+
+async def selftest(args: argparse.Namespace) -> int:
+    """`loadtest selftest`: exit code 1 where the client is not fit at some number of streams."""
+    streams = [int(number) for number in numbers(args.streams, "--streams")]
+    readings = await measure_client(streams, args.chunks)
+    print(selftest_text(readings))
+    if args.json:
+        write_json(Path(args.json), as_json(readings))
+    return 0 if all(reading.fit for reading in readings) else 1
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[None, None, int]]] = {
+    "run": run,
+    "mock": mock,
+    "selftest": selftest,
+}

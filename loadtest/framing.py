@@ -7,120 +7,139 @@ line has come), so both give the same figures on the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loadtest.wire import Body, Exchange
 
 
 class BadFraming(ValueError):
-    """The bytes are not a chunked body."""
+    """The bytes are not a complete chunked body."""
 
 
 @dataclass(slots=True)
 class Event:
-    """One server-sent event: its data and the read that completed it."""
+    """One server-sent event: its data and the number of the read that completed it."""
 
     data: bytes
     read: int
     name: bytes = b""
 
 
-def unchunk(reads: list[bytes]) -> tuple[list[bytes], bool]:
-    """The payload of each read of a chunked body, and whether its last chunk came.
+class Unchunk:
+    """Takes HTTP's chunks off, read by read."""
 
-    As many payloads as reads, so that times still match.
-    """
-    out: list[bytes] = []
-    rest = b""  # an unfinished chunk header
-    left = 0  # payload still missing of the open chunk
-    closing = 0  # bytes of the CRLF after a payload still to be skipped
-    ended = False
-    for read in reads:
-        if not rest and not left and not closing:
-            # The common case by far: one read is one whole chunk.
-            cut = read.find(b"\r\n", 0, 20)
-            if cut > 0:
-                size = _size(read[:cut])
-                if len(read) == cut + 4 + size and size:
-                    out.append(read[cut + 2 : -2])
-                    continue
-        data, rest, payload = rest + read, b"", []
+    def __init__(self) -> None:
+        self._rest = b""  # an unfinished chunk header
+        self._left = 0  # payload still missing of the open chunk
+        self._closing = 0  # bytes of the CRLF after a payload still to come
+        self.ended = False
+
+    @property
+    def clean(self) -> bool:
+        """Between two chunks."""
+        return not (self._rest or self._left or self._closing)
+
+    def feed(self, read: bytes) -> bytes:
+        """The payload in one read."""
+        data, self._rest = self._rest + read, b""
+        payload: list[bytes] = []
         at = 0
-        while at < len(data):
-            if left:
-                piece = data[at : at + left]
+        while at < len(data) and not self.ended:
+            if self._left:
+                piece = data[at : at + self._left]
                 payload.append(piece)
                 at += len(piece)
-                left -= len(piece)
-                closing = 0 if left else 2
-            elif closing:
-                step = min(closing, len(data) - at)
-                closing -= step
+                self._left -= len(piece)
+                self._closing = 0 if self._left else 2
+            elif self._closing:
+                step = min(self._closing, len(data) - at)
+                self._closing -= step
                 at += step
             else:
                 cut = data.find(b"\r\n", at)
                 if cut < 0:
-                    rest = data[at:]
+                    self._rest = data[at:]
                     break
-                left = _size(data[at:cut])
+                self._left = chunk_size(data[at:cut])
                 at = cut + 2
-                if left == 0:
-                    ended = True
-                    break
-        out.append(b"".join(payload))
-    return out, ended
+                self.ended = self._left == 0
+        return b"".join(payload)
 
 
-def _size(line: bytes) -> int:
+def chunk_size(line: bytes) -> int:
+    """A chunk header's number."""
     try:
         return int(line.partition(b";")[0], 16)
     except ValueError as bad:
         raise BadFraming(f"not a chunk size: {line[:40]!r}") from bad
 
 
-def payload_reads(exchange: Exchange) -> list[bytes]:
-    """The body's bytes per read. A stream that was cut gives what came."""
+def payload_of(exchange: Exchange) -> bytes:
+    """The whole body. A stream that was cut gives what came."""
     if exchange.body is not Body.CHUNKED:
-        return exchange.reads
-    payloads, ended = unchunk(exchange.reads)
-    if not ended and not exchange.failure:
-        raise BadFraming("the last chunk is missing")
-    return payloads
+        return b"".join(exchange.reads)
+    layer = Unchunk()
+    return b"".join(map(layer.feed, exchange.reads))
 
 
-def events(payloads: list[bytes]) -> Iterator[Event]:
-    """Split a body into events. Comments are skipped; a last event without its blank line is given too."""
-    if any(b"\r" in piece for piece in payloads):
-        payloads = _plain_line_ends(payloads)
-    ends: list[int] = []
-    total = 0
-    for piece in payloads:
-        total += len(piece)
-        ends.append(total)
-    at = read = 0
-    for block in b"".join(payloads).split(b"\n\n"):
-        end = at + len(block)
-        at = end + 2
+class EventFeed:
+    """Splits a body into events, read by read. Comments are skipped."""
+
+    def __init__(self, *, chunked: bool) -> None:
+        self.chunked = chunked
+        self._unchunk = Unchunk()
+        self._text = b""  # of an event whose blank line has not come
+        self._origins: list[tuple[int, int]] = []  # (length of _text after a read, number of that read)
+        self._carry = b""  # a CR that may be half a line end
+
+    @property
+    def clean(self) -> bool:
+        """Between two events and between two chunks: the next read starts afresh."""
+        return not self._text and not self._carry and (not self.chunked or self._unchunk.clean)
+
+    def feed(self, read: bytes, number: int) -> list[Event]:
+        """The events that a read completes."""
+        if self.chunked:
+            read = self._unchunk.feed(read)
+        if self._carry or b"\r" in read:
+            read = self._plain_line_ends(read)
+        if not read:
+            return []
+        text = self._text + read
+        self._origins.append((len(text), number))
+        *blocks, rest = text.split(b"\n\n")
+        out: list[Event] = []
+        at = 0
+        for block in blocks:
+            self._add(block, at + len(block), out)
+            at += len(block) + 2
+        # Only a line end is left of an event whose data has been given: it belongs to nothing.
+        self._text = rest if rest.strip(b"\n") else b""
+        self._origins = [(end - at, origin) for end, origin in self._origins if end > at] if self._text else []
+        return out
+
+    def finish(self) -> list[Event]:
+        """A last event that lacks its blank line. Raises BadFraming if the last chunk is missing."""
+        if self.chunked and not self._unchunk.ended:
+            raise BadFraming("the last chunk is missing")
+        out: list[Event] = []
+        self._add(self._text, len(self._text), out)
+        return out
+
+    def _add(self, block: bytes, end: int, out: list[Event]) -> None:
         if block.startswith(b"data: ") and b"\n" not in block:
             name, data = b"", block[6:]
         else:
             name, data = _fields(block)
+            end -= len(block) - len(block.rstrip(b"\n"))
         if data:
-            while ends[read] < end:
-                read += 1
-            yield Event(data, read, name)
+            out.append(Event(data, next(number for length, number in self._origins if length >= end), name))
 
-
-def _plain_line_ends(payloads: list[bytes]) -> list[bytes]:
-    """CRLF and CR become LF; a CR at the end of a read waits for what follows it."""
-    out: list[bytes] = []
-    carry = b""
-    for piece in payloads:
-        piece = carry + piece
-        carry = b"\r" if piece.endswith(b"\r") else b""
-        out.append(piece[: len(piece) - len(carry)].replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
-    return out
+    def _plain_line_ends(self, read: bytes) -> bytes:
+        """CRLF and CR become LF; a CR at the end of a read waits for what follows it."""
+        read = self._carry + read
+        self._carry = b"\r" if read.endswith(b"\r") else b""
+        return read[: len(read) - len(self._carry)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def _fields(block: bytes) -> tuple[bytes, bytes]:

@@ -14,6 +14,7 @@ from time import perf_counter_ns
 from typing import cast
 
 import msgspec
+import numpy as np
 
 from loadtest.mock_answers import WRITERS, Asked, Manners, chunk
 
@@ -24,6 +25,16 @@ class Lateness:
 
     first_ns: list[int] = field(default_factory=list)
     chunk_ns: list[int] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Mean and 99th percentile in ms, of first chunks and of the rest."""
+        out: dict[str, float] = {}
+        for name, values in (("first", self.first_ns), ("chunk", self.chunk_ns)):
+            late = np.asarray(values or [0]) / 1e6
+            out[f"{name}_mean_ms"] = float(late.mean())
+            out[f"{name}_p99_ms"] = float(np.percentile(late, 99))
+            out[f"{name}_count"] = len(values)
+        return out
 
 
 @dataclass
@@ -143,7 +154,7 @@ class _Connection(asyncio.Protocol):
             model = {"id": manners.model, "object": "model", "root": manners.root, "max_model_len": 262144}
             self._reply(200, {"object": "list", "data": [model]})
         elif path == "/mock/lateness":
-            self._reply(200, {"first_ns": mock.lateness.first_ns, "chunk_ns": mock.lateness.chunk_ns})
+            self._reply(200, mock.lateness.summary())
             mock.lateness = Lateness()
         elif method == "POST" and path in WRITERS:
             self._generate(path, headers, body, came_ns)

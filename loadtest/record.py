@@ -46,8 +46,6 @@ class Record:
     """Arrival of each event that carries `choices` (vLLM's notion of a token's arrival)."""
     chunk_has_token: NDArray[np.bool_] = field(default_factory=lambda: NO_FLAGS)
     """False for events without text, such as the first one, which carries only a role."""
-    chunk_shares_read: NDArray[np.bool_] = field(default_factory=lambda: NO_FLAGS)
-    """True where an event came in the same socket read as the one before: their gap is no latency."""
     first_visible_ns: int = 0
     """First answer text outside reasoning."""
     first_reasoning_ns: int = 0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-
-import msgspec
 
 from loadtest.api import BACKENDS, Api
 from loadtest.parity import Parity, itl_s, latency_s, ttft_s
@@ -98,11 +95,3 @@ def _spread(name: str, parity: Parity) -> dict[str, Json]:
     for percentile, value in spread.percentiles.items():
         out[f"p{percentile:g}_{name}_ms"] = value
     return out
-
-
-def write_json(path: Path, content: Mapping[str, Json] | Sequence[Json]) -> None:
-    """Write a result so that a reader never sees half of it."""
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
-    part.replace(path)

@@ -11,7 +11,7 @@ import msgspec
 
 from loadtest.address import Address, head, parse_url, resolve, tls_context
 from loadtest.errors import TargetError
-from loadtest.framing import BadFraming, payload_reads
+from loadtest.framing import BadFraming, payload_of
 from loadtest.pool import ConnectFailed, Endpoint, Pool
 
 ANSWER_WITHIN_S = 15.0
@@ -72,7 +72,7 @@ async def _ask(pool: Pool, request: bytes, what: str) -> Reply:
     if exchange.failure:
         raise TargetError(f"{what}: {exchange.failure}", "Is this an HTTP server, and is https:// or http:// right?")
     try:
-        return Reply(exchange.status, exchange.headers, b"".join(payload_reads(exchange)))
+        return Reply(exchange.status, exchange.headers, payload_of(exchange))
     except BadFraming as bad:
         raise TargetError(f"{what}: {bad}") from bad
 

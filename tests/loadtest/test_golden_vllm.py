@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loadtest.answer import read_answer, read_openai
 from loadtest.mock_answers import WRITERS, Asked, Manners
 from loadtest.parity import Parity, Spread, itl_s, latency_s, measure, ttft_s
-from loadtest.framing import unchunk
+from loadtest.framing import Unchunk
 from loadtest.record import Record
 from loadtest.wire import Body, Exchange
 
@@ -82,7 +82,8 @@ def body_of(api: str, tokens: int, tokens_per_chunk: int, reasoning: int) -> byt
     """A whole answer as a server sends it, with its HTTP chunks taken off."""
     manners = Manners(tokens_per_chunk=tokens_per_chunk, reasoning_chunks=reasoning, model="m")
     asked = Asked(model="m", prompt="x" * 40, max_tokens=tokens)
-    return b"".join(unchunk(WRITERS[PATHS[api]](manners, asked))[0])
+    layer = Unchunk()
+    return b"".join(layer.feed(chunk) for chunk in WRITERS[PATHS[api]](manners, asked))
 
 
 @st.composite

@@ -1,0 +1,101 @@
+"""All figures of a run in one object: what every report is written from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loadtest.fleet_view import FleetView
+from loadtest.options import OutputOptions
+from loadtest.outcome import Outcome
+from loadtest.parity import Parity, measure
+from loadtest.published import Row, Setting, differences, side_by_side
+from loadtest.record import Record
+from loadtest.result import About
+from loadtest.run import Finished
+from loadtest.selfcheck import SelfCheck
+from loadtest.series import Series, over_time
+from loadtest.slo import Verdict, joint_attainment, judge, parse_bounds
+from loadtest.steady import Steady, find_steady
+from loadtest.strict import Strict, look_closer
+
+EXAMPLES = 3
+"""Failures of a kind that are shown in full."""
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Failures that ended alike."""
+
+    outcome: Outcome
+    count: int
+    examples: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything there is to say about a run."""
+
+    about: About
+    finished: Finished
+    parity: Parity
+    strict: Strict
+    steady: Steady | None
+    series: Series
+    kinds: dict[str, Parity]
+    """Per class of a mix; empty where there is only one."""
+    failures: tuple[FailureGroup, ...]
+    interrupted: int
+    verdicts: tuple[Verdict, ...]
+    joint: float | None
+    setting: Setting | None
+    """Set where the run is to be compared with the published one."""
+    fleet: FleetView | None = None
+
+    @property
+    def checks(self) -> Sequence[SelfCheck]:
+        """What the client's workers cost."""
+        return self.finished.checks
+
+    def published(self) -> tuple[list[Row], list[str]]:
+        """The comparison and why it may not be like for like."""
+        if self.setting is None:
+            return [], []
+        return side_by_side(self.parity), differences(self.setting, self.parity, self.strict)
+
+
+def figure_out(
+    about: About, finished: Finished, output: OutputOptions, *, setting: Setting | None, fleet: FleetView | None = None
+) -> Figures:
+    """Compute everything from the records."""
+    run = finished.run
+    percentiles = sorted({*output.percentiles, 99.0})
+    names = sorted({record.kind for record in run.records})
+    bounds = parse_bounds(output.slo or "")
+    return Figures(
+        about=about,
+        finished=finished,
+        parity=measure(run.records, run.duration_s, percentiles, output.goodput_ms),
+        strict=look_closer(run.records, percentiles),
+        steady=find_steady(run, slots=about.max_concurrency if about.request_rate == float("inf") else None),
+        series=over_time(run),
+        kinds={
+            name: measure([r for r in run.records if r.kind == name], run.duration_s, percentiles, output.goodput_ms)
+            for name in (names if len(names) > 1 else [])
+        },
+        failures=tuple(_groups(run.records)),
+        interrupted=sum(record.outcome is Outcome.INTERRUPTED for record in run.records),
+        verdicts=tuple(judge(bounds, run)),
+        joint=joint_attainment(bounds, run),
+        setting=setting,
+        fleet=fleet,
+    )
+
+
+def _groups(records: Sequence[Record]) -> list[FailureGroup]:
+    groups: dict[Outcome, list[Record]] = {}
+    for record in records:
+        if record.failed:
+            groups.setdefault(record.outcome, []).append(record)
+    found = [FailureGroup(outcome, len(some), tuple(some[:EXAMPLES])) for outcome, some in groups.items()]
+    return sorted(found, key=lambda group: -group.count)

@@ -1,0 +1,111 @@
+"""Files: vLLM's object with ours inside, written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+
+import msgspec
+
+from loadtest import __version__
+from loadtest.errors import DataError
+from loadtest.figures import Figures
+from loadtest.prompt import Json
+from loadtest.report.tables import warnings
+from loadtest.result import vllm_result
+
+FORMAT = 1
+"""Raised when a key under `loadtest` changes its meaning."""
+
+
+def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
+    """vLLM's keys at the top, so that its plots and sweeps read the file; everything else under `loadtest`."""
+    run = figures.finished.run
+    rows, why_not = figures.published()
+    ours: dict[str, object] = {
+        "format": FORMAT,
+        "version": __version__,
+        "url": figures.about.url,
+        "started_unix_s": run.wall_start_s,
+        "interrupted": run.interrupted,
+        "warnings": warnings(figures),
+        "strict": asdict(figures.strict),
+        "steady": asdict(figures.steady) if figures.steady else None,
+        "series": asdict(figures.series),
+        "classes": {name: asdict(parity) for name, parity in figures.kinds.items()},
+        "objectives": [
+            {"bound": v.bound.text, "value": v.value, "met": v.met, "attainment": v.attainment} for v in figures.verdicts
+        ],
+        "joint_attainment": figures.joint,
+        "failures": [
+            {
+                "outcome": group.outcome.value,
+                "count": group.count,
+                "examples": [
+                    {"index": r.index, "status": r.status, "error": r.error, "body": r.body, "retry_after_s": r.retry_after_s}
+                    for r in group.examples
+                ],
+            }
+            for group in figures.failures
+        ],
+        "published": {
+            "rows": [{"name": r.name, "ours": r.ours, "published": r.published, "ratios": r.ratios} for r in rows],
+            "differences": why_not,
+        }
+        if rows
+        else None,
+        "client": [asdict(check) for check in figures.checks],
+        "fleet": asdict(figures.fleet) if figures.fleet else None,
+        "requests": _requests(figures),
+    }
+    return {**vllm_result(figures.about, run, figures.parity, detailed=detailed), "loadtest": plain(ours)}
+
+
+def _requests(figures: Figures) -> dict[str, object]:
+    """Per request, in columns: what `compare` needs for its intervals."""
+    from loadtest.parity import tpot_s, ttft_s
+
+    records = figures.finished.run.records
+    return {
+        "ok": [record.ok for record in records],
+        "class": [record.kind for record in records],
+        "ttft_ms": [round(ttft_s(record) * 1e3, 4) if record.ok else None for record in records],
+        "tpot_ms": [round(tpot_s(record) * 1e3, 5) if record.ok else None for record in records],
+        "e2el_ms": [round((r.last_chunk_ns - r.start_ns) / 1e6, 4) if r.ok else None for r in records],
+        "output_tokens": [record.output_tokens for record in records],
+    }
+
+
+def plain(value: object) -> Json:
+    """Anything of ours as JSON: enums by value, numeric keys as text, infinity as null."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {f"{key:g}" if isinstance(key, float) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def write_json(path: Path, content: Mapping[str, Json] | Sequence[Json]) -> None:
+    """Write JSON whole or not at all."""
+    write_text(path, msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
+
+
+def write_text(path: Path, content: str) -> None:
+    """A reader never sees half a file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(content, encoding="utf-8")
+        part.replace(path)
+    except OSError as bad:
+        raise DataError(f"cannot write {path} ({bad.strerror})", "Choose another place") from bad

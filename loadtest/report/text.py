@@ -1,0 +1,54 @@
+"""The report for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+from loadtest.figures import Figures
+from loadtest.report.tables import Table, tables, warnings, widths
+
+
+def title(figures: Figures) -> str:
+    """One line that says what was run against what."""
+    about = figures.about
+    load = f"{about.max_concurrency} at a time" if about.max_concurrency else f"{about.request_rate:g} requests/s"
+    return f"{about.label + ': ' if about.label else ''}{about.model} at {about.url}, {about.num_prompts} requests, {load}"
+
+
+def as_text(figures: Figures) -> str:
+    """For the terminal."""
+    parts = [title(figures), *(f"! {warning}" for warning in warnings(figures)), ""]
+    parts += [_text_table(table) for table in tables(figures)]
+    return "\n".join(parts)
+
+
+def _text_table(table: Table) -> str:
+    sizes = widths(table)
+
+    def line(cells: tuple[str, ...]) -> str:
+        rest = (cell.rjust(size) for cell, size in zip(cells[1:], sizes[1:], strict=True))
+        return "  ".join(["  " + cells[0].ljust(sizes[0]), *rest]).rstrip()
+
+    out = [table.title]
+    if any(table.head):
+        out.append(line(table.head))
+    out += [line(row) for row in table.rows]
+    out += [f"  {note}" for note in table.notes]
+    return "\n".join(out) + "\n"
+
+
+def as_markdown(figures: Figures) -> str:
+    """For a pull request or a wiki."""
+    parts = [f"# Load test: {title(figures)}", ""]
+    parts += [f"> **Note:** {warning}\n" for warning in warnings(figures)]
+    for table in tables(figures):
+        parts += [f"## {table.title}", "", _markdown_row(table.head or ("",)), _markdown_rule(len(table.head))]
+        parts += [_markdown_row(row) for row in table.rows]
+        parts += ["", *(f"- {note}" for note in table.notes), ""]
+    return "\n".join(parts)
+
+
+def _markdown_row(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _markdown_rule(columns: int) -> str:
+    return "| " + " | ".join(["---", *(["---:"] * (columns - 1))]) + " |"

@@ -1,0 +1,167 @@
+"""What does this client add? It is run against the mock server, whose times are known, and its own cost is counted.
+
+The mock runs in a process of its own and says how late it was itself; what is left of the measured time after the
+planned time and the mock's lateness is the client's doing (and the operating system's).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+
+import msgspec
+import numpy as np
+
+from loadtest.address import parse_url
+from loadtest.api import Api, BodyRules
+from loadtest.drive import Job
+from loadtest.errors import TargetError
+from loadtest.parity import itl_s, measure, ttft_s
+from loadtest.pool import Endpoint, Pool
+from loadtest.prompt import Prompt
+from loadtest.run import Silent, run_here
+from loadtest.schedule import Load
+from loadtest.selfcheck import cpu_s
+from loadtest.target import get
+
+FIRST_MS = 50.0
+GAP_MS = 20.0
+PROMPT_BYTES = 32 * 1024
+"""About the published 8,192 tokens."""
+ADDED_TTFT_LIMIT_MS = 5.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The client at one number of streams. Times in ms."""
+
+    streams: int
+    chunks: int
+    failed: int
+    ttft_mean_ms: float
+    ttft_p99_ms: float
+    mock_first_late_ms: float
+    added_ttft_ms: float
+    gap_mean_ms: float
+    gap_p99_ms: float
+    mock_chunk_late_p99_ms: float
+    cpu_us_per_chunk: float
+    cpu_ratio: float
+    loop_lag_p99_ms: float
+
+    @property
+    def fit(self) -> bool:
+        """Whether the client can be trusted at this many streams."""
+        return not self.failed and self.added_ttft_ms <= ADDED_TTFT_LIMIT_MS
+
+
+class _Late(msgspec.Struct):
+    first_mean_ms: float
+    first_p99_ms: float
+    chunk_mean_ms: float
+    chunk_p99_ms: float
+
+
+@asynccontextmanager
+async def mock_process(*flags: str) -> AsyncIterator[str]:
+    """The mock server in its own process; gives its URL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest", "mock", "--port", "0", *flags, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        said = (await process.stdout.readline()).decode()
+        if "http://" not in said:
+            raise TargetError("the mock server did not start")
+        yield said.split()[3].rstrip(",")
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def selftest_prompts(streams: int, chunks: int) -> list[Prompt]:
+    """Two waves: the first meets a cold client, the second a running one."""
+    return [Prompt(text="w" * PROMPT_BYTES, output_tokens=chunks) for _ in range(2 * streams)]
+
+
+async def read_client(url: str, streams: int, chunks: int) -> Reading:
+    """Run this client at one number of streams."""
+    address = parse_url(url)
+    endpoint = Endpoint(address, "127.0.0.1", None)
+    job = Job(
+        prompts=selftest_prompts(streams, chunks),
+        rules=BodyRules(Api.CHAT, "mock", ignore_eos=True),
+        load=Load(max_inflight=streams),
+    )
+    await lateness(endpoint)  # forget what came before
+    before_s = cpu_s()
+    finished = await run_here(job, endpoint, Silent())
+    records = finished.run.records
+    parity = measure(records, finished.run.duration_s, [99.0])
+    spent_s = cpu_s() - before_s
+    late = await lateness(endpoint)
+    good = [record for record in records if record.ok]
+    ttfts = np.asarray([ttft_s(record) for record in good] or [0.0]) * 1e3
+    # The first gap is the one between the role-only event and the text beside it in the same read.
+    gaps = np.concatenate([itl_s(record)[1:] for record in good] or [np.zeros(1)]) * 1e3
+    count = sum(len(record.chunk_ns) for record in records)
+    return Reading(
+        streams=streams,
+        chunks=count,
+        failed=parity.failed,
+        ttft_mean_ms=float(ttfts.mean()),
+        ttft_p99_ms=float(np.percentile(ttfts, 99)),
+        mock_first_late_ms=late.first_mean_ms,
+        added_ttft_ms=float(ttfts.mean()) - FIRST_MS - late.first_mean_ms,
+        gap_mean_ms=float(gaps.mean()),
+        gap_p99_ms=float(np.percentile(gaps, 99)),
+        mock_chunk_late_p99_ms=late.chunk_p99_ms,
+        cpu_us_per_chunk=spent_s / max(count, 1) * 1e6,
+        cpu_ratio=finished.checks[0].cpu_ratio,
+        loop_lag_p99_ms=finished.checks[0].loop_lag_p99_ms,
+    )
+
+
+async def lateness(endpoint: Endpoint) -> _Late:
+    """The mock's own lateness since it was last asked."""
+    pool = Pool(endpoint)
+    try:
+        reply = await get(pool, endpoint.address, "/mock/lateness", {})
+    finally:
+        pool.close()
+    return msgspec.json.decode(reply.body, type=_Late)
+
+
+async def selftest(streams: Sequence[int], chunks: int) -> list[Reading]:
+    """One reading per number of streams, in the order given."""
+    flags = ["--first-ms", str(FIRST_MS), "--gap-ms", str(GAP_MS)]
+    async with mock_process(*flags) as url:
+        return [await read_client(url, number, chunks) for number in streams]
+
+
+def selftest_text(readings: Sequence[Reading]) -> str:
+    """A table for the terminal."""
+    head = (
+        f"client self-test: {FIRST_MS:g} ms to the first token, {GAP_MS:g} ms between chunks, "
+        f"{PROMPT_BYTES // 1024} KB prompts, mock server on this machine\n"
+        f"{'streams':>8} {'TTFT mean':>10} {'mock late':>10} {'client adds':>12} {'gap mean':>9} {'gap p99':>8} "
+        f"{'CPU/chunk':>10} {'CPU':>5} {'loop lag p99':>13}"
+    )
+    lines = [head]
+    for r in readings:
+        verdict = "ok" if r.fit else f"{r.failed} failed" if r.failed else "use --workers"
+        lines.append(
+            f"{r.streams:>8} {r.ttft_mean_ms:>7.1f} ms {r.mock_first_late_ms:>7.1f} ms {r.added_ttft_ms:>9.1f} ms "
+            f"{r.gap_mean_ms:>6.1f} ms {r.gap_p99_ms:>5.1f} ms {r.cpu_us_per_chunk:>7.1f} us {r.cpu_ratio:>4.0%} "
+            f"{r.loop_lag_p99_ms:>10.1f} ms  {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def as_json(readings: Sequence[Reading]) -> list[dict[str, float | int]]:
+    """For files."""
+    return [asdict(reading) for reading in readings]
