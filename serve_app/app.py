@@ -23,7 +23,7 @@ from serve_app.admission import Admission
 from serve_app.config import AppConfig, engine_argv, load_config
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.fleet import Fleet, FleetLimits, FleetSink
-from serve_app.keys import load as load_keys
+from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
 from serve_app.replica import EngineFactory, EngineReplica
@@ -84,7 +84,7 @@ class Ingress:
         )
         self._fleet = await self._closing.enter_async_context(client.fleet)
         self._client = client
-        keys = load_keys(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
+        keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
         settings = GateSettings(
             served_name=config.model.served_name,
             aliases=config.model.aliases,
@@ -108,9 +108,11 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return FakeEngine(FakeEngineConfig(**config.engine.fake), sink)
 
     def vllm(sink: StepSink) -> Engine:
-        from serve_app.engine.vllm import VllmEngine, ray_stat_logger
+        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
-        return VllmEngine(engine_argv(config), sink, stat_loggers=[ray_stat_logger()])
+        from serve_app.engine.vllm import VllmEngine
+
+        return VllmEngine(engine_argv(config), sink, stat_loggers=[RayPrometheusStatLogger])
 
     return fake if config.engine.kind == "fake" else vllm
 

@@ -29,7 +29,7 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.admission import Admission, Facts, Refuse
-from serve_app.context import CURRENT, RequestContext
+from serve_app.context import CURRENT
 from serve_app.errors import QueueFull, RequestRefused, ServeError
 from serve_app.fleet import Fleet, FleetRequest, FlightRecord
 from serve_app.wire import TokenDelta
@@ -178,7 +178,9 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         )
         if isinstance(verdict, Refuse):
             error = QueueFull(verdict.retry_after_s)
-            self._note(error)
+            context = CURRENT.get()
+            if context is not None:
+                context.refused = error
             raise FleetHTTPError(error)
 
     async def check_health(self) -> None:
@@ -190,7 +192,6 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         state = self.output_processor.request_states.get(request_id)
         if state is None:
             return
-        self._note(error)
         queue = state.queue
         family = state.parent_req.request_id if state.parent_req is not None else request_id
         for sibling in self.output_processor.abort_requests([family], internal=True):
@@ -198,11 +199,6 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         if queue is not None:
             # After the abort: that put an "aborted" output in the queue, which the error replaces.
             queue.put(_for_vllm(error))
-
-    def _note(self, error: ServeError) -> None:
-        context: RequestContext | None = CURRENT.get()
-        if context is not None:
-            context.error = error
 
 
 def _for_vllm(error: ServeError) -> Exception:

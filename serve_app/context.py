@@ -24,9 +24,15 @@ class RequestContext:
     key_name: str | None = None
     model: str | None = None
     flights: list[FlightRecord] = field(default_factory=list)
-    error: ServeError | None = None
+    refused: ServeError | None = None
+    """Why the request was not let in, if so."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
+
+    @property
+    def error(self) -> ServeError | None:
+        """What went wrong with it, if it has been told: at the door, or on its way."""
+        return self.refused or next((flight.error for flight in self.flights if flight.error is not None), None)
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("serve_app_request", default=None)

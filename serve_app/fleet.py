@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -78,6 +79,7 @@ class FlightRecord:
     output_tokens: int = 0
     replicas: list[str] = field(default_factory=list)
     resumed: int = 0
+    error: ServeError | None = None
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Fleet:
             try:
                 hellos, complete = await self._transport.replicas()
             except ReplicaLost as error:
-                logger.info("cannot list the replicas", extra={"error": str(error)})
+                logger.debug("cannot list the replicas", extra={"error": str(error)})
             else:
                 self._reconcile(hellos, complete=complete)
             with contextlib.suppress(TimeoutError):
@@ -302,6 +304,7 @@ class Fleet:
                 if flight.lost >= self._limits.max_lost_replicas:
                     raise PoisonRequest(flight.lost)
         except ServeError as error:
+            flight.request.record.error = error
             self._sink.failed(request_id, error)
         finally:
             self._flights.pop(request_id, None)
@@ -327,7 +330,7 @@ class Fleet:
         self._attempts[attempt_id] = flight
         link.flights[attempt_id] = flight
         attempt = self._transport.run_attempt(link.replica_id, self._wire(flight, attempt_id))
-        control = asyncio.get_running_loop().create_task(attempt, name=f"attempt {attempt_id}")
+        control = loop.create_task(attempt, name=f"attempt {attempt_id}", context=Context())
         landed = False
         try:
             landed = await self._await_end(flight, link, control, ended)
@@ -398,7 +401,9 @@ class Fleet:
         )
 
     def _spawn(self, coroutine: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        # In a context of its own: Serve takes a call's identity from the HTTP request around it, and would take two
+        # calls of one request (`n=2`, a resume) for one call made twice.
+        task = asyncio.get_running_loop().create_task(coroutine, name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._reap)
         return task

@@ -17,6 +17,9 @@ from serve_app.outcome import Outcome
 
 logger = logging.getLogger("serve_app.access")
 
+PROBES = frozenset({"/health", "/version", "/"})
+"""What load balancers and agents ask all the time."""
+
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
 
@@ -64,7 +67,9 @@ class IngressMetrics:
             self._queue_s.observe(queue_s, tags={"route": route})
         if first_token_s is not None:
             self._first_token_s.observe(first_token_s, tags={"route": route})
-        logger.info(
+        # A probe every few seconds would bury what people ask for.
+        logger.log(
+            logging.DEBUG if route in PROBES and outcome is Outcome.OK else logging.INFO,
             "request",
             extra={
                 "id": context.request_id,
