@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,7 @@ class VllmEngine:
             raise
         except Exception as error:  # whatever vLLM's start raises: there is no engine, and this is why
             reports.close()
+            traceback.clear_frames(error.__traceback__)  # they hold vLLM's half-built client, and that its sockets
             if isinstance(error, EngineDead):
                 raise
             raise EngineDead(reports.error or f"{type(error).__name__}: {error}") from error
@@ -176,7 +178,9 @@ class VllmEngine:
             await asyncio.to_thread(kill_engine_cores, self._others)
             await asyncio.wait({starting}, timeout=0.5)
         if not starting.cancelled() and starting.exception() is None:
-            await asyncio.to_thread(stop_engine_core, starting.result())
+            started = starting.result()
+            await asyncio.to_thread(stop_engine_core, started)
+            started.client.resources.ctx.destroy(linger=0)  # vLLM closes the sockets and forgets what they came from
         if self._reports is not None:
             self._reports.close()
 
@@ -327,7 +331,7 @@ def engine_request(attempt: AttemptRequest, max_model_len: int) -> Any:
     if (tokens := len(attempt.prompt_token_ids)) >= max_model_len:
         raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
     # Tensors are views on their buffer, which torch wants to be writable.
-    buffers = [attempt.payload[0], *(bytearray(buffer) for buffer in attempt.payload[1:])]
+    buffers = [bytearray(buffer) for buffer in attempt.payload]
     try:
         request = MsgpackDecoder(EngineCoreRequest).decode(buffers)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
