@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -68,6 +69,9 @@ def main(argv: Sequence[str]) -> int:
     except LoadTestError as wrong:
         print(f"loadtest: {wrong}", file=sys.stderr)
         return wrong.exit_code
+    except BrokenPipeError:  # the reader of a pipe left, as `head` does; nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("loadtest: interrupted before there was anything to report", file=sys.stderr)
         return 130

@@ -11,9 +11,11 @@ from loadtest.parity import tpot_s
 from loadtest.record import Record, Run
 from loadtest.steady import inflight, tokens_in
 
-MAX_POINTS = 300
+MAX_POINTS = 150
 """More would not be seen on a page."""
-STEPS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
+LATENCY_POINTS = 30
+"""Percentiles need several requests per step, so their steps are wider."""
+STEPS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 
 Column = list[float | None]
 
@@ -30,6 +32,8 @@ class Series:
     failed_rate: Column
     inflight: Column
     output_rate: Column
+    latency_at_s: list[float]
+    """The axis of the four columns below, in wider steps."""
     ttft_p50_ms: Column
     ttft_p99_ms: Column
     tpot_p50_ms: Column
@@ -38,9 +42,8 @@ class Series:
 
 def over_time(run: Run) -> Series:
     """Columns for a run. TTFT counts where the first token came, TPOT where the last one did."""
-    step_s = next((step for step in STEPS_S if run.duration_s / step <= MAX_POINTS), STEPS_S[-1])
-    count = max(1, int(np.ceil(run.duration_s / step_s)))
-    edges = run.begin_ns + np.arange(count + 1, dtype=np.float64) * step_s * 1e9
+    step_s, edges = _steps(run, MAX_POINTS)
+    wide_s, wide = _steps(run, LATENCY_POINTS)
     good = [record for record in run.records if record.ok]
     bad = [record for record in run.records if record.failed]
 
@@ -52,18 +55,29 @@ def over_time(run: Run) -> Series:
     tpots = [(r.last_chunk_ns, tpot_s(r) * 1e3) for r in good if r.output_tokens > 1]
     return Series(
         step_s=step_s,
-        at_s=[round((index + 0.5) * step_s, 4) for index in range(count)],
+        at_s=_middles(step_s, edges),
         offered_rate=rate([record.intended_ns for record in run.records]),
         started_rate=rate([record.start_ns for record in run.records]),
         finished_rate=rate([record.end_ns for record in good]),
         failed_rate=rate([record.end_ns for record in bad]),
         inflight=_level(run.records, edges),
         output_rate=[float(value) / step_s for value in tokens_in(good, edges)],
-        ttft_p50_ms=_percentile(firsts, edges, 50),
-        ttft_p99_ms=_percentile(firsts, edges, 99),
-        tpot_p50_ms=_percentile(tpots, edges, 50),
-        tpot_p99_ms=_percentile(tpots, edges, 99),
+        latency_at_s=_middles(wide_s, wide),
+        ttft_p50_ms=_percentile(firsts, wide, 50),
+        ttft_p99_ms=_percentile(firsts, wide, 99),
+        tpot_p50_ms=_percentile(tpots, wide, 50),
+        tpot_p99_ms=_percentile(tpots, wide, 99),
     )
+
+
+def _steps(run: Run, points: int) -> tuple[float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    step_s = next((step for step in STEPS_S if run.duration_s / step <= points), STEPS_S[-1])
+    count = max(1, int(np.ceil(run.duration_s / step_s)))
+    return step_s, run.begin_ns + np.arange(count + 1, dtype=np.float64) * step_s * 1e9
+
+
+def _middles(step_s: float, edges: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
+    return [round((index + 0.5) * step_s, 4) for index in range(len(edges) - 1)]
 
 
 def _level(records: Sequence[Record], edges: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Column:

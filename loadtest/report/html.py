@@ -1,5 +1,163 @@
-"""placeholder"""
-from loadtest.figures import Figures
+"""One HTML page that needs nothing else: no network, no fonts, no library. Tables are plain HTML, plots are drawn by
+`page.js` at the reader's width, so that labels stay legible on a phone."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+
+import msgspec
+
+from loadtest import __version__
+from loadtest.figures import FailureGroup, Figures
+from loadtest.report.charts import distribution_charts, lanes, time_charts
+from loadtest.report.tables import Table, number, tables, warnings
+from loadtest.report.text import title
+
+DEFINITIONS = (
+    ("TTFT", "Time to first token: from when the client begins a request to the first event of the stream that carries a choice."),
+    ("TPOT", "Time per output token: the rest of the answer's time divided by its further tokens."),
+    ("ITL", "Inter-token latency as vLLM defines it: the gap between two events of the stream. An event may carry several tokens."),
+    ("Gap per token", "The same gaps divided by the tokens each event carries."),
+    ("E2EL", "End-to-end latency: to the last token."),
+    ("Goodput and attainment", "Share or rate of requests within their limits; a failed request is a miss."),
+    ("Steady state", "The shaded part of the plots: ramp and tail left out."),
+)
+
+
 def as_html(figures: Figures) -> str:
-    """placeholder"""
-    return ""
+    """The page."""
+    assets = files("loadtest.report")
+    style = assets.joinpath("page.css").read_text(encoding="utf-8")
+    script = assets.joinpath("page.js").read_text(encoding="utf-8")
+    data = msgspec.json.encode(
+        {"time": time_charts(figures), "spread": distribution_charts(figures), "lanes": lanes(figures)}
+    ).decode()
+    body = [
+        _head(figures),
+        _warnings(figures),
+        _tiles(figures),
+        '<section><h2>Over time</h2><div id="time" class="charts"></div></section>',
+        '<section><h2>Requests</h2><p class="hint">One bar per request, in the lowest row that was free: light while it '
+        'waits for its first token, solid while it writes, red if it failed.</p><div id="lanes"></div></section>',
+        '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'
+        '<div id="spread" class="charts"></div></section>',
+        *(_table(table) for table in tables(figures)),
+        _bodies(figures.failures),
+        _definitions(),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Load test: {escape(title(figures))}</title>\n<style>{style}</style></head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + f'\n</main>\n<footer>loadtest {__version__}</footer>\n<script type="application/json" id="data">{_safe(data)}</script>\n'
+        f"<script>{script}</script>\n</body></html>\n"
+    )
+
+
+def _safe(data: str) -> str:
+    """JSON that cannot end its script element."""
+    return data.replace("</", "<\\/").replace("<!--", "<\\!--")
+
+
+def _head(figures: Figures) -> str:
+    about, run = figures.about, figures.finished.run
+    # The reader's own time zone is the one that means something to them.
+    when = datetime.fromtimestamp(run.wall_start_s).astimezone().strftime("%d %B %Y, %H:%M %Z")
+    facts = [
+        about.url, f"{about.api.value} API", f"{about.num_prompts:,} requests",
+        f"{about.max_concurrency} at a time" if about.max_concurrency else "no cap on requests in flight",
+    ]  # fmt: skip
+    if about.request_rate != float("inf"):
+        facts.append(f"{about.request_rate:g} requests/s")
+    facts += [f"{number(run.duration_s)} s", when]
+    name = escape(about.label or about.model)
+    under = f"<p class='model'>{escape(about.model)}</p>" if about.label else ""
+    return f"<header><p class='kicker'>Load test</p><h1>{name}</h1>{under}<ul class='facts'>" + "".join(
+        f"<li>{escape(fact)}</li>" for fact in facts
+    ) + "</ul></header>"
+
+
+def _warnings(figures: Figures) -> str:
+    said = warnings(figures)
+    if not said:
+        return ""
+    return "<section class='warn' role='note'><h2>Read this first</h2><ul>" + "".join(
+        f"<li>{escape(warning)}</li>" for warning in said
+    ) + "</ul></section>"
+
+
+def _tiles(figures: Figures) -> str:
+    parity = figures.parity
+    total = parity.completed + parity.failed
+    tiles = [("Output", number(parity.output_throughput, 0), "tok/s", "whole run")]
+    if figures.steady is not None:
+        steady = figures.steady.output_rate
+        half = f"± {number(steady.half_width, 0)}" if steady.half_width != float("inf") else ""
+        tiles.append(("Steady state", number(steady.mean, 0), "tok/s", half))
+    if parity.completed:
+        tiles += [
+            ("TTFT", number(parity.ttft.mean), "ms", f"P99 {number(parity.ttft.percentiles[99.0])} ms"),
+            ("TPOT", number(parity.tpot.mean), "ms", f"P99 {number(parity.tpot.percentiles[99.0])} ms"),
+            ("ITL per chunk", number(parity.itl.mean), "ms", f"{figures.strict.tokens_per_chunk:.2f} tokens per chunk"),
+        ]
+    failed = f"{parity.failed / total:.1%} failed" if total else ""
+    tiles.append(("Requests", f"{parity.completed:,}", f"of {total:,}", failed if parity.failed else "all succeeded"))
+    cells = []
+    for name, value, unit, under in tiles:
+        bad = " bad" if name == "Requests" and parity.failed else ""
+        cells.append(
+            f"<div class='tile{bad}'><h3>{escape(name)}</h3><p class='value'>{escape(value)} <span>{escape(unit)}</span></p>"
+            f"<p class='under'>{escape(under)}</p></div>"
+        )
+    return "<section class='tiles'>" + "".join(cells) + "</section>"
+
+
+def _table(table: Table) -> str:
+    words = table.title in ("Failures",)
+    head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in table.head) if any(table.head) else ""
+    rows = "".join(
+        "<tr>"
+        + f"<th scope='row'>{escape(row[0])}</th>"
+        + "".join(f"<td{_mood(cell)}>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    return (
+        f"<section><h2>{escape(table.title)}</h2><div class='scroll'><table{' class=words' if words else ''}>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        + (f"<ul class='notes'>{notes}</ul>" if notes else "")
+        + "</section>"
+    )
+
+
+def _mood(cell: str) -> str:
+    return {"NO": " class='no'", "yes": " class='yes'"}.get(cell, "")
+
+
+def _bodies(groups: tuple[FailureGroup, ...]) -> str:
+    parts = []
+    for group in groups:
+        for record in group.examples:
+            if record.body:
+                parts.append(
+                    f"<details><summary>Request {record.index}: {escape(group.outcome.value)}, {escape(record.error[:160])}"
+                    f"</summary><pre>{escape(_pretty(record.body))}</pre></details>"
+                )
+    return f"<section><h2>What failed responses said</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _pretty(body: str) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except ValueError:
+        return body
+
+
+def _definitions() -> str:
+    items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in DEFINITIONS)
+    return f"<section><details><summary>What the figures mean</summary><dl>{items}</dl></details></section>"

@@ -1,0 +1,157 @@
+"""What the page's plots show, as data; `page.js` draws it. Every axis has a name and a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.figures import Figures
+from loadtest.parity import itl_s, latency_s, tpot_s, ttft_s
+from loadtest.series import Column
+from loadtest.strict import token_gaps_s
+
+POINTS = 160
+"""Of a distribution's curve."""
+LANES = 200
+"""Rows of the swim-lane plot, and so requests in flight at once that it can show."""
+BARS = 4000
+"""Bars in it; a page with more gets slow."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve."""
+
+    name: str
+    y: Column
+    colour: int
+    """Number of the palette's colour."""
+    x: list[float] | None = None
+    """Own x values, where they differ from the chart's."""
+    fill: bool = False
+    stack: bool = False
+    step: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot."""
+
+    title: str
+    x: list[float]
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    hint: str = ""
+    shade: tuple[float, float] | None = None
+    """Where the run was steady."""
+    marks: tuple[dict[str, object], ...] = field(default_factory=tuple)
+    log_x: bool = False
+    percent: bool = False
+    timed: bool = True
+
+
+def time_charts(figures: Figures) -> list[Chart]:
+    """Everything on the run's one time axis."""
+    series, steady = figures.series, figures.steady
+    shade = (steady.begin_s, steady.end_s) if steady else None
+    marks = tuple({"at": mark.at_s, "what": mark.what, "kind": mark.kind} for mark in (figures.fleet.marks if figures.fleet else ()))
+
+    def chart(title: str, y_label: str, x: list[float], *lines: Line, hint: str = "") -> Chart:
+        return Chart(title, x, "seconds since the start", y_label, lines, hint, shade, marks)
+
+    charts = [
+        chart("Output", "tokens per second", series.at_s, Line("output tokens", series.output_rate, 0, fill=True)),
+        chart("In flight", "requests", series.at_s, Line("in flight", series.inflight, 1, fill=True)),
+        chart(
+            "Time to first token", "milliseconds", series.latency_at_s,
+            Line("P99", series.ttft_p99_ms, 3), Line("median", series.ttft_p50_ms, 0),
+            hint="of the requests whose first token came in each step",
+        ),
+        chart(
+            "Time per output token", "milliseconds", series.latency_at_s,
+            Line("P99", series.tpot_p99_ms, 3), Line("median", series.tpot_p50_ms, 0),
+            hint="of the requests that ended in each step",
+        ),
+    ]  # fmt: skip
+    if figures.about.request_rate != float("inf") or any(rate for rate in series.failed_rate):
+        lines = [Line("succeeded", series.finished_rate, 0), Line("failed", series.failed_rate, 3, fill=True)]
+        if figures.about.request_rate != float("inf"):
+            lines.insert(0, Line("offered", series.offered_rate, 4, step=True))
+        charts.append(chart("Requests", "requests per second", series.at_s, *lines, hint="by when they ended"))
+    return [*charts, *_fleet_charts(figures, shade, marks)]
+
+
+def _fleet_charts(
+    figures: Figures, shade: tuple[float, float] | None, marks: tuple[dict[str, object], ...]
+) -> list[Chart]:
+    fleet = figures.fleet
+    if fleet is None or not fleet.at_s:
+        return []
+    x_label = "seconds since the start"
+    states = [Line(state.lower(), counts, number, stack=True, step=True) for number, (state, counts) in enumerate(fleet.replicas.items())]
+    target = [Line("target", fleet.target_replicas, 3, step=True)] if any(v is not None for v in fleet.target_replicas) else []
+    found = [Chart("Replicas", fleet.at_s, x_label, "replicas", (*states, *target), "by state", shade, marks)]
+    if any(value is not None for value in fleet.queued):
+        found.append(Chart("Queue", fleet.at_s, x_label, "requests", (Line("waiting in the fleet", fleet.queued, 4, fill=True),), "", shade, marks))
+    if any(value is not None for value in fleet.kv_usage):
+        line = Line("KV blocks in use", fleet.kv_usage, 2, fill=True)
+        found.append(Chart("KV cache", fleet.at_s, x_label, "share in use", (line,), "", shade, marks, percent=True))
+    if any(value is not None for value in fleet.acceptance):
+        line = Line("tokens per step", fleet.acceptance, 5)
+        found.append(Chart("MTP acceptance", fleet.at_s, x_label, "tokens per step", (line,), "", shade, marks))
+    return found
+
+
+def distribution_charts(figures: Figures) -> list[Chart]:
+    """Cumulative curves: any percentile can be read off."""
+    good = [record for record in figures.finished.run.records if record.ok]
+    if not good:
+        return []
+    gaps = np.concatenate([itl_s(record) for record in good])
+    token_gaps = np.concatenate([token_gaps_s(record) for record in good])
+    return [
+        _curve("Time to first token", [("TTFT", np.array([ttft_s(r) for r in good]), 0)]),
+        _curve("Time per output token", [("TPOT", np.array([tpot_s(r) for r in good if r.output_tokens > 1]), 0)]),
+        _curve("Gaps", [("between chunks (ITL)", gaps, 3), ("per token", token_gaps, 0)]),
+        _curve("Whole answer", [("E2EL", np.array([latency_s(r) for r in good]), 0)]),
+    ]
+
+
+def _curve(title: str, columns: Sequence[tuple[str, NDArray[np.float64], int]]) -> Chart:
+    lines = []
+    spread = 1.0
+    for name, seconds, colour in columns:
+        if not len(seconds):
+            continue
+        shares = np.unique(np.concatenate([np.linspace(0, 1, POINTS), [0.95, 0.99, 0.995, 0.999]]))
+        values = np.quantile(seconds, shares) * 1e3
+        spread = max(spread, float(values[-1] / max(np.quantile(values, 0.05), 1e-3)))
+        lines.append(Line(name, [float(s) for s in shares], colour, x=[float(v) for v in values]))
+    return Chart(
+        title, [], "milliseconds", "share of " + ("gaps" if title == "Gaps" else "requests"), tuple(lines),
+        log_x=spread > 30, percent=True, timed=False,
+    )  # fmt: skip
+
+
+def lanes(figures: Figures) -> dict[str, object]:
+    """Every request as a bar in the lowest free lane: waiting for the first token, then writing; red where it failed."""
+    run = figures.finished.run
+    free_at_ns: list[int] = []
+    rows = []
+    for record in sorted(run.records, key=lambda record: record.start_ns)[:BARS]:
+        lane = next((lane for lane, free in enumerate(free_at_ns) if free <= record.start_ns), len(free_at_ns))
+        end_ns = max(record.end_ns, record.start_ns)
+        if lane < LANES:
+            if lane == len(free_at_ns):
+                free_at_ns.append(0)
+            free_at_ns[lane] = end_ns
+            first = round((record.first_token_ns - run.begin_ns) / 1e9, 4) if record.first_token_ns else None
+            state = 1 if record.failed else 0 if record.ok else 2
+            start = round((record.start_ns - run.begin_ns) / 1e9, 4)
+            end = round((end_ns - run.begin_ns) / 1e9, 4)
+            rows.append([start, first, end, state, record.index, record.outcome.value, record.output_tokens, lane])
+    return {"rows": rows, "all": len(run.records), "end": run.duration_s, "lanes": len(free_at_ns)}
