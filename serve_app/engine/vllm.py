@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -40,6 +40,12 @@ from serve_app.engine.vllm_start import (
 )
 from serve_app.engine.vllm_stats import VllmStatistics
 from serve_app.wire import AttemptRequest, TokenDelta
+
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.serial_utils import MsgpackEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +81,12 @@ class _Running:
 
 @dataclass(frozen=True)
 class _Live:
-    """A started engine. `client` and `encoder` are vLLM's own, untyped here; `max_model_len` in tokens."""
+    """A started engine. `max_model_len` in tokens."""
 
-    client: Any
+    client: AsyncMPClient
     max_model_len: int
     statistics: VllmStatistics
-    encoder: Any
+    encoder: MsgpackEncoder
 
 
 class VllmEngine:
@@ -266,7 +272,7 @@ class VllmEngine:
             dead = live.client.resources.engine_dead
             self._die("the engine core's process has ended" if dead else f"{type(error).__name__}: {error}")
 
-    def _take_step(self, live: _Live, outputs: Any) -> None:
+    def _take_step(self, live: _Live, outputs: EngineCoreOutputs) -> None:
         self._steps += 1
         self._last_step_s = time.monotonic()
         if outputs.scheduler_stats is not None:
@@ -286,7 +292,7 @@ class VllmEngine:
             if not running.ended.done():
                 running.ended.set_result(None)
 
-    def _delta(self, live: _Live, running: _Running, output: Any) -> TokenDelta:
+    def _delta(self, live: _Live, running: _Running, output: EngineCoreOutput) -> TokenDelta:
         extra = None
         for name in BEYOND_TOKENS:
             if getattr(output, name) is not None:
@@ -323,7 +329,7 @@ class VllmEngine:
             live.statistics.log()
 
 
-def engine_request(attempt: AttemptRequest, max_model_len: int) -> Any:
+def engine_request(attempt: AttemptRequest, max_model_len: int) -> EngineCoreRequest:
     """The `EngineCoreRequest` of an attempt. Raises `AttemptRefused` for one that the engine could never run."""
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackDecoder
@@ -339,7 +345,7 @@ def engine_request(attempt: AttemptRequest, max_model_len: int) -> Any:
     return as_attempt(request, attempt)
 
 
-def as_attempt(request: Any, attempt: AttemptRequest) -> Any:
+def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCoreRequest:
     """vLLM's request, made the request of this attempt."""
     emitted = attempt.emitted_token_ids
     request.request_id = attempt.attempt_id
@@ -358,11 +364,12 @@ def as_attempt(request: Any, attempt: AttemptRequest) -> Any:
     return request
 
 
-def engine_info(vllm_config: Any, start_s: float) -> EngineInfo:
+def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
     """What a started engine settled on, read off its configuration."""
     from vllm import __version__
 
-    cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
+    cache = vllm_config.cache_config
+    scheduler = vllm_config.scheduler_config
     return EngineInfo(
         max_model_len=vllm_config.model_config.max_model_len,
         max_num_seqs=scheduler.max_num_seqs,

@@ -15,13 +15,18 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psutil
 
 from serve_app.engine.child import REPORTS_VARIABLE, Report
 from serve_app.engine.contract import EngineDead, ProgressSink
+
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.core_client import AsyncMPClient
 
 READY_TIMEOUT_S = 3600
 """vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
@@ -35,10 +40,10 @@ STOP_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Started:
-    """A running engine core. vLLM's own types, which are untyped here."""
+    """A running engine core: vLLM's client of it, its configuration as it settled, and its processes."""
 
-    client: Any
-    vllm_config: Any
+    client: AsyncMPClient
+    vllm_config: VllmConfig
     processes: Sequence[psutil.Process]
 
 
@@ -138,7 +143,7 @@ def start_engine_core(argv: Sequence[str], say: ProgressSink) -> Started:
     return Started(client, vllm_config, processes)
 
 
-def parse_engine_args(argv: Sequence[str]) -> Any:
+def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
     """vLLM's `AsyncEngineArgs` from the options of its server. Raises `EngineDead` for options it does not know."""
     try:
         from vllm.entrypoints.common.cli_args import make_arg_parser

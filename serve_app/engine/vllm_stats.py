@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
 
 
 class VllmStatistics:
     """Follows requests for the sake of their figures: without a tokenizer it decodes nothing, and stops nothing."""
 
-    def __init__(self, vllm_config: Any, engine_indexes: list[int], factories: Sequence[Any]) -> None:
+    def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int], factories: Sequence[Any]) -> None:
         from vllm.v1.engine.output_processor import OutputProcessor
         from vllm.v1.metrics.loggers import StatLoggerManager
         from vllm.v1.metrics.stats import IterationStats
@@ -29,7 +33,7 @@ class VllmStatistics:
         )
         self._loggers.log_engine_initialized()
 
-    def add(self, request: Any) -> None:
+    def add(self, request: EngineCoreRequest) -> None:
         """Follow a request that goes to the engine. It is not changed."""
         from vllm.sampling_params import RequestOutputKind
 
@@ -45,7 +49,7 @@ class VllmStatistics:
         """Stop following a request that has been aborted."""
         self._processor.abort_requests([request_id], internal=True)
 
-    def record(self, outputs: Any) -> None:
+    def record(self, outputs: EngineCoreOutputs) -> None:
         """Count one step's outputs. Their log probabilities are dropped: whoever wants them has read them before."""
         iteration = self._new_iteration() if outputs.outputs else None
         for output in outputs.outputs:
