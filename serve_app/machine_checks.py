@@ -48,18 +48,20 @@ def pinned(kind: str) -> dict[str, str]:
 
 def port_checks(deploy: Deployment) -> Iterator[Check]:
     """The endpoint's port and HAProxy's own are free."""
-    ports = {deploy.port: (deploy.host, f"http_options.port in {deploy.where('http_options', 'port')}")}
+    ports = {deploy.port: (deploy.host, f"http_options.port ({deploy.where('http_options', 'port')})")}
     if deploy.controller_env.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         for name, default in SERVE_PORTS.items():
-            ports[int(deploy.controller_env.get(name, default))] = ("0.0.0.0", f"{name} (both `env_vars` there)")
-    taken = False
-    for port, (host, setting) in ports.items():
+            ports[int(deploy.controller_env.get(name, default))] = ("0.0.0.0", name)
+    held: dict[str, list[int]] = {}
+    for port, (host, _) in ports.items():
         holder = machine.port_holder(host, port)
         if holder is not None:
-            taken = True
-            stop = f"stop it (`kill {holder.pid}`)" if holder.pid else "stop it"
-            yield failed("port", f"{port} is taken by {holder}", f"{stop}, or change {setting}")
-    if not taken:
+            held.setdefault(str(holder), []).append(port)
+    for who, numbers in held.items():
+        settings = ", ".join(ports[number][1] for number in numbers)
+        advice = f"stop that process, or change {settings}"
+        yield failed("port", f"{', '.join(map(str, numbers))} taken by {who}", advice)
+    if not held:
         yield passed("ports", ", ".join(map(str, ports)))
 
 

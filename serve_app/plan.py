@@ -14,7 +14,7 @@ _ROW = "{:<14} {:<9} {:>12} {:>12} {:>10} {:>7} {:>7} {:>7}"
 
 EXPLANATION = f"""\
 Sessions: how many of that many tokens are held at a time. Estimates: weights split evenly over the GPUs, then
-{memory.OVERHEAD_BYTES // GB} GB on each for activations and graphs; what is left of gpu-memory-utilization is the cache.
+{memory.OVERHEAD_BYTES // GB} GB on each for activations and graphs; the rest of gpu-memory-utilization is the cache.
 A token takes cache in the full-attention layers only, a session one window in each sliding one. At start vLLM
 measures, and prints `GPU KV cache size`."""
 

@@ -7,7 +7,7 @@ is the part that needs no machine: `build()` calls it, so that a plain `serve ru
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from serve_app import deployment, hardware, machine, profile
@@ -21,6 +21,8 @@ from serve_app.config_checks import (
     model_checks,
     serve_option_checks,
 )
+from serve_app.deployment import Deployment
+from serve_app.hardware import NodeGpus
 from serve_app.machine_checks import machine_checks, port_checks, version_checks
 
 
@@ -42,7 +44,10 @@ def checked_config(args: Mapping[str, object]) -> AppConfig:
 
 
 def checks(file: Path, joins: str | None) -> Iterator[Check]:
-    """Every check, cheap ones first, as they end. `joins` is the address of a Ray cluster that already runs."""
+    """Every check, as it ends. `joins` is the address of a Ray cluster that already runs, if there is one.
+
+    vLLM's parser comes last, and only where nothing else failed: importing it takes most of the time.
+    """
     yield from version_checks()
     try:
         deploy = deployment.read(file)
@@ -52,17 +57,25 @@ def checks(file: Path, joins: str | None) -> Iterator[Check]:
     except ConfigError as error:
         yield failed("config", str(error), "change that line; docs/configuration.md lists what there is")
         return
+    ready = True
+    for check in _quick_checks(deploy, config, nodes):
+        ready = ready and check.verdict is not Verdict.FAIL
+        yield check
+    if joins:
+        yield Check(Verdict.NOTE, "cluster", f"joins Ray at {joins}: room is looked for there, in `build()`")
+    if ready and config is not None:
+        yield from flag_checks(file, config)
+
+
+def _quick_checks(deploy: Deployment, config: AppConfig | None, nodes: Sequence[NodeGpus] | None) -> Iterator[Check]:
     yield from port_checks(deploy)
     yield from machine_checks()
-    if config is None or nodes is None:
-        yield Check(Verdict.NOTE, "cluster", f"joins Ray at {joins}; what it can hold is checked there, in `build()`")
     if config is None:
         return
-    yield passed("config", f"{file.name} over configs/{config.profile}.yaml: {config.model.source}")
+    yield passed("config", f"{deploy.file.name} over configs/{config.profile}.yaml: {config.model.source}")
     yield from serve_option_checks(deploy, config)
     yield from model_checks(config)
     yield from layout_checks(config)
     yield from keys_checks(config)
     if nodes is not None:
         yield from fit_checks(config, nodes)
-    yield from flag_checks(file, config)
