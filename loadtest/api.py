@@ -55,7 +55,21 @@ def encode_body(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str,
         body["ignore_eos"] = True
     body.update(rules.extra)
     body.update(prompt.extra)
+    if rules.api is Api.MESSAGES:
+        _anthropic_tools(body)
     return msgspec.json.encode(body)
+
+
+def _anthropic_tools(body: dict[str, Json]) -> None:
+    """OpenAI's tools in Anthropic's words."""
+    tools = body.get("tools")
+    if isinstance(tools, list) and all(isinstance(tool, dict) and "function" in tool for tool in tools):
+        body["tools"] = [
+            {"name": f["name"], "description": f.get("description", ""), "input_schema": f.get("parameters", {})}
+            for f in (tool["function"] for tool in tools)
+        ]
+        if body.get("tool_choice") == "auto":
+            body["tool_choice"] = {"type": "auto"}
 
 
 def new_messages(prompt: Prompt) -> list[Mapping[str, Json]]:

@@ -13,9 +13,9 @@ import uvloop
 from loadtest import __version__
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
+from loadtest.options import add_data_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.plan import DEFAULT_CONCURRENCY
 from loadtest.published import PRESETS, QUICK_WAVES
-from loadtest.options import add_data_flags, add_load_flags, add_output_flags, add_target_flags
 
 T = TypeVar("T")
 

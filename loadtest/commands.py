@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import math
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from loadtest.errors import AssertionUnmet
 from loadtest.figures import Figures, figure_out
+from loadtest.live import Board, shown
 from loadtest.mock import MockServer
 from loadtest.mock_answers import Manners
 from loadtest.options import (
@@ -28,10 +30,11 @@ from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
 from loadtest.report.text import as_markdown, as_text
 from loadtest.result import About
-from loadtest.run import Finished, Silent, run_here
+from loadtest.run import Audience, Finished, Nobody, run_here
 from loadtest.selftest import as_json, selftest_text
 from loadtest.selftest import selftest as measure_client
 from loadtest.slo import Bound, judge, parse_bounds
+from loadtest.workers import run_in_workers
 
 
 async def run(args: argparse.Namespace) -> int:
@@ -43,11 +46,28 @@ async def run(args: argparse.Namespace) -> int:
     plan = make_plan(target, data, load, endpoint, served)
     warmup = warmup_job(plan)
     if warmup is not None:
-        await run_here(warmup, endpoint, Silent())
-    finished = await run_here(plan.job, endpoint, Silent())
+        await run_here(warmup, endpoint, Nobody())
+    finished = await execute(plan, output)
     figures = figure_out(about(plan, output), finished, output, setting=setting(plan, finished, args.preset))
     write_reports(figures, output)
     return check_assertions(bounds, figures)
+
+
+async def execute(plan: Plan, output: OutputOptions) -> Finished:
+    """Run a plan with as many processes as it needs, and show it as it goes."""
+    live = sys.stderr.isatty() if output.live is None else output.live
+    live = live and not output.quiet
+    if output.quiet or (not live and plan.workers == 1 and len(plan.job.prompts) == 1):
+        return await _run(plan, Nobody(), apart=plan.workers > 1)
+    board = Board(len(plan.job.prompts), plan.load.duration_s)
+    async with shown(board, live=live):
+        return await _run(plan, board, apart=live or plan.workers > 1)
+
+
+async def _run(plan: Plan, audience: Audience, *, apart: bool) -> Finished:
+    if apart:
+        return await run_in_workers(plan.job, plan.endpoint, plan.workers, audience)
+    return await run_here(plan.job, plan.endpoint, audience)
 
 
 def about(plan: Plan, output: OutputOptions) -> About:
@@ -90,14 +110,15 @@ def write_reports(figures: Figures, output: OutputOptions) -> None:
     print(as_text(figures))
     if output.json:
         write_json(Path(output.json), full_result(figures, detailed=output.detailed))
-    for path, write in (
-        (output.md, lambda: as_markdown(figures)),
-        (output.csv, lambda: as_csv(figures.finished.run)),
-        (output.html, lambda: as_html(figures)),
-    ):
-        if path:
-            write_text(Path(path), write())
-            print(f"wrote {path}")
+    if output.md:
+        write_text(Path(output.md), as_markdown(figures))
+    if output.csv:
+        write_text(Path(output.csv), as_csv(figures.finished.run))
+    if output.html:
+        write_text(Path(output.html), as_html(figures))
+    written = [path for path in (output.json, output.md, output.csv, output.html) if path]
+    if written:
+        print("wrote " + ", ".join(written))
 
 
 def check_assertions(bounds: Sequence[Bound], figures: Figures) -> int:

@@ -92,23 +92,27 @@ class Worker:
         """Socket reads of running exchanges: what the live view counts before anything is decoded."""
         return sum(len(exchange.reads) for exchange in self._inflight.values())
 
+    async def open_ahead(self, requests: int) -> None:
+        """Open the connections of a closed loop before the clock starts."""
+        slots = self._job.load.max_inflight
+        if slots and self._job.reuse_connections:
+            with suppress(ConnectFailed):  # the requests themselves will meet and record the failure
+                await self._pool.open_ahead(min(slots, requests, MAX_AHEAD))
+
     async def run(self, sessions: Sequence[Sequence[int]], take: Take, begin_ns: int = 0) -> Driven:
         """Run sessions (lists of prompt indices) until `take` gives no more, and wait for the last answer.
 
-        The clock starts at `begin_ns`, or once the connections are open.
+        The clock starts at `begin_ns`, or at once.
         """
-        load = self._job.load
-        if load.max_inflight and self._job.reuse_connections:
-            with suppress(ConnectFailed):  # the requests themselves will meet and record the failure
-                await self._pool.open_ahead(min(load.max_inflight, len(sessions), MAX_AHEAD))
         watch = LoopWatch()
         decoder = asyncio.create_task(self._decode_forever())
         sweeper = asyncio.create_task(self._sweep_forever())
         try:
             with still_garbage():
                 begin_ns = begin_ns or perf_counter_ns()
+                await asyncio.sleep(max(0.0, (begin_ns - perf_counter_ns()) / 1e9))
                 watch.start()
-                runner = self._open_loop if load.open_loop else self._closed_loop
+                runner = self._open_loop if self._job.load.open_loop else self._closed_loop
                 await runner(sessions, take, begin_ns)
                 end_ns = perf_counter_ns()
                 check = watch.stop()

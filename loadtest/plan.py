@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.api import BodyRules
+from loadtest.api import Api, BodyRules
 from loadtest.data.choose import FORCED, sample
-from loadtest.drive import Job
+from loadtest.data.from_file import trace
+from loadtest.drive import Job, sessions_of
 from loadtest.errors import DataError, UsageError
 from loadtest.options import DataOptions, LoadOptions, TargetOptions
 from loadtest.pool import Endpoint
@@ -20,6 +21,7 @@ from loadtest.schedule import Load, parse_phases, phased_times, steady_times
 from loadtest.target import Served, find_model, open_endpoint
 from loadtest.tokens import Tokens, load_tokens
 
+Times = np.ndarray[tuple[int], np.dtype[np.float64]] | None
 DEFAULT_PROMPTS = 1000
 """vLLM's default."""
 PROMPTS_PER_TIMED_RUN = 4096
@@ -60,18 +62,11 @@ def make_plan(
 ) -> Plan:
     """Everything slow that can be done before the clock starts."""
     tokens = tokens_for(target, served)
-    rng = np.random.default_rng([data.seed, 1])  # a stream of its own: prompts must not depend on the load
-    times = None
-    if load.phases:
-        times = phased_times(parse_phases(load.phases), load.burstiness, rng)
-    count = data.num_prompts or _count(load, times)
-    prompts = sample(data, tokens, count)
-    if times is not None and data.num_prompts:
-        raise UsageError("--phases fixes the number of requests", "Leave --num-prompts out")
-    if load.rate < math.inf:
-        times = steady_times(len(prompts), load.rate, load.burstiness, rng)
+    prompts, times = _prompts_and_times(data, load, tokens)
+    if target.api is Api.COMPLETIONS and data.dataset in ("sessions", "images", "tools"):
+        raise UsageError(f"the completions API cannot carry {data.dataset}", "Use --api chat or --api messages")
     check_lengths(prompts, served)
-    forced = data.ignore_eos if data.ignore_eos is not None else data.dataset in FORCED
+    forced = data.ignore_eos if data.ignore_eos is not None else data.dataset in FORCED or bool(load.trace)
     run_id = secrets.token_hex(4)
     job = Job(
         prompts=prompts,
@@ -87,7 +82,24 @@ def make_plan(
     return Plan(job, endpoint, served, target, data, load, tokens, load.workers)
 
 
-def as_load(load: LoadOptions, times: np.ndarray[tuple[int], np.dtype[np.float64]] | None) -> Load:
+def _prompts_and_times(data: DataOptions, load: LoadOptions, tokens: Tokens | None) -> tuple[list[Prompt], Times]:
+    rng = np.random.default_rng([data.seed, 1])  # a stream of its own: prompts must not depend on the load
+    if load.trace:
+        prompts = trace(data, tokens, data.num_prompts, file=load.trace, speed=load.trace_speed)
+        return prompts, np.array([prompt.at_s or 0.0 for prompt in prompts])
+    if load.phases:
+        if data.num_prompts:
+            raise UsageError("--phases fixes the number of requests", "Leave --num-prompts out")
+        times = phased_times(parse_phases(load.phases), load.burstiness, rng)
+        # In an open loop it is sessions that arrive; their turns follow by themselves.
+        return sample(data, tokens, len(times) * (data.turns if data.dataset == "sessions" else 1)), times
+    prompts = sample(data, tokens, data.num_prompts or _count(data, load))
+    if load.rate < math.inf:
+        return prompts, steady_times(len(sessions_of(prompts)), load.rate, load.burstiness, rng)
+    return prompts, None
+
+
+def as_load(load: LoadOptions, times: Times) -> Load:
     """The load with its intended times."""
     return Load(
         max_inflight=load.concurrency if times is not None else load.concurrency or DEFAULT_CONCURRENCY,
@@ -96,9 +108,9 @@ def as_load(load: LoadOptions, times: np.ndarray[tuple[int], np.dtype[np.float64
     )
 
 
-def _count(load: LoadOptions, times: np.ndarray[tuple[int], np.dtype[np.float64]] | None) -> int:
-    if times is not None:
-        return len(times)
+def _count(data: DataOptions, load: LoadOptions) -> int:
+    if data.dataset == "jsonl" and math.isinf(load.duration_s):
+        return 0  # every line once
     if math.isinf(load.duration_s):
         return DEFAULT_PROMPTS
     if load.rate < math.inf:

@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-from loadtest.address import Address
+from loadtest.address import Address, tls_context
 from loadtest.wire import Wire
 
 REUSE_WITHIN_S = 4.0
@@ -21,11 +21,12 @@ class ConnectFailed(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address that has been looked up, and how to speak TLS to it."""
+    """An address that has been looked up, and how to speak TLS to it. It can cross to another process."""
 
     address: Address
     ip: str
-    tls: ssl.SSLContext | None
+    verify: bool = True
+    ca_file: str | None = None
 
 
 class Pool:
@@ -33,6 +34,7 @@ class Pool:
 
     def __init__(self, endpoint: Endpoint, *, reuse: bool = True, connect_timeout_s: float = 30.0) -> None:
         self._endpoint = endpoint
+        self._tls = tls_context(endpoint.address, verify=endpoint.verify, ca_file=endpoint.ca_file)
         self._reuse = reuse
         self._timeout_s = connect_timeout_s
         self._idle: list[Wire] = []
@@ -52,11 +54,11 @@ class Pool:
     async def _open(self) -> Wire:
         endpoint = self._endpoint
         loop = asyncio.get_running_loop()
-        name = endpoint.address.host if endpoint.tls else None
+        name = endpoint.address.host if self._tls else None
         try:
             async with asyncio.timeout(self._timeout_s):
                 _, wire = await loop.create_connection(
-                    Wire, endpoint.ip, endpoint.address.port, ssl=endpoint.tls, server_hostname=name
+                    Wire, endpoint.ip, endpoint.address.port, ssl=self._tls, server_hostname=name
                 )
         except ssl.SSLCertVerificationError as bad:
             raise ConnectFailed(f"the server's certificate is not trusted: {bad.verify_message}") from bad

@@ -22,7 +22,7 @@ from loadtest.errors import TargetError
 from loadtest.parity import itl_s, measure, ttft_s
 from loadtest.pool import Endpoint, Pool
 from loadtest.prompt import Prompt
-from loadtest.run import Silent, run_here
+from loadtest.run import Nobody, run_here
 from loadtest.schedule import Load
 from loadtest.selfcheck import cpu_s
 from loadtest.target import get
@@ -91,7 +91,7 @@ def selftest_prompts(streams: int, chunks: int) -> list[Prompt]:
 async def read_client(url: str, streams: int, chunks: int) -> Reading:
     """Run this client at one number of streams."""
     address = parse_url(url)
-    endpoint = Endpoint(address, "127.0.0.1", None)
+    endpoint = Endpoint(address, "127.0.0.1")
     job = Job(
         prompts=selftest_prompts(streams, chunks),
         rules=BodyRules(Api.CHAT, "mock", ignore_eos=True),
@@ -99,7 +99,7 @@ async def read_client(url: str, streams: int, chunks: int) -> Reading:
     )
     await lateness(endpoint)  # forget what came before
     before_s = cpu_s()
-    finished = await run_here(job, endpoint, Silent())
+    finished = await run_here(job, endpoint, Nobody())
     records = finished.run.records
     parity = measure(records, finished.run.duration_s, [99.0])
     spent_s = cpu_s() - before_s

@@ -9,7 +9,7 @@ from time import perf_counter_ns
 
 import msgspec
 
-from loadtest.address import Address, head, parse_url, resolve, tls_context
+from loadtest.address import Address, head, parse_url, resolve
 from loadtest.errors import TargetError
 from loadtest.framing import BadFraming, payload_of
 from loadtest.pool import ConnectFailed, Endpoint, Pool
@@ -88,10 +88,9 @@ def _remedy(failure: str) -> str:
 async def open_endpoint(url: str, *, verify: bool = True, ca_file: str | None = None) -> Endpoint:
     """Look the host up, find an address that accepts a connection, and stay with it for the whole run."""
     address = parse_url(url)
-    tls = tls_context(address, verify=verify, ca_file=ca_file)
     failed = ""
     for ip in resolve(address):
-        endpoint = Endpoint(address, ip, tls)
+        endpoint = Endpoint(address, ip, verify, ca_file)
         pool = Pool(endpoint, connect_timeout_s=5.0)
         try:
             await pool.open_ahead(1)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
 
-from loadtest.data.random_text import RandomText
-from loadtest.errors import DataError
+import numpy as np
+
+from loadtest.data.from_file import Sampler, jsonl, sharegpt
+from loadtest.data.from_file import mix as mix_of
+from loadtest.data.pictures import images
+from loadtest.data.prose import natural, sessions, tools
+from loadtest.data.random_text import RandomText, fit
+from loadtest.errors import DataError, UsageError
 from loadtest.options import DataOptions
 from loadtest.prompt import Prompt
 from loadtest.tokens import Tokens
 
 
 def _random(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
-    return random_text(options).sample(count, needed(tokens))
-
-
-def random_text(options: DataOptions) -> RandomText:
     """vLLM's random set with these options."""
-    return RandomText(
+    made = RandomText(
         input_tokens=options.input_len,
         output_tokens=options.output_len,
         prefix_tokens=options.prefix_len,
@@ -25,6 +27,31 @@ def random_text(options: DataOptions) -> RandomText:
         output_range_ratio=options.output_range_ratio,
         seed=options.seed,
     )
+    return made.sample(count, needed(tokens))
+
+
+def _prefixes(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+    """Prompts that share one of a few prefixes, shuffled: what a prefix cache and its routing are for."""
+    known = needed(tokens)
+    rng = np.random.default_rng(options.seed)
+    shared = options.prefix_len or max(1, options.input_len // 2)
+    if shared >= options.input_len:
+        raise UsageError("--prefix-len must be below --input-len")
+
+    def text_ids(length: int) -> list[int]:
+        return fit(known, rng.integers(0, known.vocab_size, size=length).tolist(), length, rng)[1]
+
+    heads = [text_ids(shared) for _ in range(options.prefixes)]
+    prompts = []
+    for index in range(count):
+        ids = heads[index % len(heads)] + text_ids(options.input_len - shared)
+        prompts.append(Prompt(text=known.decode(ids), prompt_tokens=len(ids), output_tokens=options.output_len))
+    random.Random(options.seed).shuffle(prompts)
+    return prompts
+
+
+def _mix(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+    return mix_of(options, tokens, count, DATASETS)
 
 
 def needed(tokens: Tokens | None) -> Tokens:
@@ -37,8 +64,16 @@ def needed(tokens: Tokens | None) -> Tokens:
     return tokens
 
 
-DATASETS: dict[str, Callable[[DataOptions, Tokens | None, int], list[Prompt]]] = {
+DATASETS: dict[str, Sampler] = {
     "random": _random,
+    "natural": natural,
+    "prefixes": _prefixes,
+    "sessions": sessions,
+    "tools": tools,
+    "images": images,
+    "jsonl": jsonl,
+    "sharegpt": sharegpt,
+    "mix": _mix,
 }
 FORCED = frozenset({"random", "prefixes", "images"})
 """Made-up prompts: the answer's length is forced unless told otherwise, as vLLM does for `random`."""

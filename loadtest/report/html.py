@@ -14,7 +14,7 @@ from loadtest import __version__
 from loadtest.figures import FailureGroup, Figures
 from loadtest.report.charts import distribution_charts, lanes, time_charts
 from loadtest.report.tables import Table, number, tables, warnings
-from loadtest.report.text import title
+from loadtest.report.text import counted, title
 
 DEFINITIONS = (
     ("TTFT", "Time to first token: from when the client begins a request to the first event of the stream that carries a choice."),
@@ -68,7 +68,7 @@ def _head(figures: Figures) -> str:
     # The reader's own time zone is the one that means something to them.
     when = datetime.fromtimestamp(run.wall_start_s).astimezone().strftime("%d %B %Y, %H:%M %Z")
     facts = [
-        about.url, f"{about.api.value} API", f"{about.num_prompts:,} requests",
+        about.url, f"{about.api.value} API", counted(about.num_prompts),
         f"{about.max_concurrency} at a time" if about.max_concurrency else "no cap on requests in flight",
     ]  # fmt: skip
     if about.request_rate != float("inf"):

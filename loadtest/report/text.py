@@ -6,11 +6,16 @@ from loadtest.figures import Figures
 from loadtest.report.tables import Table, tables, warnings, widths
 
 
+def counted(requests: int) -> str:
+    """With its noun."""
+    return f"{requests:,} request" + ("" if requests == 1 else "s")
+
+
 def title(figures: Figures) -> str:
     """One line that says what was run against what."""
     about = figures.about
     load = f"{about.max_concurrency} at a time" if about.max_concurrency else f"{about.request_rate:g} requests/s"
-    return f"{about.label + ': ' if about.label else ''}{about.model} at {about.url}, {about.num_prompts} requests, {load}"
+    return f"{about.label + ': ' if about.label else ''}{about.model} at {about.url}, {counted(about.num_prompts)}, {load}"
 
 
 def as_text(figures: Figures) -> str:
