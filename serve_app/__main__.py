@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app import deployment, hardware, keys, launcher, machine, plan, preflight, profile, welcome
+from serve_app import deployment, flags, hardware, keys, launcher, machine, plan, preflight, profile, welcome
 from serve_app.check import Verdict
 from serve_app.config import ConfigError, engine_argv
+from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("serve_app").setLevel(logging.ERROR)
     try:
         status: int = options.run(options)
-    except (ConfigError, BadKeysFile) as error:
+    except (ConfigError, BadFlag, BadKeysFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return status
@@ -49,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     with_file(command("doctor", _doctor, "the same checks, and how a running service is"))
     planned = command("plan", _plan, "what each hardware layout holds: weights, cache, sessions")
     planned.add_argument("profile", nargs="*", help="names in configs/ or paths (default: all)")
-    with_file(command("argv", _argv, "the engine as a `vllm serve` command line"))
+    engine = with_file(command("argv", _argv, "the engine as a `vllm serve` command line"))
+    engine.add_argument("--check-model", action="store_true", help="also have vLLM read the model's configuration")
     env = with_file(command("claude-env", _claude_env, 'exports for Claude Code: eval "$(... claude-env)"'))
     env.add_argument("--key", help="API key, where the endpoint asks for one")
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
@@ -98,7 +100,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
-    _say(f"vllm serve {shlex.join(engine_argv(profile.load(deploy.args, [hardware.this_machine()])))}")
+    argv = engine_argv(profile.load(deploy.args, [hardware.this_machine()]))
+    if options.check_model:
+        flags.check_model(flags.parse(argv, flags.serve_parser()))
+    _say(f"vllm serve {shlex.join(argv)}")
     return 0
 
 

@@ -145,6 +145,8 @@ def flag_checks(file: Path, config: AppConfig) -> Iterator[Check]:
     if config.engine.kind == "fake":
         return
     command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
+    if Path(config.model.source).is_absolute():
+        command.append("--check-model")
     quiet = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet, timeout=300)
     if answer.returncode:

@@ -119,3 +119,23 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Name
         named = re.search(r"--([a-z0-9-]+)", str(error))
         raise BadFlag(str(error), named.group(1) if named else None) from error
     return namespace
+
+
+def check_model(namespace: argparse.Namespace) -> None:
+    """Have vLLM read the checkpoint's configuration as the engine will, without a device or a weight.
+
+    Raises `BadFlag` for flags that do not go with the model. For a hub id it may fetch the model's small files.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    try:
+        AsyncEngineArgs.from_cli_args(namespace).create_model_config()
+    except (ValueError, OSError) as error:
+        raise BadFlag(_first_sentences(error)) from error
+
+
+def _first_sentences(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # pydantic's first line counts the errors, and the second has the words.
+    text = lines[1] if len(lines) > 1 and "validation error" in lines[0] else (lines or [type(error).__name__])[0]
+    return text.removeprefix("Value error, ").split(" [type=")[0].split(". To allow")[0][:300]

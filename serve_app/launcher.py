@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -57,6 +58,12 @@ def running_ray() -> str | None:
     return address
 
 
+def serve_command(file: Path, joins: str | None) -> list[str]:
+    """`serve run`, in a Ray of its own or in the one that runs."""
+    program = Path(sys.executable).with_name("serve")
+    return [str(program), "run", "--address", joins or "local", str(file.resolve())]
+
+
 async def _run(deploy: Deployment, joins: str | None, say: Say) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -66,7 +73,8 @@ async def _run(deploy: Deployment, joins: str | None, say: Say) -> int:
     def stamped(line: str) -> None:
         say(f"{time.monotonic() - began_s:6.1f} s  {line}")
 
-    child = ServeChild(deploy.file, joins, profile.ROOT / "build" / "serve.log", stamped)
+    log = profile.ROOT / "build" / "serve.log"
+    child = ServeChild(serve_command(deploy.file, joins), owns_ray=joins is None, log=log, say=stamped)
     ray = "a new local Ray" if joins is None else f"joining Ray at {joins}"
     say(f"\nStarting ({ray}); the whole log is in {child.log}")
     try:
@@ -114,9 +122,9 @@ async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
             say(line)
         state, error = now, now.error()
         if state.status == "DEPLOY_FAILED":
-            raise StartFailed(error or "Serve says DEPLOY_FAILED and nothing more")
+            raise StartFailed(f"{serve_status.essence(error)}\n\nIn full:\n{error}")
         if error and error != told:
-            say(error)
+            say(serve_status.essence(error))
         told = error
         if state.status == "RUNNING" and not welcomed:
             endpoint = await asyncio.to_thread(find_endpoint, deploy)

@@ -10,9 +10,8 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -38,12 +37,12 @@ TAIL_LINES = 40
 class ServeChild:
     """Use as an async context manager: on leaving it, nothing that the child started in a Ray of its own is alive."""
 
-    def __init__(self, file: Path, joins: str | None, log: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, command: Sequence[str], *, owns_ray: bool, log: Path, say: Callable[[str], None]) -> None:
         self.log = log
         self.dashboard: str | None = None
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._file = file
-        self._joins = joins
+        self._command = command
+        self._owns_ray = owns_ray
         self._say = say
         self._run = machine.new_run_mark()
         self._process: asyncio.subprocess.Process | None = None
@@ -51,12 +50,8 @@ class ServeChild:
 
     async def __aenter__(self) -> Self:
         self.log.parent.mkdir(exist_ok=True)
-        address = ["--address", self._joins or "local"]
         self._process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).with_name("serve")),
-            "run",
-            *address,
-            str(self._file.resolve()),
+            *self._command,
             cwd=ROOT,
             env={**os.environ, machine.RUN_MARK: self._run, "PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,
@@ -85,7 +80,7 @@ class ServeChild:
             return
         self._process.send_signal(signal.SIGINT)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), GRACE_S if self._joins is None else JOINED_GRACE_S)
+            await asyncio.wait_for(self._process.wait(), GRACE_S if self._owns_ray else JOINED_GRACE_S)
 
     async def _take_down(self) -> None:
         await asyncio.to_thread(end_run, self._run)

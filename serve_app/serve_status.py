@@ -18,6 +18,8 @@ from pathlib import Path
 GONE_WRONG = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 """Application and deployment states that come with a message worth showing."""
 
+_FAILED_TO_START = "failed to start"
+
 
 class StatusUnknown(Exception):
     """The dashboard does not answer (yet), or not as expected."""
@@ -30,6 +32,10 @@ class DeploymentStatus:
     status: str
     message: str
     replicas: Mapping[str, int]
+
+    def has_failed(self) -> bool:
+        """Whether its message tells of a failure. Serve tries a replica three times before it calls that a state."""
+        return self.status in GONE_WRONG or _FAILED_TO_START in self.message
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(self.replicas.items()))
@@ -46,7 +52,7 @@ class ApplicationStatus:
 
     def error(self) -> str:
         """What went wrong, in the words of the replica where Serve passes them on; empty if nothing did."""
-        texts = [part.message for part in self.deployments.values() if part.status in GONE_WRONG]
+        texts = [part.message for part in self.deployments.values() if part.has_failed()]
         texts += [self.message] if self.status in GONE_WRONG else []
         return max(texts, key=len, default="").strip()
 
@@ -87,9 +93,9 @@ def parse(details: object, application: str) -> ApplicationStatus:
         replicas = part.get("replicas")
         states = [str(_mapping(replica).get("state")) for replica in replicas] if isinstance(replicas, list) else []
         deployments[str(name)] = DeploymentStatus(
-            str(part.get("status", "")), str(part.get("message") or ""), Counter(states)
+            str(part.get("status", "")), plain(str(part.get("message") or "")), Counter(states)
         )
-    return ApplicationStatus(str(found.get("status", "")), str(found.get("message") or ""), deployments)
+    return ApplicationStatus(str(found.get("status", "")), plain(str(found.get("message") or "")), deployments)
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -109,6 +115,7 @@ def changes(before: ApplicationStatus, after: ApplicationStatus) -> list[str]:
 
 
 _REPLICA_LINE = re.compile(r"^\((?:\w+:)?(?:ServeReplica:)?[\w-]+:(?P<deployment>\w+) pid=\d+[^)]*\)\s+(?P<text>.*)$")
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*: ")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _DASHBOARD = re.compile(r"View the dashboard at (https?://\S+)")
 
@@ -116,6 +123,14 @@ _DASHBOARD = re.compile(r"View the dashboard at (https?://\S+)")
 def plain(line: str) -> str:
     """The line without colours."""
     return _ANSI.sub("", line)
+
+
+def essence(error: str) -> str:
+    """The last exception of a traceback, without the way there; short enough to read first."""
+    lines = error.strip().splitlines()
+    starts = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    told = [line.strip() for line in lines[starts[-1] if starts else -1 :] if "errors.pydantic.dev" not in line]
+    return "\n".join(told[:6])[:1500]
 
 
 def dashboard_in(line: str) -> str | None:
