@@ -1,7 +1,7 @@
 """What an engine is to the replica that owns it: token ids in, token ids out.
 
-Two implementations pass one contract suite (`tests/contracts/`): `VllmEngine`, and `FakeEngine`, which does on demand what
-a real engine cannot (crash, hang or slow down at a chosen token).
+Two implementations pass one contract suite (`tests/contracts/`): `VllmEngine`, and `FakeEngine`, which does on demand
+what a real engine cannot (crash, hang or slow down at a chosen token).
 
 A step's tokens do not come back through `run`: they go to the sink given at construction, once per engine step, for all
 attempts together. That is what lets the replica send one message per step and not one per request.
@@ -27,7 +27,7 @@ class EngineDead(Exception):
 
 
 class AttemptRefused(Exception):
-    """The engine will never run this request (too long for its cache, a parameter it cannot honour). Not worth retrying."""
+    """The engine will never run this request (too long for its cache, say). Not worth retrying."""
 
 
 @dataclass(frozen=True)

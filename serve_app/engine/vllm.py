@@ -1,8 +1,7 @@
 """Real vLLM behind the engine contract: raw requests in, each step's raw outputs out.
 
 The ingress runs vLLM's input and output processors, so a request arrives here as vLLM's own `EngineCoreRequest`, and
-what an engine step gives leaves as it is. So the engine here is vLLM's client of an engine core, without the `AsyncLLM`
-around it: no tokenizer, template or image processor is loaded. `vllm_stats.py` keeps vLLM's own figures.
+what an engine step gives leaves as it is, through a tap on `AsyncLLM`'s engine core (`vllm_tap.py`).
 
 Flags that a layout must know: an engine has no image cache (`--mm-processor-cache-gb 0`, set here), because it would be
 the shadow of a cache at exactly one front end. A front end may keep a cache without a shadow (vLLM's
@@ -13,6 +12,7 @@ the shadow of a cache at exactly one front end. A front end may keep a cache wit
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 import traceback
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from serve_app.engine import vllm_tap
+from serve_app.compat import vllm_resume
 from serve_app.engine.contract import (
     AttemptRefused,
     EngineDead,
@@ -35,16 +37,15 @@ from serve_app.engine.vllm_start import (
     Started,
     engine_core_processes,
     kill_engine_cores,
-    start_engine_core,
-    stop_engine_core,
+    start_engine,
+    stop_engine,
 )
-from serve_app.engine.vllm_stats import VllmStatistics
 from serve_app.wire import AttemptRequest, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
-    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.serial_utils import MsgpackEncoder
 
 logger = logging.getLogger(__name__)
@@ -83,9 +84,8 @@ class _Running:
 class _Live:
     """A started engine. `max_model_len` in tokens."""
 
-    client: AsyncMPClient
+    llm: AsyncLLM
     max_model_len: int
-    statistics: VllmStatistics
     encoder: MsgpackEncoder
 
 
@@ -118,7 +118,9 @@ class VllmEngine:
         reports = self._reports = EngineReports(progress)
         reports.open()
         self._others = {process.pid for process in engine_core_processes()}
-        self._starting = asyncio.ensure_future(asyncio.to_thread(start_engine_core, self._argv, reports.say))
+        self._starting = asyncio.ensure_future(
+            asyncio.to_thread(start_engine, self._argv, self._stat_loggers, reports.say)
+        )
         try:
             started = await asyncio.shield(self._starting)
         except asyncio.CancelledError:
@@ -138,19 +140,15 @@ class VllmEngine:
     def _go_live(self, started: Started) -> None:
         from vllm.v1.serial_utils import MsgpackEncoder
 
-        statistics = VllmStatistics(started.vllm_config, started.client.engine_ranks_managed, self._stat_loggers)
         max_model_len = started.vllm_config.model_config.max_model_len
-        live = self._live = _Live(started.client, max_model_len, statistics, MsgpackEncoder())
+        live = self._live = _Live(started.llm, max_model_len, MsgpackEncoder())
         self._dead = None
         self._last_step_s = time.monotonic()
-        loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(self._steps_of(live), name="engine-steps"),
-            loop.create_task(self._log(live), name="engine-log"),
-        ]
+        vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
+        self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
 
     def _must_live(self) -> _Live:
-        if self._live is not None and self._live.client.resources.engine_dead:
+        if self._live is not None and self._live.llm.engine_core.resources.engine_dead:
             self._die("the engine core's process has ended")
         if self._live is None or self._dead is not None:
             raise EngineDead(self._dead)
@@ -185,8 +183,10 @@ class VllmEngine:
             await asyncio.wait({starting}, timeout=0.5)
         if not starting.cancelled() and starting.exception() is None:
             started = starting.result()
-            await asyncio.to_thread(stop_engine_core, started)
-            started.client.resources.ctx.destroy(linger=0)  # vLLM closes the sockets and forgets what they came from
+            await asyncio.to_thread(stop_engine, started)
+            started.llm.engine_core.resources.ctx.destroy(
+                linger=0
+            )  # vLLM closes the sockets and forgets what they came from
         if self._reports is not None:
             self._reports.close()
 
@@ -201,8 +201,7 @@ class VllmEngine:
             return
         running = self._admit(attempt)
         try:
-            live.statistics.add(request)
-            await live.client.add_request_async(request)
+            await vllm_tap.add(live.llm, request)
             await running.ended
         except asyncio.CancelledError:
             await self.abort(attempt.attempt_id)
@@ -222,8 +221,7 @@ class VllmEngine:
             return
         if not running.ended.done():
             running.ended.set_result(None)
-        self._live.statistics.abort(attempt_id)
-        await self._live.client.abort_requests_async([attempt_id])
+        await self._live.llm.abort(attempt_id, internal=True)
 
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
@@ -261,16 +259,10 @@ class VllmEngine:
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
-    async def _steps_of(self, live: _Live) -> None:
-        try:
-            while True:
-                outputs = await live.client.get_output_async()
-                self._take_step(live, outputs)
-                live.statistics.record(outputs)
-        except Exception as error:  # the engine's edge: whatever it is, no token comes through here any more
-            logger.exception("the engine failed")
-            dead = live.client.resources.engine_dead
-            self._die("the engine core's process has ended" if dead else f"{type(error).__name__}: {error}")
+    def _lose(self, live: _Live, error: Exception) -> None:
+        logger.error("the engine failed", exc_info=error)
+        dead = live.llm.engine_core.resources.engine_dead
+        self._die("the engine core's process has ended" if dead else f"{type(error).__name__}: {error}")
 
     def _take_step(self, live: _Live, outputs: EngineCoreOutputs) -> None:
         self._steps += 1
@@ -326,7 +318,7 @@ class VllmEngine:
     async def _log(self, live: _Live) -> None:
         while True:
             await asyncio.sleep(LOG_PERIOD_S)
-            live.statistics.log()
+            await live.llm.do_log_stats()
 
 
 def engine_request(attempt: AttemptRequest, max_model_len: int) -> EngineCoreRequest:
@@ -359,6 +351,7 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     params.stop = []  # the ingress looks for them in the text
     params.max_tokens = attempt.max_tokens - len(emitted)
     params.min_tokens = max(0, attempt.min_tokens - len(emitted))
+    vllm_resume.mark(params, len(emitted), attempt.min_tokens)
     if emitted:
         params.prompt_logprobs = None  # the first attempt gave them
     return request

@@ -1,7 +1,6 @@
 """How a vLLM engine comes up and goes down. `vllm.py` is what it does in between.
 
-An engine is vLLM's engine core client (`AsyncMPClient`), which starts the engine core as a process, and that its
-workers. What vLLM puts around it (`AsyncLLM`: templates, tokenizer, image processor, detokenizer) is at the ingress.
+An engine is vLLM's `AsyncLLM`, which starts the engine core as a process, and that its workers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from serve_app.engine.contract import EngineDead, ProgressSink
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.core_client import AsyncMPClient
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 READY_TIMEOUT_S = 3600
 """vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
@@ -42,7 +41,7 @@ STOP_GRACE_S = 10.0
 class Started:
     """A running engine core: vLLM's client of it, its configuration as it settled, and its processes."""
 
-    client: AsyncMPClient
+    llm: AsyncLLM
     vllm_config: VllmConfig
     processes: Sequence[psutil.Process]
 
@@ -114,17 +113,15 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-def start_engine_core(argv: Sequence[str], say: ProgressSink) -> Started:
-    """Start an engine core with these options of vLLM's server; returns when it is ready. Blocks for minutes.
+def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink) -> Started:
+    """Start an engine with these options of vLLM's server; returns when it is ready. Blocks for minutes.
 
     Raises `EngineDead` with vLLM's own words for options that it refuses.
     """
     prepare_environment()
     say("loading vLLM")
-    from vllm.transformers_utils.config import maybe_register_config_serialize_by_value
     from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.core_client import EngineCoreClient
-    from vllm.v1.executor import Executor
+    from vllm.v1.engine.async_llm import AsyncLLM
 
     say("reading the configuration")
     engine_args = parse_engine_args(argv)
@@ -133,14 +130,12 @@ def start_engine_core(argv: Sequence[str], say: ProgressSink) -> Started:
     engine_args.mm_processor_cache_gb = 0
     # The server's usage context, not the embedded one: it decides the default batch limits.
     vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    # A configuration class that is shipped with the weights must reach the other processes.
-    maybe_register_config_serialize_by_value()
     say("starting the engine's processes")
-    client = EngineCoreClient.make_async_mp_client(
-        vllm_config=vllm_config, executor_class=Executor.get_class(vllm_config), log_stats=True
+    llm = AsyncLLM.from_vllm_config(
+        vllm_config, usage_context=UsageContext.OPENAI_API_SERVER, stat_loggers=list(stat_loggers)
     )
     processes = [process for core in engine_core_processes() for process in (core, *core.children(recursive=True))]
-    return Started(client, vllm_config, processes)
+    return Started(llm, vllm_config, processes)
 
 
 def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
@@ -169,13 +164,13 @@ def engine_core_processes() -> list[psutil.Process]:
     return found
 
 
-def stop_engine_core(started: Started) -> None:
+def stop_engine(started: Started) -> None:
     """End the engine and see to it that its processes are gone. Blocks for `STOP_GRACE_S` at most, twice."""
     processes = set(started.processes)
     for process in started.processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.update(process.children(recursive=True))
-    started.client.shutdown(timeout=STOP_GRACE_S)
+    started.llm.shutdown(timeout=STOP_GRACE_S)
     kill_remaining(list(processes))
 
 
