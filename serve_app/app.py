@@ -52,7 +52,7 @@ class EngineDeployment(EngineReplica):
 
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
-        await super().__init__(engine_factory(config))
+        await super().__init__(serve.get_replica_context().replica_id.unique_id, engine_factory(config))
 
 
 class Ingress:

@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self
 from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
 from serve_app.routing import ReplicaFacts, affinity_key, choose_replica
-from serve_app.wire import WIRE_VERSION, AttemptRequest, Frame, Load, TokenDelta
+from serve_app.wire import WIRE_VERSION, AttemptRequest, Frame, Hello, Load, TokenDelta
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +42,10 @@ class WrongReplica(Exception):
     """The call landed on another replica than the one meant, which is therefore out of Serve's routing. Nobody died."""
 
 
-@dataclass(frozen=True)
-class ReplicaHello:
-    """What a replica says of itself when asked. `max_model_len` in tokens."""
-
-    replica_id: str
-    max_model_len: int
-    load: Load
-
-
 class Transport(Protocol):
     """The way from this ingress to the engine replicas."""
 
-    async def replicas(self) -> tuple[Sequence[ReplicaHello], bool]:
+    async def replicas(self) -> tuple[Sequence[Hello], bool]:
         """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
 
     def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
@@ -230,7 +221,7 @@ class Fleet:
                 async with asyncio.timeout(DISCOVERY_PERIOD_S):
                     await self._look_again.wait()
 
-    def _reconcile(self, hellos: Sequence[ReplicaHello], *, complete: bool) -> None:
+    def _reconcile(self, hellos: Sequence[Hello], *, complete: bool) -> None:
         seen = set()
         for hello in hellos:
             seen.add(hello.replica_id)

@@ -1,4 +1,4 @@
-"""The Serve deployment that owns one engine: token ids in, token frames out.
+"""What owns one engine: token ids in, token frames out. `app.py` makes a Serve deployment of it.
 
 Everything a client could tell apart (templates, parsers, detokenisation, stop strings) happens at the ingress, so that
 nothing of a stream is lost with a replica. What is left here is small on purpose: what it does not burn, the engine
@@ -13,12 +13,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
-from ray import serve
 
 from serve_app.engine.contract import AttemptRefused, Engine, EngineInfo, StepSink
 from serve_app.fleet import WrongReplica
-from serve_app.transport import HelloMessage
-from serve_app.wire import WIRE_VERSION, Frame, Load, TokenDelta, decode_request, encode_frame
+from serve_app.wire import WIRE_VERSION, Frame, Hello, Load, TokenDelta, decode_request, encode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +60,8 @@ class Outbox:
 class EngineReplica:
     """One engine and its links. Its constructor returns when the engine can take requests."""
 
-    async def __init__(self, engine_factory: EngineFactory) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._replica_id: str = serve.get_replica_context().replica_id.unique_id
+    async def __init__(self, replica_id: str, engine_factory: EngineFactory) -> None:  # type: ignore[misc]  # awaited
+        self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
         self._ingress_of: dict[str, str] = {}
         self._engine = engine_factory(self._on_step)
@@ -74,8 +72,8 @@ class EngineReplica:
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def hello(self) -> bytes:
-        """This replica's name, limits and load (`HelloMessage`)."""
-        return msgspec.msgpack.encode(HelloMessage(self._replica_id, self._info.max_model_len, self._load()))
+        """This replica's name, limits and load (`wire.Hello`)."""
+        return msgspec.msgpack.encode(Hello(self._replica_id, self._info.max_model_len, self._load()))
 
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.

@@ -21,8 +21,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.fleet import ReplicaHello, ReplicaLost, WrongReplica
-from serve_app.wire import AttemptRequest, Frame, Load, decode_frame, encode_request
+from serve_app.fleet import ReplicaLost, WrongReplica
+from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_request
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,6 @@ class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by m
         return [matching or candidate_replicas]
 
 
-class HelloMessage(msgspec.Struct, frozen=True, array_like=True):
-    """`ReplicaHello` on the wire."""
-
-    replica_id: str
-    max_model_len: int
-    load: Load
-
-
 class ServeTransport:
     """`fleet.Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each
     time."""
@@ -65,7 +57,7 @@ class ServeTransport:
         self._frames = engine.options(method_name="frames", stream=True)
         self._ingress_id = ingress_id
 
-    async def replicas(self) -> tuple[Sequence[ReplicaHello], bool]:
+    async def replicas(self) -> tuple[Sequence[Hello], bool]:
         """See `fleet.Transport`."""
         try:
             answers = await self._engine.broadcast("hello").results_async(
@@ -73,12 +65,7 @@ class ServeTransport:
             )
         except (RayError, RayServeException, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
-        hellos = [
-            ReplicaHello(hello.replica_id, hello.max_model_len, hello.load)
-            for hello in (
-                msgspec.msgpack.decode(answer, type=HelloMessage) for answer in answers if isinstance(answer, bytes)
-            )
-        ]
+        hellos = [msgspec.msgpack.decode(answer, type=Hello) for answer in answers if isinstance(answer, bytes)]
         return hellos, len(hellos) == len(answers)
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:

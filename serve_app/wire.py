@@ -71,6 +71,14 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
     draining: bool
 
 
+class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a replica says of itself when asked. `max_model_len` in tokens."""
+
+    replica_id: str
+    max_model_len: int
+    load: Load
+
+
 class Frame(msgspec.Struct, array_like=True, gc=False):
     """One message of the stream between a replica and an ingress. `sequence` rises by one per frame of the stream."""
 

@@ -10,8 +10,8 @@ import pytest
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
-from serve_app.fleet import Fleet, FleetLimits, FleetRequest, FlightRecord, ReplicaHello, ReplicaLost, WrongReplica
-from serve_app.wire import AttemptRequest, Frame, Load, TokenDelta
+from serve_app.fleet import Fleet, FleetLimits, FleetRequest, FlightRecord, ReplicaLost, WrongReplica
+from serve_app.wire import AttemptRequest, Frame, Hello, Load, TokenDelta
 
 STOP = 0
 IDLE = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
@@ -56,9 +56,9 @@ class LocalTransport:
         self.live = {replica.name: replica for replica in replicas}
         self.listed: set[str] | None = None
 
-    async def replicas(self) -> tuple[Sequence[ReplicaHello], bool]:
+    async def replicas(self) -> tuple[Sequence[Hello], bool]:
         names = self.live if self.listed is None else self.listed
-        return [ReplicaHello(name, 1000, IDLE) for name in names], True
+        return [Hello(name, 1000, IDLE) for name in names], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]
