@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serve_app.compat import vllm_cpu, vllm_resume
+from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import Definition, SourceTree
 
 PACKAGE = "vllm"
@@ -274,6 +276,21 @@ def check(source: SourceTree, files: Iterable[Path]) -> tuple[list[str], int]:
     return problems, checked
 
 
+def check_targets(source: SourceTree, targets: Iterable[Target]) -> list[str]:
+    """What our changes of vLLM would not find, a line each."""
+    problems = []
+    for target in targets:
+        owner = source.resolve(target.module, target.owner)
+        method = source.member(owner, target.name) if owner is not None else None
+        where = f"{target.module}.{target.owner}.{target.name}"
+        parameters = source.parameters(method) if method is not None else set()
+        if method is None:
+            problems.append(f"serve_app/compat: there is no {where} to change")
+        elif parameters is not None and (missing := set(target.parameters) - parameters):
+            problems.append(f"serve_app/compat: {where} does not take {', '.join(sorted(missing))}")
+    return problems
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns a process exit status: 1 where names are missing."""
     parser = argparse.ArgumentParser(prog="python -m serve_app.compat.names", description=__doc__)
@@ -285,7 +302,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("vllm is not installed here: name a wheel or folder with --source", file=sys.stderr)
             return 2
         path = Path(spec.origin).parent
-    problems, checked = check(SourceTree.open(PACKAGE, path), users())
+    source = SourceTree.open(PACKAGE, path)
+    problems, checked = check(source, users())
+    problems += check_targets(source, (*vllm_cpu.TARGETS, *vllm_resume.TARGETS))
     for problem in problems:
         print(problem)
     print(f"{checked} uses of vLLM compared with {path.name}: {len(problems)} missing")

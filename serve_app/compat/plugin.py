@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from serve_app.compat import vllm_cpu
+from serve_app.compat import vllm_cpu, vllm_resume
 from serve_app.engine import child
 
 
 def register() -> None:
     """vLLM calls this in each of its processes, at times more than once."""
-    vllm_cpu.register()
+    vllm_cpu.close_gaps()
+    vllm_resume.continue_requests()
     if child.is_engine_process():
         child.die_with_parent()
         child.report_to_owner()

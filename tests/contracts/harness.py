@@ -118,6 +118,11 @@ class Subject:
         return self.sink.deltas[attempt.attempt_id][-1]
 
 
+def ignore_step(deltas: Sequence[TokenDelta]) -> None:
+    """A sink for tests that read no tokens."""
+    del deltas
+
+
 async def start_fake() -> Subject:
     sink = Recorder()
     config = FakeEngineConfig(

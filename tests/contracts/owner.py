@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 
 from serve_app.engine.vllm import VllmEngine
+from serve_app.wire import TokenDelta
+
+
+def ignore_step(deltas: Sequence[TokenDelta]) -> None:
+    del deltas
 
 
 async def main() -> None:
-    engine = VllmEngine(sys.argv[1:], lambda deltas: None)
+    engine = VllmEngine(sys.argv[1:], ignore_step)
     await engine.start(lambda phase: print(phase, flush=True))
     await asyncio.Event().wait()
 

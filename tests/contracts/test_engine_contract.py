@@ -8,15 +8,25 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from tests.contracts.harness import CRASHES, ENVIRONMENT, LENGTH, MAX_MODEL_LEN, MAX_NUM_SEQS, MTP_ARGV, STOP
-from tests.contracts.harness import Subject, start_fake, start_vllm
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
+from tests.contracts.harness import (
+    CRASHES,
+    ENVIRONMENT,
+    LENGTH,
+    MAX_MODEL_LEN,
+    MAX_NUM_SEQS,
+    MTP_ARGV,
+    STOP,
+    Subject,
+    start_fake,
+    start_vllm,
+)
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
@@ -27,7 +37,7 @@ def environment() -> Iterator[None]:
 @pytest_asyncio.fixture(
     scope="module", loop_scope="module", params=["fake", pytest.param("vllm", marks=pytest.mark.engine)]
 )
-async def subject(request: pytest.FixtureRequest, environment: None) -> AsyncIterator[Subject]:
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     started = await (start_fake() if request.param == "fake" else start_vllm(*MTP_ARGV))
     yield started
     await started.engine.shutdown()
@@ -183,7 +193,7 @@ async def test_death_reaches_every_attempt_and_shutdown_may_follow_twice(subject
     await subject.engine.shutdown()
 
 
-async def test_a_fake_engine_crashes_at_the_token_it_was_told(environment: None) -> None:
+async def test_a_fake_engine_crashes_at_the_token_it_was_told() -> None:
     subject = await start_fake()
     crashing = subject.attempt(max_tokens=20, request_id=CRASHES)
     bystander = subject.attempt(max_tokens=100)
