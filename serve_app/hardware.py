@@ -99,7 +99,8 @@ def describe(nodes: Sequence[NodeGpus]) -> str:
     """`2 nodes of 8x H100, 1 node without GPUs`."""
     kinds: dict[str, int] = {}
     for node in nodes:
-        kind = f"of {node.gpus}x {node.accelerator or 'unknown GPU'}" if node.gpus else "without GPUs"
+        cpus = f" ({node.cpus:g} CPUs)" if math.isfinite(node.cpus) else ""
+        kind = f"of {node.gpus}x {node.accelerator or 'unknown GPU'}" if node.gpus else f"without GPUs{cpus}"
         kinds[kind] = kinds.get(kind, 0) + 1
     return ", ".join(f"{count} node{'s' if count > 1 else ''} {kind}" for kind, count in kinds.items()) or "no node"
 
