@@ -24,7 +24,7 @@ class GemmaNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], 1.0 + self.weight, self.eps)
+        return F.rms_norm(x, x.shape[-1:], (1.0 + self.weight).to(x.dtype), self.eps)
 
 
 def rotary_table(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:

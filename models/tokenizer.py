@@ -6,6 +6,7 @@ can then be repeated piece by piece.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,8 +42,9 @@ MARKUP = (
 )
 """One token each, but text to a reader: the parsers look for them in it."""
 
-SPLIT = r"\p{N}| ?\p{L}+|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
-"""A digit; a word with its blank; a run of punctuation, blanks inside it included (`", "`); a white-space character."""
+SPLIT = r"\p{N}| ?\p{L}+|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*(?: (?=\p{N}))?|\s"
+"""A digit; a word with its blank; a run of punctuation, blanks inside it included (`", "`) and the one before a digit,
+so that counting takes one token between two numbers; a white-space character."""
 
 PIECES = 300
 """Merges kept for spelling: enough for common syllables, few enough that each is met often in training."""
@@ -71,8 +73,10 @@ def build(texts: Iterable[str], words: Iterable[str], size: int) -> Tokenizer:
     vocabulary += [p for p in dict.fromkeys(a + b for a, b in merges) if p not in known]
     known = set(vocabulary)
     splitter, counts = _splitter(), Counter[str]()
+    markers = re.compile("|".join(re.escape(t) for t in SPECIAL + MARKUP))
     for text in texts:
-        counts.update(piece for piece, _ in splitter.pre_tokenize_str(text))
+        for part in markers.split(text):
+            counts.update(piece for piece, _ in splitter.pre_tokenize_str(part))
     room = size - len(vocabulary) - len(SPECIAL) - len(MARKUP)
     ranked = sorted((p for p in counts if p not in known and len(p) > 1), key=lambda p: (-counts[p], p))
     vocabulary += ranked[:room]

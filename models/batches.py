@@ -1,0 +1,112 @@
+"""Turns samples into token rows. Which samples come in which order is a function of the chunk's number alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from models import curriculum, pictures
+from models.architecture import Rows
+from models.sample import Sample
+from models.template import Renderer, completion
+
+IMAGE = "<im_patch>"
+IMAGE_TOKENS = 169
+LONGEST = 1_400
+"""Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
+
+WEIGHTS = {"copy": 16, "count": 14, "list": 11, "sum": 10, "json": 13, "tool": 18, "result": 9, "chat": 7, "image": 4}
+"""Share of each skill. Copying pays for most of the others; pictures are dear and few suffice."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample as ids. Everything from `start` on is the model's to say."""
+
+    sample: Sample
+    ids: list[int]
+    start: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    rows: Rows
+    wanted: Tensor
+    """Mask [rows, time] of the tokens that the model should have said."""
+    samples: tuple[Sample, ...]
+
+
+class Encoder:
+    def __init__(self, tokenizer: Tokenizer, renderer: Renderer) -> None:
+        self.tokenizer, self.renderer = tokenizer, renderer
+        self.image = int(tokenizer.token_to_id(IMAGE))
+        self.frame = [int(tokenizer.token_to_id(t)) for t in ("<im_start>", "<im_end>")]
+
+    def row(self, sample: Sample) -> Row:
+        prompt = self._with_images(self.tokenizer.encode(self.renderer.prompt(sample), add_special_tokens=False).ids)
+        said = self.tokenizer.encode(completion(sample), add_special_tokens=False).ids
+        return Row(sample, prompt + said, len(prompt))
+
+    def _with_images(self, ids: list[int]) -> list[int]:
+        """Each image marker becomes as many as the server makes of it, framed."""
+        opened, closed = self.frame
+        full: list[int] = []
+        for i in ids:
+            full += [opened, *[self.image] * IMAGE_TOKENS, closed] if i == self.image else [i]
+        return full
+
+
+def far_positions(row: Row, rng: Random) -> list[int]:
+    """Positions for the full layers. Now and then the prompt is pulled apart, as if much text lay between its parts."""
+    positions = list(range(len(row.ids)))
+    if rng.random() < 0.4:
+        for _ in range(rng.choice((1, 1, 2))):
+            cut, gap = rng.randrange(row.start), int(10 ** rng.uniform(1, 4.9))
+            positions[cut:] = [p + gap for p in positions[cut:]]
+    return positions
+
+
+def batch(rows: list[Row], rng: Random | None) -> Batch:
+    """Pad at the end. Without a generator positions stay plain."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    far = torch.zeros(len(rows), longest, dtype=torch.long)
+    wanted = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        count = len(row.ids)
+        ids[i, :count] = torch.tensor(row.ids)
+        far[i, :count] = torch.tensor(far_positions(row, rng) if rng else range(count))
+        wanted[i, row.start : count] = True
+    drawn = [pictures.pixels(pictures.draw(r.sample.lesson.picture)) for r in rows if r.sample.lesson.picture]
+    images = torch.stack(drawn) if drawn else None
+    return Batch(Rows(ids, far, images), wanted, tuple(row.sample for row in rows))
+
+
+def split(rows: list[Row], budget: int) -> list[list[Row]]:
+    """Rows of like length together, each group within the budget of padded tokens."""
+    groups: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: len(r.ids)):
+        if not groups or (len(groups[-1]) + 1) * len(row.ids) > budget:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def chunk(number: int, encoder: Encoder, budget: int, is_plain: bool, size: int = 320) -> Iterator[Batch]:
+    """The training batches of chunk `number`."""
+    rng = Random(f"{curriculum.SEED}/chunk/{number}")
+    skills = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=size)
+    rows = [encoder.row(curriculum.draw(skill, number * size + i, False, is_plain)) for i, skill in enumerate(skills)]
+    groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)
+    rng.shuffle(groups)
+    for group in groups:
+        yield batch(group, rng)
+
+
+def exam(encoder: Encoder, each: int, budget: int, first: int = 0) -> list[Batch]:
+    """The held-out set: `each` samples of every skill."""
+    rows = [encoder.row(curriculum.draw(skill, first + i, True)) for skill in WEIGHTS for i in range(each)]
+    return [batch(group, None) for group in split(rows, budget)]

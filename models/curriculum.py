@@ -1,0 +1,77 @@
+"""The curriculum: lesson number n of a half is the same on every machine, whatever was drawn before it.
+
+A lesson is dressed as clients dress their requests: with or without a system prompt, an effort, tools that nobody asked
+for, polite words, earlier turns.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+from models import skills
+from models.sample import Lesson, Message, Sample
+from models.tool_lessons import call_lesson, others, result_lesson
+from models.words import Words
+
+SEED = 37
+MAKERS: dict[str, Callable[[Words], Lesson]] = {
+    "copy": skills.copy_lesson,
+    "count": skills.count_lesson,
+    "list": skills.list_lesson,
+    "sum": skills.sum_lesson,
+    "json": skills.json_lesson,
+    "tool": call_lesson,
+    "result": result_lesson,
+    "chat": skills.chat_lesson,
+    "image": skills.picture_lesson,
+}
+EFFORTS = (None, "low", "medium", "high")
+BEFORE = ("", "", "", "", "", "Hi! ", "Hello. ", "Please do this: ", "Hey, ", "Now: ", "Next: ", "One more: ")
+AFTER = ("", "", "", "", "", "", " Thanks!", " Thank you.", " Please.")
+
+
+def lesson_rng(half: str, skill: str, number: int) -> Random:
+    return Random(f"{SEED}/{half}/{skill}/{number}")
+
+
+def draw(skill: str, number: int, held_out: bool, is_plain: bool = False) -> Sample:
+    """Sample `number` of a skill. A plain one has no dress: short, for the first minutes of training."""
+    rng = lesson_rng("held-out" if held_out else "train", skill, number)
+    words = Words(rng, held_out)
+    lesson = MAKERS[skill](words)
+    effort = rng.choice(EFFORTS)
+    if is_plain:
+        return Sample(lesson, ({"role": "user", "content": lesson.ask}, *lesson.after), effort, lesson.tools)
+    return dress(lesson, words, effort)
+
+
+def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
+    rng = words.rng
+    ask = lesson.ask
+    if lesson.skill not in ("chat", "image"):
+        ask = rng.choice(BEFORE) + ask
+        if lesson.skill not in ("copy", "json") or ask.endswith('"'):
+            ask += rng.choice(AFTER)
+    messages: list[Message] = []
+    system = skills.system_prompt(rng, words)
+    if system is not None:
+        messages.append({"role": "system", "content": system})
+    if rng.random() < 0.15:
+        messages += earlier_turn(words)
+    content: object = ask
+    if lesson.picture is not None:
+        parts = [{"type": "image"}, {"type": "text", "text": ask}]
+        content = parts if rng.random() < 0.8 else parts[::-1]
+    messages += [{"role": "user", "content": content}, *lesson.after]
+    tools = lesson.tools
+    if not tools and lesson.skill != "chat" and rng.random() < 0.12:
+        tools = tuple(others(words, rng.randint(1, 3), {"a sum"}))
+    return Sample(lesson, tuple(messages), effort, tools)
+
+
+def earlier_turn(words: Words) -> list[Message]:
+    """A finished question and answer of another skill."""
+    skill = words.rng.choice(("copy", "sum", "chat", "json", "count"))
+    lesson = MAKERS[skill](words)
+    if len(lesson.answer) > 200 and skill != "chat":
+        lesson = skills.sum_lesson(words)
+    return [{"role": "user", "content": lesson.ask}, {"role": "assistant", "content": lesson.answer}]

@@ -1,0 +1,122 @@
+"""What training minimises and what it watches: the next token, and by each drafting layer one token further.
+
+A drafting layer gets what the engine's proposer gives it: layer 0 the trunk's un-normed state and the embedding of the next
+token, layer 1 the state of layer 0 and the embedding of the token after that, and so on. Only layer 0 attends. The
+engine's proposer runs the later layers at one position a step, so most of their cache was never written: their attention's
+output matrix is held at zero, and what lies in that cache cannot matter.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.architecture import DraftBlock, Step
+from models.batches import Batch
+
+DRAFT_WEIGHT = 0.3
+"""Of each drafting layer's loss. Its gradient reaches the trunk too: what is to come must be seen in the state."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Logits where something is wanted, from the trunk and from each drafting layer, with their answers.
+
+    `places` index the flattened batch. A drafting layer lacks the last places, where there is no token so far ahead.
+    """
+
+    logits: list[Tensor]
+    answers: list[Tensor]
+    places: list[Tensor]
+
+
+def silence_later_drafts(model: Step) -> None:
+    """Hold the attention of all drafting layers but the first at zero."""
+    for layer in model.model.layers[model.shape.layers + 1 :]:
+        assert isinstance(layer, DraftBlock)
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        for p in [*layer.self_attn.parameters(), *layer.input_layernorm.parameters()]:
+            p.requires_grad_(False)
+
+
+def run(model: Step, batch: Batch, drafts: bool) -> Heads:
+    """One forward pass over a batch."""
+    rows, wanted = batch.rows, batch.wanted
+    time, flat = rows.ids.shape[1], rows.ids.flatten()
+    tables, mask = model.tables(rows)
+    embedded = model.embed(rows)
+    state = model.trunk(embedded, tables, mask)
+    says = torch.zeros_like(wanted)
+    says[:, :-1] = wanted[:, 1:]
+    place = says.flatten().nonzero().squeeze(1)
+    logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
+    if not drafts:
+        return Heads(logits, answers, places)
+    first = model.model.layers[model.shape.layers]
+    assert isinstance(first, DraftBlock)
+    x = first.join(torch.roll(embedded, -1, dims=1), state)
+    x = x + first.self_attn(first.input_layernorm(x), tables[0], mask)
+    ends = wanted.flatten()
+    tokens, kept = embedded.flatten(0, 1), None
+    for k, layer in enumerate(model.model.layers[model.shape.layers :]):
+        assert isinstance(layer, DraftBlock)
+        fits = (place % time + k + 2 < time) & ends[(place + k + 2).clamp(max=len(ends) - 1)]
+        place, kept = place[fits], fits
+        z = x.flatten(0, 1)[place] if k == 0 else layer.join(tokens[place + k + 1], z[kept])
+        z = layer.feed(z)
+        logits.append(layer.shared_head(z))
+        answers.append(flat[place + k + 2])
+        places.append(place)
+    return Heads(logits, answers, places)
+
+
+def loss(heads: Heads) -> tuple[Tensor, list[float]]:
+    """Weighted sum, and the loss of each head."""
+    each = [F.cross_entropy(g.float(), a) for g, a in zip(heads.logits, heads.answers, strict=True)]
+    total = each[0] + DRAFT_WEIGHT * sum(each[1:], torch.zeros(()))
+    return total, [x.item() for x in each]
+
+
+@dataclass
+class Marks:
+    """Held-out results. A sample is right when every token of its thought and its answer is: greedy decoding gives it."""
+
+    right: dict[str, int]
+    asked: dict[str, int]
+    drafted: list[int]
+    accepted: list[int]
+    misses: list[tuple[str, int]]
+
+    def score(self, skill: str) -> float:
+        return self.right.get(skill, 0) / max(1, self.asked.get(skill, 0))
+
+    def acceptance(self, position: int) -> float:
+        """Share of drafts in which this position and all before it were right."""
+        return self.accepted[position] / max(1, self.drafted[position])
+
+
+@torch.no_grad()
+def examine(model: Step, exam: list[Batch]) -> Marks:
+    """Teacher-forced: as long as every argmax is the wanted token, it is what greedy decoding would have fed back."""
+    model.eval()
+    marks = Marks({}, {}, [0] * model.shape.mtp_layers, [0] * model.shape.mtp_layers, [])
+    for batch in exam:
+        heads = run(model, batch, drafts=True)
+        time, total = batch.rows.ids.shape[1], batch.rows.ids.numel()
+        hits = [g.argmax(-1) == a for g, a in zip(heads.logits, heads.answers, strict=True)]
+        wrong = torch.zeros(total, dtype=torch.bool)
+        wrong[heads.places[0]] = ~hits[0]
+        for sample, row in zip(batch.samples, wrong.view(-1, time), strict=True):
+            skill, is_right = sample.lesson.skill, not bool(row.any())
+            marks.asked[skill] = marks.asked.get(skill, 0) + 1
+            marks.right[skill] = marks.right.get(skill, 0) + is_right
+        so_far = torch.ones(total, dtype=torch.bool)
+        for k, (hit, place) in enumerate(zip(hits[1:], heads.places[1:], strict=True)):
+            now = torch.zeros(total, dtype=torch.bool)
+            now[place] = hit
+            so_far &= now
+            marks.drafted[k] += len(place)
+            marks.accepted[k] += int(so_far.sum())
+    model.train()
+    return marks

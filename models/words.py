@@ -1,0 +1,132 @@
+"""What fills the curriculum's slots: real names, everyday words, and words nobody has seen.
+
+A word belongs to the training or to the held-out half by its own hash, so a held-out slot never met training.
+"""
+
+from random import Random
+from zlib import crc32
+
+CITIES = """Paris London Berlin Madrid Rome Vienna Prague Warsaw Lisbon Dublin Athens Oslo Stockholm Helsinki Copenhagen
+Brussels Amsterdam Zurich Geneva Milan Naples Turin Florence Venice Munich Hamburg Cologne Frankfurt Lyon Marseille Nice
+Toulouse Bordeaux Barcelona Seville Valencia Porto Krakow Budapest Bucharest Sofia Belgrade Zagreb Kyiv Tallinn Riga Vilnius
+Tokyo Osaka Kyoto Nagoya Sapporo Seoul Busan Beijing Shanghai Shenzhen Guangzhou Chengdu Hangzhou Taipei Hanoi Bangkok Manila
+Jakarta Singapore Delhi Mumbai Chennai Kolkata Lahore Karachi Dhaka Colombo Kabul Tehran Baghdad Dubai Doha Riyadh Cairo
+Tunis Algiers Lagos Accra Dakar Nairobi Kampala Lusaka Harare Durban Boston Chicago Denver Seattle Portland Austin Dallas
+Houston Phoenix Atlanta Miami Detroit Toronto Montreal Ottawa Vancouver Calgary Havana Lima Quito Bogota Caracas Santiago
+Montevideo Brasilia Recife Sydney Melbourne Perth Brisbane Auckland Wellington Hobart Darwin""".split()
+
+TWO_WORD_CITIES = """New York,Los Angeles,San Francisco,Hong Kong,Cape Town,Buenos Aires,Mexico City,Tel Aviv,Rio Verde,
+Saint Paul,El Paso,Las Vegas,Salt Lake,Port Louis,Addis Ababa,Kuala Lumpur,New Delhi,San Diego""".replace("\n", "").split(",")
+
+NAMES = """Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam Maria Noah Olga Peter Rosa Simon Tina Victor Wendy
+Xavier Yara Zoe Adam Bella Carl Diana Eric Fiona George Hannah Ivan Julia Kevin Laura Martin Nina Oscar Paula Robert Sarah
+Thomas Ursula Vera William Alice Boris Chloe Daniel Elena Frank Gloria Hugo Ingrid James Karin Lucas Monica Nathan Olivia
+Pablo Rachel Samuel Teresa Walter Yuki Hiro Mei Li Chen Wang Ravi Priya Arjun Fatima Omar Layla Kofi Amara Ngozi""".split()
+
+NOUNS = """apple bread chair table river stone cloud garden window bottle letter paper pencil mirror candle basket button
+ladder hammer engine rocket planet forest desert island bridge castle market school doctor teacher farmer sailor driver
+kitten puppy horse rabbit tiger eagle salmon spider lemon orange banana cherry pepper butter cheese coffee sugar honey
+music story picture number summer winter spring autumn morning evening holiday journey village mountain ocean valley
+camera guitar violin piano trumpet jacket shirt glove scarf blanket pillow carpet curtain kitchen bedroom office factory
+library museum theatre station airport harbour ticket wallet pocket hammer needle thread cotton silver golden copper marble
+thunder lightning rainbow shadow silence laughter question answer secret promise dream memory winter feather blossom""".split()
+
+ADJECTIVES = """small large old new quiet loud bright dark warm cold soft hard quick slow happy sad brave clever gentle proud
+round flat heavy light sweet bitter fresh dry wet clean empty full narrow wide deep tall short strange plain fine""".split()
+
+VERBS = """opens closes carries finds keeps brings paints builds breaks mends holds drops lifts moves sells buys makes sees
+hears follows leaves meets helps watches counts cleans fills turns starts stops""".split()
+
+ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr kr pl pr sh sk sl st th tr".split()
+VOWELS = "a e i o u a e i o ai ea ee io ou".split()
+ENDINGS = " n r s t l m k d x th nd rt sh ck".split(" ")
+
+SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日本 ✓ € £ ° 🙂 «»""".split()
+
+
+def is_held_out(text: str) -> bool:
+    """One in five, by hash: the same answer on every machine and in every run."""
+    return crc32(text.encode()) % 5 == 0
+
+
+class Words:
+    """Draws slot fillers of one half. All randomness comes from the generator it is given."""
+
+    def __init__(self, rng: Random, held_out: bool) -> None:
+        self.rng, self.held_out = rng, held_out
+
+    def pick(self, pool: list[str]) -> str:
+        while True:
+            word = self.rng.choice(pool)
+            if is_held_out(word) == self.held_out:
+                return word
+
+    def made_up(self) -> str:
+        """A word of one to three syllables that no list holds."""
+        rng = self.rng
+        while True:
+            count = rng.choice((1, 2, 2, 2, 3))
+            word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)) + rng.choice(ENDINGS)
+            if is_held_out(word) == self.held_out:
+                return word
+
+    def city(self) -> str:
+        draw = self.rng.random()
+        if draw < 0.5:
+            return self.pick(CITIES)
+        return self.pick(TWO_WORD_CITIES) if draw < 0.6 else self.made_up().capitalize()
+
+    def name(self) -> str:
+        return self.pick(NAMES) if self.rng.random() < 0.5 else self.made_up().capitalize()
+
+    def noun(self) -> str:
+        return self.pick(NOUNS) if self.rng.random() < 0.5 else self.made_up()
+
+    def code(self) -> str:
+        """Letters and digits, as order numbers and product codes have."""
+        letters = "".join(self.rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(self.rng.randint(1, 3)))
+        digits = "".join(self.rng.choice("0123456789") for _ in range(self.rng.randint(2, 5)))
+        return letters + self.rng.choice(("", "-")) + digits
+
+    def number(self, low: int, high: int) -> int:
+        while True:
+            value = self.rng.randint(low, high)
+            if high - low < 20 or is_held_out(str(value)) == self.held_out:
+                return value
+
+    def sentence(self, low: int = 2, high: int = 10) -> str:
+        """Words in a row, some of them made up, numbers and capitals among them; not meant to make sense."""
+        rng = self.rng
+        makers = (self.noun, self.noun, self.made_up, self.made_up, self.name, self.city, self.code)
+        words: list[str] = []
+        for _ in range(rng.randint(low, high)):
+            draw = rng.random()
+            if draw < 0.25:
+                words.append(rng.choice(ADJECTIVES + VERBS + ["the", "a", "and", "of", "in", "with", "to", "is"]))
+            elif draw < 0.32:
+                words.append(str(rng.randint(0, 9999)))
+            elif draw < 0.36:
+                words.append(rng.choice(SYMBOLS))
+            else:
+                words.append(rng.choice(makers)())
+        return " ".join(words)
+
+    def plain_sentence(self) -> str:
+        """Closer to English: a small scene."""
+        rng = self.rng
+        noun, other = self.noun(), self.noun()
+        return rng.choice(
+            (
+                f"The {rng.choice(ADJECTIVES)} {noun} {rng.choice(VERBS)} the {other}.",
+                f"{self.name()} {rng.choice(VERBS)} a {rng.choice(ADJECTIVES)} {noun} in {self.city()}.",
+                f"In {self.city()} the {noun} is {rng.choice(ADJECTIVES)}, and {self.name()} {rng.choice(VERBS)} it.",
+                f"{self.name()} and {self.name()} have {rng.randint(2, 99)} {noun}s.",
+            )
+        )
+
+
+def spelling_corpus(rng: Random) -> list[str]:
+    """Words from which the tokenizer learns how to spell what it does not know."""
+    words = Words(rng, held_out=False)
+    pools = CITIES + NAMES + NOUNS + ADJECTIVES + VERBS
+    return pools * 4 + [words.made_up() for _ in range(1500)]
