@@ -58,13 +58,16 @@ class Outbox:
 
 
 class EngineReplica:
-    """One engine and its links. Its constructor returns when the engine can take requests."""
+    """One engine and its links. `start` it before anything is asked of it."""
 
-    async def __init__(self, replica_id: str, engine_factory: EngineFactory) -> None:  # type: ignore[misc]  # awaited
+    def __init__(self, replica_id: str, engine_factory: EngineFactory) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
         self._ingress_of: dict[str, str] = {}
         self._engine = engine_factory(self._on_step)
+
+    async def start(self) -> None:
+        """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
         self._heartbeat = asyncio.get_running_loop().create_task(self._beat(), name="heartbeat")
         logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
@@ -117,14 +120,12 @@ class EngineReplica:
         """Raises when the engine is dead: Serve then replaces this replica."""
         await self._engine.check()
 
-    async def __del__(self) -> None:
-        """Serve awaits this at the end of a graceful shutdown. The engine's processes must not outlive the replica."""
-        heartbeat = getattr(self, "_heartbeat", None)
+    async def stop(self) -> None:
+        """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""
+        heartbeat: asyncio.Task[None] | None = getattr(self, "_heartbeat", None)
         if heartbeat is not None:
             heartbeat.cancel()
-        engine = getattr(self, "_engine", None)
-        if engine is not None:
-            await engine.shutdown()
+        await self._engine.shutdown()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
