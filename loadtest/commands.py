@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import math
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from loadtest.errors import AssertionUnmet
+from loadtest.compare import comparison_rows, load_result, setting_notes
+from loadtest.errors import AssertionUnmet, UsageError
 from loadtest.figures import Figures, figure_out
 from loadtest.live import Board, shown
 from loadtest.mock import MockServer
@@ -23,14 +26,19 @@ from loadtest.options import (
     output_options,
     target_options,
 )
+from loadtest.parity import measure
 from loadtest.plan import Plan, make_plan, reach, warmup_job
 from loadtest.published import Setting
 from loadtest.report.files import full_result, write_json, write_text
 from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
-from loadtest.report.text import as_markdown, as_text
+from loadtest.report.search_text import found_json, found_text, step_line
+from loadtest.report.tables import Table
+from loadtest.report.text import as_markdown, as_text, markdown_table, text_table
 from loadtest.result import About
-from loadtest.run import Audience, Finished, Nobody, run_here
+from loadtest.run import Audience, Ended, Finished, Nobody, run_here
+from loadtest.search import Hopeless, Range, Step, grew_all_through, needs_slo
+from loadtest.search import search as find_highest
 from loadtest.selftest import as_json, selftest_text
 from loadtest.selftest import selftest as measure_client
 from loadtest.slo import Bound, judge, parse_bounds
@@ -162,8 +170,89 @@ async def selftest(args: argparse.Namespace) -> int:
     return 0 if all(reading.fit for reading in readings) else 1
 
 
+async def compare(args: argparse.Namespace) -> int:
+    """`loadtest compare`."""
+    results = [load_result(path) for path in args.files]
+    if len(results) < 2:
+        raise UsageError("compare needs two files or more")
+    head = ["", results[0].name]
+    for other in results[1:]:
+        head += [other.name, "ratio", "95 % interval of the ratio"]
+    table = Table("Compared with the first", tuple(head), tuple(comparison_rows(results)), tuple(setting_notes(results)))
+    print(text_table(table))
+    if args.md:
+        write_text(Path(args.md), markdown_table(table))
+    return 0
+
+
+async def search(args: argparse.Namespace) -> int:
+    """`loadtest search`: exit code 1 where no load holds."""
+    target, data, load, output = target_options(args), data_options(args), load_options(args), output_options(args)
+    bounds = parse_bounds(output.slo or "")
+    needs_slo(bounds)
+    if load.open_loop_asked or load.concurrency:
+        raise UsageError("search chooses the load itself", "Leave --concurrency, --rate, --phases and --trace out")
+    endpoint, served = await reach(target)
+    concurrency = args.what == "concurrency"
+    span = Range(
+        low=args.low or (1 if concurrency else 0.5), high=args.high or (1024 if concurrency else 256), whole=concurrency
+    )
+    seeds = itertools.count(data.seed)
+
+    async def try_load(level: float) -> Step:
+        count = args.step_requests or max(32, int(4 * level) if concurrency else int(20 * level))
+        chosen = replace(data, seed=next(seeds), num_prompts=count)
+        pressed = replace(load, concurrency=int(level)) if concurrency else replace(load, rate=level)
+        plan = make_plan(target, chosen, pressed, endpoint, served)
+        step = await try_step(plan, bounds, level)
+        print(step_line(step, args.what), flush=True)
+        await asyncio.sleep(args.pause)
+        return step
+
+    found = await find_highest(span, try_load)
+    print(found_text(found, args.what))
+    if output.json:
+        write_json(Path(output.json), found_json(found, args.what))
+    return 0 if found.best is not None else 1
+
+
+async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> Step:
+    """Run one load, and end it as soon as it is lost."""
+    critic = Critic(Hopeless(bounds, len(plan.job.prompts)))
+    finished = await run_here(plan.job, plan.endpoint, critic)
+    run = finished.run
+    if run.interrupted:
+        raise KeyboardInterrupt
+    parity = measure(run.records, run.duration_s, [50.0, 99.0])
+    saturated = critic.lost or (plan.job.load.open_loop and grew_all_through(run))
+    return Step(level, parity, tuple(judge(bounds, run)), saturated, run)
+
+
+class Critic:
+    """An audience that ends a hopeless run."""
+
+    def __init__(self, hopeless: Hopeless) -> None:
+        self._hopeless = hopeless
+        self._stop: Callable[[], None] | None = None
+        self.lost = False
+
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+        """Remember how to end it."""
+        self._stop = stop
+
+    def news(self, started: int, ended: list[Ended]) -> None:
+        """Look at every request that ended."""
+        for one in ended:
+            lost = self._hopeless.add(ok=one.ok, ttft_ms=one.ttft_ms, tpot_ms=one.tpot_ms)
+            if lost and not self.lost and self._stop is not None:
+                self.lost = True
+                self._stop()
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[None, None, int]]] = {
     "run": run,
     "mock": mock,
     "selftest": selftest,
+    "search": search,
+    "compare": compare,
 }

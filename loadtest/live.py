@@ -38,13 +38,12 @@ class Board:
         self._recent: deque[Ended] = deque()
         self.history: deque[float] = deque(maxlen=60)
 
-    def begin(self, begin_ns: int) -> None:
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
         """The clock started."""
         self._begin_ns = begin_ns
 
     def news(self, started: int, ended: list[Ended]) -> None:
         """Take news in."""
-        self._begin_ns = self._begin_ns or perf_counter_ns()
         self.started += started
         for one in ended:
             self.done += 1

@@ -71,6 +71,11 @@ class LoadOptions:
     warmup: int = 0
     workers: int = 1
 
+    @property
+    def open_loop_asked(self) -> bool:
+        """Whether any flag asks for intended times."""
+        return self.rate < math.inf or bool(self.phases) or bool(self.trace)
+
 
 @dataclass(frozen=True)
 class OutputOptions:

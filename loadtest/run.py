@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter_ns
 from typing import Protocol
 
 from loadtest.drive import Job, Worker, in_order, sessions_of, wall_anchor
@@ -50,8 +51,8 @@ class Ended:
 class Audience(Protocol):
     """Follows a run while it goes on."""
 
-    def begin(self, begin_ns: int) -> None:
-        """The clock started."""
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+        """The clock starts; `stop` ends the run early and keeps what was measured."""
 
     def news(self, started: int, ended: list[Ended]) -> None:
         """Requests started and ended since the last news."""
@@ -60,7 +61,7 @@ class Audience(Protocol):
 class Nobody:
     """An audience that does not listen."""
 
-    def begin(self, begin_ns: int) -> None:
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
         """Nothing."""
 
     def news(self, started: int, ended: list[Ended]) -> None:
@@ -108,6 +109,7 @@ async def run_here(job: Job, endpoint: Endpoint, audience: Audience) -> Finished
     worker = Worker(job, endpoint, Relay(audience))
     with on_interrupt(worker.stop) as interrupted:
         await worker.open_ahead(len(sessions))
+        audience.begin(perf_counter_ns(), worker.stop)
         driven = await worker.run(sessions, in_order(len(sessions)))
     run = Run(driven.records, driven.begin_ns, driven.end_ns, wall_anchor(driven.begin_ns), bool(interrupted))
     return Finished(run, (driven.check,))

@@ -77,7 +77,9 @@ async def _ask(pool: Pool, request: bytes, what: str) -> Reply:
         raise TargetError(f"{what}: {bad}") from bad
 
 
-def _remedy(failure: str) -> str:
+def _remedy(failure: str, *, tls: bool = False) -> str:
+    if tls and "within" in failure:
+        return "Does the server speak TLS on this port? Try http://"
     if "certificate" in failure:
         return "Give the CA with --ca-file, or --insecure to skip the check"
     if "TLS" in failure:
@@ -100,7 +102,7 @@ async def open_endpoint(url: str, *, verify: bool = True, ca_file: str | None = 
             return endpoint
         finally:
             pool.close()
-    raise TargetError(f"cannot reach {address.url}: {failed}", _remedy(failed))
+    raise TargetError(f"cannot reach {address.url}: {failed}", _remedy(failed, tls=address.tls))
 
 
 async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str | None) -> Served:

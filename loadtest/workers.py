@@ -123,7 +123,7 @@ async def run_in_workers(job: Job, endpoint: Endpoint, workers: int, audience: A
             begin_ns = perf_counter_ns() + int(START_IN_S * 1e9)
             for pipe in pipes:
                 pipe.send(begin_ns)
-            audience.begin(begin_ns)
+            audience.begin(begin_ns, stop)
             driven = await asyncio.gather(*(_follow(pipe, audience) for pipe in pipes))
     finally:
         for process in processes:
@@ -152,6 +152,8 @@ async def _wait_for(pipe: Connection) -> object:
         while not pipe.poll():
             came.clear()
             await came.wait()
+        # The loop reads it without blocking, and a message may come in pieces.
+        os.set_blocking(pipe.fileno(), True)
         return pipe.recv()
     except EOFError as gone:
         raise LoadTestError("a worker process died", "Its own message is above; try --workers 1") from gone

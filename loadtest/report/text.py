@@ -21,11 +21,12 @@ def title(figures: Figures) -> str:
 def as_text(figures: Figures) -> str:
     """For the terminal."""
     parts = [title(figures), *(f"! {warning}" for warning in warnings(figures)), ""]
-    parts += [_text_table(table) for table in tables(figures)]
+    parts += [text_table(table) for table in tables(figures)]
     return "\n".join(parts)
 
 
-def _text_table(table: Table) -> str:
+def text_table(table: Table) -> str:
+    """One table for the terminal."""
     sizes = widths(table)
 
     def line(cells: tuple[str, ...]) -> str:
@@ -45,9 +46,15 @@ def as_markdown(figures: Figures) -> str:
     parts = [f"# Load test: {title(figures)}", ""]
     parts += [f"> **Note:** {warning}\n" for warning in warnings(figures)]
     for table in tables(figures):
-        parts += [f"## {table.title}", "", _markdown_row(table.head or ("",)), _markdown_rule(len(table.head))]
-        parts += [_markdown_row(row) for row in table.rows]
-        parts += ["", *(f"- {note}" for note in table.notes), ""]
+        parts.append(markdown_table(table))
+    return "\n".join(parts)
+
+
+def markdown_table(table: Table) -> str:
+    """One table as Markdown."""
+    parts = [f"## {table.title}", "", _markdown_row(table.head or ("",)), _markdown_rule(len(table.head))]
+    parts += [_markdown_row(row) for row in table.rows]
+    parts += ["", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(parts)
 
 

@@ -1,0 +1,72 @@
+"""A search's steps and outcome, for the terminal and for files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loadtest.prompt import Json
+from loadtest.report.files import plain
+from loadtest.report.tables import number
+from loadtest.search import Found, Step
+
+WIDTH = 32
+
+
+def step_line(step: Step, what: str) -> str:
+    """One line while the search goes on."""
+    parity = step.parity
+    unit = "at a time" if what == "concurrency" else "per second"
+    verdict = "holds" if step.holds else "over-saturated" if step.saturated else "misses"
+    missed = ", ".join(f"{v.bound.text} is {number(v.value)}" for v in step.verdicts if not v.met)
+    return (
+        f"{step.load:>8g} {unit}: {number(parity.output_throughput)} tok/s, TTFT P99 "
+        f"{number(parity.ttft.percentiles[99.0])} ms, TPOT P99 {number(parity.tpot.percentiles[99.0])} ms, "
+        f"{parity.failed} failed: {verdict}" + (f" ({missed})" if missed and not step.holds else "")
+    )
+
+
+def found_text(found: Found, what: str) -> str:
+    """The answer, and the curve that shows why."""
+    unit = "requests at a time" if what == "concurrency" else "requests per second"
+    top = max((step.parity.output_throughput for step in found.steps), default=0.0) or 1.0
+    lines = ["", f"output over load ({unit})"]
+    for step in found.steps:
+        bar = "#" * max(1, round(step.parity.output_throughput / top * WIDTH))
+        mark = "  <- knee" if step is found.knee else ""
+        holds = "holds " if step.holds else "misses"
+        per_user = 1000 / step.parity.tpot.mean if step.parity.tpot.mean else 0.0
+        lines.append(
+            f"  {step.load:>8g}  {holds}  {bar:<{WIDTH}} {number(step.parity.output_throughput)} tok/s, "
+            f"{number(per_user)} per user{mark}"
+        )
+    if found.best is None:
+        lines.append(f"no load holds, not even {found.steps[0].load:g} {unit}" if found.steps else "nothing was tried")
+    else:
+        more = ", and that is the most that was asked for: raise --to" if found.exhausted else ""
+        lines.append(f"highest load that holds: {found.best.load:g} {unit}{more}")
+    return "\n".join(lines)
+
+
+def found_json(found: Found, what: str) -> Mapping[str, Json]:
+    """For files."""
+    return {
+        "what": what,
+        "best": found.best.load if found.best else None,
+        "knee": found.knee.load if found.knee else None,
+        "exhausted": found.exhausted,
+        "steps": [
+            {
+                "load": step.load,
+                "holds": step.holds,
+                "saturated": step.saturated,
+                "completed": step.parity.completed,
+                "failed": step.parity.failed,
+                "output_throughput": step.parity.output_throughput,
+                "mean_tpot_ms": step.parity.tpot.mean,
+                "p99_ttft_ms": step.parity.ttft.percentiles[99.0],
+                "p99_tpot_ms": step.parity.tpot.percentiles[99.0],
+                "objectives": {v.bound.text: plain(v.value) for v in step.verdicts},
+            }
+            for step in found.steps
+        ],
+    }
