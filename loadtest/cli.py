@@ -13,7 +13,7 @@ import uvloop
 from loadtest import __version__
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
-from loadtest.options import add_data_flags, add_load_flags, add_output_flags, add_target_flags
+from loadtest.options import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.plan import DEFAULT_CONCURRENCY
 from loadtest.published import PRESETS, QUICK_WAVES
 
@@ -39,6 +39,7 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
     add_target_flags(run)
     add_data_flags(run, sorted(DATASETS))
     add_load_flags(run)
+    add_fleet_flags(run)
     add_output_flags(run)
     run.set_defaults(**(run_defaults or {}))
     search = commands.add_parser("search", help="the highest load that keeps its objectives", allow_abbrev=False)

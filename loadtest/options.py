@@ -78,6 +78,17 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class FleetOptions:
+    """Where to look at the fleet, and what to do to it."""
+
+    dashboard: str | None = None
+    token: str | None = None
+    server_metrics: bool = True
+    events: tuple[tuple[float, str], ...] = ()
+    """Seconds after the start and a shell command, such as one that kills a replica."""
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """What to show and keep."""
 
@@ -168,6 +179,31 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="kept in the result file")
     group.add_argument("--live", action=argparse.BooleanOptionalAction, default=None, help="live view (default: on a terminal)")
     group.add_argument("--quiet", action="store_true", help="no progress at all")
+
+
+def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
+    """Ray's dashboard, metrics, disturbances."""
+    group = parser.add_argument_group("fleet")
+    group.add_argument("--ray-dashboard", metavar="URL", help="show replicas and scaling from Ray, e.g. http://head:8265")
+    group.add_argument("--ray-token", help="bearer token of Ray's dashboard (default: RAY_AUTH_TOKEN, where set)")
+    group.add_argument(
+        "--server-metrics", action=argparse.BooleanOptionalAction, default=True, help="read the server's own /metrics"
+    )
+    group.add_argument(
+        "--at", action="append", default=[], metavar="S:COMMAND", help="run a shell command S seconds into the run; repeatable"
+    )
+
+
+def fleet_options(args: argparse.Namespace) -> FleetOptions:
+    """Checked flags about the fleet."""
+    events = []
+    for item in args.at:
+        moment, colon, command = item.partition(":")
+        if not colon or not moment.strip().rstrip("s").replace(".", "", 1).isdigit():
+            raise UsageError(f"not SECONDS:COMMAND: {item!r}", "Write e.g. --at '30:kill 1234'")
+        events.append((float(moment.strip().rstrip("s")), command))
+    token = args.ray_token or os.environ.get("RAY_AUTH_TOKEN")
+    return FleetOptions(args.ray_dashboard, token, args.server_metrics, tuple(events))
 
 
 def target_options(args: argparse.Namespace) -> TargetOptions:

@@ -76,7 +76,7 @@ def warnings(figures: Figures) -> list[str]:
         said.append("the server sent no usage for some answers: their tokens are counted in chunks")
     if not all(check.healthy for check in figures.checks):
         said.append(
-            f"this client was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): use --workers "
+            f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): use --workers "
             "or another machine before believing the latencies"
         )
     return said

@@ -1,0 +1,44 @@
+"""The steps of a search: one run each, ended as soon as it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from loadtest.parity import measure
+from loadtest.plan import Plan
+from loadtest.run import Ended, run_here
+from loadtest.search import Hopeless, Step, grew_all_through
+from loadtest.slo import Bound, judge
+
+
+async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> Step:
+    """Run one load, and end it as soon as it is lost."""
+    critic = Critic(Hopeless(bounds, len(plan.job.prompts)))
+    finished = await run_here(plan.job, plan.endpoint, critic)
+    run = finished.run
+    if run.interrupted:
+        raise KeyboardInterrupt
+    parity = measure(run.records, run.duration_s, [50.0, 99.0])
+    saturated = critic.lost or (plan.job.load.open_loop and grew_all_through(run))
+    return Step(level, parity, tuple(judge(bounds, run)), saturated, run)
+
+
+class Critic:
+    """An audience that ends a hopeless run."""
+
+    def __init__(self, hopeless: Hopeless) -> None:
+        self._hopeless = hopeless
+        self._stop: Callable[[], None] | None = None
+        self.lost = False
+
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+        """Remember how to end it."""
+        self._stop = stop
+
+    def news(self, started: int, ended: list[Ended]) -> None:
+        """Look at every request that ended."""
+        for one in ended:
+            lost = self._hopeless.add(ok=one.ok, ttft_ms=one.ttft_ms, tpot_ms=one.tpot_ms)
+            if lost and not self.lost and self._stop is not None:
+                self.lost = True
+                self._stop()
