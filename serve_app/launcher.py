@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serve_app import deployment, hardware, machine, preflight, profile, serve_status, welcome
@@ -28,6 +28,7 @@ from serve_app.serve_status import NOT_THERE, ApplicationStatus, StatusUnknown
 from serve_app.welcome import Endpoint
 
 POLL_S = 0.5
+LOG = profile.ROOT / "build" / "serve.log"
 
 Say = Callable[[str], None]
 
@@ -47,7 +48,9 @@ def serve(file: Path, say: Say) -> int:
     if not ready:
         say("\nNot started: see the lines marked FAIL.")
         return 1
-    return asyncio.run(_run(deployment.read(file), joins, say))
+    ray = "a new local Ray" if joins is None else f"joining Ray at {joins}"
+    say(f"\nStarting ({ray}); the whole log is in {LOG}")
+    return asyncio.run(run(deployment.read(file), serve_command(file, joins), owns_ray=joins is None, log=LOG, say=say))
 
 
 def running_ray() -> str | None:
@@ -64,7 +67,8 @@ def serve_command(file: Path, joins: str | None) -> list[str]:
     return [str(program), "run", "--address", joins or "local", str(file.resolve())]
 
 
-async def _run(deploy: Deployment, joins: str | None, say: Say) -> int:
+async def run(deploy: Deployment, command: Sequence[str], *, owns_ray: bool, log: Path, say: Say) -> int:
+    """Start the command, watch what becomes of the deployment, and end it all on a signal. Returns an exit status."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -73,25 +77,19 @@ async def _run(deploy: Deployment, joins: str | None, say: Say) -> int:
     def stamped(line: str) -> None:
         say(f"{time.monotonic() - began_s:6.1f} s  {line}")
 
-    log = profile.ROOT / "build" / "serve.log"
-    child = ServeChild(serve_command(deploy.file, joins), owns_ray=joins is None, log=log, say=stamped)
-    ray = "a new local Ray" if joins is None else f"joining Ray at {joins}"
-    say(f"\nStarting ({ray}); the whole log is in {child.log}")
     try:
-        async with child:
+        async with ServeChild(command, owns_ray=owns_ray, log=log, say=stamped) as child:
             await _until_stopped(deploy, child, stop, stamped)
             say("\nStopping ...")
-            await child.interrupt()
+            stop.clear()
+            await child.interrupt(stop)
     except StartFailed as error:
-        say(f"\nFAILED: {error}\n\nThe whole log: {child.log}")
+        say(f"\nFAILED: {error}\n\nThe whole log: {log}")
         return 1
     finally:
-        say("Stopped." if machine.port_holder(deploy.host, deploy.port) is None else _still_held(deploy))
+        holder = machine.port_holder(deploy.host, deploy.port)
+        say("Stopped." if holder is None else f"Stopped, but port {deploy.port} is held by {holder}.")
     return 0
-
-
-def _still_held(deploy: Deployment) -> str:
-    return f"Stopped, but port {deploy.port} is held by {machine.port_holder(deploy.host, deploy.port)}."
 
 
 async def _until_stopped(deploy: Deployment, child: ServeChild, stop: asyncio.Event, say: Say) -> None:

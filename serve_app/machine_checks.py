@@ -23,8 +23,8 @@ SERVE_PORTS = {
 
 def version_checks() -> Iterator[Check]:
     """Python and the pinned packages that decide whether anything works."""
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if sys.version_info[:2] not in {(3, 11), (3, 12)}:
+    python = ".".join(map(str, python_version()))
+    if python_version() not in {(3, 11), (3, 12)}:
         yield failed("python", f"{python}", "use Python 3.11 or 3.12: `make PYTHON=python3.11 serve`")
     pins = pinned("gpu" if machine.version_of(["vllm"]) else "cpu")
     found = [f"python {python}"]
@@ -37,6 +37,11 @@ def version_checks() -> Iterator[Check]:
             yield failed("versions", message, "`make venv` installs what is pinned in requirements/")
         found.append(f"{name} {there}")
     yield passed("versions", ", ".join(found))
+
+
+def python_version() -> tuple[int, int]:
+    """The interpreter's own."""
+    return sys.version_info.major, sys.version_info.minor
 
 
 def pinned(kind: str) -> dict[str, str]:

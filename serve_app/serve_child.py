@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import psutil
 
@@ -33,6 +33,9 @@ KILL_S = 5.0
 
 TAIL_LINES = 40
 
+FOLLOW_S = 0.2
+"""How often the child's output is looked at."""
+
 
 class ServeChild:
     """Use as an async context manager: on leaving it, nothing that the child started in a Ray of its own is alive."""
@@ -47,20 +50,23 @@ class ServeChild:
         self._run = machine.new_run_mark()
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self.log.parent.mkdir(exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            cwd=ROOT,
-            env={**os.environ, machine.RUN_MARK: self._run, "PYTHONUNBUFFERED": "1"},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            # Ctrl-C in a terminal goes to its whole process group: the order of taking things down is ours to choose.
-            start_new_session=True,
-        )
-        self._reader = asyncio.create_task(self._read(), name="serve-output")
+        with self.log.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                cwd=ROOT,
+                env={**os.environ, machine.RUN_MARK: self._run, "PYTHONUNBUFFERED": "1"},
+                stdin=asyncio.subprocess.DEVNULL,
+                # A file and no pipe: daemons inherit it, and a pipe that they hold would never end.
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                # Ctrl-C in a terminal goes to the whole process group: the order of taking things down is ours.
+                start_new_session=True,
+            )
+        self._reader = asyncio.create_task(self._follow(), name="serve-output")
         return self
 
     async def __aexit__(
@@ -70,40 +76,43 @@ class ServeChild:
 
     async def ended(self) -> None:
         """Returns when `serve run` is no more and its last words are read."""
-        if self._process is not None and self._reader is not None:
+        if self._process is not None:
             await self._process.wait()
-            await asyncio.wait([self._reader], timeout=2)
+            self._ended.set()
+        if self._reader is not None:
+            await asyncio.wait([self._reader])  # and not the task itself: who is cancelled here must not take it along
 
-    async def interrupt(self) -> None:
-        """Ask `serve run` to end Serve, and wait for as long as that is worth."""
+    async def interrupt(self, hurry: asyncio.Event) -> None:
+        """Ask `serve run` to end Serve, and wait for as long as that is worth, or until told to hurry."""
         if self._process is None or self._process.returncode is not None:
             return
         self._process.send_signal(signal.SIGINT)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), GRACE_S if self._owns_ray else JOINED_GRACE_S)
+        waits = [asyncio.create_task(self._process.wait()), asyncio.create_task(hurry.wait())]
+        await asyncio.wait(
+            waits, timeout=GRACE_S if self._owns_ray else JOINED_GRACE_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in waits:
+            task.cancel()
 
     async def _take_down(self) -> None:
         await asyncio.to_thread(end_run, self._run)
-        if self._process is not None:
-            await self._process.wait()
-        if self._reader is not None:
-            await asyncio.wait([self._reader], timeout=2)
-            self._reader.cancel()
+        await self.ended()
 
-    async def _read(self) -> None:
-        process = self._process
-        if process is None or process.stdout is None:
-            return
-        with self.log.open("wb") as log:
-            rest = b""
-            while chunk := await process.stdout.read(65536):
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._take(line, log)
-                log.flush()
+    async def _follow(self) -> None:
+        rest = b""
+        with self.log.open("rb") as log:
+            while True:
+                last = self._ended.is_set()
+                while chunk := log.read(65536):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        self._take(line)
+                if last:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), FOLLOW_S)
 
-    def _take(self, raw: bytes, log: IO[bytes]) -> None:
-        log.write(raw + b"\n")
+    def _take(self, raw: bytes) -> None:
         line = serve_status.plain(raw.decode(errors="replace").rstrip())
         self.tail.append(line)
         self.dashboard = self.dashboard or serve_status.dashboard_in(line)

@@ -1,0 +1,69 @@
+"""The file of hashed API keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serve_app import keys
+from serve_app.keys import BadKeysFile, KeyStore
+
+
+def stored(tmp_path: Path, text: str) -> KeyStore:
+    file = tmp_path / "keys.txt"
+    file.write_text(text)
+    return KeyStore.load(file)
+
+
+def test_a_key_is_found_by_its_name_and_no_other(tmp_path: Path) -> None:
+    ann, bob = keys.new_key(), keys.new_key()
+    text = f"# the team\n\n{keys.line_for('ann', ann)}  # laptop\n{keys.line_for('bob', bob)}\n"
+    store = stored(tmp_path, text)
+    assert [store.name_of(ann), store.name_of(bob)] == ["ann", "bob"]
+    assert store.name_of(keys.new_key()) is None
+    assert store.name_of("") is None
+    assert len(store) == 2
+
+
+def test_neither_file_nor_repr_tells_a_key(tmp_path: Path) -> None:
+    key = keys.new_key()
+    store = stored(tmp_path, keys.line_for("ann", key))
+    assert key not in repr(store)
+    assert key not in keys.line_for("ann", key)
+
+
+def test_new_keys_differ_and_can_be_recognised() -> None:
+    made = {keys.new_key() for _ in range(50)}
+    assert len(made) == 50
+    assert all(key.startswith("sk-step-") and len(key) > 48 for key in made)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no key"),
+        ("# only a comment\n", "holds no key"),
+        ("ann\n", "keys.txt:1: expected `name sha256:"),
+        ("\nann sk-step-plain\n", "keys.txt:2: expected `name sha256:"),
+        ("ann sha256:abc\n", "keys.txt:1: expected"),
+        (f"a b sha256:{'0' * 64}\n", "keys.txt:1: expected"),
+        (f"ann sha256:{'0' * 64}\nann sha256:{'1' * 64}\n", "keys.txt:2: the name 'ann' stands on line 1"),
+        (f"-ann sha256:{'0' * 64}\n", "keys.txt:1: a name has letters"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_place_and_never_quoted(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(BadKeysFile) as caught:
+        stored(tmp_path, text)
+    assert words in str(caught.value)
+    assert "sk-step-plain" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadKeysFile, match="No such file"):
+        KeyStore.load(tmp_path / "none.txt")
+
+
+def test_a_name_that_the_file_would_refuse_is_refused_when_the_key_is_made() -> None:
+    with pytest.raises(BadKeysFile, match="a name has letters"):
+        keys.line_for("two words", keys.new_key())
