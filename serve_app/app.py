@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from serve_app import flags
 from serve_app.admission import Admission
+from serve_app.autoscaling import FullnessPolicy
 from serve_app.config import AppConfig, engine_argv, load_config
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.fleet import Fleet, FleetLimits, FleetSink
 from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
+from serve_app.placement import replica_options
 from serve_app.replica import EngineFactory, EngineReplica
 from serve_app.transport import ServeTransport, TargetRouter
 
@@ -37,8 +39,8 @@ UNBOUNDED = 1_000_000
 Serve would queue requests where nobody sees them."""
 
 INGRESS_STREAMS = 256
-"""Requests at a time for which another ingress replica is started. One process forwards about 15,000 tokens a second; at
-the 50 tokens a second of a published stream that is 300 of them."""
+"""Requests at a time for which another ingress replica is started. One process forwards some 15,000 tokens a second:
+three hundred of the published streams of 50 tokens a second."""
 
 DRAIN_GRACE_S = 30.0
 """What a replica gets beyond its drain timeout to move its last requests elsewhere."""
@@ -135,24 +137,22 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
         "request_router_config": RequestRouterConfig(request_router_class=TargetRouter),
         "graceful_shutdown_timeout_s": replicas.drain_timeout_s + DRAIN_GRACE_S,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
-        "ray_actor_options": {
-            "num_cpus": replicas.cpus_per_replica,
-            "num_gpus": replicas.gpus_per_replica if replicas.nodes_per_replica == 1 else 0,
-            "resources": dict(replicas.resources),
-            "label_selector": dict(replicas.label_selector),
-            "runtime_env": {"env_vars": dict(config.engine.env)},
-        },
+        **replica_options(replicas, config.engine.env),
     }
-    if replicas.accelerator_type is not None:
-        options["ray_actor_options"]["accelerator_type"] = replicas.accelerator_type
     if replicas.min == replicas.max:
         options["num_replicas"] = replicas.min
     else:
+        # Serve's own default, ten seconds, unless the delays ask for a quicker look.
+        interval_s = min(10.0, max(replicas.upscale_delay_s / 3, 0.5))
         options["autoscaling_config"] = AutoscalingConfig(
             min_replicas=replicas.min,
             max_replicas=replicas.max,
             initial_replicas=replicas.initial,
-            target_ongoing_requests=max(1.0, replicas.target_load * slots_per_replica(config)),
+            policy=AutoscalingPolicy(
+                policy_function=FullnessPolicy, policy_kwargs={"target_load": replicas.target_load}
+            ),
+            metrics_interval_s=interval_s,
+            look_back_period_s=3 * interval_s,
             upscale_delay_s=replicas.upscale_delay_s,
             downscale_delay_s=replicas.downscale_delay_s,
         )
@@ -178,12 +178,3 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         ray_actor_options={"num_cpus": ingress.cpus_per_replica},
     )
-
-
-def slots_per_replica(config: AppConfig) -> int:
-    """How many sequences one engine runs at a time, by its own flags."""
-    if config.engine.kind == "fake":
-        from serve_app.engine.fake_config import fake_engine_config
-
-        return fake_engine_config(config.engine.fake).max_num_seqs
-    return int(flags.parse(engine_argv(config), flags.serve_parser()).max_num_seqs)

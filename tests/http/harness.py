@@ -1,0 +1,130 @@
+"""The whole service in one process, without Ray: gate, vLLM's API app, fleet, wire, replicas. Real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from serve_app import flags
+from serve_app.admission import Admission
+from serve_app.api import build_api
+from serve_app.client import FleetClient
+from serve_app.context import RequestContext
+from serve_app.fleet import Fleet, FleetLimits
+from serve_app.middleware import Gate, GateSettings, Keys
+from serve_app.outcome import Outcome
+from serve_app.replica import EngineFactory, EngineReplica
+from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_request
+
+MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
+NAME = "step3p7-flash"
+
+FLAGS = [
+    *("--model", str(MODEL), "--served-model-name", NAME, "--trust-remote-code", "--enforce-eager"),
+    *("--max-num-seqs", "16", "--max-num-batched-tokens", "4096", "--max-model-len", "8192"),
+    *("--reasoning-parser", "step3p5", "--tool-call-parser", "step3p5", "--enable-auto-tool-choice"),
+    *("--enable-prompt-tokens-details", "--anthropic-disabled-thinking-effort", "low"),
+    *("--default-chat-template-kwargs", '{"reasoning_effort": "medium"}'),
+]
+MTP = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}']
+
+
+@dataclass
+class LocalTransport:
+    """`fleet.Transport` to replicas in this process, through the same bytes as between processes."""
+
+    ingress_id: str
+    live: dict[str, EngineReplica] = field(default_factory=dict)
+
+    async def replicas(self) -> tuple[Sequence[Hello], bool]:
+        return [msgspec.msgpack.decode(await replica.hello(), type=Hello) for replica in self.live.values()], True
+
+    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+        async with contextlib.aclosing(self.live[replica_id].frames(replica_id, self.ingress_id)) as frames:
+            async for data in frames:
+                yield decode_frame(data)
+
+    async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
+        await self.live[replica_id].run_attempt(replica_id, encode_request(attempt))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the access log."""
+
+    context: RequestContext
+    route: str
+    status: int
+    outcome: Outcome
+
+
+@dataclass
+class Log:
+    """`middleware.AccessLog` that keeps its lines and can be waited on."""
+
+    lines: asyncio.Queue[Line] = field(default_factory=asyncio.Queue)
+
+    def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
+        assert total_s >= 0
+        self.lines.put_nowait(Line(context, route, status, outcome))
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service. `url` has no trailing slash."""
+
+    url: str
+    log: Log
+    client: FleetClient
+    transport: LocalTransport
+
+
+@contextlib.asynccontextmanager
+async def service(
+    engines: dict[str, EngineFactory],
+    *,
+    argv: Sequence[str] = tuple(FLAGS + MTP),
+    keys: Keys | None = None,
+    keep_alive_s: float = 10.0,
+    deadline_s: float = 30.0,
+    max_body_bytes: int = 1 << 20,
+    max_inflight: int = 100,
+) -> AsyncIterator[Service]:
+    """The service over these engines, by replica name, on a free port of the loopback."""
+    transport = LocalTransport("ingress-1")
+    async with contextlib.AsyncExitStack() as stack:
+        for name, factory in engines.items():
+            replica = EngineReplica(name, factory)
+            stack.push_async_callback(replica.stop)
+            await replica.start()
+            transport.live[name] = replica
+        app, client = await build_api(
+            flags.parse(list(argv), flags.serve_parser()),
+            lambda sink: Fleet(transport, "ingress-1", FleetLimits(deadline_s), sink),
+            Admission(max_inflight),
+        )
+        await stack.enter_async_context(client.fleet)
+        if engines:
+            await client.fleet.wait_for_replica(30)
+        log = Log()
+        gate = Gate(app, GateSettings(NAME, ("claude-*", "gpt-4o"), max_body_bytes, keep_alive_s), keys, log)
+        yield Service(await stack.enter_async_context(_listening(gate)), log, client, transport)
+
+
+@contextlib.asynccontextmanager
+async def _listening(gate: Gate) -> AsyncIterator[str]:
+    server = uvicorn.Server(uvicorn.Config(gate, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    sockets = [server.config.bind_socket()]
+    task = asyncio.create_task(server.serve(sockets))
+    host, port = sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        await task

@@ -1,0 +1,276 @@
+"""The endpoint on the fake engine, over real sockets: who may ask, what is refused and how, what a client sees."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+
+import anthropic
+import httpx
+import openai
+import pytest
+import pytest_asyncio
+
+from serve_app.engine.fake import FakeEngine
+from serve_app.engine.fake_config import FakeEngineConfig
+from serve_app.outcome import Outcome
+from serve_app.replica import EngineFactory
+from tests.http.harness import NAME, Service, service
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HELLO = [{"role": "user", "content": "hello"}]
+THINK_END = 1001
+"""Stands in for `</think>`; read off the tokenizer by the fixture that needs the true one."""
+
+
+def fake(config: FakeEngineConfig | None = None) -> EngineFactory:
+    return lambda sink: FakeEngine(config or FakeEngineConfig(plain_token_ids=(40, 90)), sink)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served() -> AsyncIterator[Service]:
+    async with service({"a": fake(), "b": fake()}) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http(served: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=served.url, timeout=30, trust_env=False) as client:
+        yield client
+
+
+async def last_line(served: Service, request_id: str):  # noqa: ANN201  # a line of the log
+    while True:
+        line = await asyncio.wait_for(served.log.lines.get(), 5)
+        if line.context.request_id == request_id:
+            return line
+
+
+async def test_openai_and_anthropic_clients_get_the_same_words(served: Service) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        whole = await client.chat.completions.create(model=NAME, messages=HELLO, max_tokens=12)
+        stream = await client.chat.completions.create(model=NAME, messages=HELLO, max_tokens=12, stream=True)
+        parts = [chunk.choices[0].delta async for chunk in stream]
+    async with anthropic.AsyncAnthropic(base_url=served.url, api_key="none", max_retries=0) as client:
+        message = await client.messages.create(model="claude-opus-4", messages=HELLO, max_tokens=12)
+    said = whole.choices[0].message.reasoning
+    assert said
+    assert "".join(getattr(part, "reasoning", None) or "" for part in parts) == said
+    assert message.content[0].thinking == said
+    assert message.usage.output_tokens == whole.usage.completion_tokens == 12
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/scale_elastic_ep", "/is_scaling_elastic_ep", "/collective_rpc", "/sleep", "/wake_up", "/start_profile", "/ping",
+     "/invocations", "/metrics", "/docs", "/openapi.json", "/inference/v1/generate", "/v1/chat/completions/render"],
+)  # fmt: skip
+async def test_administration_routes_are_not_there(http: httpx.AsyncClient, path: str) -> None:
+    for method in ("GET", "POST"):
+        response = await http.request(method, path, json={} if method == "POST" else None)
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == 404
+
+
+async def test_what_probes_and_sdks_look_at_first(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/health")).status_code == 200
+    assert (await http.head("/")).status_code == 200
+    assert (await http.get("/")).json()["model"] == NAME
+    assert "version" in (await http.get("/version")).json()
+    assert [model["id"] for model in (await http.get("/v1/models")).json()["data"]] == [NAME]
+    assert (await http.get(f"/v1/models/{NAME}")).json()["id"] == NAME
+    assert (await http.get("/v1/models/other")).json()["error"]["param"] == "model"
+
+
+async def test_tokenize_and_detokenize_are_inverse(http: httpx.AsyncClient) -> None:
+    tokens = (await http.post("/tokenize", json={"model": NAME, "prompt": "hello there"})).json()["tokens"]
+    assert (await http.post("/detokenize", json={"model": NAME, "tokens": tokens})).json()["prompt"] == "hello there"
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"broken"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/chat/completions", {"model": NAME}, 400, "messages"),
+        ("/v1/chat/completions", {"model": NAME, "messages": "hello"}, 400, "messages"),
+        ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "temperature": "hot"}, 400, "temperature"),
+        ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "n": -1}, 400, "n"),
+        ("/v1/chat/completions", {"model": "nobody", "messages": HELLO}, 404, "nobody"),
+        ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "min_p": 0.2}, 400, "min_p"),
+        ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ("/v1/completions", {"model": NAME, "prompt": "1 " * 9000}, 400, "8192"),
+        ("/v1/responses", {"model": NAME}, 400, "input"),
+        ("/v1/messages", {"model": NAME, "messages": HELLO}, 400, "max_tokens"),
+        ("/v1/messages", {"model": "nobody", "messages": HELLO, "max_tokens": 5}, 404, "nobody"),
+        ("/v1/messages/count_tokens", {"model": NAME}, 400, "messages"),
+        (
+            "/v1/chat/completions",
+            {
+                "model": NAME,
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {
+                                "type": "image_url",
+                                "image_url": {"url": "data:image/png;base64," + base64.b64encode(PNG).decode()},
+                            }
+                        ],
+                    }
+                ],
+            },
+            400,
+            "image",
+        ),
+    ],
+)
+async def test_bad_input_is_named_and_never_reaches_an_engine(
+    served: Service, http: httpx.AsyncClient, path: str, body: dict[str, object], status: int, says: str
+) -> None:
+    response = await http.post(path, json=body)
+    error = response.json()
+    assert response.status_code == status
+    assert says in json.dumps(error)
+    assert ("type" in error) is path.startswith("/v1/messages")
+    line = await last_line(served, response.headers["x-request-id"])
+    assert not line.context.flights
+    assert line.outcome in (Outcome.BAD_REQUEST, Outcome.NOT_FOUND)
+
+
+async def test_broken_json_and_the_wrong_content_type_are_refused(http: httpx.AsyncClient) -> None:
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        broken = await http.post(path, content=b'{"model": ', headers={"content-type": "application/json"})
+        typed = await http.post(path, content=b"{}", headers={"content-type": "text/plain"})
+        for response in (broken, typed):
+            assert 400 <= response.status_code < 500
+            assert response.json()["error"]["message"]
+
+
+async def test_a_body_over_the_limit_is_refused_declared_or_not(http: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * (1 << 19)
+
+    declared = await http.post("/v1/messages", content=b"x" * ((1 << 20) + 1))
+    streamed = await http.post("/v1/chat/completions", content=chunks())
+    assert (declared.status_code, declared.json()["error"]["type"]) == (413, "request_too_large")
+    assert (streamed.status_code, streamed.json()["error"]["code"]) == (413, 413)
+
+
+async def test_the_request_id_is_taken_or_made_and_is_the_engines(served: Service, http: httpx.AsyncClient) -> None:
+    body = {"model": NAME, "messages": HELLO, "max_tokens": 2}
+    given = await http.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine-42"})
+    assert given.headers.get_list("x-request-id") == ["mine-42"]
+    assert given.json()["id"] == "chatcmpl-mine-42"
+    made = await http.post("/v1/chat/completions", json=body)
+    assert made.headers["x-request-id"] in made.json()["id"]
+    line = await last_line(served, "mine-42")
+    assert line.context.flights[0].output_tokens == 2
+    assert line.context.flights[0].replicas
+    assert line.outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "told"),
+    [
+        ("/v1/chat/completions", {"reasoning_effort": "max"}, "high"),
+        ("/v1/chat/completions", {"reasoning_effort": "minimal"}, "low"),
+        ("/v1/chat/completions", {}, "medium"),
+        ("/v1/messages", {"output_config": {"effort": "max"}}, "high"),
+    ],
+)
+async def test_efforts_the_model_does_not_know_become_the_nearest(
+    http: httpx.AsyncClient, path: str, given: dict[str, object], told: str
+) -> None:
+    """The effort shows in the prompt's length: it is asked for by the same prompt with the effort it should become."""
+    body = {"model": NAME, "messages": HELLO, "max_tokens": 1}
+    used = (await http.post(path, json=body | given)).json()["usage"]
+    meant = (await http.post("/v1/chat/completions", json=body | {"reasoning_effort": told})).json()["usage"]
+    assert used.get("prompt_tokens", used.get("input_tokens")) == meant["prompt_tokens"]
+
+
+class OneKey:
+    def name_of(self, presented: str) -> str | None:
+        return "team-a" if presented == "sk-good" else None
+
+
+async def test_keys_work_as_bearer_and_as_x_api_key_and_nothing_else_does() -> None:
+    async with service({"a": fake()}, keys=OneKey()) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
+            for headers in ({"authorization": "Bearer sk-good"}, {"x-api-key": "sk-good"}):
+                assert (await client.get("/v1/models", headers=headers)).status_code == 200
+            for path in ("/v1/chat/completions", "/v1/messages", "/tokenize"):
+                for headers in ({}, {"authorization": "Bearer sk-bad"}, {"x-api-key": "sk-bad"}):
+                    response = await client.post(path, json={}, headers=headers)
+                    assert response.status_code == 401
+                    assert "sk-bad" not in response.text
+            anthropic_error = (await client.post("/v1/messages", json={})).json()
+            assert anthropic_error["error"]["type"] == "authentication_error"
+            assert (await client.get("/health")).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    engines: list[FakeEngine] = []
+
+    def slow(sink):  # noqa: ANN001, ANN202  # an EngineFactory
+        engines.append(FakeEngine(FakeEngineConfig(plain_token_ids=(40, 90), gap_s=0.01, answer_tokens=(9000, 9000)), sink))
+        return engines[0]
+
+    body = {"model": NAME, "messages": HELLO, "max_tokens": 4000, "stream": stream}
+    async with service({"a": slow}) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
+            task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+            await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)
+            task.cancel()
+            await asyncio.wait({task})
+        await asyncio.wait_for(engines[0].aborted.wait(), 1)
+        assert engines[0].stats().unfinished == 0
+        line = await asyncio.wait_for(running.log.lines.get(), 5)
+        assert line.outcome is Outcome.CLIENT_LEFT
+
+
+async def test_a_full_house_says_429_and_when_to_come_back() -> None:
+    async with service({"a": fake()}, max_inflight=0) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
+            for path, kind in (("/v1/chat/completions", None), ("/v1/messages", "rate_limit_error")):
+                body = {"model": NAME, "messages": HELLO, "max_tokens": 4, "stream": True}
+                response = await client.post(path, json=body)
+                assert response.status_code == 429
+                assert int(response.headers["retry-after"]) >= 1
+                assert kind is None or response.json()["error"]["type"] == kind
+
+
+async def test_nobody_to_serve_is_a_real_503_before_the_first_byte() -> None:
+    async with service({}, deadline_s=0.1) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
+            body = {"model": NAME, "messages": HELLO, "max_tokens": 4}
+            for stream in (True, False):
+                response = await client.post("/v1/chat/completions", json=body | {"stream": stream})
+                assert response.status_code == 503
+                assert "retry-after" in response.headers
+            assert (await client.get("/health")).status_code == 503
+
+
+async def test_a_stream_that_waits_is_kept_alive_and_starts_with_its_first_token() -> None:
+    patient = fake(FakeEngineConfig(plain_token_ids=(40, 90), first_token_s=0.6))
+    async with service({"a": patient}, keep_alive_s=0.1) as running:
+        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
+            body = {"model": NAME, "messages": HELLO, "max_tokens": 2, "stream": True}
+            openai_text = (await client.post("/v1/chat/completions", json=body)).text
+            anthropic_text = (await client.post("/v1/messages", json=body)).text
+            count = (await client.post("/v1/messages/count_tokens", json={"model": NAME, "messages": HELLO})).json()
+    assert openai_text.startswith(": keep-alive\n\n: keep-alive")
+    assert openai_text.rstrip().endswith("data: [DONE]")
+    events = anthropic_text.split("\n\n")
+    assert events[0].startswith("event: message_start")
+    start = json.loads(events[0].split("data: ")[1])["message"]
+    assert start["usage"]["input_tokens"] == count["input_tokens"]
+    assert events[1] == 'event: ping\ndata: {"type": "ping"}'
+    assert anthropic_text.count("event: message_start") == 1
+    assert "event: message_stop" in anthropic_text
