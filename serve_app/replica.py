@@ -14,8 +14,10 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 import msgspec
 
+from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import AttemptRefused, Engine, EngineInfo, StepSink
 from serve_app.fleet import WrongReplica
+from serve_app.routing import ReplicaFacts
 from serve_app.wire import WIRE_VERSION, Frame, Hello, Load, TokenDelta, decode_request, encode_frame
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,12 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Raises when the engine is dead: Serve then replaces this replica."""
         await self._engine.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """How full this replica is, as routing sees it, for `autoscaling.FullnessPolicy`."""
+        load = self._load()
+        facts = ReplicaFacts(self._replica_id, load.unfinished, load.max_num_seqs, load.kv_usage_ratio)
+        return {FULLNESS: facts.fullness}
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""

@@ -1,0 +1,40 @@
+"""How many engine replicas: a pure function of how full they are, and the policy that carries it into Serve.
+
+Serve's own policy counts calls. Here a call is not what fills an engine: every ingress keeps one open to every replica
+(the link), so with enough ingresses an idle fleet would look busy and never shrink. Each replica therefore says itself
+how full it is, as routing sees it too: the share of its batch slots that is asked for, above 1 when requests wait.
+
+Serve's controller runs this from a copy: the module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+FULLNESS = "fullness"
+"""The number that a replica reports (`record_autoscaling_stats`)."""
+
+
+def replicas_wanted(fullness: Collection[float], target_load: float) -> int:
+    """How many replicas would be at `target_load` or below with all of this.
+
+    Replicas that have not reported yet count as empty: what they will take is still in the others' queues.
+    """
+    # Rounded first: three replicas at 0.7 are three, though the floating-point sum is a little more.
+    return math.ceil(round(sum(fullness) / target_load, 6))
+
+
+class FullnessPolicy:
+    """`replicas_wanted` as Serve's autoscaling policy; limits and delays are Serve's."""
+
+    def __init__(self, target_load: float) -> None:
+        self._target_load = target_load
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """The number of replicas wanted, and no state."""
+        reported = (context.aggregated_metrics or {}).get(FULLNESS)
+        if not reported:
+            return context.target_num_replicas, {}  # nobody has said anything yet: no reason to change
+        return replicas_wanted(list(reported.values()), self._target_load), {}
