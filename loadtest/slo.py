@@ -49,7 +49,7 @@ class Bound:
         counted = [record for record in run.records if record.ok or record.failed]
         good = [record for record in counted if record.ok]
         if self.metric == "failed":
-            return 1 - len(good) / len(counted) if counted else 0.0
+            return (len(counted) - len(good)) / len(counted) if counted else 0.0
         if self.metric == "request_rate":
             return len(good) / run.duration_s
         if self.metric == "output_rate":

@@ -101,7 +101,7 @@ def responses(draw: st.DrawFn) -> tuple[str, Reads, int]:
     return api, list(zip(times, pieces, strict=True)), start_ns
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(responses())
 def test_one_response_has_the_same_times_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, response: tuple[str, Reads, int]
@@ -116,7 +116,7 @@ def test_one_response_has_the_same_times_bit_for_bit(
     assert our.vllm_prompt_tokens == their.prompt_len
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(responses(), min_size=1, max_size=8), st.floats(0.5, 500))
 def test_a_whole_run_has_the_same_figures_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, run: list[tuple[str, Reads, int]], duration_s: float

@@ -1,0 +1,61 @@
+"""Fixtures of the load test's own tests: a mock server on loopback, and a run against it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+import pytest
+
+from loadtest.address import parse_url
+from loadtest.api import Api, BodyRules
+from loadtest.drive import Job
+from loadtest.mock import MockServer
+from loadtest.mock_answers import Manners
+from loadtest.pool import Endpoint
+from loadtest.prompt import Prompt
+from loadtest.run import Audience, Finished, Nobody, run_here
+from loadtest.schedule import Load
+
+QUICK = Manners(first_s=0.005, gap_s=0.001)
+StartMock = Callable[[Manners], Awaitable[MockServer]]
+RunJob = Callable[..., Awaitable[Finished]]
+
+
+@pytest.fixture
+async def start_mock() -> AsyncIterator[StartMock]:
+    """Starts mock servers and stops them at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def start(manners: Manners = QUICK) -> MockServer:
+            server = MockServer(manners)
+            server.keep_requests = True
+            return await stack.enter_async_context(server)
+
+        yield start
+
+
+@pytest.fixture
+def run_job() -> RunJob:
+    """Runs prompts against a URL in this process."""
+
+    async def run(
+        url: str,
+        prompts: Sequence[Prompt],
+        *,
+        api: Api = Api.CHAT,
+        load: Load | None = None,
+        audience: Audience | None = None,
+        **changes: object,
+    ) -> Finished:
+        load = load or Load(4)
+        job = Job(prompts=prompts, rules=BodyRules(api, "mock", ignore_eos=True), load=load)
+        return await run_here(replace(job, **changes), endpoint_of(url), audience or Nobody())
+
+    return run
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """The loopback endpoint of a URL."""
+    return Endpoint(parse_url(url), "127.0.0.1")

@@ -1,0 +1,171 @@
+"""The commands as a user meets them: one line for every mistake, files that others can read, a fast start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadtest.cli import main, read_args
+from loadtest.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = ROOT / "models" / "step-tiny"
+FIRST_LINE = "mock server at "
+
+
+@pytest.fixture(scope="module")
+def mock_url() -> Iterator[str]:
+    """A mock server in a process of its own, as `loadtest mock` starts it."""
+    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--first-ms", "5", "--gap-ms", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        yield said.removeprefix(FIRST_LINE).split(",")[0]
+        process.terminate()
+
+
+def run_quick(url: str, *flags: str) -> int:
+    return main(["run", "--url", url, "--num-prompts", "6", "--dataset", "natural", "--input-len", "20",
+                 "--output-len", "5", "--concurrency", "3", "--quiet", *flags])  # fmt: skip
+
+
+def test_it_starts_without_the_engines_libraries() -> None:
+    script = (
+        "import sys, loadtest.cli, loadtest.commands; "
+        "print([name for name in ('ray', 'vllm', 'torch', 'transformers', 'aiohttp') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run_writes_what_was_asked_for(mock_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {kind: tmp_path / "deep" / f"result.{kind}" for kind in ("json", "csv", "md", "html")}
+    flags = [word for kind, file in files.items() for word in (f"--{kind}", str(file))]
+    code = run_quick(mock_url, *flags, "--detailed", "--keep-text", "--slo", "ttft_p99<10s", "--label", "mine", "--metadata", "gpu=none")
+    assert code == 0
+    assert "Latency as vLLM's benchmark defines it" in capsys.readouterr().out
+    found = json.loads(files["json"].read_text())
+    wanted = (
+        "date endpoint_type backend label model_id tokenizer_id num_prompts request_rate burstiness max_concurrency duration "
+        "completed failed total_input_tokens total_output_tokens request_throughput request_goodput output_throughput "
+        "total_token_throughput input_lens output_lens ttfts itls latencies start_times queue_times generated_texts errors "
+        "max_output_tokens_per_s max_concurrent_requests rtfx mean_ttft_ms median_ttft_ms std_ttft_ms p99_ttft_ms mean_tpot_ms "
+        "mean_itl_ms p99_itl_ms mean_e2el_ms gpu loadtest"
+    ).split()
+    assert set(wanted) <= set(found)
+    assert found["request_rate"] == "inf"
+    assert found["completed"] == 6
+    assert found["generated_texts"] == [" word" * 5] * 6
+    assert found["loadtest"]["objectives"][0]["met"] is True
+    assert len(files["csv"].read_text().splitlines()) == 7
+    assert files["md"].read_text().startswith("# Load test: mine: mock at http://")
+
+
+@pytest.mark.engine
+def test_vllms_own_reader_accepts_the_file(mock_url: str, tmp_path: Path) -> None:
+    from vllm.benchmarks.sweep.plot import _json_load_bytes as load  # the reader of `vllm bench sweep plot`
+
+    file = tmp_path / "result.json"
+    assert run_quick(mock_url, "--json", str(file)) == 0
+    assert load(file)["output_throughput"] > 0
+
+
+def test_the_page_needs_nothing_from_outside(mock_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    assert run_quick(mock_url, "--html", str(file), "--label", "</script><b>x") == 0
+    page = file.read_text()
+    for reference in ("src=", "href=", "@import", "url(", "https://"):
+        assert reference not in page
+    assert "<b>x" not in page
+    assert page.count("<script") == page.count("</script>") == 2
+
+
+MISTAKES = {
+    ("run", "--url", "http://127.0.0.1:9"): (3, "Is the server running"),
+    ("run", "--url", "http://nowhere.invalid"): (3, "Check --url"),
+    ("run", "--url", "ftp://x"): (2, "http://host:8000"),
+    ("run", "--nonsense"): (2, "--help"),
+    ("run", "--concurrency", "0"): (2, "at least 1"),
+    ("run", "--rate", "3", "--phases", "1s@1"): (2, "Choose one"),
+    ("run", "--slo", "ttft<3s"): (2, "_p99"),
+    ("run", "--extra-body", "{"): (2, "is not JSON"),
+    ("run", "--header", "x"): (2, "name=value"),
+    ("run", "--quick"): (2, "--preset"),
+    ("run", "--goodput", "foo:1"): (2, "ttft:3000"),
+    ("run", "--at", "x:y"): (2, "30:kill"),
+    ("search", "--url", "x"): (2, "--slo"),
+    ("compare", "/nope.json"): (4, "cannot read"),
+    ("selftest", "--streams", "many"): (2, "numbers"),
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_to_do(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, hint = MISTAKES[words]
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert said.startswith("loadtest: ")
+    assert said.count("\n") == 1
+    assert hint in said
+
+
+def test_mistakes_that_only_the_server_can_tell(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_quick(mock_url, "--model", "other") == 3
+    assert run_quick(mock_url, "--input-len", "300000") == 2
+    assert run_quick(mock_url, "--dataset", "random") == 4
+    assert run_quick(mock_url, "--assert", "ttft_p99<1ms", "--assert", "failed<1%") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "It serves: mock" in said[0]
+    assert "do not fit" in said[1]
+    assert "--tokenizer" in said[2]
+    assert said[3].startswith("loadtest: not met: ttft_p99<1ms (is ")
+
+
+def test_a_key_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--api-key", "s3cret", "--first-ms", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().removeprefix(FIRST_LINE).split(",")[0]
+        assert run_quick(url) == 3
+        assert run_quick(url, "--api-key", "s3cret") == 0
+        monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
+        assert run_quick(url, "--api", "messages") == 0
+        process.terminate()
+    assert "refuses the key (HTTP 401). Give it with --api-key" in capsys.readouterr().err
+
+
+def test_flags_win_over_a_preset() -> None:
+    args = read_args(["run", "--preset", "published-8k-2k"])
+    assert (args.input_len, args.output_len, args.num_prompts, args.concurrency) == (8192, 2048, 512, 32)
+    args = read_args(["run", "--preset", "published-8k-2k", "--input-len", "64", "--quick"])
+    assert (args.input_len, args.output_len, args.num_prompts) == (64, 2048, 96)
+    with pytest.raises(UsageError):
+        read_args(["run", "--preset", "other"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--dataset", "natural"], ["--dataset", "sessions", "--turns", "2"], ["--dataset", "tools"],
+        ["--dataset", "images", "--image-size", "32x16"], ["--dataset", "prefixes", "--input-len", "40"],
+        ["--dataset", "random", "--input-len", "40"], ["--rate", "200"],
+        ["--dataset", "tools", "--api", "messages"], ["--dataset", "images", "--api", "messages"],
+    ],
+)  # fmt: skip
+def test_every_data_set_runs(mock_url: str, flags: list[str]) -> None:
+    assert run_quick(mock_url, "--tokenizer", str(TOKENIZER), *flags, "--assert", "failed<1%") == 0
+
+
+def test_the_selftest_judges_the_client(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "selftest.json"
+    assert main(["selftest", "--streams", "2", "--chunks", "5", "--json", str(file)]) in (0, 1)
+    (reading,) = json.loads(file.read_text())
+    assert reading["chunks"] == 2 * 2 * 6, "two waves of two streams; five texts and the role"
+    assert reading["failed"] == 0
+    assert "client adds" in capsys.readouterr().out

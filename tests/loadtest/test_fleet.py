@@ -1,0 +1,138 @@
+"""The fleet's picture from Ray's two endpoints and the engines' metrics pages, against a server that plays them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from loadtest.address import parse_url
+from loadtest.errors import TargetError
+from loadtest.fleet import Lookout, Where, as_view
+from loadtest.pool import Endpoint
+from loadtest.prom import read_pages
+from loadtest.record import Run
+
+PAGE = """# HELP ray_vllm_num_requests_waiting Waiting.
+ray_vllm_num_requests_waiting{{ReplicaId="a",model_name="m"}} {waiting}
+ray_vllm_num_requests_waiting{{ReplicaId="b",model_name="m"}} 1.0
+ray_vllm_kv_cache_usage_perc{{ReplicaId="a"}} 0.5
+ray_vllm_kv_cache_usage_perc{{ReplicaId="b"}} 0.25
+ray_vllm_spec_decode_num_drafts_total{{ReplicaId="a"}} {drafts}
+ray_vllm_spec_decode_num_accepted_tokens_total{{ReplicaId="a"}} {accepted}
+ray_vllm_spec_decode_num_accepted_tokens_per_pos_total{{ReplicaId="a",position="0"}} 99
+ray_vllm_time_to_first_token_seconds_sum{{ReplicaId="a"}} {ttft_sum}
+ray_vllm_time_to_first_token_seconds_count{{ReplicaId="a"}} {ttft_count}
+ray_vllm_time_to_first_token_seconds_bucket{{ReplicaId="a",le="0.1"}} 7
+ray_serve_deployment_queued_queries{{deployment="Ingress"}} 3
+"""
+
+
+class FakeRay:
+    """Ray's dashboard and one node's metrics page on one port; what it says can be changed while it runs."""
+
+    def __init__(self) -> None:
+        self.token = "t0ken"
+        self.replicas = {"Engine#1": "RUNNING", "Engine#2": "STARTING"}
+        self.dead: list[str] = []
+        self.decisions: list[dict[str, object]] = []
+        self.numbers = {"waiting": 2, "drafts": 10, "accepted": 20, "ttft_sum": 1.0, "ttft_count": 10}
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                status, body = self.answer(head.split(" ")[1], head)
+                writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    def answer(self, path: str, head: str) -> tuple[int, str]:
+        if path == "/metrics":
+            return 200, PAGE.format(**self.numbers)
+        if f"Bearer {self.token}" not in head:
+            return 401, "{}"
+        if path == "/api/prometheus/sd":
+            return 200, json.dumps([{"targets": [f"127.0.0.1:{self.port}"], "labels": {}}])
+        engine = {
+            "replicas": [{"replica_id": name, "state": state, "extra": 1} for name, state in self.replicas.items()],
+            "recent_dead_replicas": [{"replica_id": name, "state": "STOPPED"} for name in self.dead],
+            "target_num_replicas": 2,
+            "autoscaling_detail": {"decisions": self.decisions},
+        }
+        return 200, json.dumps({"applications": {"step": {"status": "RUNNING", "deployments": {"Engine": engine}}}})
+
+
+@pytest.fixture
+async def ray() -> AsyncIterator[FakeRay]:
+    fake = FakeRay()
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    fake.port = server.sockets[0].getsockname()[1]
+    yield fake
+    server.close()
+
+
+def run_around(looks_ns: list[int]) -> Run:
+    return Run([], looks_ns[0], looks_ns[-1] + 10**9, 1000.0)
+
+
+async def test_replicas_decisions_deaths_and_gauges_come_together(ray: FakeRay) -> None:
+    lookout = Lookout(Where(f"http://127.0.0.1:{ray.port}", ray.token, None))
+    async with lookout:
+        ray.replicas = {"Engine#2": "RUNNING", "Engine#3": "STARTING"}
+        ray.dead = ["Engine#1"]
+        ray.decisions = [{"timestamp_s": 1000.5, "reason": "queue", "prev_num_replicas": 1, "curr_num_replicas": 2}]
+        ray.numbers |= {"drafts": 30, "accepted": 56, "ttft_sum": 3.0, "ttft_count": 20}
+        await lookout.settle(completed=10)
+        run = run_around([look.at_ns for look in lookout._looks])
+        view = lookout.view(run, client_ttft_ms=260.0, events=[])
+    assert view.problem == ""
+    assert view.replicas == {"Engine RUNNING": [1.0, 1.0], "Engine STARTING": [1.0, 1.0]}
+    assert view.target_replicas == [2.0, 2.0]
+    assert view.queued == [6.0, 6.0]
+    assert view.kv_usage == [0.375, 0.375]
+    assert view.acceptance == [None, pytest.approx(1 + 36 / 20)]
+    assert view.split is not None
+    assert view.split.in_engine == pytest.approx(200.0)
+    assert view.split.elsewhere == pytest.approx(60.0)
+    assert {(mark.kind, mark.what) for mark in view.marks} == {
+        ("scale", "Engine: 1 to 2 replicas (queue)"),
+        ("death", "replica Engine#1 died or was stopped"),
+        ("scale", "replica Engine#3 was added"),
+    }
+
+
+async def test_a_missing_token_is_said_and_does_not_stop_the_run(ray: FakeRay) -> None:
+    async with Lookout(Where(f"http://127.0.0.1:{ray.port}", None, None)) as lookout:
+        view = lookout.view(Run([], 0, 10**9, 0.0), 1.0, [])
+    assert "--ray-token" in view.problem
+    assert view.at_s == []
+
+
+async def test_no_dashboard_at_all_is_told_before_the_run() -> None:
+    with pytest.raises(TargetError, match="cannot reach"):
+        await Lookout(Where("http://127.0.0.1:9", None, None)).__aenter__()
+
+
+async def test_a_bare_server_shows_its_own_gauges(ray: FakeRay) -> None:
+    endpoint = Endpoint(parse_url(f"http://127.0.0.1:{ray.port}"), "127.0.0.1")
+    async with Lookout(Where(None, None, endpoint)) as lookout:
+        view = lookout.view(run_around([lookout._looks[0].at_ns]), 1.0, [])
+    assert view.target_replicas == [None]
+    assert view.kv_usage == [0.375]
+
+
+def test_vllms_own_names_are_read_too() -> None:
+    page = 'vllm:num_requests_waiting{engine="0"} 4\nvllm:kv_cache_usage_perc{engine="0"} 0.1\nnum_requests_waiting 9\n'
+    gauges = read_pages([page, page])
+    assert gauges.get("waiting") == 8
+    assert gauges.get("kv_usage") == pytest.approx(0.1)
+    assert gauges.get("drafts") is None
+
+
+def test_nothing_seen_is_said() -> None:
+    assert as_view([], Run([], 0, 1, 0.0), 0.0, [], "").problem

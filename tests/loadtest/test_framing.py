@@ -1,0 +1,104 @@
+"""However a stream is cut into reads and chunks, it gives the same events, stamped with the read that completed them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.answer import Reading, read_openai
+from loadtest.framing import BadFraming, EventFeed, Unchunk
+from loadtest.lane import Lane
+from loadtest.mock_answers import WRITERS, Asked, Manners, chunk
+
+STREAM = b": ping\n\ndata: one\n\nevent: x\ndata: two\n\ndata:three\ndata: more\n\n\ndata: last\n\n"
+
+
+def cut(body: bytes, places: set[int]) -> list[bytes]:
+    edges = [0, *sorted(place for place in places if place < len(body)), len(body)]
+    return [body[a:b] for a, b in pairwise(edges) if a < b]
+
+
+def events_of(reads: list[bytes], *, chunked: bool = False) -> list[tuple[bytes, int]]:
+    feed = EventFeed(chunked=chunked)
+    found = [event for number, read in enumerate(reads) for event in feed.feed(read, number)]
+    return [(event.data, event.read) for event in [*found, *feed.finish()]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(1, len(STREAM) - 1)), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_events_are_the_same_however_the_body_is_cut_and_lines_end(places: set[int], line_end: bytes) -> None:
+    body = STREAM.replace(b"\n", line_end)
+    reads = cut(body, places)
+    found = events_of(reads)
+    assert [data for data, _ in found] == [b"one", b"two", b"three\nmore", b"last"]
+    ends = [sum(len(read) for read in reads[: number + 1]) for number in range(len(reads))]
+    for data, read in found:
+        last_byte = body.index(data.replace(b"\n", line_end + b"data: ")) + len(data.replace(b"\n", line_end + b"data: "))
+        assert ends[read] >= last_byte
+        assert read == 0 or ends[read - 1] < last_byte
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(1, len(STREAM) - 1)), st.sets(st.integers(1, 200)))
+def test_chunks_come_off_wherever_they_and_the_reads_are_cut(chunks: set[int], reads: set[int]) -> None:
+    wire = b"".join(chunk(piece) for piece in cut(STREAM, chunks)) + b"0\r\n\r\n"
+    found = events_of(cut(wire, reads), chunked=True)
+    assert [data for data, _ in found] == [b"one", b"two", b"three\nmore", b"last"]
+
+
+def test_a_missing_last_chunk_is_told() -> None:
+    with pytest.raises(BadFraming, match="last chunk"):
+        events_of([chunk(STREAM)], chunked=True)
+
+
+def test_a_chunk_header_that_is_no_number_is_told() -> None:
+    with pytest.raises(BadFraming, match="not a chunk size"):
+        Unchunk().feed(b"zz\r\nhello\r\n")
+
+
+def read_all(reads: list[bytes]) -> Reading:
+    reading = Reading()
+    for _ in read_openai(EventFeed(chunked=True), reads, reading):
+        pass
+    return reading
+
+
+TEXTS = st.lists(st.text(max_size=8), min_size=3, max_size=20)
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, st.sets(st.integers(1, 4000), max_size=6))
+def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: set[int]) -> None:
+    import msgspec
+
+    pieces = []
+    for number, text in enumerate(texts):
+        field = "reasoning" if number % 7 == 3 else "content"
+        event = {"id": "x", "choices": [{"index": 0, "delta": {field: text}, "finish_reason": None}]}
+        pieces.append(chunk(b"data: " + msgspec.json.encode(event) + b"\n\n"))
+    pieces.append(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+    whole = read_all(pieces)  # one event per read: the short cut is taken where it can be
+    torn = read_all(cut(b"".join(pieces), places))  # reads that hold parts of events: it cannot be taken there
+    bytewise = read_all([bytes([byte]) for byte in b"".join(pieces)])  # never taken
+    said = "".join(text for number, text in enumerate(texts) if number % 7 != 3)
+    for reading in (whole, torn, bytewise):
+        assert b"".join(reading.text).decode() == said
+        assert reading.has_token == [bool(text) for text in texts]
+        assert reading.ended
+
+
+def test_a_lane_knows_only_what_it_has_seen() -> None:
+    chunks = WRITERS["/v1/chat/completions"](Manners(), Asked(model="m", max_tokens=5))
+    data = chunks[1].partition(b"data: ")[2].rstrip()
+    lane = Lane(data, b'"content":"', " word", visible=True, chunked=True)
+    assert lane.known
+    assert lane.text_of(chunks[2]) == b" word"
+    assert lane.text_of(chunks[-1]) is None, "the last one has a finish reason"
+    assert lane.text_of(chunks[2][:-1]) is None
+    assert lane.text_of(chunks[2] + chunks[2]) is None
+    assert lane.text_of(chunks[2].replace(b" word", b' "ord')) is None
+    assert lane.text_of(b"fff" + chunks[2][2:]) is None, "the chunk's size must be right"
+    assert not Lane(data, b'"text":"', " word", visible=True, chunked=True).known
