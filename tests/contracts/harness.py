@@ -35,6 +35,9 @@ CRASHES = "crashes-at-5"
 
 LENGTH, STOP = 1, 0
 
+END_OF_TURN, THINK, END_OF_THINKING = 1005, 1012, 1013
+"""Tokens of the demo model."""
+
 PROMPT = list(range(20, 44))
 
 
@@ -156,21 +159,34 @@ async def start_vllm(*argv: str) -> Subject:
     return Subject(engine, info, sink, kill, vllm_payload)
 
 
-def vllm_payload(mm_features: Any = None, temperature: float = 0.0, **sampling: Any) -> list[bytes]:
-    """What an ingress sends as the engine's own form of a request."""
-    from vllm.sampling_params import SamplingParams
+def vllm_payload(
+    mm_features: Any = None,
+    temperature: float = 0.0,
+    json_schema: str | None = None,
+    *,
+    reasoning_ended: bool | None = None,
+    **sampling: Any,
+) -> list[bytes]:
+    """What an ingress sends as the engine's own form of a request. Only an answer under a schema may end."""
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackEncoder
 
+    params = SamplingParams(temperature=temperature, ignore_eos=json_schema is None, **sampling)
+    params.update_from_generation_config({}, END_OF_TURN)
+    if json_schema is not None:
+        params.structured_outputs = StructuredOutputsParams(json=json_schema, disable_any_whitespace=True)
+        params.structured_outputs._backend = "xgrammar"
     request = EngineCoreRequest(
         request_id="named by the attempt",
         prompt_token_ids=[],
         mm_features=mm_features,
-        sampling_params=SamplingParams(temperature=temperature, ignore_eos=True, **sampling),
+        sampling_params=params,
         pooling_params=None,
         arrival_time=0.0,
         lora_request=None,
         cache_salt=None,
         data_parallel_rank=None,
+        reasoning_ended=reasoning_ended,
     )
     return [bytes(buffer) for buffer in MsgpackEncoder().encode(request)]

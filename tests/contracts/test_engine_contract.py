@@ -23,7 +23,7 @@ from tests.contracts.harness import (
     start_vllm,
 )
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,7 @@ from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_start import parse_engine_args, wait_gone
 from tests.contracts.harness import ENVIRONMENT, MTP_ARGV, VLLM_ARGV, ignore_step, start_vllm
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TWO_RANKS_ARGV = ["--tensor-parallel-size", "2", "--enable-expert-parallel", *MTP_ARGV]
 

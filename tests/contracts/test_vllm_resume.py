@@ -1,0 +1,174 @@
+"""An attempt that continues another one on real vLLM gives what the first would have given, whatever it asks for.
+
+Each test runs a request undisturbed, then again from several places in its answer, and compares the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from serve_app.wire import AttemptRequest
+from tests.contracts.harness import (
+    END_OF_THINKING,
+    END_OF_TURN,
+    ENVIRONMENT,
+    LENGTH,
+    MODEL,
+    MTP_ARGV,
+    STOP,
+    THINK,
+    Subject,
+    start_vllm,
+)
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "green", "blue"]},
+            "sizes": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"enum": [17, 23, 999]}},
+        },
+        "required": ["colour", "sizes"],
+        "additionalProperties": False,
+    }
+)
+
+ARGV = [
+    *MTP_ARGV,
+    *("--reasoning-parser", "step3p5"),
+    # Smaller than what is resumed: a continuation is prefilled in pieces.
+    *("--max-num-batched-tokens", "96"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def subject() -> AsyncIterator[Subject]:
+    started = await start_vllm(*ARGV)
+    yield started
+    await started.engine.shutdown()
+
+
+async def expect_continuations(subject: Subject, cuts: tuple[int, ...], **request: Any) -> list[int]:
+    """Run a request undisturbed and from each of `cuts` on; its tokens."""
+    whole = subject.attempt(**request)
+    undisturbed = await subject.run(whole)
+    for cut in cuts:
+        rest = subject.attempt(**request, emitted=undisturbed[:cut])
+        assert await subject.run(rest) == undisturbed[cut:], f"continued after {cut} tokens"
+        assert subject.last(rest).finish_reason == subject.last(whole).finish_reason
+        assert subject.last(rest).stop_reason == subject.last(whole).stop_reason
+    return undisturbed
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"presence_penalty": 1.5}, {"frequency_penalty": 0.9}, {"repetition_penalty": 1.4}]
+)
+async def test_penalties_count_what_was_emitted_before(subject: Subject, penalty: dict[str, float]) -> None:
+    tokens = await expect_continuations(subject, (1, 13, 40), max_tokens=60, **penalty)
+    plain = await subject.run(subject.attempt(max_tokens=60))
+    assert tokens != plain, "the penalty changes this answer, or the test shows nothing"
+
+
+async def test_limits_count_from_the_first_attempt(subject: Subject) -> None:
+    plain = await subject.run(subject.attempt(max_tokens=40))
+    stop = plain[4]
+    tokens = await expect_continuations(subject, (2, 6, 11), max_tokens=40, min_tokens=12, stop_token_ids=[stop])
+    assert len(tokens) >= 12
+    assert stop not in tokens[:11]
+
+
+async def test_a_continuation_longer_than_a_prefill_step_and_found_in_the_prefix_cache(subject: Subject) -> None:
+    request = {"prompt": [30 + i % 50 for i in range(60)], "max_tokens": 320}
+    undisturbed = await subject.run(subject.attempt(**request))
+    for _ in range(2):  # the second time more than the prompt comes from the cache
+        rest = subject.attempt(**request, emitted=undisturbed[:300])
+        assert await subject.run(rest) == undisturbed[300:]
+        assert subject.last(rest).finish_reason == LENGTH
+
+
+async def test_log_probabilities_go_on(subject: Subject) -> None:
+    request = {"max_tokens": 20, "logprobs": 2}
+    whole = subject.attempt(**request)
+    undisturbed = await subject.run(whole)
+    rest = subject.attempt(**request, emitted=undisturbed[:8])
+    assert await subject.run(rest) == undisturbed[8:]
+    assert logprobs_of(subject, rest) == pytest.approx(logprobs_of(subject, whole)[8:], abs=0.02)
+
+
+def logprobs_of(subject: Subject, attempt: AttemptRequest) -> list[float]:
+    from vllm.v1.engine import EngineCoreOutput
+    from vllm.v1.serial_utils import MsgpackDecoder
+
+    values = []
+    for delta in subject.sink.deltas[attempt.attempt_id]:
+        assert delta.extra is not None
+        output = MsgpackDecoder(EngineCoreOutput).decode([bytearray(buffer) for buffer in delta.extra])
+        assert output.new_token_ids == delta.token_ids
+        values += output.new_logprobs.logprobs[:, 0].tolist()
+    return values
+
+
+async def test_a_grammar_goes_on_in_the_middle_of_its_sentence(subject: Subject) -> None:
+    tokens = await expect_continuations(
+        subject, (1, 5, 12, 20), max_tokens=120, json_schema=SCHEMA, reasoning_ended=True
+    )
+    assert len(tokens) > 20
+    assert_fits_schema(tokens)
+
+
+async def test_the_end_of_the_reasoning_is_noticed_in_what_was_emitted(subject: Subject) -> None:
+    """The grammar binds from the end of the reasoning on, wherever the attempts meet."""
+    request = {"prompt": [20, 21, THINK], "max_tokens": 120, "json_schema": SCHEMA, "reasoning_ended": False}
+    thought = [40, 41, 42, END_OF_THINKING]
+    first = subject.attempt(**request, emitted=thought)
+    answer = await subject.run(first)
+    assert subject.last(first).finish_reason == STOP
+    assert_fits_schema(answer)
+    for cut in (1, 9):
+        rest = subject.attempt(**request, emitted=thought + answer[:cut])
+        assert await subject.run(rest) == answer[cut:]
+
+    still_thinking = subject.attempt(**(request | {"max_tokens": 10}), emitted=thought[:2])
+    plain = subject.attempt(prompt=[20, 21, THINK], max_tokens=10, emitted=thought[:2])
+    assert await subject.run(still_thinking) == await subject.run(plain), "no grammar binds while it reasons"
+
+
+def assert_fits_schema(tokens: list[int]) -> None:
+    from transformers import AutoTokenizer
+
+    assert tokens[-1] == END_OF_TURN
+    answer = json.loads(AutoTokenizer.from_pretrained(MODEL).decode(tokens[:-1]))
+    assert set(answer) == {"colour", "sizes"}
+    assert len(answer["sizes"]) == 3
+
+
+async def test_a_seeded_request_continues_the_same_way_each_time(subject: Subject) -> None:
+    """Not the way it would have gone on undisturbed: see `serve_app/compat/vllm_resume.py`."""
+    request = {"max_tokens": 40, "temperature": 1.0, "seed": 7}
+    undisturbed = await subject.run(subject.attempt(**request))
+    assert await subject.run(subject.attempt(**request)) == undisturbed
+    continued = [await subject.run(subject.attempt(**request, emitted=undisturbed[:10])) for _ in range(2)]
+    assert continued[0] == continued[1]
+    assert continued[0][:10] != undisturbed[:10], "it does not repeat the random numbers of the beginning"
+
+
+async def test_a_client_cannot_mark_its_own_request_as_resumed(subject: Subject) -> None:
+    marked = {"step_serve_resumed": {"emitted": 3, "min_tokens": 0}, "step_serve_emitted": [1, 2, 3]}
+    assert await subject.run(subject.attempt(max_tokens=9, extra_args=marked)) == await subject.run(
+        subject.attempt(max_tokens=9)
+    )

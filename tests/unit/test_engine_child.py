@@ -1,0 +1,39 @@
+"""What a process of an engine does for its owner."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from serve_app.engine.child import Report, is_engine_process, report_of
+
+
+def record(message: str, *args: object, level: int = logging.INFO, error: Exception | None = None) -> logging.LogRecord:
+    exc_info = (type(error), error, None) if error is not None else None
+    return logging.LogRecord("vllm.some.module", level, __file__, 1, message, args, exc_info)
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "words"),
+    [
+        ("Starting to load model %s...", ("/models/step",), "loading weights"),
+        ("Loading weights took %.2f seconds", (3.2,), "weights loaded"),
+        ("GPU KV cache size: %s tokens", ("1,024",), "allocating the KV cache"),
+    ],
+)
+def test_milestones_of_vllm_are_told_in_words(message: str, args: tuple[object, ...], words: str) -> None:
+    assert report_of(record(message, *args)) == Report(words, error=False)
+
+
+def test_other_messages_are_not_told() -> None:
+    assert report_of(record("Using default backend %s", "X")) is None
+
+
+def test_an_error_is_told_with_its_cause() -> None:
+    report = report_of(record("EngineCore failed to start.", level=logging.ERROR, error=ValueError("no such weights")))
+    assert report == Report("EngineCore failed to start. ValueError: no such weights", error=True)
+
+
+def test_this_process_belongs_to_no_engine() -> None:
+    assert not is_engine_process()
