@@ -47,7 +47,7 @@ test: check
 	@$(PYTEST) $(OTHER_TESTS)
 
 bench: venv
-	@$(PY) -m loadtest bench
+	@$(PY) -m bench
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

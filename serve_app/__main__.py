@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app import deployment, flags, hardware, keys, launcher, machine, plan, preflight, profile, welcome
-from serve_app.check import Verdict
+from serve_app import deployment, flags, hardware, keys, machine, profile
 from serve_app.config import ConfigError, engine_argv
 from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
+from serve_app.start import launcher, plan, preflight, welcome
+from serve_app.start.check import Verdict
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 DOCS_FILE = profile.ROOT / "docs" / "configuration.md"
@@ -122,7 +123,7 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    from serve_app import config_docs
+    from serve_app.start import config_docs
 
     text = config_docs.markdown()
     if not options.check:

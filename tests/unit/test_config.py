@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import config_docs, memory, profile
+from serve_app import memory, profile
 from serve_app.config import AppConfig, ConfigError, engine_argv, load_config
-from serve_app.config_checks import layout_of, shape_of
 from serve_app.flags import BadFlag, argv_of, parse, serve_parser
 from serve_app.hardware import NodeGpus
-from serve_app.plan import SESSION_TOKENS
 from serve_app.profile import ROOT, resolve
+from serve_app.start import config_docs
+from serve_app.start.config_checks import layout_of, shape_of
+from serve_app.start.plan import SESSION_TOKENS
 from serve_app.yaml_lines import BadYaml, YamlDocument
 from serve_app.yaml_lines import parse as parse_yaml
 

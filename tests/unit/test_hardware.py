@@ -188,7 +188,7 @@ def test_experts_and_heads_that_do_not_divide_are_fatal() -> None:
 
 
 @pytest.mark.parametrize(("gpus", "verdict"), [(1, None), (2, None), (4, False), (8, False), (16, True)])
-def test_fp8_without_expert_parallelism_is_native_slow_or_impossible(gpus: int, verdict: bool | None) -> None:  # noqa: FBT001
+def test_fp8_without_expert_parallelism_is_native_slow_or_impossible(gpus: int, verdict: bool | None) -> None:
     about_blocks = [f for f in memory.findings(FP8, layout(gpus, expert_parallel=False)) if "FP8" in f.message]
     assert [finding.fatal for finding in about_blocks] == ([] if verdict is None else [verdict])
     assert all("enable-expert-parallel" in finding.message for finding in about_blocks)

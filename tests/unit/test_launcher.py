@@ -16,11 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app import deployment, launcher, serve_child, serve_status, welcome
+from serve_app import deployment
 from serve_app.deployment import Deployment
 from serve_app.profile import ROOT
-from serve_app.serve_status import NOT_THERE, ApplicationStatus, DeploymentStatus
-from serve_app.welcome import Endpoint
+from serve_app.start import launcher, serve_child, serve_status, welcome
+from serve_app.start.serve_status import NOT_THERE, ApplicationStatus, DeploymentStatus
+from serve_app.start.welcome import Endpoint
 
 STAND_IN = Path(__file__).with_name("stand_in_serve.py")
 

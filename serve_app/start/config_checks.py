@@ -8,14 +8,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from serve_app import checkpoint, hardware, machine, memory, profile
-from serve_app.check import Check, Verdict, failed, passed
-from serve_app.checkpoint import BadCheckpoint, Checkpoint
+from serve_app import hardware, machine, memory, profile
 from serve_app.config import AppConfig, flag
 from serve_app.deployment import Deployment
 from serve_app.hardware import NodeGpus, NoProfileFits
 from serve_app.keys import BadKeysFile, KeyStore
 from serve_app.memory import GB, Layout, ModelShape
+from serve_app.start import checkpoint
+from serve_app.start.check import Check, Verdict, failed, passed
+from serve_app.start.checkpoint import BadCheckpoint, Checkpoint
 
 
 def model_checks(config: AppConfig) -> Iterator[Check]:

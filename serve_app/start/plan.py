@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from serve_app import memory
 from serve_app.config import AppConfig, load_config
-from serve_app.config_checks import layout_of, shape_of
 from serve_app.memory import GB
+from serve_app.start.config_checks import layout_of, shape_of
 
 SESSION_TOKENS = {"32k": 32_768, "100k": 100_000, "256k": 262_144}
 _ROW = "{:<14} {:<9} {:>12} {:>12} {:>10} {:>7} {:>7} {:>7}"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from serve_app import machine, profile
-from serve_app.check import Check, Verdict, failed, passed
 from serve_app.deployment import Deployment
+from serve_app.start.check import Check, Verdict, failed, passed
 
 GIB = 1024**3
 

@@ -12,9 +12,10 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from serve_app import plan, profile
+from serve_app import profile
 from serve_app.config import AppConfig, Section
 from serve_app.flags import OWNED
+from serve_app.start import plan
 
 INTRODUCTION = """\
 # Configuration

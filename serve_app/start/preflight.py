@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from serve_app import deployment, hardware, machine, profile
-from serve_app.check import Check, Verdict, failed, passed
 from serve_app.config import AppConfig, ConfigError, engine_argv, load_config
-from serve_app.config_checks import (
+from serve_app.deployment import Deployment
+from serve_app.hardware import NodeGpus
+from serve_app.start.check import Check, Verdict, failed, passed
+from serve_app.start.config_checks import (
     fit_checks,
     flag_checks,
     keys_checks,
@@ -21,9 +23,7 @@ from serve_app.config_checks import (
     model_checks,
     serve_option_checks,
 )
-from serve_app.deployment import Deployment
-from serve_app.hardware import NodeGpus
-from serve_app.machine_checks import machine_checks, port_checks, version_checks
+from serve_app.start.machine_checks import machine_checks, port_checks, version_checks
 
 
 def checked_config(args: Mapping[str, object]) -> AppConfig:

@@ -19,13 +19,14 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serve_app import deployment, hardware, machine, preflight, profile, serve_status, welcome
-from serve_app.check import Verdict
+from serve_app import deployment, hardware, machine, profile
 from serve_app.config import ConfigError
 from serve_app.deployment import Deployment
-from serve_app.serve_child import ServeChild
-from serve_app.serve_status import NOT_THERE, ApplicationStatus, StatusUnknown
-from serve_app.welcome import Endpoint
+from serve_app.start import preflight, serve_status, welcome
+from serve_app.start.check import Verdict
+from serve_app.start.serve_child import ServeChild
+from serve_app.start.serve_status import NOT_THERE, ApplicationStatus, StatusUnknown
+from serve_app.start.welcome import Endpoint
 
 POLL_S = 0.5
 LOG = profile.ROOT / "build" / "serve.log"
