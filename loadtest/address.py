@@ -63,7 +63,9 @@ def tls_context(address: Address, *, verify: bool, ca_file: str | None) -> ssl.S
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as bad:
-        raise UsageError(f"cannot read the CA file {ca_file!r} ({bad.strerror or bad})", "Give --ca-file a PEM file") from bad
+        raise UsageError(
+            f"cannot read the CA file {ca_file!r} ({bad.strerror or bad})", "Give --ca-file a PEM file"
+        ) from bad
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -279,15 +279,13 @@ def _fill(record: Record, exchange: Exchange, reading: Reading) -> None:
         record.output_tokens = usage.completion_tokens or 0
         details = usage.prompt_tokens_details
         record.cached_tokens = (details.cached_tokens or 0) if details else 0
-        record.token_source = "usage"
+        record.tokens_from = "usage"
     if not record.output_tokens:
         record.output_tokens = int(np.count_nonzero(record.chunk_has_token))
-        record.token_source = "chunks"
+        record.tokens_from = "chunks"
     record.vllm_output_tokens = (bare.completion_tokens or 0) if bare else 0
     record.vllm_prompt_tokens = (bare.prompt_tokens if bare else None) or record.planned_prompt_tokens
-    record.vllm_success = (
-        exchange.status == 200 and bool(len(reads)) and not reading.malformed and not exchange.failure
-    )
+    record.vllm_success = exchange.status == 200 and bool(len(reads)) and not reading.malformed and not exchange.failure
 
 
 def _judge(record: Record, exchange: Exchange, reading: Reading, forced: bool) -> tuple[Outcome, str]:
@@ -310,6 +308,6 @@ def _judge(record: Record, exchange: Exchange, reading: Reading, forced: bool) -
         return Outcome.EMPTY, "the stream carried no token"
     if not reading.ended and not reading.finish_reason:
         return Outcome.NO_END, "the stream ended without a finish reason and without an end marker"
-    if forced and record.token_source == "usage" and record.output_tokens < record.planned_output_tokens:
+    if forced and record.tokens_from == "usage" and record.output_tokens < record.planned_output_tokens:
         return Outcome.SHORT, f"{record.output_tokens} tokens of the forced {record.planned_output_tokens}"
     return Outcome.OK, ""

@@ -91,7 +91,7 @@ def _chat(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, Json]
     }
 
 
-def _completions(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _completions(rules: BodyRules, prompt: Prompt, _history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     return {
         "model": rules.model,
         "prompt": list(prompt.token_ids) or prompt.text,

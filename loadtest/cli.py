@@ -50,7 +50,9 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
     search.add_argument("--what", choices=["concurrency", "rate"], default="concurrency", help="what to raise")
     search.add_argument("--from", dest="low", type=float, default=None, help="lowest load (default 1, or 0.5 /s)")
     search.add_argument("--to", dest="high", type=float, default=None, help="highest load (default 1024, or 256 /s)")
-    search.add_argument("--step-requests", type=int, default=0, help="requests per step (default: 4 waves, at least 32)")
+    search.add_argument(
+        "--step-requests", type=int, default=0, help="requests per step (default: 4 waves, at least 32)"
+    )
     search.add_argument("--pause", type=float, default=2.0, metavar="S", help="rest between steps (default 2)")
     compare = commands.add_parser("compare", help="two or more result files, with intervals", allow_abbrev=False)
     compare.add_argument("files", nargs="+", help="ours, vLLM's or aiperf's JSON; the first is the base")

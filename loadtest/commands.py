@@ -122,7 +122,9 @@ async def compare(args: argparse.Namespace) -> int:
     head = ["", results[0].name]
     for other in results[1:]:
         head += [other.name, "ratio", "95 % interval of the ratio"]
-    table = Table("Compared with the first", tuple(head), tuple(comparison_rows(results)), tuple(setting_notes(results)))
+    table = Table(
+        "Compared with the first", tuple(head), tuple(comparison_rows(results)), tuple(setting_notes(results))
+    )
     print(text_table(table))
     if args.md:
         write_text(Path(args.md), markdown_table(table))

@@ -86,7 +86,9 @@ def _vllm(path: str, found: dict[str, Json]) -> Result:
         samples = {name: _column(requests.get(f"{name}_ms")) for name in SAMPLES}
     elif isinstance(found.get("ttfts"), list):
         samples = _vllm_details(found)
-    settings = {key: str(found.get(key)) for key in ("backend", "model_id", "num_prompts", "max_concurrency", "request_rate")}
+    settings = {
+        key: str(found.get(key)) for key in ("backend", "model_id", "num_prompts", "max_concurrency", "request_rate")
+    }
     label = found.get("label")
     return Result(str(label or Path(path).stem), "ours" if ours else "vLLM", values, samples, settings)
 

@@ -140,8 +140,7 @@ class Worker:
         await asyncio.gather(*(slot() for _ in range(slots)))
 
     async def _open_loop(self, sessions: Sequence[Sequence[int]], take: Take, begin_ns: int) -> None:
-        times = self._job.load.times_s
-        assert times is not None
+        times = self._job.load.times_s or ()
         room = asyncio.Semaphore(self._job.load.max_inflight or len(sessions) or 1)
 
         async def one(number: int, due_ns: int) -> None:
@@ -152,11 +151,18 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             while (number := take()) is not None:
                 due_ns = begin_ns + int(times[number] * 1e9)
-                while not self._over(begin_ns) and (wait_ns := due_ns - perf_counter_ns()) > 0:
-                    await asyncio.sleep(min(wait_ns / 1e9, SWEEP_S))
+                await self._until(due_ns, begin_ns)
                 if self._over(begin_ns):
                     break
                 group.create_task(one(number, due_ns))
+
+    async def _until(self, due_ns: int, begin_ns: int) -> None:
+        """Wait for a moment, in steps short enough to notice the run's end."""
+        while not self._over(begin_ns):
+            wait_ns = due_ns - perf_counter_ns()
+            if wait_ns <= 0:
+                return
+            await asyncio.sleep(min(wait_ns / 1e9, SWEEP_S))
 
     def _over(self, begin_ns: int) -> bool:
         return self._stopping or perf_counter_ns() - begin_ns > self._job.load.stop_after_s * 1e9

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from time import perf_counter_ns
+from typing import Self
 
 import msgspec
 
@@ -102,7 +104,7 @@ class Lookout:
         self._pages_ns = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Lookout:
+    async def __aenter__(self) -> Self:
         await self._connect()
         await self._look()
         self._task = asyncio.create_task(self._forever())
@@ -150,23 +152,22 @@ class Lookout:
     async def _serve(self) -> _Applications:
         if self._dashboard is None:
             return _Applications()
-        body = await self._ask("/api/serve/applications/")
+        body = await self._ask(self._dashboard, "/api/serve/applications/")
         return msgspec.json.decode(body, type=_Applications)
 
     async def _find_pages(self) -> None:
         """Ray's nodes, asked for anew each time: a node may join while the run goes on."""
         if self._dashboard is None:
             return
-        groups = msgspec.json.decode(await self._ask("/api/prometheus/sd"), type=list[_Targets])
+        groups = msgspec.json.decode(await self._ask(self._dashboard, "/api/prometheus/sd"), type=list[_Targets])
         wanted = {target for group in groups for target in group.targets}
         known = {address.host_header for _, address in self._pages}
         for target in sorted(wanted - known):
             address = parse_url(target)
             self._pages.append((Pool(Endpoint(address, address.host)), address))
 
-    async def _ask(self, path: str) -> bytes:
-        assert self._dashboard is not None
-        pool, address = self._dashboard
+    async def _ask(self, dashboard: tuple[Pool, Address], path: str) -> bytes:
+        pool, address = dashboard
         headers = {"Authorization": f"Bearer {self._where.token}"} if self._where.token else {}
         reply = await get(pool, address, path, headers)
         if reply.status in (401, 403):
@@ -193,7 +194,10 @@ class Lookout:
         while (perf_counter_ns() - begin) / 1e9 < (SETTLE_S if self._dashboard else EVERY_S * 2):
             self._pages_ns = 0
             await self._look()
-            first, last = self._looks[0].gauges if self._looks else None, self._looks[-1].gauges if self._looks else None
+            first, last = (
+                self._looks[0].gauges if self._looks else None,
+                self._looks[-1].gauges if self._looks else None,
+            )
             if first is None or last is None or last.get("ttft_count") is None:
                 return
             if (last.get("ttft_count") or 0) - (first.get("ttft_count") or 0) >= completed:
@@ -219,16 +223,22 @@ def _look_of(serve: _Applications, gauges: Gauges) -> Look:
         alive |= {replica.replica_id for replica in deployment.replicas}
         dead |= {replica.replica_id for replica in deployment.recent_dead_replicas}
         target += deployment.target_num_replicas or 0
-        for d in deployment.autoscaling_detail.decisions if deployment.autoscaling_detail else []:
-            decisions.append((d.timestamp_s, f"{name}: {d.prev_num_replicas} to {d.curr_num_replicas} replicas ({d.reason})"))
+        decisions += [
+            (d.timestamp_s, f"{name}: {d.prev_num_replicas} to {d.curr_num_replicas} replicas ({d.reason})")
+            for d in (deployment.autoscaling_detail.decisions if deployment.autoscaling_detail else [])
+        ]
     return Look(
-        perf_counter_ns(), states, target if deployments else None, frozenset(alive), frozenset(dead), tuple(decisions), gauges
+        perf_counter_ns(),
+        states,
+        target if deployments else None,
+        frozenset(alive),
+        frozenset(dead),
+        tuple(decisions),
+        gauges,
     )
 
 
-def as_view(
-    looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequence[Mark], problem: str
-) -> FleetView:
+def as_view(looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequence[Mark], problem: str) -> FleetView:
     """Columns and marks from looks. Pure."""
     if not looks:
         return FleetView(marks=tuple(events), problem=problem or "the fleet could not be seen")
@@ -255,7 +265,7 @@ def _sum(gauges: Gauges, *names: str) -> float | None:
 def _acceptance(looks: Sequence[Look]) -> list[float | None]:
     """Between one look and the next; None while nothing was drafted."""
     out: list[float | None] = [None]
-    for before, after in zip(looks, looks[1:], strict=False):
+    for before, after in pairwise(looks):
         if after.gauges is before.gauges:
             out.append(out[-1])
             continue
@@ -268,7 +278,7 @@ def _acceptance(looks: Sequence[Look]) -> list[float | None]:
 def _marks(looks: Sequence[Look], run: Run) -> list[Mark]:
     marks = []
     seen: set[tuple[float, str]] = set(looks[0].decisions)
-    for before, after in zip(looks, looks[1:], strict=False):
+    for before, after in pairwise(looks):
         at_s = (after.at_ns - run.begin_ns) / 1e9
         for moment, words in after.decisions:
             if (moment, words) not in seen:

@@ -1,9 +1,9 @@
 """A short cut through a stream's many alike events, exact by construction.
 
 The chunks of one answer differ only in their text. Once one has been decoded in full, its bytes before and after the
-text are known; a read that is those bytes around a string without quote and backslash can say nothing else, so it need
-not be decoded again. Everything that differs in one byte (a finish reason, usage, an error, another channel, a read that
-holds half an event or two) takes the long way. This is four fifths of the decoding cost of a stream.
+text are known. A read that is those bytes around a string without quote and backslash can say nothing else, so it need
+not be decoded again. Whatever differs in one byte takes the long way: a finish reason, usage, an error, another
+channel, a read that holds half an event or two.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class Lane:
         encoded = text.encode()
         at = data.find(key)
         end = at + len(key) + len(encoded)
-        sure = at >= 0 and data[at + len(key) : end + 1] == encoded + b'"' and b"\\" not in encoded and b'"' not in encoded
+        sure = (
+            at >= 0 and data[at + len(key) : end + 1] == encoded + b'"' and b"\\" not in encoded and b'"' not in encoded
+        )
         self.visible = visible
         self._chunked = chunked
         self._before = b"data: " + data[: at + len(key)] if sure else b""

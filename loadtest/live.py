@@ -38,7 +38,7 @@ class Board:
         self._recent: deque[Ended] = deque()
         self.history: deque[float] = deque(maxlen=60)
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002 (an audience may end a run)
         """The clock started."""
         self._begin_ns = begin_ns
 
@@ -105,7 +105,9 @@ class Board:
         for name, field in (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms")):
             facts.add_row(f"{name} P50", f"{_p(good, field, 50)} ms", f"{name} P99", f"{_p(good, field, 99)} ms")
         said = ", ".join(f"{name} {count}" for name, count in self.outcomes.most_common(4))
-        failed = Text(f"failed {self.failed}" + (f": {said}" if said else ""), style="bold red" if self.failed else "dim")
+        failed = Text(
+            f"failed {self.failed}" + (f": {said}" if said else ""), style="bold red" if self.failed else "dim"
+        )
         clock = f"{_clock(self.elapsed_s)} elapsed" + (f", about {_clock(left)} left" if left is not None else "")
         bar = ProgressBar(total=1.0, completed=self.share, width=48)
         return Group(bar, Text(clock, style="dim"), facts, Text(_spark(self.history), style="cyan"), failed)

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from itertools import pairwise
 
 from loadtest.errors import LoadTestError
 from loadtest.figures import Figures, figure_out
@@ -68,7 +69,7 @@ def steps_up(plan: Plan) -> list[float]:
     """Moments at which the phases' rate jumps up."""
     phases = parse_phases(plan.load.phases) if plan.load.phases else []
     out, at_s = [], 0.0
-    for before, after in zip(phases, phases[1:], strict=False):
+    for before, after in pairwise(phases):
         at_s += before.seconds
         if after.start_rate > before.end_rate * 1.2:
             out.append(at_s)

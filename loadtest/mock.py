@@ -11,7 +11,7 @@ import asyncio
 import json
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import cast
+from typing import Self, cast
 
 import msgspec
 import numpy as np
@@ -64,22 +64,22 @@ class MockServer:
         self._server: asyncio.Server | None = None
         self._open: set[_Connection] = set()
 
-    async def __aenter__(self) -> MockServer:
+    async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), *self._bind, backlog=4096)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        assert self._server is not None
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         for connection in list(self._open):
             connection.hang_up()
-        await self._server.wait_closed()
 
     @property
     def url(self) -> str:
         """Base URL."""
-        assert self._server is not None
+        if self._server is None:
+            raise RuntimeError("not started")
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
 
@@ -112,14 +112,14 @@ class _Connection(asyncio.Protocol):
         self._mock = server
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self._plan: _Plan | None = None
+        self.plan: _Plan | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not registered as asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
         self._mock.joined(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
         self._mock.left(self)
         self._release()
@@ -177,24 +177,26 @@ class _Connection(asyncio.Protocol):
             return
         if fault == "short":
             asked.max_tokens = asked.max_completion_tokens = asked.wanted() // 2
-        self._plan = _Plan(mock.answer(path, asked), fault, due_ns=came_ns + int(manners.first_s * 1e9))
+        self.plan = _Plan(mock.answer(path, asked), fault, due_ns=came_ns + int(manners.first_s * 1e9))
         if mock.running >= manners.max_inflight:
             mock.waiting.append(self)
         else:
-            self._admit()
+            self.admit()
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Start answering."""
         self._mock.running += 1
         self._arm()
 
     def _arm(self) -> None:
-        plan = self._plan
-        assert plan is not None
+        plan = self.plan
+        if plan is None:
+            return
         wait_s = max(0.0, (plan.due_ns - perf_counter_ns()) / 1e9)
         asyncio.get_running_loop().call_later(wait_s, self._send)
 
     def _send(self) -> None:
-        plan, transport, manners = self._plan, self._transport, self._mock.manners
+        plan, transport, manners = self.plan, self._transport, self._mock.manners
         if plan is None or transport is None:
             return
         late_ns = perf_counter_ns() - plan.due_ns
@@ -217,7 +219,9 @@ class _Connection(asyncio.Protocol):
         if fault == "cut":
             transport.close()
         elif fault == "event":
-            transport.write(chunk(b'data: {"error":{"message":"engine died","code":500}}\n\ndata: [DONE]\n\n') + b"0\r\n\r\n")
+            transport.write(
+                chunk(b'data: {"error":{"message":"engine died","code":500}}\n\ndata: [DONE]\n\n') + b"0\r\n\r\n"
+            )
         elif fault == "garbage":
             transport.write(chunk(b"data: {not json}\n\n") + b"0\r\n\r\n")
         elif fault != "silent":
@@ -229,20 +233,20 @@ class _Connection(asyncio.Protocol):
         mock = self._mock
         if self in mock.waiting:
             mock.waiting.remove(self)
-        elif self._plan is not None:
+        elif self.plan is not None:
             mock.running -= 1
-        self._plan = None
+        self.plan = None
         if mock.waiting and mock.running < mock.manners.max_inflight:
             after = mock.waiting.pop(0)
-            assert after._plan is not None
-            after._plan.due_ns = perf_counter_ns() + int(mock.manners.first_s * 1e9)
-            after._admit()
+            if after.plan is not None:
+                after.plan.due_ns = perf_counter_ns() + int(mock.manners.first_s * 1e9)
+                after.admit()
 
     def _reply(self, status: int, content: object, extra: str = "") -> None:
-        assert self._transport is not None
         body = json.dumps(content).encode()
         head = f"HTTP/1.1 {status} Mock\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
-        self._transport.write(head.encode() + body)
+        if self._transport is not None:
+            self._transport.write(head.encode() + body)
 
 
 _REFUSALS = {

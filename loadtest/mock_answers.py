@@ -71,7 +71,12 @@ def _usage(manners: Manners, asked: Asked, wanted: int) -> dict[str, object]:
 def _chat_chunks(manners: Manners, asked: Asked) -> list[bytes]:
     """As vLLM sends them: a role-only event with the first token's, then one event a step, then usage, then the end."""
     wanted = asked.wanted()
-    base = {"id": "chatcmpl-mock-0123456789abcdef", "object": "chat.completion.chunk", "created": 1, "model": asked.model}
+    base = {
+        "id": "chatcmpl-mock-0123456789abcdef",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": asked.model,
+    }
     counts = _words(manners, wanted)
 
     def event(delta: dict[str, object], finish: str | None = None) -> bytes:

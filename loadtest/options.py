@@ -128,7 +128,9 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: list[str]) -> None
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default="random", help="default random: vLLM's own prompts")
     group.add_argument("--data-file", help="file of the data set: JSONL, ShareGPT JSON, text, or a mix")
-    group.add_argument("--num-prompts", type=int, default=0, help="requests in all (default: 1000, or what the load needs)")
+    group.add_argument(
+        "--num-prompts", type=int, default=0, help="requests in all (default: 1000, or what the load needs)"
+    )
     group.add_argument("--input-len", type=int, default=1024, help="prompt tokens (default 1024)")
     group.add_argument("--output-len", type=int, default=128, help="answer tokens (default 128)")
     group.add_argument("--range-ratio", default="0", help="spread of lengths, one number or INPUT,OUTPUT")
@@ -145,7 +147,9 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: list[str]) -> None
     )
     group.add_argument("--extra-body", default="{}", metavar="JSON", help="fields added to every request")
     for name in SAMPLING:
-        group.add_argument(f"--{name.replace('_', '-')}", type=int if name == "top_k" else float, help=argparse.SUPPRESS)
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=int if name == "top_k" else float, help=argparse.SUPPRESS
+        )
 
 
 def add_load_flags(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +163,9 @@ def add_load_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trace-speed", type=float, default=1.0, help="play a trace this much faster")
     group.add_argument("--duration", type=float, default=math.inf, metavar="S", help="start nothing after this")
     group.add_argument("--warmup", type=int, default=0, help="requests before the run, of other prompts")
-    group.add_argument("--workers", type=int, default=1, help="client processes (default 1, enough for about 500 streams)")
+    group.add_argument(
+        "--workers", type=int, default=1, help="client processes (default 1, enough for about 500 streams)"
+    )
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +174,9 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--percentiles", default="50,90,95,99", help="default 50,90,95,99")
     group.add_argument("--goodput", nargs="*", default=[], metavar="METRIC:MS", help="as vLLM's: ttft, tpot, e2el")
     group.add_argument("--slo", help="objectives, e.g. 'ttft_p99<3s,tpot_p99<30ms'")
-    group.add_argument("--assert", dest="assertions", action="append", default=[], metavar="EXPR", help="exit 1 if missed")
+    group.add_argument(
+        "--assert", dest="assertions", action="append", default=[], metavar="EXPR", help="exit 1 if missed"
+    )
     group.add_argument("--json", help="result file that vLLM's tools read too")
     group.add_argument("--csv", help="one line per request")
     group.add_argument("--md", help="summary in Markdown")
@@ -177,20 +185,28 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep-text", action="store_true", help="keep the answers' text too")
     group.add_argument("--label", default="", help="name of this run in reports")
     group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="kept in the result file")
-    group.add_argument("--live", action=argparse.BooleanOptionalAction, default=None, help="live view (default: on a terminal)")
+    group.add_argument(
+        "--live", action=argparse.BooleanOptionalAction, default=None, help="live view (default: on a terminal)"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress at all")
 
 
 def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
     """Ray's dashboard, metrics, disturbances."""
     group = parser.add_argument_group("fleet")
-    group.add_argument("--ray-dashboard", metavar="URL", help="show replicas and scaling from Ray, e.g. http://head:8265")
+    group.add_argument(
+        "--ray-dashboard", metavar="URL", help="show replicas and scaling from Ray, e.g. http://head:8265"
+    )
     group.add_argument("--ray-token", help="bearer token of Ray's dashboard (default: RAY_AUTH_TOKEN, where set)")
     group.add_argument(
         "--server-metrics", action=argparse.BooleanOptionalAction, default=True, help="read the server's own /metrics"
     )
     group.add_argument(
-        "--at", action="append", default=[], metavar="S:COMMAND", help="run a shell command S seconds into the run; repeatable"
+        "--at",
+        action="append",
+        default=[],
+        metavar="S:COMMAND",
+        help="run a shell command S seconds into the run; repeatable",
     )
 
 

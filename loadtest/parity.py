@@ -132,7 +132,7 @@ def _peaks(good: Sequence[Record]) -> tuple[float, int]:
         return 0.0, 0
     first = min(record.start_ns / 1e9 for record in good)
     last = max(record.start_ns / 1e9 + latency_s(record) for record in good)
-    chunks = np.zeros(int(math.ceil(last - first)) + 1)
+    chunks = np.zeros(math.ceil(last - first) + 1)
     running = np.zeros(len(chunks))
     for record in good:
         start = record.start_ns / 1e9

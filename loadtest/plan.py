@@ -57,9 +57,7 @@ def tokens_for(target: TargetOptions, served: Served) -> Tokens | None:
     return load_tokens(served.root) if root is not None and (root / "tokenizer.json").is_file() else None
 
 
-def make_plan(
-    target: TargetOptions, data: DataOptions, load: LoadOptions, endpoint: Endpoint, served: Served
-) -> Plan:
+def make_plan(target: TargetOptions, data: DataOptions, load: LoadOptions, endpoint: Endpoint, served: Served) -> Plan:
     """Everything slow that can be done before the clock starts."""
     tokens = tokens_for(target, served)
     prompts, times = _prompts_and_times(data, load, tokens)

@@ -40,7 +40,7 @@ def read_pages(pages: Iterable[str]) -> Gauges:
     means: dict[str, list[float]] = {}
     for page in pages:
         for line in page.splitlines():
-            if line.startswith("#") or "vllm" not in line and "ray_serve" not in line:
+            if line.startswith("#") or ("vllm" not in line and "ray_serve" not in line):
                 continue
             name, value = _split(line)
             if value is None:

@@ -1,4 +1,4 @@
-"""The published benchmark of Step-3.7-Flash: its command as a preset, its figures, and whether ours may be set beside them.
+"""The published benchmark of Step-3.7-Flash: its command as a preset, its figures, and whether ours compare.
 
 Source: Lambda, "How to deploy Step 3.7 Flash" (lambda.ai/inference-models/stepfun-ai/step-3.7-flash). The command was
 `vllm bench serve --backend openai-chat --dataset-name random --random-input-len 8192 --random-output-len 2048
@@ -119,11 +119,11 @@ def differences(setting: Setting, parity: Parity, strict: Strict) -> list[str]:
         said.append("the run was interrupted")
     if parity.failed:
         said.append(f"{parity.failed} requests failed")
-    said += _measured_differences(setting, parity, strict)
+    said += _measured_differences(parity, strict)
     return said
 
 
-def _measured_differences(setting: Setting, parity: Parity, strict: Strict) -> list[str]:
+def _measured_differences(parity: Parity, strict: Strict) -> list[str]:
     said = []
     output, prompt = strict.output_drift, strict.prompt_drift
     if output is not None and output.mean != output.planned_mean:
@@ -134,6 +134,7 @@ def _measured_differences(setting: Setting, parity: Parity, strict: Strict) -> l
         said.append(f"{strict.cached_ratio:.0%} of the prompt tokens came from the server's cache")
     if parity.completed and abs(strict.tokens_per_chunk / TOKENS_PER_CHUNK - 1) > 0.1:
         said.append(
-            f"{strict.tokens_per_chunk:.2f} tokens per chunk, published about {TOKENS_PER_CHUNK}: ITL is not comparable, TPOT is"
+            f"{strict.tokens_per_chunk:.2f} tokens per chunk, published about {TOKENS_PER_CHUNK}: "
+            "ITL is not comparable, TPOT is"
         )
     return said

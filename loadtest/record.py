@@ -63,8 +63,8 @@ class Record:
     """From the server's usage; 0 where it sent none."""
     cached_tokens: int = 0
     output_tokens: int = 0
-    """From the server's usage wherever it stood; otherwise counted, see `token_source`."""
-    token_source: str = "none"
+    """From the server's usage wherever it stood; otherwise counted, see `tokens_from`."""
+    tokens_from: str = "none"
     vllm_output_tokens: int = 0
     """Usage as vLLM's client reads it: only from events without choices. 0 where it saw none."""
     vllm_prompt_tokens: int = 0

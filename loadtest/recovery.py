@@ -44,7 +44,11 @@ def _recovery_s(
     moment: float,
 ) -> float | None:
     # Requests in flight at the moment are hit by it too.
-    first = int(np.searchsorted(starts, moment - WINDOW_S if not met[(starts >= moment - WINDOW_S) & (starts < moment)].all() else moment))
+    first = int(
+        np.searchsorted(
+            starts, moment - WINDOW_S if not met[(starts >= moment - WINDOW_S) & (starts < moment)].all() else moment
+        )
+    )
     for place in range(first, len(starts)):
         window = met[place : int(np.searchsorted(starts, starts[place] + WINDOW_S))]
         if window.mean() >= share:

@@ -1,4 +1,4 @@
-"""The result file: vLLM's keys at the top level, so that its plots and sweeps read it; all that is ours under `loadtest`."""
+"""vLLM's part of the result file: its keys and their order, so that its plots and sweeps read it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class About:
 
 def vllm_result(about: About, run: Run, parity: Parity, *, detailed: bool) -> dict[str, Json]:
     """The object that `vllm bench serve --save-result` would have written for these records."""
-    started = datetime.fromtimestamp(run.wall_start_s)
+    started = datetime.fromtimestamp(run.wall_start_s).astimezone()
     rate: Json = about.request_rate if about.request_rate < float("inf") else "inf"
     out: dict[str, Json] = {
         "date": started.strftime("%Y%m%d-%H%M%S"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from loadtest.errors import UsageError
 from loadtest.parity import Parity
@@ -88,10 +89,7 @@ async def search(span: Range, try_load: Callable[[float], Awaitable[Step]]) -> F
 def next_load(span: Range, good: float | None, bad: float | None) -> float | None:
     """The load to try next, None when the answer is precise enough. Pure, so that its path can be tested."""
     if bad is None:
-        assert good is not None
-        if good >= span.high:
-            return None
-        return min(good * 2, span.high)
+        return None if good is None or good >= span.high else min(good * 2, span.high)
     if good is None:
         # Even the start was too much: go down, but not below a single request or a hundredth of the start.
         lower = bad / 2
@@ -104,12 +102,12 @@ def next_load(span: Range, good: float | None, bad: float | None) -> float | Non
 
 
 def find_knee(steps: Sequence[Step]) -> Step | None:
-    """The step after which a further request in flight or per second brings less than half of what the first ones did."""
+    """The step after which a further request brings less than half of what the first ones did."""
     useful = [step for step in steps if step.parity.completed]
     if len(useful) < 3:
         return None
     first = useful[0].parity.output_throughput / useful[0].load
-    for earlier, later in zip(useful, useful[1:], strict=False):
+    for earlier, later in pairwise(useful):
         gain = (later.parity.output_throughput - earlier.parity.output_throughput) / (later.load - earlier.load)
         if gain < first / 2:
             return earlier
@@ -126,7 +124,9 @@ class Hopeless:
             for bound in bounds
             if bound.metric in ("ttft", "tpot") and bound.statistic.replace(".", "", 1).isdigit() and "<" in bound.sign
         ]
-        self._failures_allowed = min((b.limit for b in bounds if b.metric == "failed" and "<" in b.sign), default=math.inf)
+        self._failures_allowed = min(
+            (b.limit for b in bounds if b.metric == "failed" and "<" in b.sign), default=math.inf
+        )
         self._misses = [0] * len(self._limits)
         self._failed = 0
 
@@ -137,7 +137,9 @@ class Hopeless:
             value = ttft_ms if metric == "ttft" else tpot_ms
             self._misses[place] += not ok or value > limit
         # One more than allowed, as a percentile falls between two requests.
-        lost = any(misses > share * self._total + 1 for misses, (*_, share) in zip(self._misses, self._limits, strict=True))
+        lost = any(
+            misses > share * self._total + 1 for misses, (*_, share) in zip(self._misses, self._limits, strict=True)
+        )
         return lost or self._failed > self._failures_allowed * self._total + 1
 
 

@@ -27,7 +27,9 @@ TIMES: dict[str, Callable[[Record], float]] = {
     "gap": lambda record: float(token_gaps_s(record).max() * 1e3) if len(record.chunk_ns) > 1 else 0.0,
     "ttft_intended": lambda record: (record.first_token_ns - record.intended_ns) / 1e6,
     "e2el_intended": lambda record: (record.last_chunk_ns - record.intended_ns) / 1e6,
-    "visible": lambda record: (record.first_visible_ns - record.start_ns) / 1e6 if record.first_visible_ns else math.inf,
+    "visible": lambda record: (
+        (record.first_visible_ns - record.start_ns) / 1e6 if record.first_visible_ns else math.inf
+    ),
 }
 """Per-request times in ms; `gap` is a request's longest gap per token."""
 RATES = ("output_rate", "request_rate", "failed")
@@ -63,7 +65,9 @@ class Bound:
         if self.statistic in ("mean", "max", "min"):
             return float(getattr(np, self.statistic)(times))
         # "higher" never interpolates between a time and infinity.
-        return float(np.percentile(times, float(self.statistic), method="higher" if np.isinf(times).any() else "linear"))
+        return float(
+            np.percentile(times, float(self.statistic), method="higher" if np.isinf(times).any() else "linear")
+        )
 
     def per_request(self, counted: Sequence[Record]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Each request's time in ms, infinity for failures."""
@@ -99,7 +103,7 @@ def parse_bounds(text: str) -> list[Bound]:
 
 
 def _bound(text: str) -> Bound:
-    match = re.fullmatch(r"([a-z_]+?)(?:_(mean|max|min|p[\d.]+))?\s*(<=|>=|<|>)\s*([\d.]+)\s*(ms|s|%)?", text)
+    match = re.fullmatch(r"([a-z0-9_]+?)(?:_(mean|max|min|p[\d.]+))?\s*(<=|>=|<|>)\s*([\d.]+)\s*(ms|s|%)?", text)
     known = [*TIMES, *RATES]
     if match is None or match[1] not in known:
         raise UsageError(f"not a bound: {text!r}", f"Write e.g. ttft_p99<3s; metrics are {', '.join(known)}")

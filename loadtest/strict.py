@@ -1,11 +1,12 @@
-"""What vLLM's figures hide, beside them: gaps per token, tokens per chunk, visible text, intended times, drift of lengths.
+"""What vLLM's figures hide: gaps per token, tokens per chunk, visible text, intended times, drift of lengths.
 
 Definitions, all over successful requests and in ms unless said otherwise:
 - first token: the first event with text of any channel; vLLM's TTFT counts the role-only event too.
 - first visible: the first answer text or tool call, after any reasoning.
-- token gap: a chunk gap divided by its request's tokens per chunk. With MTP a chunk carries about 2.8 tokens, so vLLM's
-  ITL is about 2.8 times what a reader feels.
-- read gap: gaps between socket reads with tokens. Events that share a read came as one burst; vLLM counts their gap as 0.
+- token gap: a chunk gap divided by its request's tokens per chunk. With MTP a chunk carries about 2.8 tokens, so
+  vLLM's ITL is about 2.8 times what a reader feels.
+- read gap: gaps between socket reads with tokens. Events that share a read came as one burst; vLLM calls
+  their gap 0.
 - from intended: latency counted from when the schedule wanted the request sent. A client or queue that holds requests
   back cannot hide in it.
 """
@@ -82,7 +83,7 @@ def look_closer(records: Sequence[Record], percentiles: Sequence[float]) -> Stri
     cached = sum(record.cached_tokens for record in good)
     sources: dict[str, int] = {}
     for record in good:
-        sources[record.token_source] = sources.get(record.token_source, 0) + 1
+        sources[record.tokens_from] = sources.get(record.tokens_from, 0) + 1
     return Strict(
         first_token=spread([(r.first_token_ns - r.start_ns) / 1e9 for r in good if r.first_token_ns]),
         first_visible=spread(visible),

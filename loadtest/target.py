@@ -1,4 +1,4 @@
-"""The server before the run: is it there, does it let us in, what does it serve? One line for each thing that is wrong."""
+"""The server before the run: is it there, does it let us in, what does it serve? One line for each mistake."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ async def _ask(pool: Pool, request: bytes, what: str) -> Reply:
             await exchange.done
     except TimeoutError as late:
         wire.close()
-        raise TargetError(f"no answer from {what} within {ANSWER_WITHIN_S:g} s", "Is the server still starting?") from late
+        raise TargetError(
+            f"no answer from {what} within {ANSWER_WITHIN_S:g} s", "Is the server still starting?"
+        ) from late
     finally:
         pool.give(wire)
     if exchange.failure:
@@ -120,7 +122,9 @@ async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str
     if not models:
         if wanted:
             return Served(wanted)
-        raise TargetError(f"{endpoint.address.url}/v1/models lists no model (HTTP {reply.status})", "Name one with --model")
+        raise TargetError(
+            f"{endpoint.address.url}/v1/models lists no model (HTTP {reply.status})", "Name one with --model"
+        )
     chosen = next((model for model in models if model.id == wanted), None) if wanted else models[0]
     if chosen is None:
         names = ", ".join(model.id for model in models)

@@ -70,7 +70,8 @@ class Wire(asyncio.Protocol):
 
     def begin(self, request: bytes, start_ns: int) -> Exchange:
         """Write a request in one piece and return the exchange that its answer will fill."""
-        assert self._transport is not None and self._exchange is None
+        if self._transport is None or self._exchange is not None:
+            raise RuntimeError("one exchange at a time, on an open connection")
         exchange = Exchange(asyncio.get_running_loop().create_future(), start_ns=start_ns)
         self._exchange, self._streaming, self._head = exchange, False, b""
         self._transport.write(request)

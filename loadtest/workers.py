@@ -1,6 +1,6 @@
-"""A run over several processes: one counter hands out the requests, one clock starts them, one list gathers the records.
+"""A run over several processes: one counter hands out the requests, one clock starts them, one list gathers records.
 
-The counter keeps the closed loop's meaning (the next request goes to whichever slot is free, in order) across processes.
+The counter keeps the closed loop's meaning across processes: the next request goes to whichever slot is free.
 """
 
 from __future__ import annotations

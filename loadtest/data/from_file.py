@@ -158,7 +158,9 @@ def trace(options: DataOptions, tokens: Tokens | None, count: int, *, file: str,
         first = at_s if first is None else first
         if blocks:
             texts = [
-                Prose(corpus, tokens, np.random.default_rng([7, block])).passage(min(TRACE_BLOCK, asked - i * TRACE_BLOCK))[0]
+                Prose(corpus, tokens, np.random.default_rng([7, block])).passage(
+                    min(TRACE_BLOCK, asked - i * TRACE_BLOCK)
+                )[0]
                 for i, block in enumerate(blocks)
                 if asked > i * TRACE_BLOCK
             ]
@@ -182,10 +184,18 @@ def _trace_rows(file: str) -> Iterator[tuple[float, int, int, list[int]]]:
         return
     for entry in _rows(file, "--trace"):
         when = entry.get("timestamp", entry.get("at_s"))
-        asked, said = entry.get("input_length", entry.get("input_len")), entry.get("output_length", entry.get("output_len"))
+        asked, said = (
+            entry.get("input_length", entry.get("input_len")),
+            entry.get("output_length", entry.get("output_len")),
+        )
         if not isinstance(when, int | float) or not isinstance(asked, int) or not isinstance(said, int):
             raise DataError(f"{file}: {entry}", "timestamp, input_length and output_length are wanted")
         # Mooncake counts in milliseconds, `at_s` says what it is.
         seconds = float(when) if "at_s" in entry else float(when) / 1000
         blocks = entry.get("hash_ids", [])
-        yield seconds, asked, said, [int(block) for block in blocks if isinstance(block, int)] if isinstance(blocks, list) else []
+        yield (
+            seconds,
+            asked,
+            said,
+            [int(block) for block in blocks if isinstance(block, int)] if isinstance(blocks, list) else [],
+        )

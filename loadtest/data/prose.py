@@ -76,7 +76,9 @@ def natural(options: DataOptions, tokens: Tokens | None, count: int) -> list[Pro
         passage, length = prose.passage(max(1, options.input_len - 16))
         extra = len(tokens.encode(task)) + 2 if tokens else 0
         prompts.append(
-            Prompt(text=f"{task}\n\n{passage}", prompt_tokens=length and length + extra, output_tokens=options.output_len)
+            Prompt(
+                text=f"{task}\n\n{passage}", prompt_tokens=length and length + extra, output_tokens=options.output_len
+            )
         )
     return prompts
 
@@ -91,7 +93,9 @@ def sessions(options: DataOptions, tokens: Tokens | None, count: int) -> list[Pr
         for turn in range(min(options.turns, count - len(prompts))):
             length = options.input_len if turn == 0 else max(8, options.input_len // 16)
             passage, tokens_in = prose.passage(length)
-            text = f"{TASKS[session % len(TASKS)]}\n\n{passage}" if turn == 0 else f"And how does this fit in? {passage}"
+            text = (
+                f"{TASKS[session % len(TASKS)]}\n\n{passage}" if turn == 0 else f"And how does this fit in? {passage}"
+            )
             prompts.append(
                 Prompt(
                     text=text,

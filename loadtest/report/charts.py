@@ -58,7 +58,10 @@ def time_charts(figures: Figures) -> list[Chart]:
     """Everything on the run's one time axis."""
     series, steady = figures.series, figures.steady
     shade = (steady.begin_s, steady.end_s) if steady else None
-    marks = tuple({"at": mark.at_s, "what": mark.what, "kind": mark.kind} for mark in (figures.fleet.marks if figures.fleet else ()))
+    marks = tuple(
+        {"at": mark.at_s, "what": mark.what, "kind": mark.kind}
+        for mark in (figures.fleet.marks if figures.fleet else ())
+    )
 
     def chart(title: str, y_label: str, x: list[float], *lines: Line, hint: str = "") -> Chart:
         return Chart(title, x, "seconds since the start", y_label, lines, hint, shade, marks)
@@ -92,11 +95,29 @@ def _fleet_charts(
     if fleet is None or not fleet.at_s:
         return []
     x_label = "seconds since the start"
-    states = [Line(state.lower(), counts, number, stack=True, step=True) for number, (state, counts) in enumerate(fleet.replicas.items())]
-    target = [Line("target", fleet.target_replicas, 3, step=True)] if any(v is not None for v in fleet.target_replicas) else []
+    states = [
+        Line(state.lower(), counts, number, stack=True, step=True)
+        for number, (state, counts) in enumerate(fleet.replicas.items())
+    ]
+    target = (
+        [Line("target", fleet.target_replicas, 3, step=True)]
+        if any(v is not None for v in fleet.target_replicas)
+        else []
+    )
     found = [Chart("Replicas", fleet.at_s, x_label, "replicas", (*states, *target), "by state", shade, marks)]
     if any(value is not None for value in fleet.queued):
-        found.append(Chart("Queue", fleet.at_s, x_label, "requests", (Line("waiting in the fleet", fleet.queued, 4, fill=True),), "", shade, marks))
+        found.append(
+            Chart(
+                "Queue",
+                fleet.at_s,
+                x_label,
+                "requests",
+                (Line("waiting in the fleet", fleet.queued, 4, fill=True),),
+                "",
+                shade,
+                marks,
+            )
+        )
     if any(value is not None for value in fleet.kv_usage):
         line = Line("KV blocks in use", fleet.kv_usage, 2, fill=True)
         found.append(Chart("KV cache", fleet.at_s, x_label, "share in use", (line,), "", shade, marks, percent=True))
@@ -138,7 +159,7 @@ def _curve(title: str, columns: Sequence[tuple[str, NDArray[np.float64], int]]) 
 
 
 def lanes(figures: Figures) -> dict[str, object]:
-    """Every request as a bar in the lowest free lane: waiting for the first token, then writing; red where it failed."""
+    """Every request as a bar in the lowest free lane: first waiting, then writing; red where it failed."""
     run = figures.finished.run
     free_at_ns: list[int] = []
     rows = []

@@ -36,7 +36,8 @@ def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
         "series": asdict(figures.series),
         "classes": {name: asdict(parity) for name, parity in figures.kinds.items()},
         "objectives": [
-            {"bound": v.bound.text, "value": v.value, "met": v.met, "attainment": v.attainment} for v in figures.verdicts
+            {"bound": v.bound.text, "value": v.value, "met": v.met, "attainment": v.attainment}
+            for v in figures.verdicts
         ],
         "joint_attainment": figures.joint,
         "failures": [
@@ -44,7 +45,13 @@ def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
                 "outcome": group.outcome.value,
                 "count": group.count,
                 "examples": [
-                    {"index": r.index, "status": r.status, "error": r.error, "body": r.body, "retry_after_s": r.retry_after_s}
+                    {
+                        "index": r.index,
+                        "status": r.status,
+                        "error": r.error,
+                        "body": r.body,
+                        "retry_after_s": r.retry_after_s,
+                    }
                     for r in group.examples
                 ],
             }

@@ -17,9 +17,15 @@ from loadtest.report.tables import Table, number, tables, warnings
 from loadtest.report.text import counted, title
 
 DEFINITIONS = (
-    ("TTFT", "Time to first token: from when the client begins a request to the first event of the stream that carries a choice."),
+    (
+        "TTFT",
+        "Time to first token: from when the client begins a request to the first event that carries a choice.",
+    ),
     ("TPOT", "Time per output token: the rest of the answer's time divided by its further tokens."),
-    ("ITL", "Inter-token latency as vLLM defines it: the gap between two events of the stream. An event may carry several tokens."),
+    (
+        "ITL",
+        "Inter-token latency as vLLM defines it: the gap between two events. An event may carry several tokens.",
+    ),
     ("Gap per token", "The same gaps divided by the tokens each event carries."),
     ("E2EL", "End-to-end latency: to the last token."),
     ("Goodput and attainment", "Share or rate of requests within their limits; a failed request is a miss."),
@@ -40,10 +46,14 @@ def as_html(figures: Figures) -> str:
         _warnings(figures),
         _tiles(figures),
         '<section><h2>Over time</h2><div id="time" class="charts"></div></section>',
-        '<section><h2>Requests</h2><p class="hint">One bar per request, in the lowest row that was free: light while it '
-        'waits for its first token, solid while it writes, red if it failed.</p><div id="lanes"></div></section>',
-        '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'
-        '<div id="spread" class="charts"></div></section>',
+        (
+            '<section><h2>Requests</h2><p class="hint">One bar per request, in the lowest row that was free: light while it '
+            'waits for its first token, solid while it writes, red if it failed.</p><div id="lanes"></div></section>'
+        ),
+        (
+            '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'
+            '<div id="spread" class="charts"></div></section>'
+        ),
         *(_table(table) for table in tables(figures)),
         _bodies(figures.failures),
         _definitions(),
@@ -53,7 +63,8 @@ def as_html(figures: Figures) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Load test: {escape(title(figures))}</title>\n<style>{style}</style></head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
-        + f'\n</main>\n<footer>loadtest {__version__}</footer>\n<script type="application/json" id="data">{_safe(data)}</script>\n'
+        + f"\n</main>\n<footer>loadtest {__version__}</footer>\n"
+        f'<script type="application/json" id="data">{_safe(data)}</script>\n'
         f"<script>{script}</script>\n</body></html>\n"
     )
 
@@ -76,18 +87,22 @@ def _head(figures: Figures) -> str:
     facts += [f"{number(run.duration_s)} s", when]
     name = escape(about.label or about.model)
     under = f"<p class='model'>{escape(about.model)}</p>" if about.label else ""
-    return f"<header><p class='kicker'>Load test</p><h1>{name}</h1>{under}<ul class='facts'>" + "".join(
-        f"<li>{escape(fact)}</li>" for fact in facts
-    ) + "</ul></header>"
+    return (
+        f"<header><p class='kicker'>Load test</p><h1>{name}</h1>{under}<ul class='facts'>"
+        + "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+        + "</ul></header>"
+    )
 
 
 def _warnings(figures: Figures) -> str:
     said = warnings(figures)
     if not said:
         return ""
-    return "<section class='warn' role='note'><h2>Read this first</h2><ul>" + "".join(
-        f"<li>{escape(warning)}</li>" for warning in said
-    ) + "</ul></section>"
+    return (
+        "<section class='warn' role='note'><h2>Read this first</h2><ul>"
+        + "".join(f"<li>{escape(warning)}</li>" for warning in said)
+        + "</ul></section>"
+    )
 
 
 def _tiles(figures: Figures) -> str:
@@ -110,18 +125,19 @@ def _tiles(figures: Figures) -> str:
     for name, value, unit, under in tiles:
         bad = " bad" if name == "Requests" and parity.failed else ""
         cells.append(
-            f"<div class='tile{bad}'><h3>{escape(name)}</h3><p class='value'>{escape(value)} <span>{escape(unit)}</span></p>"
+            f"<div class='tile{bad}'><h3>{escape(name)}</h3>"
+            f"<p class='value'>{escape(value)} <span>{escape(unit)}</span></p>"
             f"<p class='under'>{escape(under)}</p></div>"
         )
     return "<section class='tiles'>" + "".join(cells) + "</section>"
 
 
 def _table(table: Table) -> str:
-    words = table.title in ("Failures",)
+    words = table.title == "Failures"
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in table.head) if any(table.head) else ""
     rows = "".join(
         "<tr>"
-        + f"<th scope='row'>{escape(row[0])}</th>"
+        f"<th scope='row'>{escape(row[0])}</th>"
         + "".join(f"<td{_mood(cell)}>{escape(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in table.rows
@@ -140,14 +156,13 @@ def _mood(cell: str) -> str:
 
 
 def _bodies(groups: tuple[FailureGroup, ...]) -> str:
-    parts = []
-    for group in groups:
-        for record in group.examples:
-            if record.body:
-                parts.append(
-                    f"<details><summary>Request {record.index}: {escape(group.outcome.value)}, {escape(record.error[:160])}"
-                    f"</summary><pre>{escape(_pretty(record.body))}</pre></details>"
-                )
+    parts = [
+        f"<details><summary>Request {record.index}: {escape(group.outcome.value)}, {escape(record.error[:160])}"
+        f"</summary><pre>{escape(_pretty(record.body))}</pre></details>"
+        for group in groups
+        for record in group.examples
+        if record.body
+    ]
     return f"<section><h2>What failed responses said</h2>{''.join(parts)}</section>" if parts else ""
 
 

@@ -9,9 +9,10 @@ from loadtest.parity import itl_s, latency_s, tpot_s, ttft_s
 from loadtest.record import Run
 from loadtest.strict import token_gaps_s
 
-HEAD = (
+HEAD = (  # one word a column
     "index class session turn outcome status intended_s start_s ttft_ms first_visible_ms tpot_ms itl_mean_ms "
-    "longest_token_gap_ms e2el_ms connect_ms prompt_tokens cached_tokens output_tokens chunks finish_reason replica error"
+    "longest_token_gap_ms e2el_ms connect_ms prompt_tokens cached_tokens output_tokens chunks finish_reason replica "
+    "error"
 ).split()
 
 

@@ -27,7 +27,7 @@ def number(value: float, digits: int = 1) -> str:
     """A figure for people: thousands apart, no false precision."""
     if math.isinf(value):
         return "never" if value > 0 else "-inf"
-    if value and abs(value) < 10 ** -digits:
+    if value and abs(value) < 10**-digits:
         return f"{value:.2g}"
     return f"{value:,.{digits}f}"
 
@@ -76,8 +76,8 @@ def warnings(figures: Figures) -> list[str]:
         said.append("the server sent no usage for some answers: their tokens are counted in chunks")
     if not all(check.healthy for check in figures.checks):
         said.append(
-            f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): use --workers "
-            "or another machine before believing the latencies"
+            f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): use "
+            "--workers or another machine before believing the latencies"
         )
     return said
 
@@ -188,7 +188,9 @@ def _published(figures: Figures) -> Table | None:
 def _objectives(figures: Figures) -> Table | None:
     rows = tuple(_verdict_row(verdict) for verdict in figures.verdicts)
     joint = figures.joint
-    notes = (f"{joint:.1%} of the requests meet all time limits at once; failures meet none",) if joint is not None else ()
+    notes = (
+        (f"{joint:.1%} of the requests meet all time limits at once; failures meet none",) if joint is not None else ()
+    )
     return Table("Objectives, failures counted as misses", ("", "figure", "met", "requests within"), rows, notes)
 
 
@@ -221,7 +223,9 @@ def _failures(figures: Figures) -> Table | None:
     rows = []
     for group in figures.failures:
         first = group.examples[0]
-        detail = " ".join((first.body if group.outcome.value.endswith("xx") or "_" in group.outcome.value else "").split())
+        detail = " ".join(
+            (first.body if group.outcome.value.endswith("xx") or "_" in group.outcome.value else "").split()
+        )
         rows.append((group.outcome.value, f"{group.count:,}", first.error[:120], detail[:200]))
     return Table("Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows))
 
@@ -240,7 +244,12 @@ def _fleet(figures: Figures) -> Table | None:
         if known:
             rows.append((f"replicas {state}", f"{min(known):g} to {max(known):g}"))
     for at_s, seconds in fleet.recoveries:
-        rows.append((f"objectives after {at_s:.0f} s", f"held again after {seconds:.1f} s" if seconds is not None else "not again"))
+        rows.append(
+            (
+                f"objectives after {at_s:.0f} s",
+                f"held again after {seconds:.1f} s" if seconds is not None else "not again",
+            )
+        )
     notes = tuple(f"{mark.at_s:.1f} s: {mark.what}" for mark in fleet.marks[:40])
     if fleet.problem:
         notes = (fleet.problem, *notes)

@@ -15,7 +15,9 @@ def title(figures: Figures) -> str:
     """One line that says what was run against what."""
     about = figures.about
     load = f"{about.max_concurrency} at a time" if about.max_concurrency else f"{about.request_rate:g} requests/s"
-    return f"{about.label + ': ' if about.label else ''}{about.model} at {about.url}, {counted(about.num_prompts)}, {load}"
+    return (
+        f"{about.label + ': ' if about.label else ''}{about.model} at {about.url}, {counted(about.num_prompts)}, {load}"
+    )
 
 
 def as_text(figures: Figures) -> str:

@@ -46,15 +46,29 @@ def test_it_starts_without_the_engines_libraries() -> None:
 def test_a_run_writes_what_was_asked_for(mock_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {kind: tmp_path / "deep" / f"result.{kind}" for kind in ("json", "csv", "md", "html")}
     flags = [word for kind, file in files.items() for word in (f"--{kind}", str(file))]
-    code = run_quick(mock_url, *flags, "--detailed", "--keep-text", "--slo", "ttft_p99<10s", "--label", "mine", "--metadata", "gpu=none")
+    code = run_quick(
+        mock_url,
+        *flags,
+        "--detailed",
+        "--keep-text",
+        "--slo",
+        "ttft_p99<10s",
+        "--label",
+        "mine",
+        "--metadata",
+        "gpu=none",
+    )
     assert code == 0
     assert "Latency as vLLM's benchmark defines it" in capsys.readouterr().out
     found = json.loads(files["json"].read_text())
     wanted = (
-        "date endpoint_type backend label model_id tokenizer_id num_prompts request_rate burstiness max_concurrency duration "
-        "completed failed total_input_tokens total_output_tokens request_throughput request_goodput output_throughput "
-        "total_token_throughput input_lens output_lens ttfts itls latencies start_times queue_times generated_texts errors "
-        "max_output_tokens_per_s max_concurrent_requests rtfx mean_ttft_ms median_ttft_ms std_ttft_ms p99_ttft_ms mean_tpot_ms "
+        "date endpoint_type backend label model_id tokenizer_id num_prompts request_rate burstiness max_concurrency "
+        "duration "
+        "completed failed total_input_tokens total_output_tokens request_throughput request_goodput "
+        "output_throughput total_token_throughput input_lens output_lens ttfts itls latencies start_times queue_times generated_texts "
+        "errors "
+        "max_output_tokens_per_s max_concurrent_requests rtfx mean_ttft_ms median_ttft_ms std_ttft_ms p99_ttft_ms "
+        "mean_tpot_ms "
         "mean_itl_ms p99_itl_ms mean_e2el_ms gpu loadtest"
     ).split()
     assert set(wanted) <= set(found)

@@ -56,7 +56,15 @@ def test_prefixes_are_shared_evenly(tokens: Tokens) -> None:
 
 def test_sessions_have_turns_and_pauses(tokens: Tokens) -> None:
     prompts = sample(replace(OPTIONS, dataset="sessions", turns=3, think_s=2.0), tokens, 7)
-    assert [(prompt.session, prompt.turn) for prompt in prompts] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert [(prompt.session, prompt.turn) for prompt in prompts] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (2, 0),
+    ]
     assert [prompt.think_s > 0 for prompt in prompts] == [False, True, True, False, True, True, False]
 
 

@@ -63,7 +63,12 @@ async def test_a_conversation_carries_what_was_said_and_names_its_session(
     finished = await run_job(server.url, [*talk, *prompts(1)], session_prefix="run-", load=Load(1))
     assert all(record.ok for record in finished.run.records)
     said = [[msgspec.json.decode(message)["role"] for message in asked.messages] for asked in server.asked]
-    assert said == [["user"], ["user", "assistant", "user"], ["user", "assistant", "user", "assistant", "user"], ["user"]]
+    assert said == [
+        ["user"],
+        ["user", "assistant", "user"],
+        ["user", "assistant", "user", "assistant", "user"],
+        ["user"],
+    ]
     assert msgspec.json.decode(server.asked[1].messages[1])["content"] == " word word"
     assert [headers.get("x-session-id") for headers in server.headers] == ["run-5"] * 3 + [None]
 
@@ -89,18 +94,16 @@ class StopAt:
     def __init__(self, answers: int) -> None:
         self._left = answers
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002
         self._stop = stop
 
-    def news(self, started: int, ended: list[Ended]) -> None:
+    def news(self, started: int, ended: list[Ended]) -> None:  # noqa: ARG002
         self._left -= len(ended)
         if self._left <= 0:
             self._stop()
 
 
-async def test_stopping_keeps_what_ended_and_calls_the_rest_interrupted(
-    start_mock: StartMock, run_job: RunJob
-) -> None:
+async def test_stopping_keeps_what_ended_and_calls_the_rest_interrupted(start_mock: StartMock, run_job: RunJob) -> None:
     server = await start_mock(Manners(first_s=0.01, gap_s=0.001))
     finished = await run_job(server.url, prompts(500), load=Load(4), audience=StopAt(8))
     outcomes = [record.outcome for record in finished.run.records]

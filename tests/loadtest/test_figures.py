@@ -51,7 +51,7 @@ def record(
         prompt_tokens=100,
         planned_prompt_tokens=100,
         planned_output_tokens=chunks * per_chunk,
-        token_source="usage",
+        tokens_from="usage",
         vllm_success=ok,
     )
 
@@ -80,7 +80,9 @@ class TestSchedule:
             parse_phases(text)
 
     def test_each_phase_offers_what_it_promises(self) -> None:
-        times = phased_times([Phase(100, 2, 2), Phase(100, 2, 10), Phase(50, 30, 30)], math.inf, np.random.default_rng(0))
+        times = phased_times(
+            [Phase(100, 2, 2), Phase(100, 2, 10), Phase(50, 30, 30)], math.inf, np.random.default_rng(0)
+        )
         counts, _ = np.histogram(times, bins=[0, 100, 150, 200, 250])
         assert counts.tolist() == pytest.approx([200, 200, 400, 1500], abs=2)
         assert (np.diff(times) >= 0).all()

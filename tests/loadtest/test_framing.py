@@ -1,4 +1,4 @@
-"""However a stream is cut into reads and chunks, it gives the same events, stamped with the read that completed them."""
+"""However a stream is cut into reads, it gives the same events, stamped with the read that completed them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def test_events_are_the_same_however_the_body_is_cut_and_lines_end(places: set[i
     assert [data for data, _ in found] == [b"one", b"two", b"three\nmore", b"last"]
     ends = [sum(len(read) for read in reads[: number + 1]) for number in range(len(reads))]
     for data, read in found:
-        last_byte = body.index(data.replace(b"\n", line_end + b"data: ")) + len(data.replace(b"\n", line_end + b"data: "))
+        last_byte = body.index(data.replace(b"\n", line_end + b"data: ")) + len(
+            data.replace(b"\n", line_end + b"data: ")
+        )
         assert ends[read] >= last_byte
         assert read == 0 or ends[read - 1] < last_byte
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loadtest.answer import read_answer, read_openai
+from loadtest.framing import Unchunk
 from loadtest.mock_answers import WRITERS, Asked, Manners
 from loadtest.parity import Parity, Spread, itl_s, latency_s, measure, ttft_s
-from loadtest.framing import Unchunk
 from loadtest.record import Record
 from loadtest.wire import Body, Exchange
 
@@ -36,7 +36,7 @@ class ScriptedSession:
     def post(self, **_: object) -> ScriptedSession:
         return self
 
-    async def __aenter__(self) -> ScriptedSession:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -54,9 +54,7 @@ def theirs(api: str, reads: Reads, start_ns: int, monkeypatch: pytest.MonkeyPatc
 
     clock = SimpleNamespace(now_ns=start_ns)
     monkeypatch.setattr(client.time, "perf_counter", lambda: clock.now_ns / 1e9)
-    asked = client.RequestFuncInput(
-        prompt="p", api_url=f"http://x{PATHS[api]}", prompt_len=3, output_len=9, model="m"
-    )
+    asked = client.RequestFuncInput(prompt="p", api_url=f"http://x{PATHS[api]}", prompt_len=3, output_len=9, model="m")
     ask = client.ASYNC_REQUEST_FUNCS["openai-chat" if api == "chat" else "openai"]
     try:
         return asyncio.run(ask(asked, ScriptedSession(reads, clock)))
@@ -124,7 +122,10 @@ def test_a_whole_run_has_the_same_figures_bit_for_bit(
     from vllm.benchmarks.serve import calculate_metrics
 
     base = 10**12  # one run, one clock: starts close to each other
-    run = [(api, [(base + t - start, data) for t, data in reads], base + index) for index, (api, reads, start) in enumerate(run)]
+    run = [
+        (api, [(base + t - start, data) for t, data in reads], base + index)
+        for index, (api, reads, start) in enumerate(run)
+    ]
     outputs = [theirs(api, reads, start, monkeypatch) for api, reads, start in run]
     records = [ours(reads, start) for _, reads, start in run]
     percentiles = [50.0, 95.0, 99.0, 99.9]
@@ -158,7 +159,7 @@ def test_usage_missing_means_one_token_for_both(monkeypatch: pytest.MonkeyPatch,
     reads = [(2 * 10**9 + index, event + b"\n\n") for index, event in enumerate(body.rstrip().split(b"\n\n"))]
     their, our = theirs(api, reads, 10**9, monkeypatch), ours(reads, 10**9)
     assert (their.output_tokens or 1) == our.output_tokens_or_one() == 1
-    assert our.output_tokens == 5 and our.token_source == "chunks"
+    assert our.output_tokens == 5 and our.tokens_from == "chunks"
 
 
 def test_a_read_that_ends_after_the_field_name_fails_with_vllms_client_and_not_with_ours(

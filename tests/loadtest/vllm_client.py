@@ -28,7 +28,9 @@ async def main(url: str, streams: int, chunks: int) -> None:
     from vllm.utils.gc_utils import freeze_gc_heap
 
     prompts = selftest_prompts(streams, chunks)
-    requests = [SampleRequest(p.text, len(p.text) // 4, p.output_tokens, request_id=str(i)) for i, p in enumerate(prompts)]
+    requests = [
+        SampleRequest(p.text, len(p.text) // 4, p.output_tokens, request_id=str(i)) for i, p in enumerate(prompts)
+    ]
     freeze_gc_heap()
     before_s = cpu_s()
     with contextlib.redirect_stdout(sys.stderr):
