@@ -105,6 +105,13 @@ class Ingress:
         )
         return Gate(app, settings, keys, IngressMetrics())
 
+    async def check_health(self) -> None:
+        """Raises when vLLM's output handling has failed: nothing would reach a client any more. Serve then replaces
+        us."""
+        client = getattr(self, "_client", None)
+        if client is not None and client.errored:
+            raise client.dead_error
+
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()

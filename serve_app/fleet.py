@@ -231,6 +231,7 @@ class Fleet:
                 self._links[hello.replica_id] = link
                 link.task = self._spawn(self._follow(link), name=f"link {hello.replica_id}")
             link.draining = hello.load.draining
+            self._changed.set()  # Whoever waits for a replica looks again.
         for link in list(self._links.values()):
             if complete and link.replica_id not in seen:
                 # Serve has taken it out of routing: it is draining. The link counts as an ongoing request there, so it
@@ -341,15 +342,12 @@ class Fleet:
                 control.result()
             except AttemptRefused as error:
                 raise RequestRefused(str(error)) from error
-            except WrongReplica:
-                # Until the list says otherwise: or the next attempt would come straight back here.
+            except (WrongReplica, ReplicaLost, EngineDead) as error:
+                logger.warning("lost an attempt", extra={"request": flight.request.request_id, "error": str(error)})
+                # Until it says otherwise itself: or the next attempt would come straight back here.
                 link.draining = True
                 self._look_again.set()
-                return False
-            except (ReplicaLost, EngineDead) as error:
-                logger.warning("lost an attempt", extra={"request": flight.request.request_id, "error": str(error)})
-                flight.lost += 1
-                self._look_again.set()
+                flight.lost += not isinstance(error, WrongReplica)
                 return False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_FRAME_S):

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 import msgspec
 
 from serve_app.autoscaling import FULLNESS
-from serve_app.engine.contract import AttemptRefused, Engine, EngineInfo, StepSink
+from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
 from serve_app.fleet import WrongReplica
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import WIRE_VERSION, Frame, Hello, Load, TokenDelta, decode_request, encode_frame
@@ -67,6 +67,7 @@ class EngineReplica:
         self._outboxes: dict[str, Outbox] = {}
         self._ingress_of: dict[str, str] = {}
         self._engine = engine_factory(self._on_step)
+        self._engine_dead = False
 
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
@@ -94,6 +95,9 @@ class EngineReplica:
         self._ingress_of[attempt.attempt_id] = attempt.ingress_id
         try:
             await self._engine.run(attempt)
+        except EngineDead:
+            self._engine_dead = True
+            raise
         finally:
             self._ingress_of.pop(attempt.attempt_id, None)
 
@@ -120,7 +124,11 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Raises when the engine is dead: Serve then replaces this replica."""
-        await self._engine.check()
+        try:
+            await self._engine.check()
+        except EngineDead:
+            self._engine_dead = True
+            raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """How full this replica is, as routing sees it, for `autoscaling.FullnessPolicy`."""
@@ -159,7 +167,7 @@ class EngineReplica:
             max_num_seqs=self._info.max_num_seqs,
             steps=stats.steps,
             step_age_s=time.monotonic() - stats.last_step_s if stats.unfinished else 0.0,
-            draining=False,
+            draining=self._engine_dead,
         )
 
     async def _beat(self) -> None:

@@ -58,6 +58,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a replica says of itself with every frame. Facts for routing, health and scaling.
 
     `steps` counts engine steps since start; `step_age_s` is the time since the last one, 0 when nothing is unfinished.
+    `draining` replicas take no new work: they are about to go, or their engine is dead.
     """
 
     running: int
