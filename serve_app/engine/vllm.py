@@ -20,10 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from serve_app.engine import vllm_tap
-from serve_app.compat import vllm_resume
 from serve_app.engine.contract import (
     AttemptRefused,
     EngineDead,
@@ -36,31 +33,20 @@ from serve_app.engine.vllm_start import (
     EngineReports,
     Started,
     engine_core_processes,
+    engine_info,
     kill_engine_cores,
     start_engine,
     stop_engine,
 )
+from serve_app.engine.vllm_wire import engine_request, token_delta
 from serve_app.wire import AttemptRequest, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
-    from vllm.config import VllmConfig
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.serial_utils import MsgpackEncoder
 
 logger = logging.getLogger(__name__)
-
-BEYOND_TOKENS = (
-    "new_logprobs",
-    "new_prompt_logprobs_tensors",
-    "kv_transfer_params",
-    "ec_transfer_params",
-    "routed_experts",
-    "new_sampling_mask",
-    "spec_decode_metrics",
-    "prompt_token_id_logprobs",
-)
-"""What an `EngineCoreOutput` may carry that `TokenDelta` has no field for. Then the whole output travels along."""
 
 LENGTH = 1
 """vLLM's `FinishReason.LENGTH`."""
@@ -184,9 +170,8 @@ class VllmEngine:
         if not starting.cancelled() and starting.exception() is None:
             started = starting.result()
             await asyncio.to_thread(stop_engine, started)
-            started.llm.engine_core.resources.ctx.destroy(
-                linger=0
-            )  # vLLM closes the sockets and forgets what they came from
+            # vLLM closes the sockets and forgets what they came from.
+            started.llm.engine_core.resources.ctx.destroy(linger=0)
         if self._reports is not None:
             self._reports.close()
 
@@ -260,6 +245,8 @@ class VllmEngine:
     # ---- steps -------------------------------------------------------------------------------------------------------
 
     def _lose(self, live: _Live, error: Exception) -> None:
+        if self._dead is not None:
+            return  # it is being shut down
         logger.error("the engine failed", exc_info=error)
         dead = live.llm.engine_core.resources.engine_dead
         self._die("the engine core's process has ended" if dead else f"{type(error).__name__}: {error}")
@@ -275,7 +262,11 @@ class VllmEngine:
             running = self._attempts.get(output.request_id)
             if running is None:
                 continue  # of an attempt that was aborted
-            deltas.append(self._delta(live, running, output))
+            deltas.append(token_delta(output, running.attempt_id, running.position, live.encoder))
+            running.position += len(output.new_token_ids)
+            if not running.has_token:
+                running.has_token = True
+                self._queued_prompt_tokens -= running.prompt_tokens
             if output.finish_reason is not None:
                 ended.append(running)
         if deltas:
@@ -283,29 +274,6 @@ class VllmEngine:
         for running in ended:
             if not running.ended.done():
                 running.ended.set_result(None)
-
-    def _delta(self, live: _Live, running: _Running, output: EngineCoreOutput) -> TokenDelta:
-        extra = None
-        for name in BEYOND_TOKENS:
-            if getattr(output, name) is not None:
-                extra = [bytes(buffer) for buffer in live.encoder.encode(output)]
-                break
-        prefill = output.prefill_stats
-        delta = TokenDelta(
-            running.attempt_id,
-            running.position,
-            output.new_token_ids,
-            finish_reason=None if output.finish_reason is None else int(output.finish_reason),
-            stop_reason=output.stop_reason,
-            cached_tokens=None if prefill is None else prefill.num_cached_tokens,
-            cache_creation_tokens=None if prefill is None else prefill.num_cache_creation_tokens,
-            extra=extra,
-        )
-        running.position += len(output.new_token_ids)
-        if not running.has_token:
-            running.has_token = True
-            self._queued_prompt_tokens -= running.prompt_tokens
-        return delta
 
     def _die(self, reason: str) -> None:
         if self._dead is None:
@@ -319,56 +287,3 @@ class VllmEngine:
         while True:
             await asyncio.sleep(LOG_PERIOD_S)
             await live.llm.do_log_stats()
-
-
-def engine_request(attempt: AttemptRequest, max_model_len: int) -> EngineCoreRequest:
-    """The `EngineCoreRequest` of an attempt. Raises `AttemptRefused` for one that the engine could never run."""
-    from vllm.v1.engine import EngineCoreRequest
-    from vllm.v1.serial_utils import MsgpackDecoder
-
-    if (tokens := len(attempt.prompt_token_ids)) >= max_model_len:
-        raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
-    # Tensors are views on their buffer, which torch wants to be writable.
-    buffers = [bytearray(buffer) for buffer in attempt.payload]
-    try:
-        request = MsgpackDecoder(EngineCoreRequest).decode(buffers)
-    except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        raise AttemptRefused(f"not a request of this vLLM: {error}") from error
-    return as_attempt(request, attempt)
-
-
-def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCoreRequest:
-    """vLLM's request, made the request of this attempt."""
-    emitted = attempt.emitted_token_ids
-    request.request_id = attempt.attempt_id
-    request.external_req_id = attempt.request_id
-    request.prompt_token_ids = attempt.prompt_token_ids + emitted
-    request.priority = attempt.priority
-    # The engine's own figures count from here: another machine's clock would falsify them.
-    request.arrival_time = time.time()
-    params = request.sampling_params
-    params.detokenize = False
-    params.stop = []  # the ingress looks for them in the text
-    params.max_tokens = attempt.max_tokens - len(emitted)
-    params.min_tokens = max(0, attempt.min_tokens - len(emitted))
-    vllm_resume.mark(params, len(emitted), attempt.min_tokens)
-    if emitted:
-        params.prompt_logprobs = None  # the first attempt gave them
-    return request
-
-
-def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
-    """What a started engine settled on, read off its configuration."""
-    from vllm import __version__
-
-    cache = vllm_config.cache_config
-    scheduler = vllm_config.scheduler_config
-    return EngineInfo(
-        max_model_len=vllm_config.model_config.max_model_len,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        kv_cache_tokens=cache.kv_cache_size_tokens or 0,
-        model=vllm_config.model_config.model,
-        engine_version=__version__,
-        start_s=start_s,
-    )

@@ -20,7 +20,7 @@ import msgspec
 import psutil
 
 from serve_app.engine.child import REPORTS_VARIABLE, Report
-from serve_app.engine.contract import EngineDead, ProgressSink
+from serve_app.engine.contract import EngineDead, EngineInfo, ProgressSink
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.config import VllmConfig
@@ -152,6 +152,23 @@ def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
             raise EngineDead(f"vLLM refuses its options: {message}")
 
     return AsyncEngineArgs.from_cli_args(make_arg_parser(Parser()).parse_args(list(argv)))
+
+
+def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
+    """What a started engine settled on, read off its configuration."""
+    from vllm import __version__
+
+    cache = vllm_config.cache_config
+    scheduler = vllm_config.scheduler_config
+    return EngineInfo(
+        max_model_len=vllm_config.model_config.max_model_len,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        kv_cache_tokens=cache.kv_cache_size_tokens or 0,
+        model=vllm_config.model_config.model,
+        engine_version=__version__,
+        start_s=start_s,
+    )
 
 
 def engine_core_processes() -> list[psutil.Process]:

@@ -1,0 +1,84 @@
+"""Between the wire and vLLM's own structures: an attempt becomes an engine core request, a step's output a delta."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from serve_app.compat import vllm_resume
+from serve_app.engine.contract import AttemptRefused
+from serve_app.wire import AttemptRequest, TokenDelta
+
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.serial_utils import MsgpackEncoder
+
+BEYOND_TOKENS = (
+    "new_logprobs",
+    "new_prompt_logprobs_tensors",
+    "kv_transfer_params",
+    "ec_transfer_params",
+    "routed_experts",
+    "new_sampling_mask",
+    "spec_decode_metrics",
+    "prompt_token_id_logprobs",
+)
+"""What an `EngineCoreOutput` may carry that `TokenDelta` has no field for. Then the whole output travels along."""
+
+
+def engine_request(attempt: AttemptRequest, max_model_len: int) -> EngineCoreRequest:
+    """The `EngineCoreRequest` of an attempt. Raises `AttemptRefused` for one that the engine could never run."""
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.serial_utils import MsgpackDecoder
+
+    if (tokens := len(attempt.prompt_token_ids)) >= max_model_len:
+        raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
+    # Tensors are views on their buffer, which torch wants to be writable.
+    buffers = [bytearray(buffer) for buffer in attempt.payload]
+    try:
+        request = MsgpackDecoder(EngineCoreRequest).decode(buffers)
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        raise AttemptRefused(f"not a request of this vLLM: {error}") from error
+    return as_attempt(request, attempt)
+
+
+def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCoreRequest:
+    """vLLM's request, made the request of this attempt."""
+    emitted = attempt.emitted_token_ids
+    request.request_id = attempt.attempt_id
+    request.external_req_id = attempt.request_id
+    request.prompt_token_ids = attempt.prompt_token_ids + emitted
+    request.priority = attempt.priority
+    # The engine's own figures count from here: another machine's clock would falsify them.
+    request.arrival_time = time.time()
+    params = request.sampling_params
+    params.detokenize = False
+    params.stop = []  # the ingress looks for them in the text
+    params.max_tokens = attempt.max_tokens - len(emitted)
+    params.min_tokens = max(0, attempt.min_tokens - len(emitted))
+    vllm_resume.mark(params, len(emitted), attempt.min_tokens)
+    if emitted:
+        params.prompt_logprobs = None  # the first attempt gave them
+    return request
+
+
+def token_delta(output: EngineCoreOutput, attempt_id: str, position: int, encoder: MsgpackEncoder) -> TokenDelta:
+    """What an output says, for the wire. `position` counts the request's tokens before it."""
+    extra = None
+    for name in BEYOND_TOKENS:
+        if getattr(output, name) is not None:
+            extra = [bytes(buffer) for buffer in encoder.encode(output)]
+            break
+    prefill = output.prefill_stats
+    return TokenDelta(
+        attempt_id,
+        position,
+        output.new_token_ids,
+        finish_reason=None if output.finish_reason is None else int(output.finish_reason),
+        stop_reason=output.stop_reason,
+        cached_tokens=None if prefill is None else prefill.num_cached_tokens,
+        cache_creation_tokens=None if prefill is None else prefill.num_cache_creation_tokens,
+        extra=extra,
+    )
