@@ -17,7 +17,6 @@ from serve_app.start import launcher, plan, preflight, welcome
 from serve_app.start.check import Verdict
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
-DOCS_FILE = profile.ROOT / "docs" / "configuration.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
     hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
     hashed.add_argument("name", help="whose key it is (shown in logs)")
-    docs = command("docs", _docs, "write docs/configuration.md")
-    docs.add_argument("--check", action="store_true", help="only say whether the file is current")
+    docs = command("docs", _docs, "write the generated pages of docs/")
+    docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
 
 
@@ -123,16 +122,22 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    from serve_app.start import config_docs
+    from serve_app.start import config_docs, metrics_docs
 
-    text = config_docs.markdown()
-    if not options.check:
-        DOCS_FILE.parent.mkdir(exist_ok=True)
-        DOCS_FILE.write_text(text, encoding="utf-8")
-        return 0
-    current = DOCS_FILE.is_file() and DOCS_FILE.read_text(encoding="utf-8") == text
-    _say(f"{DOCS_FILE.name} is {'current' if current else 'not current: run `python -m serve_app docs`'}")
-    return 0 if current else 1
+    pages = {
+        profile.ROOT / "docs" / "configuration.md": config_docs.markdown(),
+        metrics_docs.PAGE: metrics_docs.markdown(),
+    }
+    stale = [page for page, text in pages.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]
+    if options.check:
+        for page in stale:
+            _say(f"{page.name} is not current: run `python -m serve_app docs`")
+        return 1 if stale else 0
+    for page in stale:
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(pages[page], encoding="utf-8")
+        _say(f"wrote {page.relative_to(profile.ROOT)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -79,13 +79,16 @@ class Leftover:
 
 
 def new_run_mark() -> str:
-    """A mark for what this process is about to start: its pid, and when it began, for pids are used again."""
+    """A mark for what this process is about to start: its pid, and when it began, for pids are used again.
+
+    More may follow after a further dash.
+    """
     me = psutil.Process()
     return f"{me.pid}-{me.create_time():.2f}"
 
 
 def _launcher_lives(mark: str) -> bool:
-    pid, _, began = mark.partition("-")
+    pid, began, *_ = [*mark.split("-"), ""]
     try:
         return f"{psutil.Process(int(pid)).create_time():.2f}" == began
     except (psutil.Error, ValueError):
@@ -94,19 +97,20 @@ def _launcher_lives(mark: str) -> bool:
 
 def processes_of(run: str) -> list[psutil.Process]:
     """Every process that carries this run's mark, except the caller."""
-    return [process for process, mark in _marked() if mark == run]
+    return [process for process, mark in marked() if mark == run]
 
 
 def leftovers() -> list[Leftover]:
     """Processes of earlier runs that outlived their launcher."""
     found = []
-    for process, mark in _marked():
+    for process, mark in marked():
         if not _launcher_lives(mark):
             found.append(Leftover(process.pid, command_of(process.pid)))
     return found
 
 
-def _marked() -> Iterator[tuple[psutil.Process, str]]:
+def marked() -> Iterator[tuple[psutil.Process, str]]:
+    """Every process with a mark, whosever, except the caller."""
     me = psutil.Process().pid
     for process in psutil.process_iter():
         if process.pid == me:

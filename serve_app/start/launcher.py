@@ -29,7 +29,6 @@ from serve_app.start.serve_status import NOT_THERE, ApplicationStatus, StatusUnk
 from serve_app.start.welcome import Endpoint
 
 POLL_S = 0.5
-LOG = profile.ROOT / "build" / "serve.log"
 
 Say = Callable[[str], None]
 
@@ -49,9 +48,11 @@ def serve(file: Path, say: Say) -> int:
     if not ready:
         say("\nNot started: see the lines marked FAIL.")
         return 1
+    deploy = deployment.read(file)
+    log = profile.ROOT / "build" / f"serve-{deploy.port}.log"
     ray = "a new local Ray" if joins is None else f"joining Ray at {joins}"
-    say(f"\nStarting ({ray}); the whole log is in {LOG}")
-    return asyncio.run(run(deployment.read(file), serve_command(file, joins), owns_ray=joins is None, log=LOG, say=say))
+    say(f"\nStarting ({ray}); the whole log is in {log}")
+    return asyncio.run(run(deploy, serve_command(file, joins), owns_ray=joins is None, log=log, say=say))
 
 
 def running_ray() -> str | None:

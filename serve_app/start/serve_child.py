@@ -34,6 +34,14 @@ KILL_S = 5.0
 
 TAIL_LINES = 40
 
+CHILD_ENV = {
+    "PYTHONUNBUFFERED": "1",
+    # Ray starts its workers at nice 15, engines and ingresses among them: they would give way to whatever else runs.
+    "RAY_worker_niceness": "0",
+    # 60 s by default: less than Ray needs on a machine that is busy with something else.
+    "RAY_raylet_start_wait_time_s": "180",
+}
+
 FOLLOW_S = 0.2
 """How often the child's output is looked at."""
 
@@ -59,7 +67,7 @@ class ServeChild:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=ROOT,
-                env={**os.environ, machine.RUN_MARK: self._run, "PYTHONUNBUFFERED": "1"},
+                env={**CHILD_ENV, **os.environ, machine.RUN_MARK: self._run},
                 stdin=asyncio.subprocess.DEVNULL,
                 # A file and no pipe: daemons inherit it, and a pipe that they hold would never end.
                 stdout=log,
