@@ -49,6 +49,7 @@ async def run(args: argparse.Namespace) -> int:
     parse_bounds(output.slo or "")  # a typo must not surface after half an hour
     endpoint, served = await reach(target)
     plan = make_plan(target, data, load, endpoint, served)
+    plan = replace(plan, job=replace(plan.job, keep_text=output.keep_text))
     warmup = warmup_job(plan)
     if warmup is not None:
         await run_here(warmup, endpoint, Nobody())

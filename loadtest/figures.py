@@ -57,11 +57,18 @@ class Figures:
         """What the client's workers cost."""
         return self.finished.checks
 
+    @property
+    def cached_ratio(self) -> float | None:
+        """Share of prompt tokens from a cache, as the answers or else the engines tell it."""
+        if self.strict.cached_ratio is not None or self.fleet is None:
+            return self.strict.cached_ratio
+        return self.fleet.prefix_hit_ratio
+
     def published(self) -> tuple[list[Row], list[str]]:
         """The comparison and why it may not be like for like."""
         if self.setting is None:
             return [], []
-        return side_by_side(self.parity), differences(self.setting, self.parity, self.strict)
+        return side_by_side(self.parity), differences(self.setting, self.parity, self.strict, self.cached_ratio)
 
 
 def figure_out(

@@ -18,7 +18,7 @@ import msgspec
 
 from loadtest.address import Address, parse_url
 from loadtest.errors import LoadTestError
-from loadtest.fleet_view import FleetView, Mark, Split
+from loadtest.fleet_view import FleetView, Mark, SpecDecode, Split
 from loadtest.pool import Endpoint, Pool
 from loadtest.prom import Gauges, read_pages
 from loadtest.record import Run
@@ -253,6 +253,8 @@ def as_view(looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequ
         acceptance=_acceptance(inside),
         marks=tuple(sorted([*events, *_marks(looks, run)], key=lambda mark: mark.at_s)),
         split=_split(looks, client_ttft_ms),
+        spec_decode=_spec_decode(looks),
+        prefix_hit_ratio=_ratio(looks, "prefix_hits", "prefix_queries"),
         problem=problem,
     )
 
@@ -291,8 +293,21 @@ def _marks(looks: Sequence[Look], run: Run) -> list[Mark]:
     return [mark for mark in marks if 0 <= mark.at_s <= run.duration_s + 2]
 
 
+def _grown(looks: Sequence[Look], name: str) -> float:
+    """What a counter gained from the first look to the last."""
+    return (looks[-1].gauges.get(name) or 0.0) - (looks[0].gauges.get(name) or 0.0)
+
+
+def _ratio(looks: Sequence[Look], part: str, whole: str) -> float | None:
+    total = _grown(looks, whole)
+    return _grown(looks, part) / total if total > 0 else None
+
+
 def _split(looks: Sequence[Look], client_ttft_ms: float) -> Split | None:
-    first, last = looks[0].gauges, looks[-1].gauges
-    count = (last.get("ttft_count") or 0) - (first.get("ttft_count") or 0)
-    total = (last.get("ttft_sum_s") or 0) - (first.get("ttft_sum_s") or 0)
-    return Split(client_ttft_ms, total / count * 1e3) if count > 0 and client_ttft_ms else None
+    mean_s = _ratio(looks, "ttft_sum_s", "ttft_count")
+    return Split(client_ttft_ms, mean_s * 1e3) if mean_s is not None and client_ttft_ms else None
+
+
+def _spec_decode(looks: Sequence[Look]) -> SpecDecode | None:
+    drafts, tokens = _grown(looks, "drafts"), _grown(looks, "draft_tokens")
+    return SpecDecode(int(drafts), int(tokens), int(_grown(looks, "accepted"))) if drafts > 0 else None

@@ -28,6 +28,15 @@ class Split:
 
 
 @dataclass(frozen=True)
+class SpecDecode:
+    """What MTP drafted and the model accepted over the whole run."""
+
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True)
 class FleetView:
     """Samples over time; every column is as long as `at_s`, None where a sample lacks it."""
 
@@ -44,5 +53,8 @@ class FleetView:
     split: Split | None = None
     recoveries: tuple[tuple[float, float | None], ...] = ()
     """(moment of a step or death, seconds until the objectives held again; None where they never did)."""
+    spec_decode: SpecDecode | None = None
+    prefix_hit_ratio: float | None = None
+    """Share of prompt tokens that the engines found in their prefix caches during the run."""
     problem: str = ""
     """Why there is no more to see."""

@@ -12,6 +12,7 @@ SUMS = {
     "num_requests_waiting": "waiting",
     "num_requests_running": "running",
     "spec_decode_num_drafts": "drafts",
+    "spec_decode_num_draft_tokens": "draft_tokens",
     "spec_decode_num_accepted_tokens": "accepted",
     "time_to_first_token_seconds_sum": "ttft_sum_s",
     "time_to_first_token_seconds_count": "ttft_count",

@@ -105,7 +105,7 @@ class Setting:
     interrupted: bool
 
 
-def differences(setting: Setting, parity: Parity, strict: Strict) -> list[str]:
+def differences(setting: Setting, parity: Parity, strict: Strict, cached_ratio: float | None) -> list[str]:
     """Why the figures are not like for like; empty where they are."""
     wanted = PRESETS["published-8k-2k"]
     said = []
@@ -119,19 +119,19 @@ def differences(setting: Setting, parity: Parity, strict: Strict) -> list[str]:
         said.append("the run was interrupted")
     if parity.failed:
         said.append(f"{parity.failed} requests failed")
-    said += _measured_differences(parity, strict)
+    said += _measured_differences(parity, strict, cached_ratio)
     return said
 
 
-def _measured_differences(parity: Parity, strict: Strict) -> list[str]:
+def _measured_differences(parity: Parity, strict: Strict, cached_ratio: float | None) -> list[str]:
     said = []
     output, prompt = strict.output_drift, strict.prompt_drift
     if output is not None and output.mean != output.planned_mean:
         said.append(f"answers had {output.mean:.0f} tokens on average, {output.planned_mean:.0f} were asked for")
     if prompt is not None and abs(prompt.mean / prompt.planned_mean - 1) > 0.01:
         said.append(f"the server counts {prompt.mean:.0f} prompt tokens, {prompt.planned_mean:.0f} were planned")
-    if strict.cached_ratio is not None and strict.cached_ratio > 0.01:
-        said.append(f"{strict.cached_ratio:.0%} of the prompt tokens came from the server's cache")
+    if cached_ratio is not None and cached_ratio > 0.01:
+        said.append(f"{cached_ratio:.0%} of the prompt tokens came from the server's cache")
     if parity.completed and abs(strict.tokens_per_chunk / TOKENS_PER_CHUNK - 1) > 0.1:
         said.append(
             f"{strict.tokens_per_chunk:.2f} tokens per chunk, published about {TOKENS_PER_CHUNK}: "

@@ -67,7 +67,22 @@ def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
         "fleet": asdict(figures.fleet) if figures.fleet else None,
         "requests": _requests(figures),
     }
-    return {**vllm_result(figures.about, run, figures.parity, detailed=detailed), "loadtest": plain(ours)}
+    theirs = vllm_result(figures.about, run, figures.parity, detailed=detailed)
+    return {**theirs, **_spec_decode(figures), "loadtest": plain(ours)}
+
+
+def _spec_decode(figures: Figures) -> dict[str, Json]:
+    """vLLM's keys for speculative decoding, where the engines' counters could be read."""
+    spec = figures.fleet.spec_decode if figures.fleet else None
+    if spec is None or not spec.draft_tokens:
+        return {}
+    return {
+        "spec_decode_acceptance_rate": spec.accepted_tokens / spec.draft_tokens * 100,
+        "spec_decode_acceptance_length": 1 + spec.accepted_tokens / spec.drafts,
+        "spec_decode_num_drafts": spec.drafts,
+        "spec_decode_draft_tokens": spec.draft_tokens,
+        "spec_decode_accepted_tokens": spec.accepted_tokens,
+    }
 
 
 def _requests(figures: Figures) -> dict[str, object]:

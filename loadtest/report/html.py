@@ -47,8 +47,9 @@ def as_html(figures: Figures) -> str:
         _tiles(figures),
         '<section><h2>Over time</h2><div id="time" class="charts"></div></section>',
         (
-            '<section><h2>Requests</h2><p class="hint">One bar per request, in the lowest row that was free: light while it '
-            'waits for its first token, solid while it writes, red if it failed.</p><div id="lanes"></div></section>'
+            "<section><h2>Requests</h2>"
+            '<p class="hint">One bar per request, in the lowest row that was free: light while it waits for its '
+            'first token, solid while it writes, red if it failed.</p><div id="lanes"></div></section>'
         ),
         (
             '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'

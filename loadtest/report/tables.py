@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from loadtest.figures import Figures
+from loadtest.outcome import Outcome
 from loadtest.parity import Spread
 from loadtest.published import MACHINES
 from loadtest.selfcheck import BUSY_RATIO, LAG_WARN_MS
@@ -60,24 +61,37 @@ def warnings(figures: Figures) -> list[str]:
     if parity.failed:
         total = parity.completed + parity.failed
         said.append(f"{parity.failed} of {total} requests failed; latency figures are of the others only")
+    full = [group for group in figures.failures if group.outcome is Outcome.FULL]
+    if full:
+        wait_s = max(record.retry_after_s for record in full[0].examples)
+        asks = f" and asked to come back in {wait_s:g} s" if wait_s else ""
+        said.append(f"the server refused {full[0].count} requests as full (429){asks}: nothing was sent again")
     if strict.vllm_completed > parity.completed:
         more = strict.vllm_completed - parity.completed
         said.append(f"vLLM's client would have counted {more} of the failures as successes")
+    return said + _doubts(figures)
+
+
+def _doubts(figures: Figures) -> list[str]:
+    """Reasons to read the figures with care even where all went well."""
+    parity, strict = figures.parity, figures.strict
+    said = []
     if strict.bursts_ratio > 0.1:
         said.append(
             f"{strict.bursts_ratio:.0%} of the tokens came in bursts (several events per read): something batches the "
             "stream, and ITL percentiles mean little; see the read gap"
         )
-    if strict.cached_ratio is not None and strict.cached_ratio > 0.01:
-        said.append(f"{strict.cached_ratio:.0%} of the prompt tokens came from the server's cache: TTFT is flattered")
+    cached = figures.cached_ratio
+    if cached is not None and cached > 0.01:
+        said.append(f"{cached:.0%} of the prompt tokens came from the server's cache: TTFT is flattered")
     if strict.output_drift is not None and strict.output_drift.off_ratio > 0.01 and not parity.failed:
         said.append(f"{strict.output_drift.off_ratio:.0%} of the answers differ in length from what was asked")
     if strict.token_sources.get("chunks"):
         said.append("the server sent no usage for some answers: their tokens are counted in chunks")
     if not all(check.healthy for check in figures.checks):
         said.append(
-            f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): use "
-            "--workers or another machine before believing the latencies"
+            f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): "
+            "use --workers or another machine before believing the latencies"
         )
     return said
 
@@ -239,6 +253,11 @@ def _fleet(figures: Figures) -> Table | None:
         rows.append(("TTFT: seen by the client", f"{number(fleet.split.seen_by_client)} ms"))
         rows.append(("TTFT: in the engine", f"{number(fleet.split.in_engine)} ms"))
         rows.append(("TTFT: everything else", f"{number(fleet.split.elsewhere)} ms"))
+    if fleet.spec_decode is not None and fleet.spec_decode.drafts:
+        length = 1 + fleet.spec_decode.accepted_tokens / fleet.spec_decode.drafts
+        rows.append(("MTP: tokens per engine step", f"{length:.2f}"))
+    if fleet.prefix_hit_ratio is not None:
+        rows.append(("prompt tokens found in the engines' caches", f"{fleet.prefix_hit_ratio:.1%}"))
     for state, counts in fleet.replicas.items():
         known = [count for count in counts if count is not None]
         if known:

@@ -65,8 +65,8 @@ def test_a_run_writes_what_was_asked_for(mock_url: str, tmp_path: Path, capsys: 
         "date endpoint_type backend label model_id tokenizer_id num_prompts request_rate burstiness max_concurrency "
         "duration "
         "completed failed total_input_tokens total_output_tokens request_throughput request_goodput "
-        "output_throughput total_token_throughput input_lens output_lens ttfts itls latencies start_times queue_times generated_texts "
-        "errors "
+        "output_throughput total_token_throughput input_lens output_lens ttfts itls latencies start_times queue_times "
+        "generated_texts errors "
         "max_output_tokens_per_s max_concurrent_requests rtfx mean_ttft_ms median_ttft_ms std_ttft_ms p99_ttft_ms "
         "mean_tpot_ms "
         "mean_itl_ms p99_itl_ms mean_e2el_ms gpu loadtest"
@@ -130,7 +130,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(words: tuple[str, ...], caps
 
 def test_mistakes_that_only_the_server_can_tell(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_quick(mock_url, "--model", "other") == 3
-    assert run_quick(mock_url, "--input-len", "300000") == 2
+    assert run_quick(mock_url, "--output-len", "300000") == 2
     assert run_quick(mock_url, "--dataset", "random") == 4
     assert run_quick(mock_url, "--assert", "ttft_p99<1ms", "--assert", "failed<1%") == 1
     said = capsys.readouterr().err.splitlines()

@@ -243,7 +243,7 @@ class TestPublished:
         records[0].planned_output_tokens = 20
         parity, strict = measure(records, 1.0, [99.0]), look_closer(records, [99.0])
         setting = Setting("natural", "chat", 1, 2, 3, 4, 5, forced=False, interrupted=True)
-        said = " ".join(differences(setting, parity, strict))
+        said = " ".join(differences(setting, parity, strict, strict.cached_ratio))
         for word in ("dataset", "input len", "output len", "num prompts", "concurrency", "seed", "ignore_eos",
                      "interrupted", "10 tokens on average", "cache", "tokens per chunk"):  # fmt: skip
             assert word in said
@@ -253,7 +253,7 @@ class TestPublished:
         for one in records:
             one.output_tokens = one.vllm_output_tokens = one.planned_output_tokens = 2048
         parity, strict = measure(records, 1.0, [99.0]), look_closer(records, [99.0])
-        assert differences(self.SETTING, parity, strict) == []
+        assert differences(self.SETTING, parity, strict, None) == []
 
 
 class TestRecovery:
