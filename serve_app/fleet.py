@@ -113,7 +113,6 @@ class FleetLimits:
 class _Link:
     replica_id: str
     load: Load
-    max_model_len: int
     up: bool = False
     draining: bool = False
     sequence: int = -1
@@ -192,10 +191,6 @@ class Fleet:
         """The replicas that can take a request now."""
         return [link.facts() for link in self._links.values() if link.up and not link.draining]
 
-    def max_model_len(self) -> int | None:
-        """The longest context every replica can hold, in tokens; None while no replica has said."""
-        return min((link.max_model_len for link in self._links.values()), default=None)
-
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
         try:
@@ -227,7 +222,7 @@ class Fleet:
             seen.add(hello.replica_id)
             link = self._links.get(hello.replica_id)
             if link is None:
-                link = _Link(hello.replica_id, hello.load, hello.max_model_len)
+                link = _Link(hello.replica_id, hello.load)
                 self._links[hello.replica_id] = link
                 link.task = self._spawn(self._follow(link), name=f"link {hello.replica_id}")
             link.draining = hello.load.draining

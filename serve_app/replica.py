@@ -78,8 +78,8 @@ class EngineReplica:
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def hello(self) -> bytes:
-        """This replica's name, limits and load (`wire.Hello`)."""
-        return msgspec.msgpack.encode(Hello(self._replica_id, self._info.max_model_len, self._load()))
+        """This replica's name and load (`wire.Hello`)."""
+        return msgspec.msgpack.encode(Hello(self._replica_id, self._load()))
 
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.

@@ -73,10 +73,9 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica says of itself when asked. `max_model_len` in tokens."""
+    """What a replica says of itself when asked."""
 
     replica_id: str
-    max_model_len: int
     load: Load
 
 

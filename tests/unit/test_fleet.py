@@ -58,7 +58,7 @@ class LocalTransport:
 
     async def replicas(self) -> tuple[Sequence[Hello], bool]:
         names = self.live if self.listed is None else self.listed
-        return [Hello(name, 1000, IDLE) for name in names], True
+        return [Hello(name, IDLE) for name in names], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]
