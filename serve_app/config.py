@@ -144,7 +144,7 @@ class IngressConfig(Section):
     """File of hashed API keys (`python -m serve_app hash-key`). None: no key is asked for."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
-    keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 10.0
+    keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 8.0
     """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on
     silence."""
     request_deadline_s: PositiveFloat = 900.0
