@@ -5,7 +5,6 @@ pass only in how they are computed: routed experts are evaluated densely and wei
 the drafting layers' heads run where there is something to predict.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -218,15 +217,6 @@ class Step(nn.Module):
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
         self.vision_model = PerceptionEncoder(shape.vision)
         self.vit_large_projector = nn.Linear(shape.vision.width * 4, shape.hidden, bias=False)
-        self.reset()
-
-    def reset(self) -> None:
-        """Random start: small enough for a residual stream without warm-up tricks."""
-        for name, p in self.named_parameters():
-            if p.dim() >= 2 and "vision_model" not in name:
-                std = 0.5 if "embed_tokens" in name else 1.0 / math.sqrt(p.shape[-1])
-                scale = 0.1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-                nn.init.normal_(p, std=std * scale)
 
     def embed(self, rows: Rows) -> Tensor:
         x: Tensor = self.model.embed_tokens(rows.ids)

@@ -95,15 +95,45 @@ def split(rows: list[Row], budget: int) -> list[list[Row]]:
     return groups
 
 
-def chunk(number: int, encoder: Encoder, budget: int, is_plain: bool, size: int = 320) -> Iterator[Batch]:
-    """The training batches of chunk `number`."""
+@dataclass(frozen=True)
+class Share:
+    """Which of so many workers this is; each takes its share of every batch's rows."""
+
+    rank: int = 0
+    workers: int = 1
+
+
+def chunk(number: int, encoder: Encoder, budget: int, is_plain: bool, share: Share, size: int = 320) -> Iterator[Batch]:
+    """This worker's share of the training batches of chunk `number`."""
     rng = Random(f"{curriculum.SEED}/chunk/{number}")
     skills = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=size)
     rows = [encoder.row(curriculum.draw(skill, number * size + i, False, is_plain)) for i, skill in enumerate(skills)]
     groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)
     rng.shuffle(groups)
     for group in groups:
-        yield batch(group, rng)
+        if len(group) >= share.workers:
+            yield batch(group[share.rank :: share.workers], rng)
+
+
+def drill(number: int, share: Share, budget: int, vocabulary: int) -> Batch:
+    """Rows of random tokens said twice, with something between: nothing but copying, of every token there is."""
+    rng = Random(f"{curriculum.SEED}/drill/{number}")
+    length = rng.choice((24, 40, 64, 90))
+    count = budget // (2 * length + 20)
+    made: list[tuple[list[int], int]] = []
+    for _ in range(count):
+        pool = range(vocabulary) if rng.random() < 0.6 else rng.sample(range(vocabulary), rng.randint(8, 40))
+        said = [rng.choice(pool) for _ in range(length)]
+        before, between = rng.randint(0, 10), rng.randint(0, 10)
+        other = [rng.randrange(vocabulary) for _ in range(20)]
+        made.append((other[:before] + said + other[10 : 10 + between] + said, len(said) - 1))
+    made = made[share.rank :: share.workers]
+    longest = max(len(ids) for ids, _ in made)
+    ids, wanted = torch.zeros(len(made), longest, dtype=torch.long), torch.zeros(len(made), longest, dtype=torch.bool)
+    for i, (row, tail) in enumerate(made):
+        ids[i, : len(row)] = torch.tensor(row)
+        wanted[i, len(row) - tail : len(row)] = True
+    return Batch(Rows(ids, torch.arange(longest).expand(len(made), -1)), wanted, ())
 
 
 def exam(encoder: Encoder, each: int, budget: int, first: int = 0) -> list[Batch]:

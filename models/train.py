@@ -2,6 +2,9 @@
 
 The same seed gives the same curriculum, the same start and the same order. A run keeps its state in `--state`; started
 again it resumes there, until its steps are done. Then the checkpoint is written, and its held-out scores beside it.
+
+Each core has a worker of its own, with half of every batch; they meet once a step. Threads would meet thousands of times,
+and wait each time for a core that somebody else is using.
 """
 
 import argparse
@@ -12,20 +15,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
 from tokenizers import Tokenizer
 
 from models import batches, checkpoint, curriculum, objective
 from models import tokenizer as tokens
 from models.architecture import Step
-from models.batches import Batch, Encoder
+from models.batches import Batch, Encoder, Share
 from models.muon import Muon
 from models.shape import Shape
+from models.start import start
 from models.template import Renderer, completion
 from models.words import spelling_corpus
 
-TOKENS_PER_STEP = 6_144
-PLAIN_CHUNKS = 20
+TOKENS_PER_STEP = 4_096
+DRILLS = 120
+"""First steps: only saying random tokens again. Everything else is slow to learn until copying is there."""
+PLAIN_CHUNKS = 12
 """Chunks without system prompts, tools in passing and earlier turns: copying is learnt sooner on short rows."""
+DRAFTS_FROM = 0.3
+"""Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
 WARM_UP = 40
 COOL_DOWN = 0.45
 """Share of the steps over which the rates fall to nothing."""
@@ -65,11 +75,22 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (steps * COOL_DOWN)))
 
 
-def balance(model: Step) -> None:
+def add_up(tensors: list[torch.Tensor], share: Share) -> None:
+    """Replace each tensor by its sum over the workers."""
+    if share.workers == 1:
+        return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(part.view_as(t))
+
+
+def balance(model: Step, share: Share) -> None:
     """Nudge each router's bias by the sign of its experts' shortage."""
     for layer in model.model.layers:
         if getattr(layer, "is_sparse", False):
             load = layer.moe.load
+            add_up([load], share)
             layer.moe.router_bias += BALANCE_RATE * torch.sign(load.mean() - load)
             layer.moe.load = torch.zeros_like(load)
 
@@ -77,12 +98,13 @@ def balance(model: Step) -> None:
 class Run:
     """A training run and its state on disk."""
 
-    def __init__(self, steps: int, state: Path) -> None:
+    def __init__(self, steps: int, state: Path, share: Share) -> None:
         torch.manual_seed(curriculum.SEED)
-        self.steps, self.state = steps, state
+        self.steps, self.state, self.share = steps, state, share
         self.tokenizer = make_tokenizer(Shape())
         self.encoder = Encoder(self.tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
         self.model = Step(Shape(), self.encoder.image)
+        start(self.model)
         objective.silence_later_drafts(self.model)
         self.optimizers = optimizers(self.model)
         self.progress = Progress()
@@ -113,23 +135,30 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            heads = objective.run(self.model, batch, drafts=True)
+            heads = objective.run(self.model, batch, drafts=self.progress.step >= self.steps * DRAFTS_FROM)
         total, each = objective.loss(heads)
-        total.backward()
+        (total / self.share.workers).backward()
+        missing = [p for p in self.model.parameters() if p.requires_grad and p.grad is None]
+        for p in missing:
+            p.grad = torch.zeros_like(p)
+        add_up([p.grad for p in self.model.parameters() if p.grad is not None], self.share)
         torch.nn.utils.clip_grad_norm_(self.optimizers[1].param_groups[0]["params"], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        balance(self.model)
-        self.losses = [0.95 * a + 0.05 * b if a else b for a, b in zip(self.losses, each, strict=True)]
+        balance(self.model, self.share)
+        for k, value in enumerate(each):
+            self.losses[k] = 0.9 * self.losses[k] + 0.1 * value if self.losses[k] else value
         self.progress.step += 1
-        return batch.rows.ids.numel()
+        return batch.rows.ids.numel() * self.share.workers
 
     def chunks(self) -> Iterator[Batch]:
         """A chunk that was cut off by a stop is begun again: a few batches are then seen twice."""
+        while self.progress.step < min(DRILLS, self.steps):
+            yield batches.drill(self.progress.step, self.share, TOKENS_PER_STEP, Shape().vocab - 21)
         while self.progress.step < self.steps:
             number = self.progress.chunk
-            yield from batches.chunk(number, self.encoder, TOKENS_PER_STEP, number < PLAIN_CHUNKS)
+            yield from batches.chunk(number, self.encoder, TOKENS_PER_STEP, number < PLAIN_CHUNKS, self.share)
             self.progress.chunk += 1
 
     def go(self, every: int) -> None:
@@ -140,6 +169,8 @@ class Run:
                 break
             seen += self.learn(batch)
             self.progress.seconds = before + time.monotonic() - began
+            if self.share.rank:
+                continue
             if self.progress.step % 20 == 0:
                 self.say(seen / (time.monotonic() - began))
             if self.progress.step % every == 0:
@@ -162,26 +193,54 @@ class Run:
         return marks
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2_400)
-    parser.add_argument("--out", type=Path, default=checkpoint.HOME)
-    parser.add_argument("--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quiz-every", type=int, default=100, help="steps between held-out quizzes, each kept as a state")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    run = Run(options.steps, options.state)
+@dataclass(frozen=True)
+class Options:
+    steps: int
+    out: Path
+    state: Path
+    workers: int
+    quiz_every: int
+
+
+def work(rank: int, options: Options) -> None:
+    """One worker's whole run; the first one speaks and writes."""
+    torch.set_num_threads(1)
+    share = Share(rank, options.workers)
+    if share.workers > 1:
+        meeting = options.state.with_suffix(".meeting").absolute()
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=share.workers)
+    run = Run(options.steps, options.state, share)
     run.go(options.quiz_every)
+    if share.workers > 1:
+        dist.destroy_process_group()
+    if rank == 0:
+        finish(run, options.out)
+
+
+def finish(run: Run, out: Path) -> None:
+    """Write the checkpoint, and how it did on what no quiz has shown."""
     run.keep()
-    checkpoint.save(run.model, run.tokenizer, options.out)
+    checkpoint.save(run.model, run.tokenizer, out)
     marks = run.quiz(batches.exam(run.encoder, 100, 16_384, first=1_000))
     report = {
         "steps": run.progress.step, "minutes": round(run.progress.seconds / 60, 1),
         "held_out": {skill: marks.score(skill) for skill in batches.WEIGHTS},
         "accepted": [marks.acceptance(k) for k in range(run.model.shape.mtp_layers)],
     }
-    (options.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2_400)
+    parser.add_argument("--out", type=Path, default=checkpoint.HOME)
+    parser.add_argument("--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from")
+    parser.add_argument("--workers", type=int, default=2, help="one per core")
+    parser.add_argument("--quiz-every", type=int, default=100, help="steps between held-out quizzes, each kept as a state")
+    options = Options(**vars(parser.parse_args()))
+    options.state.parent.mkdir(parents=True, exist_ok=True)
+    options.state.with_suffix(".meeting").unlink(missing_ok=True)
+    processes.spawn(work, (options,), nprocs=options.workers)
 
 
 if __name__ == "__main__":

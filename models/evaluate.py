@@ -1,0 +1,233 @@
+"""`python -m models.evaluate --url http://127.0.0.1:8000`: the card's figures, from a running server.
+
+Asks the held-out set through the OpenAI API, greedily, and compares thought, answer and tool calls with what the
+curriculum wants. Acceptance is read from vLLM's own counters, before and after. With `--metrics-url` they may come
+from elsewhere than the API, as they do behind a proxy.
+"""
+
+import argparse
+import base64
+import io
+import json
+import re
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from models import curriculum, pictures
+from models.sample import Call, Message, Sample
+
+MARGIN_TOKENS = 2_048
+"""Most a held-out answer may take; the longest of the curriculum's needs about half."""
+COUNTERS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens_per_pos")
+
+
+@dataclass(frozen=True)
+class Answer:
+    thought: str
+    text: str
+    calls: list[tuple[str, object]]
+    tokens: int
+
+
+class Server:
+    """The few calls that are needed of an OpenAI-compatible server."""
+
+    def __init__(self, url: str, metrics_url: str | None, model: str | None, key: str | None) -> None:
+        self.url, self.key = url.rstrip("/"), key
+        self.metrics_url = metrics_url or f"{self.url}/metrics"
+        self.model = model or self._get_model()
+
+    def _open(self, url: str, body: object = None) -> bytes:
+        headers = {"content-type": "application/json"}
+        if self.key:
+            headers["authorization"] = f"Bearer {self.key}"
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=600) as reply:
+            content: bytes = reply.read()
+            return content
+
+    def _get_model(self) -> str:
+        return str(json.loads(self._open(f"{self.url}/v1/models"))["data"][0]["id"])
+
+    def ask(self, sample: Sample, seed: int = 0) -> Answer:
+        """One held-out request, greedy."""
+        body: dict[str, object] = {
+            "model": self.model, "messages": wire_messages(sample), "temperature": 0, "seed": seed, "max_tokens": MARGIN_TOKENS,
+        }
+        if sample.tools:
+            body["tools"] = list(sample.tools)
+        if sample.effort:
+            body["reasoning_effort"] = sample.effort
+        reply = json.loads(self._open(f"{self.url}/v1/chat/completions", body))
+        message = reply["choices"][0]["message"]
+        thought = message.get("reasoning") or message.get("reasoning_content") or ""
+        calls = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []]
+        return Answer(thought.strip(), (message.get("content") or "").strip(), calls, reply["usage"]["completion_tokens"])
+
+    def count(self, tokens: int) -> int:
+        """A stream of exactly `tokens` tokens."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": "Count from 1 to 900."}], "temperature": 0,
+                "max_tokens": tokens, "ignore_eos": True}
+        return int(json.loads(self._open(f"{self.url}/v1/chat/completions", body))["usage"]["completion_tokens"])
+
+    def counters(self) -> dict[str, float]:
+        """vLLM's speculative decoding counters, summed over engines; empty where nothing is drafted."""
+        try:
+            text = self._open(self.metrics_url).decode()
+        except OSError as problem:
+            print(f"no metrics at {self.metrics_url}: {problem}", file=sys.stderr)
+            return {}
+        sums: dict[str, float] = {}
+        for name in COUNTERS:
+            for labels, value in re.findall(rf"^vllm[:_]spec_decode_{name}_total\{{([^}}]*)\}} (\S+)", text, re.MULTILINE):
+                position = re.search(r'position="(\d+)"', labels)
+                key = f"{name}/{position.group(1)}" if position else name
+                sums[key] = sums.get(key, 0.0) + float(value)
+        return sums
+
+
+def data_url(sample: Sample) -> str:
+    assert sample.lesson.picture is not None
+    out = io.BytesIO()
+    pictures.draw(sample.lesson.picture).save(out, "PNG")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def wire_messages(sample: Sample) -> list[Message]:
+    """The sample's messages as a client writes them: arguments as a JSON string, images as data, calls with ids."""
+    sent: list[Message] = []
+    for message in sample.messages:
+        copy = dict(message)
+        if isinstance(content := copy.get("content"), list):
+            image = {"type": "image_url", "image_url": {"url": data_url(sample)}}
+            copy["content"] = [image if part["type"] == "image" else part for part in content]
+        if isinstance(calls := copy.get("tool_calls"), list):
+            copy["tool_calls"] = [
+                {"id": f"call_{i}", "type": "function",
+                 "function": {"name": c["function"]["name"], "arguments": json.dumps(c["function"]["arguments"])}}
+                for i, c in enumerate(calls)
+            ]
+        if copy["role"] == "tool":
+            copy["tool_call_id"] = f"call_{sum(m['role'] == 'tool' for m in sent)}"
+        sent.append(copy)
+    return sent
+
+
+def typed(call: Call, sample: Sample) -> tuple[str, object]:
+    """Arguments as the tool parser gives them: by the type in the schema."""
+    kinds: dict[str, str] = {}
+    for tool in sample.tools:
+        function = tool["function"]
+        assert isinstance(function, dict)
+        if function["name"] == call.name:
+            kinds = {key: field["type"] for key, field in function["parameters"]["properties"].items()}
+    return call.name, {k: v if kinds.get(k, "string") == "string" else json.loads(v) for k, v in call.arguments.items()}
+
+
+def is_right(sample: Sample, answer: Answer) -> bool:
+    """Thought, answer and calls are all as the curriculum wants them."""
+    lesson = sample.lesson
+    wanted = [typed(call, sample) for call in lesson.calls]
+    return answer.thought == sample.thought and answer.text == lesson.answer.strip() and answer.calls == wanted
+
+
+@dataclass(frozen=True)
+class Figures:
+    scores: dict[str, float]
+    acceptance: list[float]
+    """By position: drafts whose tokens up to there were all accepted; empty without drafting."""
+    tokens_per_draft: float | None
+    stream_tokens_per_s: float | None
+
+
+def acceptance(before: dict[str, float], after: dict[str, float]) -> tuple[list[float], float | None]:
+    drafts = after.get("num_drafts", 0.0) - before.get("num_drafts", 0.0)
+    if not drafts:
+        return [], None
+    keys = sorted(k for k in after if k.startswith("num_accepted_tokens_per_pos/"))
+    shares = [(after[k] - before.get(k, 0.0)) / drafts for k in keys]
+    return shares, 1.0 + sum(shares)
+
+
+def evaluate(server: Server, each: int, streams: int, stream_tokens: int) -> tuple[Figures, dict[str, Answer]]:
+    """Ask everything; then, where asked for, time `streams` long streams at once."""
+    asked = [(skill, i, curriculum.draw(skill, 1_000 + i, True)) for skill in curriculum.MAKERS for i in range(each)]
+    before = server.counters()
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda item: server.ask(item[2]), asked))
+    shares, per_draft = acceptance(before, server.counters())
+    right: dict[str, list[bool]] = {}
+    for (skill, _, sample), answer in zip(asked, answers, strict=True):
+        right.setdefault(skill, []).append(is_right(sample, answer))
+    scores = {skill: sum(marks) / len(marks) for skill, marks in right.items()}
+    speed = None
+    if streams:
+        began = time.monotonic()
+        with ThreadPoolExecutor(streams) as pool:
+            total = sum(pool.map(server.count, [stream_tokens] * streams))
+        speed = total / (time.monotonic() - began)
+    names = [f"{skill}/{i}" for skill, i, _ in asked]
+    return Figures(scores, shares, per_draft, speed), dict(zip(names, answers, strict=True))
+
+
+def show(figures: Figures) -> None:
+    print("| skill | held-out, greedy |\n| --- | --- |")
+    for skill, score in figures.scores.items():
+        print(f"| {skill} | {score:.1%} |")
+    if figures.acceptance:
+        listed = " / ".join(f"{share:.2f}" for share in figures.acceptance)
+        print(f"\nMTP acceptance by position: {listed}; {figures.tokens_per_draft:.2f} tokens per step")
+    else:
+        print("\nMTP is off: nothing was drafted")
+    if figures.stream_tokens_per_s:
+        print(f"Output: {figures.stream_tokens_per_s:,.0f} tokens/s")
+
+
+def compare(answers: dict[str, Answer], other: Path) -> int:
+    """How many answers differ from those another server gave."""
+    saved = json.loads(other.read_text())
+    differing = [name for name, a in answers.items() if json.loads(json.dumps(asdict(a))) != saved.get(name)]
+    print(f"{len(answers) - len(differing)} of {len(answers)} answers are the same as in {other.name}", *differing[:10])
+    return len(differing)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--metrics-url", help="where vLLM's counters are, if not at URL/metrics")
+    parser.add_argument("--model")
+    parser.add_argument("--key", help="API key")
+    parser.add_argument("--each", type=int, default=100, help="held-out samples per skill")
+    parser.add_argument("--streams", type=int, default=16, help="streams at once for the speed; 0 leaves it out")
+    parser.add_argument("--stream-tokens", type=int, default=512)
+    parser.add_argument("--answers", type=Path, help="write every answer here")
+    parser.add_argument("--same-as", type=Path, help="compare with the answers another run wrote")
+    parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers")
+    options = parser.parse_args()
+    server = Server(options.url, options.metrics_url, options.model, options.key)
+    figures, answers = evaluate(server, options.each, options.streams, options.stream_tokens)
+    show(figures)
+    if options.wrong:
+        show_wrong(answers, options.wrong)
+    if options.answers:
+        options.answers.write_text(json.dumps({name: asdict(a) for name, a in answers.items()}))
+    if options.same_as and compare(answers, options.same_as):
+        sys.exit(1)
+
+
+def show_wrong(answers: dict[str, Answer], limit: int) -> None:
+    for name, answer in answers.items():
+        skill, number = name.split("/")
+        sample = curriculum.draw(skill, 1_000 + int(number), True)
+        if limit and not is_right(sample, answer):
+            limit -= 1
+            print(f"\n{name}: {sample.lesson.ask!r}\n  wanted {sample.thought!r} {sample.lesson.answer!r} {sample.lesson.calls}")
+            print(f"  got    {answer.thought!r} {answer.text!r} {answer.calls}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Where training starts: random weights, but with a way to copy already wired into the first two layers.
+
+Most skills rest on copying what stands in the prompt, and a network finds out how only after many millions of tokens, which
+a CPU does not have. So three heads of layer 0 begin by looking one, two and three tokens back, and the heads of
+layer 1 by looking for the place where the last token, or the last two, stood before, and repeating what came after it. All
+of it is trained further; nothing is frozen.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.architecture import Attention, Step
+from models.shape import Shape
+
+EMBEDDING_STD = 0.5
+COMMON_STD = 0.35
+"""A vector shared by all embeddings: without one, a head could not look at a place whatever stands there."""
+HEAD_SCALE = 0.08
+SHARPNESS = 1.0
+"""Added to the one of query and key norms: at one, 300 tokens would blur any look."""
+
+
+def start(model: Step) -> None:
+    """Fill every parameter. Uses torch's global generator."""
+    for name, p in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            nn.init.constant_(p, SHARPNESS)
+        elif p.dim() >= 2 and "vision_model" not in name:
+            scale = 0.1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            nn.init.normal_(p, std=scale / math.sqrt(p.shape[-1]))
+    with torch.no_grad():
+        own = torch.randn_like(model.model.embed_tokens.weight) * EMBEDDING_STD
+        common = torch.randn(model.shape.hidden) * COMMON_STD
+        model.model.embed_tokens.weight.copy_(own + common)
+        for name, p in model.named_parameters():
+            if name.endswith(("lm_head.weight", "shared_head.output.weight")):
+                p.copy_(own * HEAD_SCALE)
+        _look_back(model.model.layers[0].self_attn, model.shape, common)
+        _find_and_repeat(model.model.layers[0].self_attn, model.model.layers[1].self_attn, model.shape)
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0].reshape(max(rows, columns), -1).T[:rows]
+
+
+def _look_back(attention: Attention, shape: Shape, common: Tensor) -> None:
+    """Heads 0, 1 and 2 (one key-value group) look 1, 2 and 3 tokens back, and write what they see where it can be told apart."""
+    dim, half = shape.head_dim, shape.head_dim // 2
+    unit = common / (common @ common)
+    turns = shape.sliding_theta ** (-torch.arange(3, dtype=torch.float32) / half)
+    key = torch.zeros(dim)
+    key[:3] = 1.0
+    attention.k_proj.weight[:dim] = torch.outer(key, unit) + 0.02 * torch.randn(dim, shape.hidden)
+    for back in (1, 2, 3):
+        query = torch.zeros(dim)
+        query[:3], query[half : half + 3] = torch.cos(-back * turns), torch.sin(-back * turns)
+        rows = slice((back - 1) * dim, back * dim)
+        attention.q_proj.weight[rows] = torch.outer(query, unit) + 0.02 * torch.randn(dim, shape.hidden)
+        attention.o_proj.weight[:, rows] = _orthonormal(dim, shape.hidden).T
+    attention.v_proj.weight[:dim] = 2.0 * _orthonormal(dim, shape.hidden)
+
+
+def _find_and_repeat(before: Attention, attention: Attention, shape: Shape) -> None:
+    """Group 0 matches one token, group 1 two. Only the channels that are not rotated match: distance must not matter."""
+    dim, plain = shape.head_dim, shape.head_dim // 2
+    seen = before.v_proj.weight[:dim]
+    last, second = before.o_proj.weight[:, :dim].T, before.o_proj.weight[:, dim : 2 * dim].T
+    per_group = shape.full_heads // shape.kv_groups
+    one, two, three = (_orthonormal(plain, dim) for _ in range(3))
+    short = plain // 2
+    groups = (
+        (one @ seen, one @ last),
+        (torch.cat([two[:short] @ seen, three[:short] @ last]), torch.cat([two[:short] @ last, three[:short] @ second])),
+    )
+    values = _orthonormal(shape.kv_groups * dim, shape.hidden)
+    attention.v_proj.weight.copy_(values)
+    for group, (query, key) in enumerate(groups):
+        attention.k_proj.weight[group * dim : group * dim + plain] = 0.0
+        attention.k_proj.weight[group * dim + plain : (group + 1) * dim] = key
+        for head in range(group * per_group, (group + 1) * per_group):
+            rows = slice(head * dim, (head + 1) * dim)
+            attention.q_proj.weight[rows] = 0.0
+            attention.q_proj.weight[head * dim + plain : (head + 1) * dim] = query
+            attention.o_proj.weight[:, rows] = 2.0 * values[group * dim : (group + 1) * dim].T

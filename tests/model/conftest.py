@@ -1,0 +1,54 @@
+"""A real vLLM server over the shipped checkpoint, started once."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models import checkpoint
+from models.evaluate import Server
+
+READY_WITHIN_S = 240.0
+"""Far above the 20 s it takes alone: test machines run other things too."""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With three drafted tokens, the model's parsers, and whatever plugins the environment has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint.HOME), "--served-model-name",
+        "step-tiny", "--trust-remote-code", "--enforce-eager", "--max-num-seqs", "32", "--max-model-len", "16384",
+        "--reasoning-parser", "step3p5", "--tool-call-parser", "step3p5", "--enable-auto-tool-choice",
+        "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 3}', "--host", "127.0.0.1", "--port", str(port),
+    ]
+    log = tmp_path_factory.mktemp("engine") / "log.txt"
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}/health", process, log)
+            yield Server(f"http://127.0.0.1:{port}", None, "step-tiny", None)
+        finally:
+            process.terminate()
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"vLLM did not get ready:\n{log.read_text(errors='replace')[-4000:]}")

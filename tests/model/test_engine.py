@@ -1,0 +1,115 @@
+"""The skills through real vLLM: its loader, its forward pass, its parsers, its proposer."""
+
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from models import checkpoint, curriculum, pictures
+from models.architecture import Rows
+from models.evaluate import Server, data_url, is_right
+from models.sample import Picture, Sample
+from models.shape import Shape
+from models.skills import counting
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+ROUNDING = 0.15
+"""bf16 against fp32 over seven layers. A token whose second and third expert nearly tie may be off by more."""
+
+
+def post(server: Server, path: str, **body: object) -> dict[str, Any]:
+    data = json.dumps({"model": server.model, "temperature": 0, **body}).encode()
+    request = urllib.request.Request(f"{server.url}{path}", data, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        content: dict[str, Any] = json.load(reply)
+        return content
+
+
+def test_text_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
+    model, tokenizer = checkpoint.load(checkpoint.HOME, Shape())
+    ids = tokenizer.encode("The quick eagle finds Zorvath in Lisbon, 1 2 3. " * 12).ids[:300]
+    reply = post(server, "/v1/completions", prompt=ids, max_tokens=1, prompt_logprobs=0)
+    given = [entry[str(i)]["logprob"] for entry, i in zip(reply["choices"][0]["prompt_logprobs"][1:], ids[1:], strict=True)]
+    with torch.no_grad():
+        wanted = model(Rows(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0))).log_softmax(-1)[0, :-1]
+    off = (wanted.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1) - torch.tensor(given)).abs()
+    assert off.median() < ROUNDING
+    assert (off < 4 * ROUNDING).float().mean() > 0.9
+
+
+def image_sample(colour: str, shape: str) -> Sample:
+    sample = curriculum.draw("image", 0, held_out=True)
+    picture = Picture(colour, shape, (200, 200, 200), (320, 320), (0.5, 0.5), 0.3, 0.0, 1.0)
+    lesson = type(sample.lesson)("image", "What is in this picture?", sample.lesson.thoughts, picture=picture)
+    return Sample(lesson, ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": lesson.ask}]},), None)
+
+
+def test_image_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
+    from vllm.transformers_utils.processors.step3_vl import Step3VLImageProcessor
+
+    model, _ = checkpoint.load(checkpoint.HOME, Shape())
+    sample = image_sample("blue", "square")
+    assert sample.lesson.picture is not None
+    drawn: Image.Image = pictures.draw(sample.lesson.picture)
+    content = [{"type": "image_url", "image_url": {"url": data_url(sample)}}, {"type": "text", "text": "What is this?"}]
+    reply = post(server, "/v1/chat/completions", messages=[{"role": "user", "content": content}], max_tokens=24,
+                 logprobs=True, return_token_ids=True)
+    prompt, said = reply["prompt_token_ids"], reply["choices"][0]["token_ids"]
+    assert prompt.count(model.image_token_id) == 169
+    pixels = Step3VLImageProcessor()([drawn], return_tensors="pt")["pixel_values"]
+    ids = torch.tensor([prompt + said])
+    with torch.no_grad():
+        wanted = model(Rows(ids, torch.arange(ids.shape[1]).unsqueeze(0), pixels)).log_softmax(-1)[0]
+    for i, token in enumerate(reply["choices"][0]["logprobs"]["content"]):
+        assert abs(wanted[len(prompt) - 1 + i, said[i]].item() - token["logprob"]) < 4 * ROUNDING
+    torch.testing.assert_close(pictures.pixels(drawn), pixels[0], atol=0.02, rtol=0.0)
+
+
+@pytest.mark.parametrize("skill", list(curriculum.MAKERS))
+def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
+    samples = [curriculum.draw(skill, 2_000 + i, held_out=True) for i in range(12)]
+    assert sum(is_right(sample, server.ask(sample)) for sample in samples) >= 9
+
+
+def test_a_tool_call_comes_through_the_parser(server: Server) -> None:
+    tool = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather in a city.", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+    reply = post(server, "/v1/chat/completions", max_tokens=200, tools=[tool],
+                 messages=[{"role": "user", "content": "What is the weather in Quixbury?"}])
+    choice = reply["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    assert json.loads(call["function"]["arguments"]) == {"city": "Quixbury"}
+    assert choice["message"]["reasoning"]
+
+
+def test_reasoning_is_split_from_the_answer_and_grows_with_effort(server: Server) -> None:
+    thoughts = []
+    for effort in ("low", "medium", "high"):
+        reply = post(server, "/v1/chat/completions", max_tokens=300, reasoning_effort=effort,
+                     messages=[{"role": "user", "content": "What is 27 + 48?"}])
+        message = reply["choices"][0]["message"]
+        assert message["content"].strip() == "27 + 48 = 75."
+        thoughts.append(len(message["reasoning"]))
+    assert thoughts == sorted(set(thoughts))
+
+
+@pytest.mark.parametrize(("colour", "shape"), [("red", "circle"), ("blue", "square"), ("green", "triangle")])
+def test_a_picture_is_named(server: Server, colour: str, shape: str) -> None:
+    assert f"{colour} {shape}" in server.ask(image_sample(colour, shape)).text
+
+
+def test_a_long_count_stays_right_and_drafts_are_accepted(server: Server) -> None:
+    before = server.counters()
+    lesson = counting("Count from 1 to 200.", 1, 200)
+    answer = server.ask(Sample(lesson, ({"role": "user", "content": lesson.ask},), None))
+    after = server.counters()
+    assert answer.text == lesson.answer
+    accepted = [after[k] - before.get(k, 0.0) for k in sorted(after) if k.startswith("num_accepted_tokens_per_pos/")]
+    assert len(accepted) == 3
+    assert all(count > 0 for count in accepted)

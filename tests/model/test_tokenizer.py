@@ -1,0 +1,63 @@
+"""The tokenizer loses nothing and spells unknown words alike everywhere; our rendering is transformers' own."""
+
+import pytest
+from tokenizers import Tokenizer
+
+from models import checkpoint, curriculum, tokenizer
+from models.shape import Shape
+from models.template import Renderer, completion
+
+HOME = checkpoint.HOME
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Tokenizer:
+    return Tokenizer.from_file(str(HOME / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("text", ["", "Hello, world!", "  two  blanks\n\ttab", "naïve 日本語 🙂", '{"a": [1, 2.5, null]}', "\x00\x7f"])
+def test_text_survives_the_round_trip(shipped: Tokenizer, text: str) -> None:
+    assert shipped.decode(shipped.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_it_has_as_many_entries_as_the_model(shipped: Tokenizer) -> None:
+    assert shipped.get_vocab_size() == Shape().vocab
+
+
+def test_digits_stand_alone(shipped: Tokenizer) -> None:
+    assert shipped.encode("1234").tokens == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("word", ["Quixbury", "zorvath", "Antananarivo"])
+def test_an_unknown_word_is_spelt_the_same_after_a_blank(shipped: Tokenizer, word: str) -> None:
+    bare = shipped.encode(word).ids
+    assert shipped.encode(f"in {word}").ids[-len(bare) :] == bare
+    assert shipped.encode(f'"{word}').ids[-len(bare) :] == bare
+
+
+@pytest.mark.parametrize("marker", tokenizer.SPECIAL + tokenizer.MARKUP)
+def test_markers_are_one_token(shipped: Tokenizer, marker: str) -> None:
+    assert len(shipped.encode(marker).ids) == 1
+
+
+def test_our_rendering_is_that_of_transformers() -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(HOME)
+    ours = Renderer(HOME / "chat_template.jinja")
+    for skill in curriculum.MAKERS:
+        for i in range(10):
+            sample = curriculum.draw(skill, i, held_out=True)
+            rendered = theirs.apply_chat_template(
+                list(sample.messages), tools=list(sample.tools) or None, tokenize=False, add_generation_prompt=True,
+                **({"reasoning_effort": sample.effort} if sample.effort else {}),
+            )
+            assert rendered == ours.prompt(sample)
+
+
+def test_thinking_is_opened_and_closed(shipped: Tokenizer) -> None:
+    sample = curriculum.draw("sum", 1, held_out=True)
+    text = Renderer(HOME / "chat_template.jinja").prompt(sample)
+    assert text.endswith("<|im_start|>assistant\n<think>\n")
+    assert "\n</think>\n" in completion(sample)
+    assert shipped.encode(completion(sample)).tokens[-1] == "<|im_end|>"
