@@ -34,6 +34,10 @@ EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """The model knows low, medium and high; the APIs know more. Anything else is left for vLLM to refuse."""
 
 
+DISCONNECT_GRACE_S = 1.0
+"""What vLLM's handlers get to stop by themselves when the client is gone: a few turns of the event loop are enough."""
+
+
 @dataclass(frozen=True)
 class Route:
     """A served path. `needs_key` is False for what load balancers and probes ask."""
@@ -219,7 +223,17 @@ class _Exchange:
                 self._client_left = True
             return message
 
-        await self._gate.app({**self._scope, "headers": headers}, receive, self._send)
+        app = asyncio.ensure_future(self._gate.app({**self._scope, "headers": headers}, receive, self._send))
+        try:
+            await asyncio.shield(app)
+        except asyncio.CancelledError:
+            # Ray Serve cancels us when the client leaves. vLLM's handlers (`with_cancellation`) do not pass that on to
+            # what they have started, which would run to its end; they stop it at the disconnect, which is on its way.
+            try:
+                await asyncio.wait([app], timeout=DISCONNECT_GRACE_S)
+            finally:
+                app.cancel()
+            raise
 
     async def _read_body(self) -> bytes | None:
         limit = self._gate.settings.max_body_bytes
