@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
+from bench.client import RunFailed
 from bench.measure import Load, measure
 from bench.servers import BARE, OURS, PROXY, StartFailed, Topology, ours
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = Load(prompts=options.prompts or (QUICK if options.quick else Load()).prompts, rounds=rounds)
     try:
         result = measure(_topologies(options), load, lambda line: print(line, file=sys.stderr, flush=True))
-    except StartFailed as error:
+    except (StartFailed, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:

@@ -24,7 +24,7 @@ from typing import Any, Self
 import psutil
 
 from serve_app import config, deployment, machine, profile
-from serve_app.start.serve_child import end_run
+from serve_app.start.serve_child import CHILD_ENV, end_run
 from serve_app.yaml_lines import YamlDocument
 
 PROFILE = "cpu-demo"
@@ -141,7 +141,7 @@ class Servers:
                 cwd=profile.ROOT,
                 env={
                     **os.environ,
-                    **(engine_environment() if topology.kind == "bare" else {"RAY_TMPDIR": str(folder)}),
+                    **(engine_environment() if topology.kind == "bare" else ray_environment(topology, folder)),
                     **topology.environment,
                     machine.RUN_MARK: self._mark,
                 },
@@ -178,6 +178,11 @@ def bare_command(port: int) -> list[str]:
 def engine_environment() -> dict[str, str]:
     """What the profile sets for the engine's processes."""
     return dict(_profile().engine.env)
+
+
+def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
+    """A Ray of its own: ours as `make serve` starts it, the default path as Ray does."""
+    return {**(CHILD_ENV if topology.kind == "ours" else {}), "RAY_TMPDIR": str(folder)}
 
 
 def _profile() -> config.AppConfig:

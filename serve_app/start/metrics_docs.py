@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from ray.util.metrics import Counter
@@ -16,7 +15,7 @@ PAGE = ROOT / "docs" / "metrics.md"
 INTRODUCTION = """\
 # Metrics
 
-Written by `python -m serve_app.start.metrics_docs` from `serve_app/metrics.py`.
+Written by `python -m serve_app docs` from `serve_app/metrics.py`.
 
 All of them are on the metrics endpoint that Ray has on every node, without a token; `docs/operations.md` says where,
 and which queries to begin with. A counter appears with its first count. Histograms have `_bucket`, `_sum` and `_count`.
@@ -82,13 +81,3 @@ def _vllm() -> Iterator[str]:
     yield from ("| metric | |", "| --- | --- |")
     for name, about in VLLM.items():
         yield f"| `ray_vllm_{name}` | {about} |"
-
-
-def main() -> int:
-    """Returns the exit status."""
-    PAGE.write_text(markdown(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
