@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ray.util.metrics import Counter
-
 from serve_app.metrics import IngressMetrics
 from serve_app.outcome import Outcome
 from serve_app.profile import ROOT
@@ -67,7 +65,7 @@ def _ours() -> Iterator[str]:
     yield from ("| metric | labels | |", "| --- | --- | --- |")
     for metric in vars(IngressMetrics()).values():
         about = metric.info
-        kind = "counter" if isinstance(metric, Counter) else "histogram"
+        kind = "histogram" if "boundaries" in about else "counter"
         name = f"ray_{about['name']}{'_total' if kind == 'counter' else ''}"
         labels = ", ".join(f"`{key}`" for key in about["tag_keys"]) or "none"
         yield f"| `{name}` ({kind}) | {labels} | {about['description']} |"
