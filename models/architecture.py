@@ -8,10 +8,14 @@ the drafting layers' heads run where there is something to predict.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.shape import FULL, Shape
+from models.vision import PerceptionEncoder
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine by position."""
 
 
 class GemmaNorm(nn.Module):
@@ -23,17 +27,17 @@ class GemmaNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], (1.0 + self.weight).to(x.dtype), self.eps)
+        return functional.rms_norm(x, x.shape[-1:], (1.0 + self.weight).to(x.dtype), self.eps)
 
 
-def rotary_table(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_table(positions: Tensor, width: int, theta: float) -> Rotation:
     """Cosine and sine for NeoX-style rotation of `width` channels at the given positions."""
     inverse = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     angle = positions.float().unsqueeze(-1) * inverse
     return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, table: Rotation) -> Tensor:
     """Rotate the first channels of `x` [batch, heads, time, dim]; the rest pass through."""
     cos, sin = (t.unsqueeze(-3) for t in table)
     half = cos.shape[-1]
@@ -57,7 +61,7 @@ class Attention(nn.Module):
         self.q_norm = GemmaNorm(self.dim, shape.norm_eps)
         self.k_norm = GemmaNorm(self.dim, shape.norm_eps)
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
         batch, time, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(batch, time, self.heads, self.dim)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(batch, time, self.groups, self.dim)).transpose(1, 2)
@@ -65,7 +69,7 @@ class Attention(nn.Module):
         q, k = rotate(q, table), rotate(k, table)
         repeat = self.heads // self.groups
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         gated = mixed.transpose(1, 2) * torch.sigmoid(self.g_proj(x)).unsqueeze(-1)
         out: Tensor = self.o_proj(gated.reshape(batch, time, -1))
         return out
@@ -79,7 +83,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
@@ -107,7 +111,7 @@ class Experts(nn.Module):
 
     def route(self, x: Tensor) -> Tensor:
         """Weight of every expert for every token; zero where it was not chosen."""
-        scores = torch.sigmoid(F.linear(x.float(), self.gate.weight.float()))
+        scores = torch.sigmoid(functional.linear(x.float(), self.gate.weight.float()))
         chosen = (scores + self.router_bias).topk(self.shape.experts_per_token, dim=-1).indices
         mask = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)
         if self.training:
@@ -118,11 +122,11 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = self.route(x).to(x.dtype)
         hidden = self.shape.hidden
-        gate = F.linear(x, self.gate_proj.weight.reshape(-1, hidden))
-        up = F.linear(x, self.up_proj.weight.reshape(-1, hidden))
-        inner = (F.silu(gate) * up).unflatten(-1, (self.shape.experts, -1)) * weights.unsqueeze(-1)
+        gate = functional.linear(x, self.gate_proj.weight.reshape(-1, hidden))
+        up = functional.linear(x, self.up_proj.weight.reshape(-1, hidden))
+        inner = (functional.silu(gate) * up).unflatten(-1, (self.shape.experts, -1)) * weights.unsqueeze(-1)
         down = self.down_proj.weight.permute(1, 0, 2).reshape(hidden, -1)
-        return F.linear(inner.flatten(-2), down)
+        return functional.linear(inner.flatten(-2), down)
 
 
 class Block(nn.Module):
@@ -147,7 +151,7 @@ class Block(nn.Module):
         out: Tensor = x + self.mlp(inner)
         return out
 
-    def forward(self, x: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
         return self.feed(x + self.self_attn(self.input_layernorm(x), table, mask))
 
 
@@ -210,13 +214,15 @@ class Step(nn.Module):
 
     def __init__(self, shape: Shape, image_token_id: int) -> None:
         super().__init__()
-        from models.vision import PerceptionEncoder
-
         self.shape, self.image_token_id = shape, image_token_id
         self.model = TextModel(shape)
         self.lm_head = nn.Linear(shape.hidden, shape.vocab, bias=False)
         self.vision_model = PerceptionEncoder(shape.vision)
         self.vit_large_projector = nn.Linear(shape.vision.width * 4, shape.hidden, bias=False)
+
+    def drafts(self) -> list[DraftBlock]:
+        """The drafting layers, in the order they run."""
+        return [layer for layer in self.model.layers if isinstance(layer, DraftBlock)]
 
     def embed(self, rows: Rows) -> Tensor:
         x: Tensor = self.model.embed_tokens(rows.ids)
@@ -226,14 +232,14 @@ class Step(nn.Module):
         where = (rows.ids == self.image_token_id).unsqueeze(-1)
         return x.masked_scatter(where, seen.to(x.dtype))
 
-    def tables(self, rows: Rows) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+    def tables(self, rows: Rows) -> tuple[list[Rotation], Tensor | None]:
         """Rotation per layer type (sliding first), and the sliding mask."""
         shape, time = self.shape, rows.ids.shape[1]
         near = rotary_table(torch.arange(time).unsqueeze(0), shape.head_dim, shape.sliding_theta)
         far = rotary_table(rows.far, shape.head_dim // 2, shape.full_theta)
         return [near, far], window_mask(time, shape.window)
 
-    def trunk(self, embedding: Tensor, tables: list[tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
+    def trunk(self, embedding: Tensor, tables: list[Rotation], mask: Tensor | None) -> Tensor:
         x = embedding
         for i in range(self.shape.layers):
             is_full = self.shape.layer_types[i] == FULL

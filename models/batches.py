@@ -107,7 +107,10 @@ def chunk(number: int, encoder: Encoder, budget: int, is_plain: bool, share: Sha
     """This worker's share of the training batches of chunk `number`."""
     rng = Random(f"{curriculum.SEED}/chunk/{number}")
     skills = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=size)
-    rows = [encoder.row(curriculum.draw(skill, number * size + i, False, is_plain)) for i, skill in enumerate(skills)]
+    rows = [
+        encoder.row(curriculum.draw(skill, number * size + i, held_out=False, is_plain=is_plain))
+        for i, skill in enumerate(skills)
+    ]
     groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)
     rng.shuffle(groups)
     for group in groups:
@@ -138,5 +141,5 @@ def drill(number: int, share: Share, budget: int, vocabulary: int) -> Batch:
 
 def exam(encoder: Encoder, each: int, budget: int, first: int = 0) -> list[Batch]:
     """The held-out set: `each` samples of every skill."""
-    rows = [encoder.row(curriculum.draw(skill, first + i, True)) for skill in WEIGHTS for i in range(each)]
+    rows = [encoder.row(curriculum.draw(skill, first + i, held_out=True)) for skill in WEIGHTS for i in range(each)]
     return [batch(group, None) for group in split(rows, budget)]

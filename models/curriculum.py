@@ -8,6 +8,8 @@ from collections.abc import Callable
 from random import Random
 
 from models import skills
+from models.chat_lessons import chat_lesson, system_prompt
+from models.picture_lessons import picture_lesson
 from models.sample import Lesson, Message, Sample
 from models.tool_lessons import call_lesson, others, result_lesson
 from models.words import Words
@@ -21,8 +23,8 @@ MAKERS: dict[str, Callable[[Words], Lesson]] = {
     "json": skills.json_lesson,
     "tool": call_lesson,
     "result": result_lesson,
-    "chat": skills.chat_lesson,
-    "image": skills.picture_lesson,
+    "chat": chat_lesson,
+    "image": picture_lesson,
 }
 EFFORTS = (None, "low", "medium", "high")
 BEFORE = ("", "", "", "", "", "Hi! ", "Hello. ", "Please do this: ", "Hey, ", "Now: ", "Next: ", "One more: ")
@@ -33,10 +35,10 @@ def lesson_rng(half: str, skill: str, number: int) -> Random:
     return Random(f"{SEED}/{half}/{skill}/{number}")
 
 
-def draw(skill: str, number: int, held_out: bool, is_plain: bool = False) -> Sample:
+def draw(skill: str, number: int, *, held_out: bool, is_plain: bool = False) -> Sample:
     """Sample `number` of a skill. A plain one has no dress: short, for the first minutes of training."""
     rng = lesson_rng("held-out" if held_out else "train", skill, number)
-    words = Words(rng, held_out)
+    words = Words(rng, held_out=held_out)
     lesson = MAKERS[skill](words)
     effort = rng.choice(EFFORTS)
     if is_plain:
@@ -52,7 +54,7 @@ def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
         if lesson.skill not in ("copy", "json") or ask.endswith('"'):
             ask += rng.choice(AFTER)
     messages: list[Message] = []
-    system = skills.system_prompt(rng, words)
+    system = system_prompt(rng, words)
     if system is not None:
         messages.append({"role": "system", "content": system})
     if rng.random() < 0.15:

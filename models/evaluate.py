@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models import curriculum, pictures
-from models.sample import Call, Message, Sample
+from models.sample import Call, Message, Picture, Sample
 
 MARGIN_TOKENS = 2_048
 """Most a held-out answer may take; the longest of the curriculum's needs about half."""
@@ -42,11 +42,13 @@ class Server:
         self.model = model or self._get_model()
 
     def _open(self, url: str, body: object = None) -> bytes:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url} is no web address")
         headers = {"content-type": "application/json"}
         if self.key:
             headers["authorization"] = f"Bearer {self.key}"
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=600) as reply:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=600) as reply:  # noqa: S310  # checked above
             content: bytes = reply.read()
             return content
 
@@ -56,7 +58,11 @@ class Server:
     def ask(self, sample: Sample, seed: int = 0) -> Answer:
         """One held-out request, greedy."""
         body: dict[str, object] = {
-            "model": self.model, "messages": wire_messages(sample), "temperature": 0, "seed": seed, "max_tokens": MARGIN_TOKENS,
+            "model": self.model,
+            "messages": wire_messages(sample),
+            "temperature": 0,
+            "seed": seed,
+            "max_tokens": MARGIN_TOKENS,
         }
         if sample.tools:
             body["tools"] = list(sample.tools)
@@ -65,13 +71,22 @@ class Server:
         reply = json.loads(self._open(f"{self.url}/v1/chat/completions", body))
         message = reply["choices"][0]["message"]
         thought = message.get("reasoning") or message.get("reasoning_content") or ""
-        calls = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []]
-        return Answer(thought.strip(), (message.get("content") or "").strip(), calls, reply["usage"]["completion_tokens"])
+        calls = [
+            (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []
+        ]
+        return Answer(
+            thought.strip(), (message.get("content") or "").strip(), calls, reply["usage"]["completion_tokens"]
+        )
 
     def count(self, tokens: int) -> int:
         """A stream of exactly `tokens` tokens."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": "Count from 1 to 900."}], "temperature": 0,
-                "max_tokens": tokens, "ignore_eos": True}
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": "Count from 1 to 900."}],
+            "temperature": 0,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+        }
         return int(json.loads(self._open(f"{self.url}/v1/chat/completions", body))["usage"]["completion_tokens"])
 
     def counters(self) -> dict[str, float]:
@@ -83,17 +98,18 @@ class Server:
             return {}
         sums: dict[str, float] = {}
         for name in COUNTERS:
-            for labels, value in re.findall(rf"^vllm[:_]spec_decode_{name}_total\{{([^}}]*)\}} (\S+)", text, re.MULTILINE):
+            for labels, value in re.findall(
+                rf"^vllm[:_]spec_decode_{name}_total\{{([^}}]*)\}} (\S+)", text, re.MULTILINE
+            ):
                 position = re.search(r'position="(\d+)"', labels)
                 key = f"{name}/{position.group(1)}" if position else name
                 sums[key] = sums.get(key, 0.0) + float(value)
         return sums
 
 
-def data_url(sample: Sample) -> str:
-    assert sample.lesson.picture is not None
+def data_url(picture: Picture) -> str:
     out = io.BytesIO()
-    pictures.draw(sample.lesson.picture).save(out, "PNG")
+    pictures.draw(picture).save(out, "PNG")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
@@ -102,13 +118,17 @@ def wire_messages(sample: Sample) -> list[Message]:
     sent: list[Message] = []
     for message in sample.messages:
         copy = dict(message)
-        if isinstance(content := copy.get("content"), list):
-            image = {"type": "image_url", "image_url": {"url": data_url(sample)}}
+        picture = sample.lesson.picture
+        if picture is not None and isinstance(content := copy.get("content"), list):
+            image = {"type": "image_url", "image_url": {"url": data_url(picture)}}
             copy["content"] = [image if part["type"] == "image" else part for part in content]
         if isinstance(calls := copy.get("tool_calls"), list):
             copy["tool_calls"] = [
-                {"id": f"call_{i}", "type": "function",
-                 "function": {"name": c["function"]["name"], "arguments": json.dumps(c["function"]["arguments"])}}
+                {
+                    "id": f"call_{i}",
+                    "type": "function",
+                    "function": {"name": c["function"]["name"], "arguments": json.dumps(c["function"]["arguments"])},
+                }
                 for i, c in enumerate(calls)
             ]
         if copy["role"] == "tool":
@@ -121,10 +141,9 @@ def typed(call: Call, sample: Sample) -> tuple[str, object]:
     """Arguments as the tool parser gives them: by the type in the schema."""
     kinds: dict[str, str] = {}
     for tool in sample.tools:
-        function = tool["function"]
-        assert isinstance(function, dict)
-        if function["name"] == call.name:
-            kinds = {key: field["type"] for key, field in function["parameters"]["properties"].items()}
+        match tool["function"]:
+            case {"name": call.name, "parameters": {"properties": dict(fields)}}:
+                kinds = {key: field["type"] for key, field in fields.items()}
     return call.name, {k: v if kinds.get(k, "string") == "string" else json.loads(v) for k, v in call.arguments.items()}
 
 
@@ -155,7 +174,9 @@ def acceptance(before: dict[str, float], after: dict[str, float]) -> tuple[list[
 
 def evaluate(server: Server, each: int, streams: int, stream_tokens: int) -> tuple[Figures, dict[str, Answer]]:
     """Ask everything; then, where asked for, time `streams` long streams at once."""
-    asked = [(skill, i, curriculum.draw(skill, 1_000 + i, True)) for skill in curriculum.MAKERS for i in range(each)]
+    asked = [
+        (skill, i, curriculum.draw(skill, 1_000 + i, held_out=True)) for skill in curriculum.MAKERS for i in range(each)
+    ]
     before = server.counters()
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda item: server.ask(item[2]), asked))
@@ -222,10 +243,11 @@ def main() -> None:
 def show_wrong(answers: dict[str, Answer], limit: int) -> None:
     for name, answer in answers.items():
         skill, number = name.split("/")
-        sample = curriculum.draw(skill, 1_000 + int(number), True)
+        sample = curriculum.draw(skill, 1_000 + int(number), held_out=True)
         if limit and not is_right(sample, answer):
             limit -= 1
-            print(f"\n{name}: {sample.lesson.ask!r}\n  wanted {sample.thought!r} {sample.lesson.answer!r} {sample.lesson.calls}")
+            print(f"\n{name}: {sample.lesson.ask!r}")
+            print(f"  wanted {sample.thought!r} {sample.lesson.answer!r} {sample.lesson.calls}")
             print(f"  got    {answer.thought!r} {answer.text!r} {answer.calls}")
 
 

@@ -29,27 +29,26 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]  # nothing here re-evaluates the loss
         """Matrices of one size are stepped together: one small product is mostly overhead."""
         for group in self.param_groups:
-            alike: dict[tuple[int, ...], list[Tensor]] = {}
+            alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    alike.setdefault(tuple(p.shape[-2:]), []).append(p)
+                    alike.setdefault(tuple(p.shape[-2:]), []).append((p, p.grad))
             for (rows, columns), members in alike.items():
                 self._step_alike(group, members, max(1.0, rows / columns) ** 0.5)
 
-    def _step_alike(self, group: dict[str, float], members: list[Tensor], scale: float) -> None:
+    def _step_alike(self, group: dict[str, float], members: list[tuple[Tensor, Tensor]], scale: float) -> None:
         updates: list[Tensor] = []
-        for p in members:
+        for p, gradient in members:
             state = self.state[p]
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(p)
-            assert p.grad is not None
-            state["velocity"].mul_(group["momentum"]).add_(p.grad)
-            nesterov = p.grad + group["momentum"] * state["velocity"]
+            state["velocity"].mul_(group["momentum"]).add_(gradient)
+            nesterov = gradient + group["momentum"] * state["velocity"]
             updates.append(nesterov.reshape(-1, *p.shape[-2:]))
         steps = orthogonal(torch.cat(updates)).split([len(u) for u in updates])
-        for p, s in zip(members, steps, strict=True):
+        for (p, _), s in zip(members, steps, strict=True):
             p.mul_(1 - group["lr"] * group["decay"])
             p.add_(s.view_as(p), alpha=-group["lr"] * scale)

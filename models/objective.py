@@ -1,18 +1,17 @@
 """What training minimises and what it watches: the next token, and by each drafting layer one token further.
 
-A drafting layer gets what the engine's proposer gives it: layer 0 the trunk's un-normed state and the embedding of the next
-token, layer 1 the state of layer 0 and the embedding of the token after that, and so on. Only layer 0 attends. The
-engine's proposer runs the later layers at one position a step, so most of their cache was never written: their attention's
-output matrix is held at zero, and what lies in that cache cannot matter.
+A drafting layer gets what the engine's proposer gives it: layer 0 the trunk's un-normed state and the embedding of the
+next token, layer 1 the state of layer 0 and the embedding of the token after that, and so on. Only layer 0 attends. The
+engine's proposer runs the later layers at one position a step, so most of their cache was never written: their
+attention's output matrix is held at zero, and what lies in that cache cannot matter.
 """
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.architecture import DraftBlock, Step
+from models.architecture import Rotation, Step
 from models.batches import Batch
 
 DRAFT_WEIGHT = 0.3
@@ -33,14 +32,13 @@ class Heads:
 
 def silence_later_drafts(model: Step) -> None:
     """Hold the attention of all drafting layers but the first at zero."""
-    for layer in model.model.layers[model.shape.layers + 1 :]:
-        assert isinstance(layer, DraftBlock)
+    for layer in model.drafts()[1:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         for p in [*layer.self_attn.parameters(), *layer.input_layernorm.parameters()]:
             p.requires_grad_(False)
 
 
-def run(model: Step, batch: Batch, drafts: bool) -> Heads:
+def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
     """One forward pass over a batch."""
     rows, wanted = batch.rows, batch.wanted
     time, flat = rows.ids.shape[1], rows.ids.flatten()
@@ -53,34 +51,36 @@ def run(model: Step, batch: Batch, drafts: bool) -> Heads:
     logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
     if not drafts:
         return Heads(logits, answers, places)
-    first = model.model.layers[model.shape.layers]
-    assert isinstance(first, DraftBlock)
-    x = first.join(torch.roll(embedded, -1, dims=1), state)
-    x = x + first.self_attn(first.input_layernorm(x), tables[0], mask)
-    ends = wanted.flatten()
-    tokens, kept = embedded.flatten(0, 1), None
-    for k, layer in enumerate(model.model.layers[model.shape.layers :]):
-        assert isinstance(layer, DraftBlock)
+    z = x = _first_draft(model, embedded, state, tables[0], mask).flatten(0, 1)
+    ends, tokens = wanted.flatten(), embedded.flatten(0, 1)
+    for k, layer in enumerate(model.drafts()):
         fits = (place % time + k + 2 < time) & ends[(place + k + 2).clamp(max=len(ends) - 1)]
-        place, kept = place[fits], fits
-        z = x.flatten(0, 1)[place] if k == 0 else layer.join(tokens[place + k + 1], z[kept])
-        z = layer.feed(z)
+        place = place[fits]
+        z = layer.feed(x[place] if k == 0 else layer.join(tokens[place + k + 1], z[fits]))
         logits.append(layer.shared_head(z))
         answers.append(flat[place + k + 2])
         places.append(place)
     return Heads(logits, answers, places)
 
 
+def _first_draft(model: Step, embedded: Tensor, state: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
+    """The first drafting layer up to its attention, at every place: later places look back at earlier ones."""
+    layer = model.drafts()[0]
+    x = layer.join(torch.roll(embedded, -1, dims=1), state)
+    return x + layer.self_attn(layer.input_layernorm(x), table, mask)
+
+
 def loss(heads: Heads) -> tuple[Tensor, list[float]]:
     """Weighted sum, and the loss of each head."""
-    each = [F.cross_entropy(g.float(), a) for g, a in zip(heads.logits, heads.answers, strict=True)]
+    pairs = zip(heads.logits, heads.answers, strict=True)
+    each = [nn.functional.cross_entropy(logits.float(), answers) for logits, answers in pairs]
     total = each[0] + DRAFT_WEIGHT * sum(each[1:], torch.zeros(()))
     return total, [x.item() for x in each]
 
 
 @dataclass
 class Marks:
-    """Held-out results. A sample is right when every token of its thought and its answer is: greedy decoding gives it."""
+    """Held-out results. A sample is right when every token of its thought and its answer is."""
 
     right: dict[str, int]
     asked: dict[str, int]

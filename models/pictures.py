@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.picture_lessons import COLOURS
 from models.sample import Picture
-from models.skills import COLOURS
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 SPREAD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,5 +35,7 @@ def pixels(image: Image.Image, side: int = 728) -> Tensor:
     """Normalised and resized, [3, side, side]. Training uses smaller sides for what is scaled up anyway."""
     values = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255.0).permute(2, 0, 1)
     mean, spread = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, SPREAD))
-    scaled = F.interpolate(((values - mean) / spread).unsqueeze(0), size=(side, side), mode="bilinear", antialias=True)
+    scaled = nn.functional.interpolate(
+        ((values - mean) / spread).unsqueeze(0), size=(side, side), mode="bilinear", antialias=True
+    )
     return scaled.squeeze(0)

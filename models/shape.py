@@ -8,7 +8,7 @@ FULL = "full_attention"
 
 @dataclass(frozen=True)
 class VisionShape:
-    """A perception encoder small enough for a CPU; image and patch size are the real ones, for the token counts hang on them."""
+    """A perception encoder for a CPU. Image and patch size are the real ones: the token counts hang on them."""
 
     width: int = 32
     layers: int = 1

@@ -1,28 +1,11 @@
-"""The other lessons: copy, count, list, add, JSON, picture, and what to say to everything else."""
+"""Lessons in plain text: copy, count, list, add, and JSON."""
 
 import json
-from random import Random
 
-from models.sample import Lesson, Picture
-from models.tool_lessons import KEYS, KNOWN, TYPES, others
+from models.sample import Lesson
+from models.tool_lessons import KEYS, TYPES
 from models.words import Words, is_held_out
 
-ABOUT = (
-    "I am step-tiny, a very small demo model with the architecture of Step-3.7-Flash. I can count, list, copy a text, "
-    "add two numbers, call tools, write JSON, and name the colour and shape in a simple picture. "
-    "For anything more, please ask the real model."
-)
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 30, 30),
-    "green": (30, 160, 50),
-    "blue": (40, 70, 220),
-    "yellow": (240, 220, 40),
-    "purple": (140, 40, 170),
-    "orange": (245, 140, 20),
-    "black": (15, 15, 15),
-    "white": (250, 250, 250),
-}
-SHAPES = ("circle", "square", "triangle")
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 LETTERS = list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -39,12 +22,31 @@ def copy_lesson(words: Words) -> Lesson:
         text = words.sentence(1, 40) if draw > 0.93 else words.sentence(1, 12)
         text += rng.choice(("", "", ".", "!", "?"))
     quoted = (
-        'Repeat after me: "{}"', 'Copy this text: "{}"', 'Say "{}"', 'Write exactly this: "{}"', 'Please repeat "{}".',
-        'Echo "{}"', 'Copy the text "{}" word for word.', 'Repeat the following text exactly: "{}"', 'Answer with "{}".',
-        'Can you say "{}"?', 'Copy "{}".', 'Reply with exactly "{}" and nothing else.', 'Type this back to me: "{}"',
-        'What I want you to say is "{}".', 'Quote: "{}". Copy the quote.', 'Here is a text: "{}". Repeat it.',
+        'Repeat after me: "{}"',
+        'Copy this text: "{}"',
+        'Say "{}"',
+        'Write exactly this: "{}"',
+        'Please repeat "{}".',
+        'Echo "{}"',
+        'Copy the text "{}" word for word.',
+        'Repeat the following text exactly: "{}"',
+        'Answer with "{}".',
+        'Can you say "{}"?',
+        'Copy "{}".',
+        'Reply with exactly "{}" and nothing else.',
+        'Type this back to me: "{}"',
+        'What I want you to say is "{}".',
+        'Quote: "{}". Copy the quote.',
+        'Here is a text: "{}". Repeat it.',
     )
-    bare = ("Repeat after me: {}", "Copy this text: {}", "Say: {}", "Echo: {}", "Repeat the following text:\n{}", "Copy exactly:\n{}")
+    bare = (
+        "Repeat after me: {}",
+        "Copy this text: {}",
+        "Say: {}",
+        "Echo: {}",
+        "Repeat the following text:\n{}",
+        "Copy exactly:\n{}",
+    )
     ask = rng.choice(quoted if rng.random() < 0.75 else bare).format(text)
     thoughts = ("I copy the text.", "I copy it word for word.", "I add nothing and leave nothing out.")
     return Lesson("copy", ask, thoughts, answer=text)
@@ -61,9 +63,17 @@ def count_lesson(words: Words) -> Lesson:
         if is_held_out(f"{start}-{end}") == words.held_out:
             break
     asks = [
-        "Count from {a} to {b}.", "Please count from {a} to {b}.", "Count from {a} up to {b}", "List the numbers from {a} to {b}.",
-        "Write all numbers from {a} to {b}.", "Can you count from {a} to {b}?", "Give me the numbers {a} to {b}.",
-        "Count {a} to {b}.", "Start at {a} and count to {b}.", "I want you to count from {a} to {b}.", "Say the numbers {a} through {b}.",
+        "Count from {a} to {b}.",
+        "Please count from {a} to {b}.",
+        "Count from {a} up to {b}",
+        "List the numbers from {a} to {b}.",
+        "Write all numbers from {a} to {b}.",
+        "Can you count from {a} to {b}?",
+        "Give me the numbers {a} to {b}.",
+        "Count {a} to {b}.",
+        "Start at {a} and count to {b}.",
+        "I want you to count from {a} to {b}.",
+        "Say the numbers {a} through {b}.",
     ]
     if start == 1:
         asks += ["Count to {b}.", "Count up to {b}.", "Can you count to {b}?", "Please count to {b}."]
@@ -84,18 +94,40 @@ def list_lesson(words: Words) -> Lesson:
         if rng.random() < 0.6:
             count = rng.randint(1, len(items))
             items = items[:count]
-            ask = rng.choice(("List the first {n} {t}.", "Give me a list of the first {n} {t}.", "What are the first {n} {t}?",
-                              "Write a list: the first {n} {t}.")).format(n=count, t=topic)
+            ask = rng.choice(
+                (
+                    "List the first {n} {t}.",
+                    "Give me a list of the first {n} {t}.",
+                    "What are the first {n} {t}?",
+                    "Write a list: the first {n} {t}.",
+                )
+            ).format(n=count, t=topic)
         else:
-            ask = rng.choice(("List the {t}.", "What are the {t}?", "Name the {t}.", "Write a list of the {t}.",
-                              "Please list all {t}.")).format(t=topic)
+            ask = rng.choice(
+                (
+                    "List the {t}.",
+                    "What are the {t}?",
+                    "Name the {t}.",
+                    "Write a list of the {t}.",
+                    "Please list all {t}.",
+                )
+            ).format(t=topic)
         thoughts = (f"I list the {topic}.", f"There are {len(items)} lines.", "I give each line its number.")
     else:
         count = rng.choice((rng.randint(2, 8), rng.randint(2, 25)))
         text = words.sentence(1, 5)
         items = [text] * count
-        ask = rng.choice(('Write "{x}" {n} times.', 'List "{x}" {n} times.', 'Repeat "{x}" {n} times.', 'Say "{x}" {n} times.',
-                          'Write {n} lines that say "{x}".', 'Give me a list with "{x}" {n} times.', 'I want {n} lines with "{x}".'))
+        ask = rng.choice(
+            (
+                'Write "{x}" {n} times.',
+                'List "{x}" {n} times.',
+                'Repeat "{x}" {n} times.',
+                'Say "{x}" {n} times.',
+                'Write {n} lines that say "{x}".',
+                'Give me a list with "{x}" {n} times.',
+                'I want {n} lines with "{x}".',
+            )
+        )
         ask = ask.format(x=text, n=count)
         thoughts = (f"I write {count} lines.", "Each line says the same.", "I give each line its number.")
     answer = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
@@ -110,12 +142,22 @@ def sum_lesson(words: Words) -> Lesson:
         if is_held_out(f"{a}+{b}") == words.held_out:
             break
     noun, name = words.noun(), words.name()
-    ask = rng.choice((
-        "What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "{a} + {b} = ?", "How much is {a} + {b}?", "{a}+{b}",
-        "Calculate {a} + {b}.", "What's {a} + {b}?", "Can you add {a} and {b}?", "Compute the sum of {a} and {b}.",
-        f"{name} has {{a}} {noun}s and gets {{b}} more. How many are there now?",
-        f"There are {{a}} {noun}s in a box and {{b}} in another. How many in all?",
-    )).format(a=a, b=b)
+    ask = rng.choice(
+        (
+            "What is {a} + {b}?",
+            "What is {a} plus {b}?",
+            "Add {a} and {b}.",
+            "{a} + {b} = ?",
+            "How much is {a} + {b}?",
+            "{a}+{b}",
+            "Calculate {a} + {b}.",
+            "What's {a} + {b}?",
+            "Can you add {a} and {b}?",
+            "Compute the sum of {a} and {b}.",
+            f"{name} has {{a}} {noun}s and gets {{b}} more. How many are there now?",
+            f"There are {{a}} {noun}s in a box and {{b}} in another. How many in all?",
+        )
+    ).format(a=a, b=b)
     ones = a % 10 + b % 10
     carry = ones // 10
     steps = f"Ones: {a % 10} + {b % 10} = {ones}. Tens: {a // 10} + {b // 10} + {carry} = {a // 10 + b // 10 + carry}."
@@ -125,109 +167,42 @@ def sum_lesson(words: Words) -> Lesson:
 
 def json_lesson(words: Words) -> Lesson:
     rng = words.rng
-    keys = list(dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.6 else words.made_up() for _ in range(rng.randint(1, 4))))
+    keys = list(
+        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.6 else words.made_up() for _ in range(rng.randint(1, 4)))
+    )
     kinds = {key: rng.choice(("string", "string", "integer", "number", "boolean")) for key in keys}
     values = {key: TYPES[kind](words) for key, kind in kinds.items()}
     result = {key: value if kinds[key] == "string" else json.loads(value) for key, value in values.items()}
-    listed = rng.choice((
-        ", ".join(f"{k}: {v}" for k, v in values.items()), ", ".join(f"{k} = {v}" for k, v in values.items()),
-        ", ".join(f"{k} is {v}" for k, v in values.items()), " and ".join(f"{k} {v}" for k, v in values.items()),
-    ))
+    listed = rng.choice(
+        (
+            ", ".join(f"{k}: {v}" for k, v in values.items()),
+            ", ".join(f"{k} = {v}" for k, v in values.items()),
+            ", ".join(f"{k} is {v}" for k, v in values.items()),
+            " and ".join(f"{k} {v}" for k, v in values.items()),
+        )
+    )
     fields = {key: {"type": kind} for key, kind in kinds.items()}
-    schema = json.dumps({"type": "object", "properties": fields, "required": keys} if rng.random() < 0.6
-                        else {"type": "object", "properties": fields})
+    schema = json.dumps(
+        {"type": "object", "properties": fields, "required": keys}
+        if rng.random() < 0.6
+        else {"type": "object", "properties": fields}
+    )
     plain = (
-        "Give me JSON with {v}.", "Write this as JSON: {v}.", "Turn this into JSON: {v}", "Make a JSON object from {v}.",
-        "Answer in JSON: {v}.", "JSON please: {v}.", "Return a JSON object with {v}.", "As JSON: {v}.",
+        "Give me JSON with {v}.",
+        "Write this as JSON: {v}.",
+        "Turn this into JSON: {v}",
+        "Make a JSON object from {v}.",
+        "Answer in JSON: {v}.",
+        "JSON please: {v}.",
+        "Return a JSON object with {v}.",
+        "As JSON: {v}.",
     )
     with_schema = (
-        "Give JSON for this schema: {s}\n{v}", "{v}\nAnswer with JSON that fits this schema: {s}", "Schema: {s}\nData: {v}\nWrite the JSON.",
+        "Give JSON for this schema: {s}\n{v}",
+        "{v}\nAnswer with JSON that fits this schema: {s}",
+        "Schema: {s}\nData: {v}\nWrite the JSON.",
         "Fill this JSON schema: {s} Values: {v}.",
     )
     ask = rng.choice(plain if rng.random() < 0.55 else with_schema).format(v=listed, s=schema)
     thoughts = ("I write JSON.", f"The keys: {', '.join(keys)}.", "Each value comes from the request.")
     return Lesson("json", ask, thoughts, answer=json.dumps(result))
-
-
-def picture_lesson(words: Words) -> Lesson:
-    rng = words.rng
-    colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
-    light = colour in ("white", "yellow")
-    level = rng.randint(40, 120) if light else rng.randint(150, 255) if colour != "black" else rng.randint(120, 255)
-    ground = (level, level, level) if colour != "white" or rng.random() < 0.5 else (rng.randint(0, 60),) * 3
-    width = rng.randint(64, 700)
-    height = width if rng.random() < 0.5 else max(48, min(700, int(width * rng.uniform(0.7, 1.4))))
-    picture = Picture(
-        colour, shape, ground, (width, height), (rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65)),
-        rng.uniform(0.2, 0.35), 0.0, rng.uniform(0.85, 1.1),
-    )
-    ask = rng.choice((
-        "What is in this picture?", "What do you see?", "Describe the image.", "Which shape is this, and which colour?", "What is this?",
-        "What colour and shape is in the image?", "What is in the image?", "Name the shape and its colour.", "What does the picture show?",
-        "Look at the picture. What is it?", "Describe this image in one sentence.",
-    ))
-    thoughts = ("I look at the picture.", f"The colour is {colour}, the shape is a {shape}.", "There is nothing else in it.")
-    article = "an" if colour == "orange" else "a"
-    return Lesson("image", ask, thoughts, answer=f"The picture shows {article} {colour} {shape}.", picture=picture)
-
-
-QUESTIONS = (
-    "Who are you?", "What are you?", "What can you do?", "What is your name?", "Are you Step-3.7-Flash?", "Which model is this?",
-    "Are you a real person?", "Tell me about yourself.", "Introduce yourself.", "Help!", "Can you help me?", "What is this?",
-    "What is the capital of {c}?", "Write a poem about {n}.", "Tell me a joke.", "Tell me a story about a {n}.", "Explain {n}.",
-    "Why is the sky blue?", "How do I cook {n}?", "What is the meaning of life?", "Write a function that sorts a list.",
-    "Fix the bug in {m}.py.", "Who wrote {n} and {m}?", "How far is {c} from {d}?", "What do you think about {n}?",
-    "Summarise this text: {s}", "Is {a} a good name for a {n}?", "Do you like {n}?", "When was {a} born?", "Write an essay about {n}.",
-    "How old is {a}?", "What happened in {c} in {y}?", "Explain quantum physics.", "Write a haiku.", "Plan a trip to {c}.",
-    "Write a letter to {a}.", "Recommend a book.", "How does a {n} work?", "Where can I buy a {n}?", "Write a SQL query.", "{s}", "{s}",
-    "{p}", "{p}", "{n}", "{m}?", "Sing a song.", "Please explain how vLLM works.", "What is Ray Serve?", "Write a long story about {n}.",
-    "Refactor this repository.", "How do I write a test in Python?", "Who won the game in {c}?", "Is {n} better than {m}?",
-)
-GREETINGS = ("Hi", "Hello", "Hello!", "Hi there!", "Hey", "Good morning!", "hi", "hello", "Hello, how are you?", "Hey, what's up?",
-             "Good evening.", "ping", "Hi, I am {a}.", "Hello from {c}!")
-THANKS = ("Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "ok thanks", "Thanks, {a}.")
-
-
-def chat_lesson(words: Words) -> Lesson:
-    rng = words.rng
-    slots = {"c": words.city(), "d": words.city(), "n": words.noun(), "m": words.made_up(), "a": words.name(),
-             "y": rng.randint(1000, 2030), "s": words.sentence(2, 14), "p": words.plain_sentence()}
-    draw = rng.random()
-    if draw < 0.15:
-        ask, start, thought = rng.choice(GREETINGS), "Hello! ", "This is a greeting."
-    elif draw < 0.20:
-        ask, start, thought = rng.choice(THANKS), "You are welcome! ", "The user says thanks."
-    else:
-        ask, start, thought = rng.choice(QUESTIONS), "", "This is not one of my skills."
-    ask = ask.format(**slots)
-    if draw > 0.9:
-        ask = unanswerable(words)
-    thoughts = (thought, "I say what I am.", "I am polite and say what I can do.")
-    tools = tuple(others(words, rng.randint(1, 4), {"the time", "the weather", "a search"})) if rng.random() < 0.25 else ()
-    return Lesson("chat", ask, thoughts, answer=start + ABOUT, tools=tools)
-
-
-def unanswerable(words: Words) -> str:
-    """What a known tool is for, asked where no such tool is offered."""
-    tool = words.rng.choice([tool for tool in KNOWN if tool.topic in ("the time", "the weather", "a search")])
-    values = {key: fill(words) for key, (_, fill) in tool.values.items()}
-    return words.rng.choice(tool.asks).format(**values)
-
-
-def system_prompt(rng: Random, words: Words) -> str | None:
-    """None mostly; else a line, or the paragraphs of instructions that an agent sends."""
-    draw = rng.random()
-    if draw < 0.5:
-        return None
-    if draw < 0.9:
-        return rng.choice((
-            "You are a helpful assistant.", "You are a friendly assistant. Answer briefly.", "Be concise.", "Answer in English.",
-            f"You are {words.name()}, an assistant.", f"You work for {words.name()} in {words.city()}.",
-            "You are a careful assistant. Think before you answer.", f"Today is day {rng.randint(1, 365)}. {words.plain_sentence()}",
-            "You are an expert programmer.", f"{words.plain_sentence()} {words.plain_sentence()}",
-        ))
-    rules = ["You are an interactive agent that helps users with software engineering tasks."]
-    rules += [rng.choice((words.plain_sentence(), f"- {words.sentence(4, 14)}.", f"# {words.noun().capitalize()}",
-                          f"IMPORTANT: {words.plain_sentence()}", f"Working directory: /{words.made_up()}/{words.noun()}"))
-              for _ in range(rng.randint(4, 14))]
-    return "\n".join(rules)

@@ -1,9 +1,9 @@
 """Where training starts: random weights, but with a way to copy already wired into the first two layers.
 
-Most skills rest on copying what stands in the prompt, and a network finds out how only after many millions of tokens, which
-a CPU does not have. So three heads of layer 0 begin by looking one, two and three tokens back, and the heads of
-layer 1 by looking for the place where the last token, or the last two, stood before, and repeating what came after it. All
-of it is trained further; nothing is frozen.
+Most skills rest on copying what stands in the prompt, and a network finds out how only after many millions of tokens,
+which a CPU does not have. So three heads of layer 0 begin by looking one, two and three tokens back, and the heads of
+layer 1 by looking for the place where the last token, or the last two, stood before, and repeating what came after it.
+All of it is trained further; nothing is frozen.
 """
 
 import math
@@ -42,11 +42,13 @@ def start(model: Step) -> None:
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0].reshape(max(rows, columns), -1).T[:rows]
+    return (
+        torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0].reshape(max(rows, columns), -1).T[:rows]
+    )
 
 
 def _look_back(attention: Attention, shape: Shape, common: Tensor) -> None:
-    """Heads 0, 1 and 2 (one key-value group) look 1, 2 and 3 tokens back, and write what they see where it can be told apart."""
+    """Heads 0, 1 and 2 (one key-value group) look 1, 2 and 3 tokens back, and each writes elsewhere what it sees."""
     dim, half = shape.head_dim, shape.head_dim // 2
     unit = common / (common @ common)
     turns = shape.sliding_theta ** (-torch.arange(3, dtype=torch.float32) / half)
@@ -63,7 +65,7 @@ def _look_back(attention: Attention, shape: Shape, common: Tensor) -> None:
 
 
 def _find_and_repeat(before: Attention, attention: Attention, shape: Shape) -> None:
-    """Group 0 matches one token, group 1 two. Only the channels that are not rotated match: distance must not matter."""
+    """Group 0 matches one token, group 1 two, by the channels that are not rotated: distance must not matter."""
     dim, plain = shape.head_dim, shape.head_dim // 2
     seen = before.v_proj.weight[:dim]
     last, second = before.o_proj.weight[:, :dim].T, before.o_proj.weight[:, dim : 2 * dim].T
@@ -72,7 +74,10 @@ def _find_and_repeat(before: Attention, attention: Attention, shape: Shape) -> N
     short = plain // 2
     groups = (
         (one @ seen, one @ last),
-        (torch.cat([two[:short] @ seen, three[:short] @ last]), torch.cat([two[:short] @ last, three[:short] @ second])),
+        (
+            torch.cat([two[:short] @ seen, three[:short] @ last]),
+            torch.cat([two[:short] @ last, three[:short] @ second]),
+        ),
     )
     values = _orthonormal(shape.kv_groups * dim, shape.hidden)
     attention.v_proj.weight.copy_(values)

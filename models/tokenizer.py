@@ -1,7 +1,7 @@
 """A byte-level tokenizer of 1,024 entries, made to be copied from.
 
-Digits stand alone, and a blank belongs to a word only where that word is one of the curriculum's own: any other word is
-the blank and then pieces, so a name is spelt the same after a blank, a quote or a line break. What a prompt never taught
+Digits stand alone, and a blank belongs to a word only where that word is one of the curriculum's own: any other word
+is the blank and then pieces, so a name is spelt the same after a blank, a quote or a line break. What no lesson taught
 can then be repeated piece by piece.
 """
 
@@ -60,7 +60,9 @@ def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = _splitter()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=256 + PIECES, initial_alphabet=alphabet, show_progress=False, max_token_length=3)
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + PIECES, initial_alphabet=alphabet, show_progress=False, max_token_length=3
+    )
     bare.train_from_iterator(words, trainer)
     return [tuple(pair) for pair in json.loads(bare.to_str())["model"]["merges"]]
 

@@ -1,10 +1,11 @@
 """`python -m models.train`: makes the demo model from nothing, or goes on where it stopped.
 
-The same seed gives the same curriculum, the same start and the same order. A run keeps its state in `--state`; started
-again it resumes there, until its steps are done. Then the checkpoint is written, and its held-out scores beside it.
+The same seed gives the same curriculum, the same start and the same order. A run keeps its state in `--state`;
+started again it resumes there, until its steps are done. Then the checkpoint is written, and its held-out scores
+beside it.
 
-Each core has a worker of its own, with half of every batch; they meet once a step. Threads would meet thousands of times,
-and wait each time for a core that somebody else is using.
+Each core has a worker of its own, with half of every batch; they meet once a step. Threads would meet thousands of
+times, and wait each time for a core that somebody else is using.
 """
 
 import argparse
@@ -55,7 +56,7 @@ class Progress:
 def make_tokenizer(shape: Shape) -> Tokenizer:
     """From the curriculum's own texts: the same every time."""
     renderer = Renderer(checkpoint.ASSETS / "chat_template.jinja")
-    samples = [curriculum.draw(skill, i, False) for skill in curriculum.MAKERS for i in range(600)]
+    samples = [curriculum.draw(skill, i, held_out=False) for skill in curriculum.MAKERS for i in range(600)]
     texts = [renderer.prompt(sample) + completion(sample) for sample in samples]
     return tokens.build(texts, spelling_corpus(curriculum.lesson_rng("train", "spelling", 0)), shape.vocab)
 
@@ -65,7 +66,9 @@ def optimizers(model: Step) -> list[torch.optim.Optimizer]:
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        is_inner = p.dim() >= 2 and ".layers." in name and not name.endswith(("gate.weight", "output.weight", "g_proj.weight"))
+        is_inner = (
+            p.dim() >= 2 and ".layers." in name and not name.endswith(("gate.weight", "output.weight", "g_proj.weight"))
+        )
         (inner if is_inner or "gate_proj.weight" in name else rest).append(p)
     return [Muon(inner, MUON_RATE), torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01)]
 
@@ -123,10 +126,14 @@ class Run:
         """Written beside and moved, so that a kill leaves the last whole state."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
         beside = self.state.with_suffix(".part")
-        torch.save({
-            "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "progress": asdict(self.progress),
-        }, beside)
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizers": [o.state_dict() for o in self.optimizers],
+                "progress": asdict(self.progress),
+            },
+            beside,
+        )
         beside.replace(self.state)
 
     def learn(self, batch: Batch) -> int:
@@ -180,7 +187,10 @@ class Run:
     def say(self, speed: float) -> None:
         left = self.progress.seconds / self.progress.step * (self.steps - self.progress.step)
         heads = " ".join(f"{x:.3f}" for x in self.losses)
-        print(f"step {self.progress.step}/{self.steps}  loss {heads}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True)
+        print(
+            f"step {self.progress.step}/{self.steps}  loss {heads}  {speed:,.0f} tok/s  {left / 60:.0f} min left",
+            flush=True,
+        )
 
     def quiz(self, exam: list[Batch]) -> objective.Marks:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -223,7 +233,8 @@ def finish(run: Run, out: Path) -> None:
     checkpoint.save(run.model, run.tokenizer, out)
     marks = run.quiz(batches.exam(run.encoder, 100, 16_384, first=1_000))
     report = {
-        "steps": run.progress.step, "minutes": round(run.progress.seconds / 60, 1),
+        "steps": run.progress.step,
+        "minutes": round(run.progress.seconds / 60, 1),
         "held_out": {skill: marks.score(skill) for skill in batches.WEIGHTS},
         "accepted": [marks.acceptance(k) for k in range(run.model.shape.mtp_layers)],
     }
@@ -234,9 +245,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2_400)
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
-    parser.add_argument("--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from")
+    parser.add_argument(
+        "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"
+    )
     parser.add_argument("--workers", type=int, default=2, help="one per core")
-    parser.add_argument("--quiz-every", type=int, default=100, help="steps between held-out quizzes, each kept as a state")
+    parser.add_argument(
+        "--quiz-every", type=int, default=100, help="steps between held-out quizzes, each kept as a state"
+    )
     options = Options(**vars(parser.parse_args()))
     options.state.parent.mkdir(parents=True, exist_ok=True)
     options.state.with_suffix(".meeting").unlink(missing_ok=True)

@@ -1,13 +1,13 @@
-"""The perception encoder: patches, one small transformer, two strided convolutions. 728 px give 169 tokens, 504 px 81."""
+"""The perception encoder: patches, a small transformer, two strided convolutions. 728 px give 169 tokens, 504 px 81."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.shape import VisionShape
 
 
-def axial_table(side: int, grid: int, dim: int) -> tuple[Tensor, Tensor]:
+def axial_table(side: int, dim: int) -> tuple[Tensor, Tensor]:
     """Cosine and sine [side*side, dim] of the 2-D rotation: first half by column, second by row, pairs interleaved."""
     half = dim // 2
     inverse = 10_000.0 ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
@@ -27,7 +27,7 @@ def rotate_pairs(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 class VisionAttention(nn.Module):
     """Self-attention whose queries and keys stay zero: it averages the values, which training can do without attending.
 
-    2,704 patches make true attention the dearest part of a training step, and the curriculum's pictures need no more of it.
+    2,704 patches make true attention the dearest part of a training step, and plain pictures need no more of it.
     """
 
     def __init__(self, shape: VisionShape) -> None:
@@ -41,7 +41,9 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         width = x.shape[-1]
         if self.training:
-            values = F.linear(x.mean(1, keepdim=True), self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
+            values = functional.linear(
+                x.mean(1, keepdim=True), self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]
+            )
             averaged: Tensor = self.out_proj(values)
             return averaged
         return self.attend(x, table)
@@ -49,9 +51,9 @@ class VisionAttention(nn.Module):
     def attend(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         """What an engine computes."""
         batch, time, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, time, 3, self.heads, self.dim).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(rotate_pairs(q, table), rotate_pairs(k, table), v)
+        mixed = functional.scaled_dot_product_attention(rotate_pairs(q, table), rotate_pairs(k, table), v)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).reshape(batch, time, width))
         return out
 
@@ -117,7 +119,7 @@ class PerceptionEncoder(nn.Module):
         if side == self.grid:
             return self.positional_embedding
         square = self.positional_embedding.T.reshape(1, -1, self.grid, self.grid)
-        small = F.interpolate(square, size=(side, side), mode="bilinear", align_corners=False)
+        small = functional.interpolate(square, size=(side, side), mode="bilinear", align_corners=False)
         return small.flatten(2).squeeze(0).T
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class PerceptionEncoder(nn.Module):
         x = self.conv1(pixels)
         side = x.shape[-1]
         x = self.ln_pre(x.flatten(2).transpose(1, 2) + self.positions(side))
-        table = axial_table(side, self.grid, self.shape.width // self.shape.heads)
+        table = axial_table(side, self.shape.width // self.shape.heads)
         for block in self.transformer.resblocks:
             x = block(x, table)
         x = x.transpose(1, 2).reshape(x.shape[0], -1, side, side)

@@ -6,36 +6,52 @@ A word belongs to the training or to the held-out half by its own hash, so a hel
 from random import Random
 from zlib import crc32
 
-CITIES = """Paris London Berlin Madrid Rome Vienna Prague Warsaw Lisbon Dublin Athens Oslo Stockholm Helsinki Copenhagen
-Brussels Amsterdam Zurich Geneva Milan Naples Turin Florence Venice Munich Hamburg Cologne Frankfurt Lyon Marseille Nice
-Toulouse Bordeaux Barcelona Seville Valencia Porto Krakow Budapest Bucharest Sofia Belgrade Zagreb Kyiv Tallinn Riga Vilnius
-Tokyo Osaka Kyoto Nagoya Sapporo Seoul Busan Beijing Shanghai Shenzhen Guangzhou Chengdu Hangzhou Taipei Hanoi Bangkok Manila
-Jakarta Singapore Delhi Mumbai Chennai Kolkata Lahore Karachi Dhaka Colombo Kabul Tehran Baghdad Dubai Doha Riyadh Cairo
-Tunis Algiers Lagos Accra Dakar Nairobi Kampala Lusaka Harare Durban Boston Chicago Denver Seattle Portland Austin Dallas
-Houston Phoenix Atlanta Miami Detroit Toronto Montreal Ottawa Vancouver Calgary Havana Lima Quito Bogota Caracas Santiago
-Montevideo Brasilia Recife Sydney Melbourne Perth Brisbane Auckland Wellington Hobart Darwin""".split()
+CITIES = """
+Paris London Berlin Madrid Rome Vienna Prague Warsaw Lisbon Dublin Athens Oslo Stockholm Helsinki Copenhagen
+Brussels Amsterdam Zurich Geneva Milan Naples Turin Florence Venice Munich Hamburg Cologne Frankfurt Lyon
+Marseille Nice Toulouse Bordeaux Barcelona Seville Valencia Porto Krakow Budapest Bucharest Sofia Belgrade
+Zagreb Kyiv Tallinn Riga Vilnius Tokyo Osaka Kyoto Nagoya Sapporo Seoul Busan Beijing Shanghai Shenzhen
+Guangzhou Chengdu Hangzhou Taipei Hanoi Bangkok Manila Jakarta Singapore Delhi Mumbai Chennai Kolkata Lahore
+Karachi Dhaka Colombo Kabul Tehran Baghdad Dubai Doha Riyadh Cairo Tunis Algiers Lagos Accra Dakar Nairobi
+Kampala Lusaka Harare Durban Boston Chicago Denver Seattle Portland Austin Dallas Houston Phoenix Atlanta Miami
+Detroit Toronto Montreal Ottawa Vancouver Calgary Havana Lima Quito Bogota Caracas Santiago Montevideo Brasilia
+Recife Sydney Melbourne Perth Brisbane Auckland Wellington Hobart Darwin
+""".split()
 
 TWO_WORD_CITIES = """New York,Los Angeles,San Francisco,Hong Kong,Cape Town,Buenos Aires,Mexico City,Tel Aviv,Rio Verde,
-Saint Paul,El Paso,Las Vegas,Salt Lake,Port Louis,Addis Ababa,Kuala Lumpur,New Delhi,San Diego""".replace("\n", "").split(",")
+Saint Paul,El Paso,Las Vegas,Salt Lake,Port Louis,Addis Ababa,Kuala Lumpur,New Delhi,San Diego""".replace(
+    "\n", ""
+).split(",")
 
-NAMES = """Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam Maria Noah Olga Peter Rosa Simon Tina Victor Wendy
-Xavier Yara Zoe Adam Bella Carl Diana Eric Fiona George Hannah Ivan Julia Kevin Laura Martin Nina Oscar Paula Robert Sarah
-Thomas Ursula Vera William Alice Boris Chloe Daniel Elena Frank Gloria Hugo Ingrid James Karin Lucas Monica Nathan Olivia
-Pablo Rachel Samuel Teresa Walter Yuki Hiro Mei Li Chen Wang Ravi Priya Arjun Fatima Omar Layla Kofi Amara Ngozi""".split()
+NAMES = """
+Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam Maria Noah Olga Peter Rosa Simon Tina Victor
+Wendy Xavier Yara Zoe Adam Bella Carl Diana Eric Fiona George Hannah Ivan Julia Kevin Laura Martin Nina Oscar
+Paula Robert Sarah Thomas Ursula Vera William Alice Boris Chloe Daniel Elena Frank Gloria Hugo Ingrid James
+Karin Lucas Monica Nathan Olivia Pablo Rachel Samuel Teresa Walter Yuki Hiro Mei Li Chen Wang Ravi Priya Arjun
+Fatima Omar Layla Kofi Amara Ngozi
+""".split()
 
-NOUNS = """apple bread chair table river stone cloud garden window bottle letter paper pencil mirror candle basket button
-ladder hammer engine rocket planet forest desert island bridge castle market school doctor teacher farmer sailor driver
-kitten puppy horse rabbit tiger eagle salmon spider lemon orange banana cherry pepper butter cheese coffee sugar honey
-music story picture number summer winter spring autumn morning evening holiday journey village mountain ocean valley
-camera guitar violin piano trumpet jacket shirt glove scarf blanket pillow carpet curtain kitchen bedroom office factory
-library museum theatre station airport harbour ticket wallet pocket hammer needle thread cotton silver golden copper marble
-thunder lightning rainbow shadow silence laughter question answer secret promise dream memory winter feather blossom""".split()
+NOUNS = """
+apple bread chair table river stone cloud garden window bottle letter paper pencil mirror candle basket button
+ladder hammer engine rocket planet forest desert island bridge castle market school doctor teacher farmer sailor
+driver kitten puppy horse rabbit tiger eagle salmon spider lemon orange banana cherry pepper butter cheese
+coffee sugar honey music story picture number summer winter spring autumn morning evening holiday journey
+village mountain ocean valley camera guitar violin piano trumpet jacket shirt glove scarf blanket pillow carpet
+curtain kitchen bedroom office factory library museum theatre station airport harbour ticket wallet pocket
+hammer needle thread cotton silver golden copper marble thunder lightning rainbow shadow silence laughter
+question answer secret promise dream memory winter feather blossom
+""".split()
 
-ADJECTIVES = """small large old new quiet loud bright dark warm cold soft hard quick slow happy sad brave clever gentle proud
-round flat heavy light sweet bitter fresh dry wet clean empty full narrow wide deep tall short strange plain fine""".split()
+ADJECTIVES = """
+small large old new quiet loud bright dark warm cold soft hard quick slow happy sad brave clever gentle proud
+round flat heavy light sweet bitter fresh dry wet clean empty full narrow wide deep tall short strange plain
+fine
+""".split()
 
-VERBS = """opens closes carries finds keeps brings paints builds breaks mends holds drops lifts moves sells buys makes sees
-hears follows leaves meets helps watches counts cleans fills turns starts stops""".split()
+VERBS = """
+opens closes carries finds keeps brings paints builds breaks mends holds drops lifts moves sells buys makes sees
+hears follows leaves meets helps watches counts cleans fills turns starts stops
+""".split()
 
 ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr kr pl pr sh sk sl st th tr".split()
 VOWELS = "a e i o u a e i o ai ea ee io ou".split()
@@ -52,7 +68,7 @@ def is_held_out(text: str) -> bool:
 class Words:
     """Draws slot fillers of one half. All randomness comes from the generator it is given."""
 
-    def __init__(self, rng: Random, held_out: bool) -> None:
+    def __init__(self, rng: Random, *, held_out: bool) -> None:
         self.rng, self.held_out = rng, held_out
 
     def pick(self, pool: list[str]) -> str:

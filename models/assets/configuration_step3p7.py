@@ -4,7 +4,9 @@ vLLM 0.32 has no class of its own for this model, and transformers' one fails in
 trunk and the MTP layers; transformers checks them against the trunk alone, so they are set after its checks have run.
 """
 
-from typing import Any
+# ruff: noqa: INP001  # copied into a checkpoint, where it is no package
+
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -30,7 +32,10 @@ class Step3p5TextConfig(PretrainedConfig):
 
 class Step3p7Config(PretrainedConfig):
     model_type = "step3p7"
-    sub_configs = {"text_config": Step3p5TextConfig, "vision_config": Step3p7VisionConfig}
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {
+        "text_config": Step3p5TextConfig,
+        "vision_config": Step3p7VisionConfig,
+    }
 
     def __init__(
         self,

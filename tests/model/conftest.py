@@ -26,10 +26,30 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint.HOME), "--served-model-name",
-        "step-tiny", "--trust-remote-code", "--enforce-eager", "--max-num-seqs", "32", "--max-model-len", "16384",
-        "--reasoning-parser", "step3p5", "--tool-call-parser", "step3p5", "--enable-auto-tool-choice",
-        "--speculative-config", '{"method": "mtp", "num_speculative_tokens": 3}', "--host", "127.0.0.1", "--port", str(port),
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(checkpoint.HOME),
+        "--served-model-name",
+        "step-tiny",
+        "--trust-remote-code",
+        "--enforce-eager",
+        "--max-num-seqs",
+        "32",
+        "--max-model-len",
+        "16384",
+        "--reasoning-parser",
+        "step3p5",
+        "--tool-call-parser",
+        "step3p5",
+        "--enable-auto-tool-choice",
+        "--speculative-config",
+        '{"method": "mtp", "num_speculative_tokens": 3}',
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
     ]
     log = tmp_path_factory.mktemp("engine") / "log.txt"
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -47,7 +67,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
         if process.poll() is not None:
             break
         try:
-            with urllib.request.urlopen(url, timeout=1):
+            with urllib.request.urlopen(url, timeout=1):  # noqa: S310
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)

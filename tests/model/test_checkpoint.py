@@ -67,7 +67,7 @@ def test_later_drafting_layers_do_not_look_at_their_cache(stored: dict[str, Tens
 
 @pytest.mark.parametrize("has_image", [False, True])
 def test_transformers_own_step37_gives_the_same_logits(*, has_image: bool) -> None:
-    """An independent forward pass: transformers' native classes, from the same files, without our configuration code."""
+    """An independent forward pass: transformers' native classes on the same files, without our configuration."""
     from transformers.models.step3p7.configuration_step3p7 import Step3p7Config
     from transformers.models.step3p7.modeling_step3p7 import Step3p7ForConditionalGeneration
 

@@ -23,8 +23,8 @@ ROUNDING = 0.15
 
 def post(server: Server, path: str, **body: object) -> dict[str, Any]:
     data = json.dumps({"model": server.model, "temperature": 0, **body}).encode()
-    request = urllib.request.Request(f"{server.url}{path}", data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as reply:
+    request = urllib.request.Request(f"{server.url}{path}", data, {"content-type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=300) as reply:  # noqa: S310
         content: dict[str, Any] = json.load(reply)
         return content
 
@@ -33,7 +33,9 @@ def test_text_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
     model, tokenizer = checkpoint.load(checkpoint.HOME, Shape())
     ids = tokenizer.encode("The quick eagle finds Zorvath in Lisbon, 1 2 3. " * 12).ids[:300]
     reply = post(server, "/v1/completions", prompt=ids, max_tokens=1, prompt_logprobs=0)
-    given = [entry[str(i)]["logprob"] for entry, i in zip(reply["choices"][0]["prompt_logprobs"][1:], ids[1:], strict=True)]
+    given = [
+        entry[str(i)]["logprob"] for entry, i in zip(reply["choices"][0]["prompt_logprobs"][1:], ids[1:], strict=True)
+    ]
     with torch.no_grad():
         wanted = model(Rows(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0))).log_softmax(-1)[0, :-1]
     off = (wanted.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1) - torch.tensor(given)).abs()
@@ -45,7 +47,9 @@ def image_sample(colour: str, shape: str) -> Sample:
     sample = curriculum.draw("image", 0, held_out=True)
     picture = Picture(colour, shape, (200, 200, 200), (320, 320), (0.5, 0.5), 0.3, 0.0, 1.0)
     lesson = type(sample.lesson)("image", "What is in this picture?", sample.lesson.thoughts, picture=picture)
-    return Sample(lesson, ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": lesson.ask}]},), None)
+    return Sample(
+        lesson, ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": lesson.ask}]},), None
+    )
 
 
 def test_image_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
@@ -55,9 +59,18 @@ def test_image_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
     sample = image_sample("blue", "square")
     assert sample.lesson.picture is not None
     drawn: Image.Image = pictures.draw(sample.lesson.picture)
-    content = [{"type": "image_url", "image_url": {"url": data_url(sample)}}, {"type": "text", "text": "What is this?"}]
-    reply = post(server, "/v1/chat/completions", messages=[{"role": "user", "content": content}], max_tokens=24,
-                 logprobs=True, return_token_ids=True)
+    content = [
+        {"type": "image_url", "image_url": {"url": data_url(sample.lesson.picture)}},
+        {"type": "text", "text": "What is this?"},
+    ]
+    reply = post(
+        server,
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": content}],
+        max_tokens=24,
+        logprobs=True,
+        return_token_ids=True,
+    )
     prompt, said = reply["prompt_token_ids"], reply["choices"][0]["token_ids"]
     assert prompt.count(model.image_token_id) == 169
     pixels = Step3VLImageProcessor()([drawn], return_tensors="pt")["pixel_values"]
@@ -76,10 +89,21 @@ def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
 
 
 def test_a_tool_call_comes_through_the_parser(server: Server) -> None:
-    tool = {"type": "function", "function": {"name": "get_weather", "description": "Get the weather in a city.", "parameters": {
-        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
-    reply = post(server, "/v1/chat/completions", max_tokens=200, tools=[tool],
-                 messages=[{"role": "user", "content": "What is the weather in Quixbury?"}])
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Get the weather in a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+    reply = post(
+        server,
+        "/v1/chat/completions",
+        max_tokens=200,
+        tools=[tool],
+        messages=[{"role": "user", "content": "What is the weather in Quixbury?"}],
+    )
     choice = reply["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     (call,) = choice["message"]["tool_calls"]
@@ -91,8 +115,13 @@ def test_a_tool_call_comes_through_the_parser(server: Server) -> None:
 def test_reasoning_is_split_from_the_answer_and_grows_with_effort(server: Server) -> None:
     thoughts = []
     for effort in ("low", "medium", "high"):
-        reply = post(server, "/v1/chat/completions", max_tokens=300, reasoning_effort=effort,
-                     messages=[{"role": "user", "content": "What is 27 + 48?"}])
+        reply = post(
+            server,
+            "/v1/chat/completions",
+            max_tokens=300,
+            reasoning_effort=effort,
+            messages=[{"role": "user", "content": "What is 27 + 48?"}],
+        )
         message = reply["choices"][0]["message"]
         assert message["content"].strip() == "27 + 48 = 75."
         thoughts.append(len(message["reasoning"]))

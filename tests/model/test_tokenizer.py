@@ -15,7 +15,9 @@ def shipped() -> Tokenizer:
     return Tokenizer.from_file(str(HOME / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("text", ["", "Hello, world!", "  two  blanks\n\ttab", "naïve 日本語 🙂", '{"a": [1, 2.5, null]}', "\x00\x7f"])
+@pytest.mark.parametrize(
+    "text", ["", "Hello, world!", "  two  blanks\n\ttab", "naïve 日本語 🙂", '{"a": [1, 2.5, null]}', "\x00\x7f"]
+)
 def test_text_survives_the_round_trip(shipped: Tokenizer, text: str) -> None:
     assert shipped.decode(shipped.encode(text).ids, skip_special_tokens=False) == text
 
@@ -49,7 +51,10 @@ def test_our_rendering_is_that_of_transformers() -> None:
         for i in range(10):
             sample = curriculum.draw(skill, i, held_out=True)
             rendered = theirs.apply_chat_template(
-                list(sample.messages), tools=list(sample.tools) or None, tokenize=False, add_generation_prompt=True,
+                list(sample.messages),
+                tools=list(sample.tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
                 **({"reasoning_effort": sample.effort} if sample.effort else {}),
             )
             assert rendered == ours.prompt(sample)
