@@ -1,0 +1,66 @@
+"""One Ray Serve instance for all tests of this folder that need one: two ingress replicas over two fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.ray.cluster import Cluster, Node, Probe, fake_engine, free_ports
+
+MAX_INFLIGHT = 64
+
+ARGS = {
+    "profile": "cpu-demo",
+    "engine": {"kind": "fake", "fake": fake_engine(max_num_seqs=8)},
+    "replicas": {"min": 2, "max": 2, "cpus_per_replica": 1},
+    "ingress": {
+        "min_replicas": 2,
+        "max_replicas": 2,
+        "cpus_per_replica": 1,
+        "max_ongoing_requests": MAX_INFLIGHT,
+        "max_body_bytes": 100_000,
+    },
+}
+
+
+def own_ports() -> dict[str, str]:
+    """Where Serve listens besides its endpoint. Away from the defaults: another Serve may run on this machine."""
+    metrics, stats, fallback_http, fallback_grpc = free_ports(4)
+    first = 20_000 + os.getpid() % 20 * 400  # below what the system hands out by itself
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 200),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 300),
+    }
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Cluster]:
+    """The running service."""
+    with Cluster(Node(), {"RAY_metrics_report_interval_ms": "1000"}) as cluster:
+        cluster.start_head("--num-cpus=8")
+        cluster.serve(ARGS, own_ports())
+        asyncio.run(_until_up(cluster))
+        yield cluster
+
+
+async def _until_up(cluster: Cluster) -> None:
+    await cluster.until_replicas("engine", 2, 180)
+    await cluster.until_replicas("ingress", 2, 180)
+    await cluster.until_answers(cluster.head, 60)
+
+
+@pytest.fixture(scope="session")
+def probe(service: Cluster) -> Probe:
+    """Looks into the engines."""
+    probe = Probe(service)
+    asyncio.run(probe.loads())  # it takes seconds to start, and tests count them
+    return probe

@@ -1,0 +1,341 @@
+"""The whole service over fake engines, through HAProxy, with the clients that people use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from tests.ray.cluster import Cluster, Probe, kill, until
+from tests.ray.conftest import MAX_INFLIGHT
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
+
+MODEL = "step3p7-flash"
+HELLO = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}]}
+LONG = {**HELLO, "max_tokens": 2000, "ignore_eos": True}
+"""Twenty seconds and more: nobody here waits for its end."""
+
+ADMIN = [
+    ("POST", "/sleep"),
+    ("POST", "/wake_up"),
+    ("GET", "/is_sleeping"),
+    ("POST", "/collective_rpc"),
+    ("POST", "/scale_elastic_ep"),
+    ("POST", "/start_profile"),
+    ("POST", "/reset_prefix_cache"),
+    ("POST", "/invocations"),
+    ("GET", "/ping"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("POST", "/v1/load_lora_adapter"),
+]
+
+
+@asynccontextmanager
+async def http(service: Cluster) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=service.url(), trust_env=False, timeout=30) as client:
+        yield client
+
+
+@asynccontextmanager
+async def openai_client(service: Cluster) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with (
+        openai.DefaultAsyncHttpxClient(trust_env=False) as transport,
+        openai.AsyncOpenAI(
+            base_url=f"{service.url()}/v1", api_key="none", max_retries=0, timeout=30, http_client=transport
+        ) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def anthropic_client(service: Cluster) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with (
+        anthropic.DefaultAsyncHttpxClient(trust_env=False) as transport,
+        anthropic.AsyncAnthropic(
+            base_url=service.url(), api_key="none", max_retries=0, timeout=30, http_client=transport
+        ) as client,
+    ):
+        yield client
+
+
+# ---- the same text, streamed and not ---------------------------------------------------------------------------------
+
+
+async def test_a_chat_says_the_same_streamed_and_not(service: Cluster) -> None:
+    async with openai_client(service) as client:
+        whole: Any = await client.chat.completions.create(**HELLO)
+        stream: Any = await client.chat.completions.create(**HELLO, stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+    message = whole.choices[0].message
+    deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
+    assert message.content
+    assert message.reasoning
+    assert "".join(delta.content or "" for delta in deltas) == message.content
+    assert "".join(getattr(delta, "reasoning", None) or "" for delta in deltas) == message.reasoning
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert whole.choices[0].finish_reason == "stop"
+
+
+async def test_a_completion_says_the_same_streamed_and_not(service: Cluster) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 30}
+    async with openai_client(service) as client:
+        whole: Any = await client.completions.create(**asked)
+        stream: Any = await client.completions.create(**asked, stream=True)
+        text = "".join([chunk.choices[0].text async for chunk in stream])
+    assert text
+    assert text == whole.choices[0].text
+
+
+async def test_a_response_says_the_same_streamed_and_not(service: Cluster) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "input": "Say hello."}
+    async with openai_client(service) as client:
+        whole: Any = await client.responses.create(**asked)
+        stream: Any = await client.responses.create(**asked, stream=True)
+        events = [event async for event in stream]
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text
+    assert text == whole.output_text
+    assert events[-1].type == "response.completed"
+
+
+async def test_a_message_says_the_same_streamed_and_not(service: Cluster) -> None:
+    asked: dict[str, Any] = {
+        "model": "claude-anything",
+        "max_tokens": 500,
+        "messages": [{"role": "user", "content": "Say hello."}],
+    }
+    async with anthropic_client(service) as client:
+        whole = await client.messages.create(**asked)
+        async with client.messages.stream(**asked) as stream:
+            streamed = await stream.get_final_message()
+    assert [block.type for block in whole.content] == ["thinking", "text"]
+    assert [words(block) for block in streamed.content] == [words(block) for block in whole.content]
+    assert streamed.usage.input_tokens == whole.usage.input_tokens
+    assert streamed.usage.output_tokens == whole.usage.output_tokens
+    assert streamed.stop_reason == whole.stop_reason == "end_turn"
+
+
+def words(block: Any) -> str:
+    return str(block.thinking if block.type == "thinking" else block.text)
+
+
+async def test_both_ingress_and_both_engine_replicas_take_part(service: Cluster) -> None:
+    async with openai_client(service) as client:
+        asked = [{**HELLO, "messages": [{"role": "user", "content": f"Count to {n}."}]} for n in range(24)]
+        await asyncio.gather(*(client.chat.completions.create(**one) for one in asked))  # type: ignore[call-overload]
+    lines = [json.loads(line[line.index("{") :]) for line in service.logged("serve_app.access: request {")]
+    assert len({replica for line in lines for replica in line["replica"]}) >= 2
+
+
+# ---- headers and statuses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_id_that_is_given_comes_back_once(service: Cluster, *, stream: bool) -> None:
+    async with http(service) as client:
+        answer = await client.post(
+            "/v1/chat/completions", json={**HELLO, "stream": stream}, headers={"x-request-id": "mine-1"}
+        )
+    assert answer.status_code == 200
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
+
+
+async def test_a_request_id_is_made_where_none_is_given(service: Cluster) -> None:
+    async with http(service) as client:
+        answers = [await client.post("/v1/chat/completions", json=HELLO) for _ in range(2)]
+    ids = [answer.headers.get_list("x-request-id") for answer in answers]
+    assert [len(one) for one in ids] == [1, 1]
+    assert ids[0] != ids[1]
+
+
+async def test_an_error_carries_one_request_id_too(service: Cluster) -> None:
+    async with http(service) as client:
+        answer = await client.post("/nowhere", json=HELLO, headers={"x-request-id": "mine-2"})
+    assert answer.status_code == 404
+    assert answer.headers.get_list("x-request-id") == ["mine-2"]
+
+
+@pytest.mark.parametrize(("method", "path"), ADMIN)
+async def test_admin_routes_do_not_exist(service: Cluster, method: str, path: str) -> None:
+    async with http(service) as client:
+        answer = await client.request(method, path, json={} if method == "POST" else None)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == 404
+
+
+@pytest.mark.parametrize(
+    ("status", "change"),
+    [
+        (400, {"messages": "not a list"}),
+        (404, {"model": "nobody"}),
+        (413, {"messages": [{"role": "user", "content": "x" * 100_001}]}),
+        (429, {"n": MAX_INFLIGHT + 1}),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_our_statuses_reach_the_client(
+    service: Cluster, status: int, change: dict[str, object], *, stream: bool
+) -> None:
+    async with http(service) as client:
+        answer = await client.post("/v1/chat/completions", json={**HELLO, **change, "stream": stream})
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == status
+    if status == 429:
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+# ---- clients that leave ----------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_a_stream_frees_its_slot(service: Cluster, probe: Probe) -> None:
+    async with (
+        http(service) as client,
+        client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as s,
+    ):
+        await anext(s.aiter_bytes())
+        assert await probe.unfinished() == 1
+    await until_idle(probe)
+
+
+async def test_a_client_that_leaves_before_the_answer_frees_its_slot(service: Cluster, probe: Probe) -> None:
+    async with http(service) as client:
+        asking = asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
+        await until(lambda: has(probe, 1), 10, "a request in the engine")
+        asking.cancel()
+        await asyncio.wait([asking])
+    await until_idle(probe)
+
+
+async def until_idle(probe: Probe) -> None:
+    async def idle() -> bool:
+        return await probe.unfinished() == 0
+
+    await until(idle, 1, "an engine without a request")
+
+
+async def has(probe: Probe, count: int) -> bool:
+    return await probe.unfinished() == count
+
+
+# ---- replicas that die -----------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_engine_replica_is_not_noticed_by_a_stream(service: Cluster, probe: Probe) -> None:
+    asked: dict[str, Any] = {
+        **HELLO,
+        "messages": [{"role": "user", "content": "A long story."}],
+        "max_tokens": 300,
+        "stream": True,
+        "extra_body": {"ignore_eos": True},
+    }
+    async with openai_client(service) as client:
+        undisturbed = await collect(await client.chat.completions.create(**asked))
+
+        async def kill_where_it_runs() -> None:
+            busy = [load["replica_id"] for load in await probe.loads() if load["unfinished"]]
+            assert len(busy) == 1
+            kill([one for one in await service.replicas("engine") if one["replica_id"] == busy[0]])
+
+        disturbed = await collect(
+            await client.chat.completions.create(**asked, extra_headers={"x-request-id": "survivor"}),
+            after=20,
+            then=kill_where_it_runs,
+        )
+    assert len(undisturbed) == 299  # the token that ends the thoughts is no text
+    assert disturbed == undisturbed
+    line = await access_line(service, "survivor")
+    assert line["resumes"] == 1
+    assert len(line["replica"]) == 2
+    await until_all_say_hello(service, probe)
+
+
+async def collect(stream: Any, after: int = 0, then: Callable[[], Any] | None = None) -> str:
+    text, chunks = "", 0
+    async for chunk in stream:
+        for choice in chunk.choices:
+            text += (choice.delta.content or "") + (getattr(choice.delta, "reasoning", None) or "")
+        chunks += 1
+        if then is not None and chunks == after:
+            await then()
+    return text
+
+
+async def test_without_any_engine_health_is_503_and_a_request_waits_for_the_next_one(
+    service: Cluster, probe: Probe
+) -> None:
+    await until_all_say_hello(service, probe)
+    async with http(service) as client:
+        kill(await service.replicas("engine"))
+
+        async def unhealthy() -> httpx.Response | None:
+            answer = await client.get("/health")
+            return answer if answer.status_code != 200 else None
+
+        answer = await until(unhealthy, 20, "a bad health")
+        assert answer is not None
+        assert answer.status_code == 503
+        assert "Internal Server Error" not in answer.text  # HAProxy's own page
+        waited = await client.post("/v1/chat/completions", json=HELLO, timeout=60)
+    assert waited.status_code == 200
+    await until_all_say_hello(service, probe)
+
+
+async def until_all_say_hello(service: Cluster, probe: Probe) -> None:
+    async def complete() -> bool:
+        return len(await probe.loads()) == len(await service.replicas("engine")) == 2
+
+    await until(complete, 60, "two engine replicas again")
+
+
+# ---- what is seen from outside ---------------------------------------------------------------------------------------
+
+
+async def test_every_request_leaves_one_line(service: Cluster) -> None:
+    async with http(service) as client:
+        answer = await client.post("/v1/chat/completions", json=HELLO, headers={"x-request-id": "logged-1"})
+    usage = answer.json()["usage"]
+    line = await access_line(service, "logged-1")
+    assert line["route"] == "/v1/chat/completions"
+    assert line["model"] == MODEL
+    assert (line["status"], line["outcome"]) == (200, "ok")
+    assert line["prompt_tokens"] == usage["prompt_tokens"]
+    assert line["output_tokens"] == usage["completion_tokens"]
+    assert 0 <= line["queue_s"] <= line["first_token_s"] <= line["total_s"]
+    assert len(line["replica"]) == 1
+    assert "hello" not in json.dumps(line)
+
+
+async def access_line(service: Cluster, request_id: str) -> dict[str, Any]:
+    async def written() -> list[str]:
+        return await asyncio.to_thread(service.logged, f'"id":"{request_id}"')
+
+    lines = await until(written, 10, f"an access line of {request_id}")
+    assert len(lines) == 1
+    found: dict[str, Any] = json.loads(lines[0][lines[0].index("{") :])
+    return found
+
+
+async def test_ray_exports_our_metrics_with_the_replica_they_come_from(service: Cluster) -> None:
+    async with http(service) as client:
+        await client.post("/v1/chat/completions", json=HELLO)
+
+        async def exported() -> list[str]:
+            text = (await client.get(service.metrics_url)).text
+            return [line for line in text.splitlines() if re.match(r"ray_step_requests(_total)?\{", line)]
+
+        lines = await until(exported, 20, "ray_step_requests at Ray's metrics endpoint")
+    ok = [line for line in lines if 'outcome="ok"' in line and 'route="/v1/chat/completions"' in line]
+    assert ok
+    for label in ('deployment="ingress"', 'application="step"', 'replica="'):
+        assert label in ok[0]
