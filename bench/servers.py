@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -225,8 +225,3 @@ def moved(document: Mapping[str, object], topology: Topology, index: int, folder
             for name in FAST_OPTIONS:
                 variables.pop(name, None)
     return result
-
-
-def names(topologies: Sequence[Topology]) -> list[str]:
-    """Their names, in order."""
-    return [topology.name for topology in topologies]

@@ -1,0 +1,80 @@
+"""The benchmark's own arithmetic, and the deployment files that it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from bench.cpu import ENGINE, CpuClock, Sample
+from bench.measure import Load, Result, Run
+from bench.servers import BARE, FAST_OPTIONS, OURS, PROXY, Topology, moved, ours
+from serve_app import deployment, profile
+
+
+def run_of(topology: str, number: int, tok_per_s: float, front_end_s: float) -> Run:
+    return Run(
+        topology=topology,
+        round=number,
+        output_tok_per_s=tok_per_s,
+        median_ttft_ms=50,
+        median_itl_ms=5,
+        output_tokens=10_000,
+        duration_s=5,
+        cpu_s={ENGINE: 9.0, "ingress": front_end_s},
+    )
+
+
+def result_of(*runs: Run) -> Result:
+    idle = {BARE.name: {"ingress": 0.0}, OURS.name: {"ingress": 0.1, ENGINE: 0.5}}
+    return Result(Load(rounds=2), [BARE, OURS], idle, runs)
+
+
+def test_ratios_are_to_the_bare_server_of_the_same_round() -> None:
+    result = result_of(
+        run_of("bare", 0, 1000, 1.0),
+        run_of("ours", 0, 800, 1.5),
+        run_of("ours", 1, 300, 3.0),
+        run_of("bare", 1, 400, 2.0),
+    )
+    assert report.ratios(result, "ours", report.speed) == pytest.approx([0.8, 0.75])
+    assert report.ratios(result, "ours", report.front_end) == pytest.approx([1.5, 1.5])
+
+
+def test_what_is_asked_is_asked_of_the_median() -> None:
+    result = result_of(
+        *(run_of("bare", number, 1000, 1.0) for number in range(3)),
+        run_of("ours", 0, 780, 1.9),
+        run_of("ours", 1, 770, 2.0),
+        run_of("ours", 2, 100, 9.0),
+    )
+    assert [demand.holds for demand in report.demands(result)] == [True, True]
+    slow = result_of(run_of("bare", 0, 1000, 1.0), run_of("ours", 0, 750, 2.1))
+    assert [demand.holds for demand in report.demands(slow)] == [False, False]
+
+
+def test_the_engine_is_no_front_end_and_idle_burn_is_taken_off_by_time() -> None:
+    run = run_of("ours", 0, 2000, 2.0)
+    assert run.front_end_cpu_s_per_1k == pytest.approx(0.2)
+    assert report.beyond_idle(result_of(run), run) == pytest.approx((2.0 - 0.1 * 5) / 10)
+
+
+def test_cpu_is_counted_between_the_samples_around_a_run() -> None:
+    clock = CpuClock([])
+    clock._samples = [Sample(at_s, {"proxy": at_s * 2}) for at_s in (1.0, 1.1, 1.2, 1.3)]
+    assert clock.between(1.12, 1.25) == pytest.approx({"proxy": 0.4})
+    assert clock.between(0.5, 9.0) == pytest.approx({"proxy": 0.6})
+
+
+@pytest.mark.parametrize("topology", [OURS, PROXY, ours("two", replicas=2)], ids=lambda topology: topology.name)
+def test_a_topology_is_the_shipped_deployment_elsewhere(topology: Topology) -> None:
+    shipped = deployment.read(profile.ROOT / "deploy.yaml").document.values
+    result = moved(shipped, topology, 3, Path("/scratch"))
+    application = result["applications"][0]
+    variables = application["runtime_env"]["env_vars"]
+    assert result["controller_options"]["runtime_env"]["env_vars"] == variables
+    assert result["http_options"]["port"] != shipped["http_options"]["port"]  # type: ignore[index]
+    assert application["import_path"] == "serve_app.app:build"
+    assert application["args"].get("replicas", {"min": 1})["min"] == topology.replicas
+    assert [name in variables for name in FAST_OPTIONS] == [topology is not PROXY] * 2
