@@ -38,8 +38,6 @@ CHILD_ENV = {
     "PYTHONUNBUFFERED": "1",
     # Ray starts its workers at nice 15, engines and ingresses among them: they would give way to whatever else runs.
     "RAY_worker_niceness": "0",
-    # 60 s by default: less than Ray needs on a machine that is busy with something else.
-    "RAY_raylet_start_wait_time_s": "180",
 }
 
 FOLLOW_S = 0.2
