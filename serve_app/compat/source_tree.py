@@ -163,7 +163,7 @@ class SourceTree:
         return self._bindings[module]
 
 
-def _bindings(module: str, is_package: bool, tree: ast.Module) -> Iterator[tuple[str, Binding]]:  # noqa: FBT001  # private
+def _bindings(module: str, is_package: bool, tree: ast.Module) -> Iterator[tuple[str, Binding]]:  # private
     lazy = any(_is_function(item, "__getattr__") for item in tree.body)
     for node in _statements(tree.body):
         if isinstance(node, ast.ImportFrom):
@@ -204,7 +204,7 @@ def _bound_names(node: ast.AST) -> list[str]:
     return names + [item.attr for item in of_self if item.value.id == "self"]  # type: ignore[attr-defined]  # a Name
 
 
-def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:  # noqa: FBT001  # private
+def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:  # private
     if not node.level:
         return node.module or ""
     parts = module.split(".")

@@ -175,7 +175,7 @@ def vllm_payload(
     params = SamplingParams(temperature=temperature, ignore_eos=json_schema is None, **sampling)
     params.update_from_generation_config({}, END_OF_TURN)
     if json_schema is not None:
-        params.structured_outputs = StructuredOutputsParams(json=json_schema, disable_any_whitespace=True)
+        params.structured_outputs = StructuredOutputsParams(json=json_schema)
         params.structured_outputs._backend = "xgrammar"
     request = EngineCoreRequest(
         request_id="named by the attempt",

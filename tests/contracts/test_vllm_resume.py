@@ -26,7 +26,7 @@ from tests.contracts.harness import (
     start_vllm,
 )
 
-pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
 
 SCHEMA = json.dumps(
     {
@@ -43,6 +43,8 @@ SCHEMA = json.dumps(
 ARGV = [
     *MTP_ARGV,
     *("--reasoning-parser", "step3p5"),
+    # A model with random weights would fill its answer with blanks.
+    *("--structured-outputs-config", '{"backend":"xgrammar","disable_any_whitespace":true}'),
     # Smaller than what is resumed: a continuation is prefilled in pieces.
     *("--max-num-batched-tokens", "96"),
 ]
@@ -79,8 +81,8 @@ async def expect_continuations(subject: Subject, cuts: tuple[int, ...], **reques
     "penalty", [{"presence_penalty": 1.5}, {"frequency_penalty": 0.9}, {"repetition_penalty": 1.4}]
 )
 async def test_penalties_count_what_was_emitted_before(subject: Subject, penalty: dict[str, float]) -> None:
-    tokens = await expect_continuations(subject, (1, 13, 40), max_tokens=60, **penalty)
-    plain = await subject.run(subject.attempt(max_tokens=60))
+    tokens = await expect_continuations(subject, (1, 13, 30), max_tokens=40, **penalty)
+    plain = await subject.run(subject.attempt(max_tokens=40))
     assert tokens != plain, "the penalty changes this answer, or the test shows nothing"
 
 
@@ -93,11 +95,11 @@ async def test_limits_count_from_the_first_attempt(subject: Subject) -> None:
 
 
 async def test_a_continuation_longer_than_a_prefill_step_and_found_in_the_prefix_cache(subject: Subject) -> None:
-    request = {"prompt": [30 + i % 50 for i in range(60)], "max_tokens": 320}
+    request = {"prompt": [30 + i % 50 for i in range(60)], "max_tokens": 215}
     undisturbed = await subject.run(subject.attempt(**request))
     for _ in range(2):  # the second time more than the prompt comes from the cache
-        rest = subject.attempt(**request, emitted=undisturbed[:300])
-        assert await subject.run(rest) == undisturbed[300:]
+        rest = subject.attempt(**request, emitted=undisturbed[:205])
+        assert await subject.run(rest) == undisturbed[205:]
         assert subject.last(rest).finish_reason == LENGTH
 
 
@@ -125,7 +127,7 @@ def logprobs_of(subject: Subject, attempt: AttemptRequest) -> list[float]:
 
 async def test_a_grammar_goes_on_in_the_middle_of_its_sentence(subject: Subject) -> None:
     tokens = await expect_continuations(
-        subject, (1, 5, 12, 20), max_tokens=120, json_schema=SCHEMA, reasoning_ended=True
+        subject, (1, 5, 12, 20), max_tokens=80, json_schema=SCHEMA, reasoning_ended=True
     )
     assert len(tokens) > 20
     assert_fits_schema(tokens)
@@ -133,7 +135,7 @@ async def test_a_grammar_goes_on_in_the_middle_of_its_sentence(subject: Subject)
 
 async def test_the_end_of_the_reasoning_is_noticed_in_what_was_emitted(subject: Subject) -> None:
     """The grammar binds from the end of the reasoning on, wherever the attempts meet."""
-    request = {"prompt": [20, 21, THINK], "max_tokens": 120, "json_schema": SCHEMA, "reasoning_ended": False}
+    request = {"prompt": [20, 21, THINK], "max_tokens": 80, "json_schema": SCHEMA, "reasoning_ended": False}
     thought = [40, 41, 42, END_OF_THINKING]
     first = subject.attempt(**request, emitted=thought)
     answer = await subject.run(first)
@@ -155,16 +157,6 @@ def assert_fits_schema(tokens: list[int]) -> None:
     answer = json.loads(AutoTokenizer.from_pretrained(MODEL).decode(tokens[:-1]))
     assert set(answer) == {"colour", "sizes"}
     assert len(answer["sizes"]) == 3
-
-
-async def test_a_seeded_request_continues_the_same_way_each_time(subject: Subject) -> None:
-    """Not the way it would have gone on undisturbed: see `serve_app/compat/vllm_resume.py`."""
-    request = {"max_tokens": 40, "temperature": 1.0, "seed": 7}
-    undisturbed = await subject.run(subject.attempt(**request))
-    assert await subject.run(subject.attempt(**request)) == undisturbed
-    continued = [await subject.run(subject.attempt(**request, emitted=undisturbed[:10])) for _ in range(2)]
-    assert continued[0] == continued[1]
-    assert continued[0][:10] != undisturbed[:10], "it does not repeat the random numbers of the beginning"
 
 
 async def test_a_client_cannot_mark_its_own_request_as_resumed(subject: Subject) -> None:

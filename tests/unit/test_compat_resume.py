@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from serve_app.compat.vllm_resume import EMITTED, MARK, continued_seed, emitted_of, mark, take_emitted
+from serve_app.compat.vllm_resume import (
+    EMITTED,
+    MARK,
+    continued_seed,
+    emitted_of,
+    mark,
+    restore_runner_state,
+    take_emitted,
+)
 
 
 def params(**fields: Any) -> Any:
@@ -58,3 +67,31 @@ def test_a_continued_seed_depends_on_seed_and_place_alone() -> None:
     assert continued_seed(7, 10) == continued_seed(7, 10)
     assert len({continued_seed(7, 10), continued_seed(7, 11), continued_seed(8, 10), 7}) == 4
     assert 0 <= continued_seed(2**63 - 1, 100_000) < 2**63
+
+
+class RunnerState:
+    """Stands for `CachedRequestState` of vLLM's V1 runner."""
+
+    def __init__(self, sampling_params: Any, generator: Any = None, output: list[int] | None = None) -> None:
+        self.sampling_params = sampling_params
+        self.generator = generator
+        self.output_token_ids = output or []
+
+
+def restored(state: RunnerState) -> RunnerState:
+    restore_runner_state(lambda _: None, sys)(state)
+    return state
+
+
+def test_the_runner_starts_with_the_output_it_has() -> None:
+    seeds: list[int] = []
+    sampling = params(extra_args={EMITTED: [4, 5]}, seed=11)
+    state = restored(RunnerState(sampling, SimpleNamespace(manual_seed=seeds.append)))
+    assert state.output_token_ids == [4, 5]
+    assert state.output_token_ids is not sampling.extra_args[EMITTED], "the runner appends to it"
+    assert seeds == [continued_seed(11, 2)]
+
+
+def test_other_requests_start_empty_in_the_runner() -> None:
+    assert restored(RunnerState(params())).output_token_ids == []
+    assert restored(RunnerState(None)).output_token_ids == []
