@@ -181,8 +181,9 @@ def engine_environment() -> dict[str, str]:
 
 
 def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
-    """A Ray of its own: ours as `make serve` starts it, the default path as Ray does."""
-    return {**(CHILD_ENV if topology.kind == "ours" else {}), "RAY_TMPDIR": str(folder)}
+    """A Ray of its own: ours as `make serve` starts it; the default path too, but with Ray's own niceness."""
+    variables = {name: value for name, value in CHILD_ENV.items() if topology.kind == "ours" or "nice" not in name}
+    return {**variables, "RAY_TMPDIR": str(folder)}
 
 
 def _profile() -> config.AppConfig:
