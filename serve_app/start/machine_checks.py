@@ -74,8 +74,11 @@ def machine_checks() -> Iterator[Check]:
     """Nothing of an earlier run is left, and there is room in shared memory and on disk."""
     left = {item.pid: item for item in [*machine.leftovers(), *machine.orphaned_proxies()]}
     if left:
+        # An engine holds memory that the next one needs. What else is left matters only if it holds a port.
+        engines = any("VLLM" in item.command or "ServeReplica" in item.command for item in left.values())
         message = f"{len(left)} process(es) of an earlier run, first {next(iter(left.values())).command}"
-        yield failed("leftovers", message, f"kill {' '.join(map(str, left))}")
+        advice = f"kill {' '.join(map(str, left))}"
+        yield Check(Verdict.FAIL if engines else Verdict.WARN, "leftovers", message, advice)
     shared = Path("/dev/shm")  # noqa: S108  # shared memory, not a temporary file
     if shared.is_dir() and machine.free_bytes(shared) < GIB:
         message = f"{shared} has {machine.free_bytes(shared) / GIB:.2f} GiB free; Ray and vLLM share data there"

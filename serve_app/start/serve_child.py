@@ -93,7 +93,9 @@ class ServeChild:
         """Ask `serve run` to end Serve, and wait for as long as that is worth, or until told to hurry."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.send_signal(signal.SIGINT)
+        # Not `send_signal`: that reaps a child that has just ended, under the feet of who waits for it.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGINT)
         waits = [asyncio.create_task(self._process.wait()), asyncio.create_task(hurry.wait())]
         await asyncio.wait(
             waits, timeout=GRACE_S if self._owns_ray else JOINED_GRACE_S, return_when=asyncio.FIRST_COMPLETED

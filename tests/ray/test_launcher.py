@@ -4,6 +4,7 @@ why."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -43,7 +44,7 @@ class Command:
 
     async def interrupt(self) -> int:
         """Ctrl-C; the exit status."""
-        self._process.send_signal(signal.SIGINT)
+        os.kill(self._process.pid, signal.SIGINT)
         await self.until_said("Stopped")
         return await self._process.wait()
 
@@ -65,9 +66,9 @@ async def serve(file: Path) -> AsyncIterator[Command]:
         async with asyncio.timeout(DEADLINE_S):
             yield Command(process)
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            await process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
+        await process.communicate()
 
 
 def deploy_file(folder: Path, port: int, fake: Mapping[str, object]) -> Path:

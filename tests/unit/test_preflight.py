@@ -194,7 +194,7 @@ def test_what_outlived_its_launcher_is_found_by_its_mark() -> None:
     env = {**os.environ, machine.RUN_MARK: "999999999-1.00"}
     with subprocess.Popen([sys.executable, "-c", "input()"], env=env, stdin=subprocess.PIPE) as orphan:
         pids = [item.pid for item in machine.leftovers()]
-        words = told(fails(machine_checks.machine_checks()))
+        words = told(machine_checks.machine_checks())
         orphan.communicate(b"\n")
     assert orphan.pid in pids
     assert str(orphan.pid) in words
