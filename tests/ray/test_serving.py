@@ -221,7 +221,8 @@ async def until_idle(probe: Probe) -> None:
     async def idle() -> bool:
         return await probe.unfinished() == 0
 
-    await until(idle, 1, "an engine without a request")
+    # A tenth of this is usual. What must not be is the twenty seconds until the engine would be done by itself.
+    await until(idle, 5, "an engine without a request")
 
 
 async def has(probe: Probe, count: int) -> bool:

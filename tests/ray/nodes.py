@@ -1,0 +1,78 @@
+"""Several nodes on one machine: each in a network namespace of its own, with an address of its own, on a bridge."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Self
+
+from tests.ray.cluster import Node
+
+
+class Network:
+    """Use as a context manager: on leaving it, its namespaces and its bridge are gone."""
+
+    def __init__(self) -> None:
+        self._name = f"sr{os.getpid() % 100_000}"
+        self._subnet = f"10.78.{os.getpid() % 250}"
+        self._nodes: list[str] = []
+
+    def __enter__(self) -> Self:
+        _ip("link", "add", self._name, "type", "bridge")
+        _ip("addr", "add", f"{self._subnet}.254/24", "dev", self._name)
+        _ip("link", "set", self._name, "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._nodes:
+            _ip("netns", "del", name)
+        _ip("link", "del", self._name)
+
+    def add_node(self) -> Node:
+        """A new machine, as far as addresses and ports go."""
+        number = len(self._nodes) + 1
+        name, outside, address = f"{self._name}n{number}", f"{self._name}v{number}", f"{self._subnet}.{number}"
+        _ip("netns", "add", name)
+        self._nodes.append(name)
+        _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
+        _ip("link", "set", outside, "master", self._name, "up")
+        _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+        _ip("-n", name, "link", "set", "eth0", "up")
+        _ip("-n", name, "link", "set", "lo", "up")
+        return Node(address, ("ip", "netns", "exec", name))
+
+    def pull_the_plug(self, node: Node) -> None:
+        """End everything on a node at once, as a power cut does."""
+        name = node.prefix[-1]
+        while pids := _ip("netns", "pids", name).split():  # twice, if something was being started
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+
+
+def not_here() -> str | None:
+    """Why this machine cannot have network namespaces of ours; None if it can."""
+    if shutil.which("ip") is None:
+        return "iproute2 (`ip`) is not installed"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    try:
+        with _trial():
+            return None
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces are not allowed here: {error.stderr.strip()}"
+
+
+@contextlib.contextmanager
+def _trial() -> Iterator[None]:
+    with Network() as network:
+        network.add_node()
+        yield
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20).stdout
