@@ -104,7 +104,9 @@ def _fleet_charts(
         if any(v is not None for v in fleet.target_replicas)
         else []
     )
-    found = [Chart("Replicas", fleet.at_s, x_label, "replicas", (*states, *target), "by state", shade, marks)]
+    found = []
+    if states:
+        found.append(Chart("Replicas", fleet.at_s, x_label, "count", (*states, *target), "by state", shade, marks))
     if any(value is not None for value in fleet.queued):
         found.append(
             Chart(

@@ -102,7 +102,8 @@
     const runs = [];
     xs.forEach((x, i) => {
       const y = line.y[i];
-      if (y === null) { if (run.length) runs.push(run); run = []; return; }
+      // A latency has no value where no request ended: the line goes on to the next one that did.
+      if (y === null) { if (run.length && (line.fill || line.step)) { runs.push(run); run = []; } return; }
       if (line.step) { run.push([fx(Math.max(0, x - half)), fy(y), i], [fx(x + half), fy(y), i]); } else run.push([fx(x), fy(y), i]);
     });
     if (run.length) runs.push(run);
