@@ -221,7 +221,8 @@ async def until_idle(probe: Probe) -> None:
     async def idle() -> bool:
         return await probe.unfinished() == 0
 
-    # A tenth of this is usual. What must not be is the twenty seconds until the engine would be done by itself.
+    # A second is what is asked of it; on a machine with many times more to do than cores, every hop takes its turn. What
+    # must not be is the twenty seconds until the engine would be done by itself.
     await until(idle, 5, "an engine without a request")
 
 
