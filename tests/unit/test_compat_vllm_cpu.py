@@ -1,4 +1,4 @@
-"""The gaps of vLLM's CPU backend: what is put in place of vLLM's functions. That it works is shown on a whole engine."""
+"""The gaps of vLLM's CPU backend: what stands in for vLLM's functions. That it works is shown on a whole engine."""
 
 from __future__ import annotations
 
