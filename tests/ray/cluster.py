@@ -42,8 +42,7 @@ async def until(condition: Callable[[], Awaitable[T]], deadline_s: float, what: 
     last: object = None
     try:
         async with asyncio.timeout(deadline_s):
-            # What is waited for happens in other processes: nothing here could set an event.
-            while not (last := await condition()):  # noqa: ASYNC110
+            while not (last := await condition()):  # noqa: ASYNC110  # it happens in processes that can set no event
                 await asyncio.sleep(POLL_S)
             return last
     except TimeoutError:

@@ -133,7 +133,7 @@ def words(block: Any) -> str:
 async def test_both_ingress_and_both_engine_replicas_take_part(service: Cluster) -> None:
     async with openai_client(service) as client:
         asked = [{**HELLO, "messages": [{"role": "user", "content": f"Count to {n}."}]} for n in range(24)]
-        await asyncio.gather(*(client.chat.completions.create(**one) for one in asked))  # type: ignore[call-overload]
+        await asyncio.gather(*(client.chat.completions.create(**one) for one in asked))
     lines = [json.loads(line[line.index("{") :]) for line in service.logged("serve_app.access: request {")]
     assert len({replica for line in lines for replica in line["replica"]}) >= 2
 
@@ -221,7 +221,7 @@ async def until_idle(probe: Probe) -> None:
     async def idle() -> bool:
         return await probe.unfinished() == 0
 
-    # A second is what is asked of it; on a machine with many times more to do than cores, every hop takes its turn. What
+    # A second is what is asked of it; on a machine with far more to do than cores, every hop waits for its turn. What
     # must not be is the twenty seconds until the engine would be done by itself.
     await until(idle, 5, "an engine without a request")
 
