@@ -6,18 +6,24 @@ import argparse
 import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvloop
 
 from loadtest import __version__
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
-from loadtest.options import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
+from loadtest.flags import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.plan import DEFAULT_CONCURRENCY
 from loadtest.published import PRESETS, QUICK_WAVES
 
 T = TypeVar("T")
+
+
+class Commands(Protocol):
+    """What argparse gives for subcommands."""
+
+    def add_parser(self, name: str, *, help: str, allow_abbrev: bool) -> argparse.ArgumentParser: ...  # noqa: A002  # argparse's own word
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +48,13 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
     add_fleet_flags(run)
     add_output_flags(run)
     run.set_defaults(**(run_defaults or {}))
+    _search_flags(commands)
+    _other_flags(commands)
+    _mock_flags(commands)
+    return parser
+
+
+def _search_flags(commands: Commands) -> None:
     search = commands.add_parser("search", help="the highest load that keeps its objectives", allow_abbrev=False)
     add_target_flags(search)
     add_data_flags(search, sorted(DATASETS))
@@ -54,6 +67,9 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
         "--step-requests", type=int, default=0, help="requests per step (default: 4 waves, at least 32)"
     )
     search.add_argument("--pause", type=float, default=2.0, metavar="S", help="rest between steps (default 2)")
+
+
+def _other_flags(commands: Commands) -> None:
     compare = commands.add_parser("compare", help="two or more result files, with intervals", allow_abbrev=False)
     compare.add_argument("files", nargs="+", help="ours, vLLM's or aiperf's JSON; the first is the base")
     compare.add_argument("--md", help="the same as Markdown")
@@ -61,6 +77,9 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
     check.add_argument("--streams", default="32,128,512,1024", help="default 32,128,512,1024")
     check.add_argument("--chunks", type=int, default=150, help="chunks per stream (default 150, 3 s)")
     check.add_argument("--json", help="file for the figures")
+
+
+def _mock_flags(commands: Commands) -> None:
     mock = commands.add_parser("mock", help="a server with known times", allow_abbrev=False)
     mock.add_argument("--port", type=int, default=8000)
     mock.add_argument("--first-ms", type=float, default=50.0, help="time to the first token (default 50)")
@@ -72,7 +91,6 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
     mock.add_argument("--max-inflight", type=int, default=10**9, help="requests beyond wait their turn")
     mock.add_argument("--fail-every", type=int, default=0)
     mock.add_argument("--fault", default="", choices=["", *FAULTS])
-    return parser
 
 
 FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "silent")

@@ -79,7 +79,7 @@ def load_result(path: str) -> Result:
 
 
 def _vllm(path: str, found: dict[str, Json]) -> Result:
-    values = {key: float(found[key]) for key, *_ in METRICS if isinstance(found.get(key), int | float)}  # type: ignore[arg-type]
+    values = {key: float(value) for key, *_ in METRICS if isinstance(value := found.get(key), int | float)}
     ours = found.get("loadtest")
     samples: dict[str, NDArray[np.float64]] = {}
     if isinstance(ours, dict) and isinstance(requests := ours.get("requests"), dict):

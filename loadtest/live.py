@@ -38,7 +38,7 @@ class Board:
         self._recent: deque[Ended] = deque()
         self.history: deque[float] = deque(maxlen=60)
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002 (an audience may end a run)
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience may end a run
         """The clock started."""
         self._begin_ns = begin_ns
 

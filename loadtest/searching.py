@@ -31,11 +31,11 @@ class Critic:
         self._stop: Callable[[], None] | None = None
         self.lost = False
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
         """Remember how to end it."""
         self._stop = stop
 
-    def news(self, started: int, ended: list[Ended]) -> None:  # noqa: ARG002
+    def news(self, started: int, ended: list[Ended]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
         """Look at every request that ended."""
         for one in ended:
             lost = self._hopeless.add(ok=one.ok, ttft_ms=one.ttft_ms, tpot_ms=one.tpot_ms)

@@ -126,11 +126,11 @@ def mix(options: DataOptions, tokens: Tokens | None, count: int, samplers: Mappi
     rng = np.random.default_rng([options.seed, 3])
     for position, part in enumerate(parts):
         settings = dict(part)
-        name, weight = str(settings.pop("class", position)), float(settings.pop("weight", 1.0) or 0)  # type: ignore[arg-type]
+        name, weight = str(settings.pop("class", position)), _weight(settings.pop("weight", 1.0), options.file)
         unknown = set(settings) - known
         if unknown or settings.get("dataset") == "mix":
             raise DataError(f"{options.file}: class {name!r} has unusable options {sorted(unknown) or 'dataset'}")
-        chosen = replace(options, **{"file": None, "seed": options.seed + position, **settings})  # type: ignore[arg-type]
+        chosen = replace(options, **{"file": None, "seed": options.seed + position, **settings})  # type: ignore[arg-type]  # checked against the known names above
         weights.append(weight)
         made.append((name, chosen))
     kinds = rng.choice(len(made), size=count, p=np.asarray(weights) / sum(weights))
@@ -139,6 +139,12 @@ def mix(options: DataOptions, tokens: Tokens | None, count: int, samplers: Mappi
         some = samplers[chosen.dataset](chosen, tokens, max(1, int((kinds == number).sum())))
         pools.append(iter([replace(prompt, kind=name) for prompt in some]))
     return [next(pools[number]) for number in kinds]
+
+
+def _weight(value: Json, file: str | None) -> float:
+    if not isinstance(value, int | float) or value <= 0:
+        raise DataError(f"{file}: a weight of {value!r}", "Weights are numbers above 0")
+    return float(value)
 
 
 def trace(options: DataOptions, tokens: Tokens | None, count: int, *, file: str, speed: float) -> list[Prompt]:

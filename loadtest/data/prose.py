@@ -11,7 +11,7 @@ import numpy as np
 
 from loadtest.errors import DataError
 from loadtest.options import DataOptions
-from loadtest.prompt import Prompt
+from loadtest.prompt import Json, Prompt
 from loadtest.tokens import Tokens
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -111,7 +111,7 @@ def sessions(options: DataOptions, tokens: Tokens | None, count: int) -> list[Pr
     return prompts
 
 
-TOOLS = [
+TOOLS: list[Json] = [
     {
         "type": "function",
         "function": {
@@ -143,6 +143,6 @@ def tools(options: DataOptions, tokens: Tokens | None, count: int) -> list[Promp
         passage, length = prose.passage(options.input_len)
         place = PLACES[int(rng.integers(len(PLACES)))]
         text = f"{passage}\n\nLeave the text above aside. What is the weather in {place} right now? Use a tool."
-        extra: dict[str, object] = {"tools": TOOLS, "tool_choice": "auto"}
-        prompts.append(Prompt(text=text, prompt_tokens=length, output_tokens=options.output_len, extra=extra))  # type: ignore[arg-type]
+        extra: dict[str, Json] = {"tools": TOOLS, "tool_choice": "auto"}
+        prompts.append(Prompt(text=text, prompt_tokens=length, output_tokens=options.output_len, extra=extra))
     return prompts

@@ -11,7 +11,8 @@ import msgspec
 
 from loadtest import __version__
 from loadtest.errors import DataError
-from loadtest.figures import Figures
+from loadtest.figures import FailureGroup, Figures
+from loadtest.parity import tpot_s, ttft_s
 from loadtest.prompt import Json
 from loadtest.report.tables import warnings
 from loadtest.result import vllm_result
@@ -23,7 +24,6 @@ FORMAT = 1
 def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
     """vLLM's keys at the top, so that its plots and sweeps read the file; everything else under `loadtest`."""
     run = figures.finished.run
-    rows, why_not = figures.published()
     ours: dict[str, object] = {
         "format": FORMAT,
         "version": __version__,
@@ -40,35 +40,35 @@ def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
             for v in figures.verdicts
         ],
         "joint_attainment": figures.joint,
-        "failures": [
-            {
-                "outcome": group.outcome.value,
-                "count": group.count,
-                "examples": [
-                    {
-                        "index": r.index,
-                        "status": r.status,
-                        "error": r.error,
-                        "body": r.body,
-                        "retry_after_s": r.retry_after_s,
-                    }
-                    for r in group.examples
-                ],
-            }
-            for group in figures.failures
-        ],
-        "published": {
-            "rows": [{"name": r.name, "ours": r.ours, "published": r.published, "ratios": r.ratios} for r in rows],
-            "differences": why_not,
-        }
-        if rows
-        else None,
+        "failures": [_failure(group) for group in figures.failures],
+        "published": _published(figures),
         "client": [asdict(check) for check in figures.checks],
         "fleet": asdict(figures.fleet) if figures.fleet else None,
         "requests": _requests(figures),
     }
     theirs = vllm_result(figures.about, run, figures.parity, detailed=detailed)
     return {**theirs, **_spec_decode(figures), "loadtest": plain(ours)}
+
+
+def _failure(group: FailureGroup) -> dict[str, object]:
+    return {
+        "outcome": group.outcome.value,
+        "count": group.count,
+        "examples": [
+            {"index": r.index, "status": r.status, "error": r.error, "body": r.body, "retry_after_s": r.retry_after_s}
+            for r in group.examples
+        ],
+    }
+
+
+def _published(figures: Figures) -> dict[str, object] | None:
+    rows, why_not = figures.published()
+    if not rows:
+        return None
+    return {
+        "rows": [{"name": r.name, "ours": r.ours, "published": r.published, "ratios": r.ratios} for r in rows],
+        "differences": why_not,
+    }
 
 
 def _spec_decode(figures: Figures) -> dict[str, Json]:
@@ -87,8 +87,6 @@ def _spec_decode(figures: Figures) -> dict[str, Json]:
 
 def _requests(figures: Figures) -> dict[str, object]:
     """Per request, in columns: what `compare` needs for its intervals."""
-    from loadtest.parity import tpot_s, ttft_s
-
     records = figures.finished.run.records
     return {
         "ok": [record.ok for record in records],

@@ -94,10 +94,10 @@ class StopAt:
     def __init__(self, answers: int) -> None:
         self._left = answers
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002
+    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than this one needs
         self._stop = stop
 
-    def news(self, started: int, ended: list[Ended]) -> None:  # noqa: ARG002
+    def news(self, started: int, ended: list[Ended]) -> None:  # noqa: ARG002  # an audience hears more than this one needs
         self._left -= len(ended)
         if self._left <= 0:
             self._stop()

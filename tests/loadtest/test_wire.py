@@ -21,7 +21,7 @@ class FakeTransport(asyncio.Transport):
         self.written = b""
         self.aborted = False
 
-    def write(self, data: bytes) -> None:  # type: ignore[override]
+    def write(self, data: bytes) -> None:  # type: ignore[override]  # the base names more types than a test writes
         self.written += data
 
     def abort(self) -> None:
