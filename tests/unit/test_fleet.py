@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -125,10 +125,15 @@ def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> Fle
     return FleetRequest(request_id, [first], max_tokens, 0, False, [], 0, [b""], None, FlightRecord())
 
 
-async def until_landed(fleet: Fleet) -> None:
-    async with asyncio.timeout(5):
-        while fleet.in_flight:
+async def turns(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds. What it waits for takes turns of the loop, not time."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for: the fleet does not say when it idles
             await asyncio.sleep(0)
+
+
+async def until_landed(fleet: Fleet) -> None:
+    await turns(lambda: fleet.in_flight == 0)
 
 
 async def test_tokens_come_once_and_in_order() -> None:
@@ -282,8 +287,7 @@ async def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new() ->
         fleet.submit(request())
         attempt, draining, other = await whoever_starts(first, second)
         transport.listed = {other.name}
-        while draining.name in {facts.replica_id for facts in fleet.replicas_up()}:
-            await asyncio.sleep(0)
+        await turns(lambda: draining.name not in {facts.replica_id for facts in fleet.replicas_up()})
         fleet.submit(request("new", first=200))
         fresh = await other.started.get()
         other.emit(fresh, 0, 1, last=True)
