@@ -72,19 +72,20 @@ class Figures:
 
 
 def figure_out(
-    about: About, finished: Finished, output: OutputOptions, *, setting: Setting | None, fleet: FleetView | None = None
+    about: About, finished: Finished, output: OutputOptions, *, setting: Setting | None, varying: bool = False
 ) -> Figures:
-    """Compute everything from the records."""
+    """Compute everything from the records. A load that is `varying` by design has no steady state."""
     run = finished.run
     percentiles = sorted({*output.percentiles, 99.0})
     names = sorted({record.kind for record in run.records})
     bounds = parse_bounds(output.slo or "")
+    slots = about.max_concurrency if about.request_rate == float("inf") else None
     return Figures(
         about=about,
         finished=finished,
         parity=measure(run.records, run.duration_s, percentiles, output.goodput_ms),
         strict=look_closer(run.records, percentiles),
-        steady=find_steady(run, slots=about.max_concurrency if about.request_rate == float("inf") else None),
+        steady=None if varying else find_steady(run, slots=slots),
         series=over_time(run),
         kinds={
             name: measure([r for r in run.records if r.kind == name], run.duration_s, percentiles, output.goodput_ms)
@@ -95,7 +96,6 @@ def figure_out(
         verdicts=tuple(judge(bounds, run)),
         joint=joint_attainment(bounds, run),
         setting=setting,
-        fleet=fleet,
     )
 
 

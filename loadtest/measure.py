@@ -37,7 +37,9 @@ async def measure_plan(plan: Plan, output: OutputOptions, fleet: FleetOptions, p
         finished = await execute(plan, output, disturber, apart=lookout is not None or bool(fleet.events))
         await disturber.done()
         about, setting = describe(plan, output), setting_of(plan, finished, preset)
-        figures = figure_out(about, finished, output, setting=setting)
+        figures = figure_out(
+            about, finished, output, setting=setting, varying=bool(plan.load.phases or plan.load.trace)
+        )
         if lookout is None:
             return replace(figures, fleet=FleetView(marks=tuple(disturber.marks))) if disturber.marks else figures
         await lookout.settle(figures.parity.completed)

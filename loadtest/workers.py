@@ -74,17 +74,19 @@ async def _work(job: Job, endpoint: Endpoint, counter: Synchronized[int], pipe: 
     sessions = sessions_of(job.prompts)
     reporter = _Reporter(pipe)
     worker = Worker(job, endpoint, reporter)
-    with on_interrupt(worker.stop):
-        await worker.open_ahead(len(sessions))
-        pipe.send(Ready())
-        begin_ns: int = pipe.recv()
-        telling = asyncio.create_task(reporter.forever())
-        try:
-            driven = await worker.run(sessions, _shared(counter, len(sessions)), begin_ns)
-        finally:
-            telling.cancel()
-        reporter.send()
-        pipe.send(driven)
+    # A terminal's Ctrl-C reaches every process of the group. Only the parent acts on it, and tells us once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.open_ahead(len(sessions))
+    pipe.send(Ready())
+    begin_ns: int = pipe.recv()
+    telling = asyncio.create_task(reporter.forever())
+    try:
+        driven = await worker.run(sessions, _shared(counter, len(sessions)), begin_ns)
+    finally:
+        telling.cancel()
+    reporter.send()
+    pipe.send(driven)
 
 
 def _shared(counter: Synchronized[int], count: int) -> Take:
@@ -114,8 +116,7 @@ async def run_in_workers(job: Job, endpoint: Endpoint, workers: int, audience: A
 
     def stop() -> None:
         for process in processes:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGINT)
+            process.terminate()
 
     try:
         with on_interrupt(stop) as interrupted:

@@ -209,7 +209,7 @@ def _objectives(figures: Figures) -> Table | None:
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, ...]:
-    unit = "" if verdict.bound.metric in RATES else " ms"
+    unit = "" if verdict.bound.metric in RATES or math.isinf(verdict.value) else " ms"
     value = f"{verdict.value:.2%}" if verdict.bound.metric == "failed" else f"{number(verdict.value)}{unit}"
     within = f"{verdict.attainment:.1%}" if verdict.attainment is not None else ""
     return (verdict.bound.text, value, "yes" if verdict.met else "NO", within)

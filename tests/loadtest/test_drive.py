@@ -134,6 +134,18 @@ async def test_worker_processes_send_every_request_once(start_mock: StartMock) -
     assert all(record.start_ns >= finished.run.begin_ns for record in finished.run.records)
 
 
+async def test_stopping_worker_processes_keeps_what_they_measured(start_mock: StartMock) -> None:
+    from loadtest.api import BodyRules
+
+    server = await start_mock(Manners(first_s=0.05, gap_s=0.001))
+    job = Job(prompts=prompts(2000), rules=BodyRules(Api.CHAT, "mock", ignore_eos=True), load=Load(4))
+    finished = await run_in_workers(job, Endpoint(parse_url(server.url), "127.0.0.1"), 2, StopAt(4))
+    outcomes = [record.outcome for record in finished.run.records]
+    assert outcomes.count(Outcome.OK) >= 4
+    assert set(outcomes) <= {Outcome.OK, Outcome.INTERRUPTED}
+    assert len(outcomes) < 2000
+
+
 def test_prompts_group_into_sessions_in_order() -> None:
     sessions = [3, -1, 3, 4, -1]
     found = sessions_of([Prompt(text="x", session=session) for session in sessions])
