@@ -29,6 +29,7 @@ class Network:
 
     def __exit__(self, *_: object) -> None:
         for name in self._nodes:
+            _end_all_in(name)  # a namespace lives as long as a process in it, and its cable with it
             _ip("netns", "del", name)
         _ip("link", "del", self._name)
 
@@ -47,11 +48,14 @@ class Network:
 
     def pull_the_plug(self, node: Node) -> None:
         """End everything on a node at once, as a power cut does."""
-        name = node.prefix[-1]
-        while pids := _ip("netns", "pids", name).split():  # twice, if something was being started
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+        _end_all_in(node.prefix[-1])
+
+
+def _end_all_in(name: str) -> None:
+    while pids := _ip("netns", "pids", name).split():  # again, if something was being started
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def not_here() -> str | None:
