@@ -33,6 +33,9 @@ MTP_ARGV = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}
 CRASHES = "crashes-at-5"
 """A request with this id ends the fake engine when it is about to give its sixth token."""
 
+START_TIMEOUT_S = 1200
+"""For the first test of a module. A start takes 20 s alone on a machine, and many times that beside other work."""
+
 LENGTH, STOP = 1, 0
 
 END_OF_TURN, THINK, END_OF_THINKING = 1005, 1012, 1013

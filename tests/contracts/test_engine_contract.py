@@ -17,13 +17,14 @@ from tests.contracts.harness import (
     MAX_MODEL_LEN,
     MAX_NUM_SEQS,
     MTP_ARGV,
+    START_TIMEOUT_S,
     STOP,
     Subject,
     start_fake,
     start_vllm,
 )
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(START_TIMEOUT_S)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,9 +16,9 @@ from PIL import Image
 from serve_app.engine.contract import EngineDead
 from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_start import parse_engine_args, wait_gone
-from tests.contracts.harness import ENVIRONMENT, MTP_ARGV, VLLM_ARGV, ignore_step, start_vllm
+from tests.contracts.harness import ENVIRONMENT, MTP_ARGV, START_TIMEOUT_S, VLLM_ARGV, ignore_step, start_vllm
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(START_TIMEOUT_S)]
 
 TWO_RANKS_ARGV = ["--tensor-parallel-size", "2", "--enable-expert-parallel", *MTP_ARGV]
 

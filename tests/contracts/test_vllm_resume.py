@@ -20,13 +20,14 @@ from tests.contracts.harness import (
     LENGTH,
     MODEL,
     MTP_ARGV,
+    START_TIMEOUT_S,
     STOP,
     THINK,
     Subject,
     start_vllm,
 )
 
-pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(START_TIMEOUT_S)]
 
 SCHEMA = json.dumps(
     {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from serve_app.compat.names import PACKAGE, check, main, users
+from serve_app.compat import vllm_cpu, vllm_resume
+from serve_app.compat.names import PACKAGE, check, check_targets, main, users
+from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import SourceTree
 
 SOURCES = {
@@ -100,18 +103,36 @@ def test_the_command_fails_for_a_version_that_lacks_what_we_use(
     assert "serve_app/engine/vllm_start.py" in capsys.readouterr().out
 
 
-@pytest.mark.engine
+def installed() -> SourceTree:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("vLLM is not installed here")
+    return SourceTree.open(PACKAGE, Path(spec.origin).parent)
+
+
 def test_every_name_we_use_is_in_the_installed_vllm() -> None:
-    source = SourceTree.open(PACKAGE, Path(str(importlib.import_module("vllm").__file__)).parent)
+    source = installed()
     problems, checked = check(source, users())
     assert problems == []
     assert checked > 100
+    assert check_targets(source, (*vllm_cpu.TARGETS, *vllm_resume.TARGETS)) == []
+
+
+def test_a_function_to_change_that_is_gone_or_takes_other_things_is_named(wheel: Path) -> None:
+    source = SourceTree.open(PACKAGE, wheel)
+    assert check_targets(source, [Target("vllm.engine", "Engine", "start", ("wait",))]) == []
+    gone, other = check_targets(
+        source,
+        [Target("vllm.engine", "Engine", "halt", ()), Target("vllm.engine", "Engine", "start", ("wait", "later"))],
+    )
+    assert "there is no vllm.engine.Engine.halt" in gone
+    assert "vllm.engine.Engine.start does not take later" in other
 
 
 @pytest.mark.engine
 def test_reading_the_installed_vllm_agrees_with_importing_it() -> None:
     """The reader says that a name is there; the import must then find it."""
-    source = SourceTree.open(PACKAGE, Path(str(importlib.import_module("vllm").__file__)).parent)
+    source = installed()
     for module, name in [
         ("vllm", "__version__"),
         ("vllm.platforms", "current_platform"),
