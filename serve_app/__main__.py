@@ -72,7 +72,7 @@ def _say(line: str) -> None:
 
 def _preflight(options: argparse.Namespace) -> int:
     ready = True
-    for check in preflight.checks(options.file, launcher.running_ray()):
+    for check in preflight.checks(options.file, machine.running_ray()):
         _say(str(check))
         ready = ready and check.verdict is not Verdict.FAIL
     _say("\nReady: `make serve`." if ready else "\nNot ready: see the lines marked FAIL.")

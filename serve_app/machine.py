@@ -7,6 +7,7 @@ daemons, their workers and HAProxy all inherit. Names would not do: another Ray 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,31 @@ def version_of(distributions: Sequence[str]) -> str | None:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
     return None
+
+
+def ray_folder() -> Path:
+    """Where Ray keeps its sessions: its own rule."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # noqa: S108  # Ray's choice
+
+
+def running_ray() -> str | None:
+    """The Ray cluster that `serve run` would join: RAY_ADDRESS, or what `ray start` left running on this machine.
+
+    Ray itself takes the word of the file that `ray start` writes, and a crashed Ray leaves it: so the address is tried.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return None if address == "local" else address
+    file = ray_folder() / "ray_current_cluster"
+    if not file.is_file():
+        return None
+    address = file.read_text(encoding="utf-8").strip()
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return None
+    return address
 
 
 def free_bytes(path: Path) -> int:

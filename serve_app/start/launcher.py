@@ -39,7 +39,7 @@ class StartFailed(Exception):
 
 def serve(file: Path, say: Say) -> int:
     """Run until Ctrl-C or SIGTERM. Returns the exit status of the process."""
-    joins = running_ray()
+    joins = machine.running_ray()
     say("Checks before anything starts:")
     ready = True
     for check in preflight.checks(file, joins):
@@ -53,14 +53,6 @@ def serve(file: Path, say: Say) -> int:
     ray = "a new local Ray" if joins is None else f"joining Ray at {joins}"
     say(f"\nStarting ({ray}); the whole log is in {log}")
     return asyncio.run(run(deploy, serve_command(file, joins), owns_ray=joins is None, log=log, say=say))
-
-
-def running_ray() -> str | None:
-    """The Ray cluster that `serve run` would join: RAY_ADDRESS, or what `ray start` left running on this machine."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    address: str | None = canonicalize_bootstrap_address(None)
-    return address
 
 
 def serve_command(file: Path, joins: str | None) -> list[str]:

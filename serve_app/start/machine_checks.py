@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +82,7 @@ def machine_checks() -> Iterator[Check]:
     if shared.is_dir() and machine.free_bytes(shared) < GIB:
         message = f"{shared} has {machine.free_bytes(shared) / GIB:.2f} GiB free; Ray and vLLM share data there"
         yield Check(Verdict.WARN, "shm", message, "in a container: `--shm-size=8g`, or `--ipc=host`")
-    scratch = Path(os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108  # where Ray itself puts its sessions
+    scratch = machine.ray_folder()
     if machine.free_bytes(scratch) < 2 * GIB:
         message = f"{scratch} has {machine.free_bytes(scratch) / GIB:.1f} GiB free; Ray's logs and sockets go there"
         yield failed("disk", message, "free some, or set RAY_TMPDIR to a folder with a short path elsewhere")

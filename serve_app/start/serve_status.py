@@ -67,7 +67,7 @@ def fetch(dashboard: str, application: str, timeout_s: float) -> ApplicationStat
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310  # the same
             details = json.load(answer)
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise StatusUnknown(str(error)) from error

