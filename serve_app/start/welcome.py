@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class Endpoint:
     def key(self) -> str:
         """What to write where a key is asked for."""
         return "YOUR-KEY" if self.needs_key else "any"
+
+
+def tool(name: str) -> str:
+    """How to call a program of this environment from here: it need not be on PATH."""
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def text(endpoint: Endpoint, dashboard: str | None) -> str:
@@ -42,9 +50,9 @@ Serving {model} at {url} ({reach}). Ctrl-C stops everything.
     client = anthropic.Anthropic(base_url="{url}", api_key="{key}")
     client.messages.create(model="{model}", max_tokens=512, messages={hello})
   Claude Code
-    eval "$(python -m serve_app claude-env)" && claude""".splitlines()
+    eval "$({tool("python")} -m serve_app claude-env)" && claude""".splitlines()
     if dashboard:
-        lines += ["", f"  Ray dashboard  {dashboard}   (it may ask for a token: `ray get-auth-token`)"]
+        lines += ["", f"  Ray dashboard  {dashboard}   (asks for the token of `{tool('ray')} get-auth-token`)"]
     return "\n".join([*lines, ""])
 
 
