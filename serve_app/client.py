@@ -120,7 +120,8 @@ class FleetCore:
 
     def _as_core_output(self, request_id: str, delta: TokenDelta) -> EngineCoreOutput:
         if delta.extra is not None:
-            output: EngineCoreOutput = self._decoder.decode(delta.extra)
+            # Tensors are views on their buffer, which torch wants to be writable.
+            output: EngineCoreOutput = self._decoder.decode([bytearray(buffer) for buffer in delta.extra])
             output.request_id = request_id
             return output
         prefill = None

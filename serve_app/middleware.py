@@ -34,7 +34,7 @@ EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """The model knows low, medium and high; the APIs know more. Anything else is left for vLLM to refuse."""
 
 
-DISCONNECT_GRACE_S = 1.0
+DISCONNECT_GRACE_S = 0.25
 """What vLLM's handlers get to stop by themselves when the client is gone: a few turns of the event loop are enough."""
 
 
@@ -167,7 +167,7 @@ class _Exchange:
             elif await self._may_ask(route):
                 await self._serve()
         except asyncio.CancelledError:
-            self._client_left = not self._complete
+            self._client_left = self._client_left or not self._complete
             raise
         finally:
             if self._stream is not None:
@@ -214,11 +214,12 @@ class _Exchange:
         if self._scope["method"] == "POST":
             headers.append((b"content-length", str(len(body)).encode("ascii")))
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        left = asyncio.Event()
 
         async def receive() -> Message:
             if pending:
                 return pending.pop()
-            message = await self._receive()
+            message = await _first(self._receive(), _disconnect_after(left))
             if message["type"] == "http.disconnect" and not self._complete:
                 self._client_left = True
             return message
@@ -228,7 +229,10 @@ class _Exchange:
             await asyncio.shield(app)
         except asyncio.CancelledError:
             # Ray Serve cancels us when the client leaves. vLLM's handlers (`with_cancellation`) do not pass that on to
-            # what they have started, which would run to its end; they stop it at the disconnect, which is on its way.
+            # what they have started, which would run to its end; at a disconnect they stop it. So that is what they
+            # get.
+            self._client_left = not self._complete
+            left.set()
             try:
                 await asyncio.wait([app], timeout=DISCONNECT_GRACE_S)
             finally:
@@ -354,3 +358,19 @@ def _clamp_effort(holder: object) -> bool:
             holder[name] = EFFORTS[effort]
             changed = True
     return changed
+
+
+async def _disconnect_after(left: asyncio.Event) -> Message:
+    await left.wait()
+    return {"type": "http.disconnect"}
+
+
+async def _first(*awaitables: Awaitable[Message]) -> Message:
+    """The result of whichever is done first; the others are cancelled."""
+    futures = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for future in futures:
+            future.cancel()

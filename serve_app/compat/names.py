@@ -280,14 +280,16 @@ def check_targets(source: SourceTree, targets: Iterable[Target]) -> list[str]:
     """What our changes of vLLM would not find, a line each."""
     problems = []
     for target in targets:
-        owner = source.resolve(target.module, target.owner)
-        method = source.member(owner, target.name) if owner is not None else None
-        where = f"{target.module}.{target.owner}.{target.name}"
+        if target.owner:
+            owner = source.resolve(target.module, target.owner)
+            method = source.member(owner, target.name) if owner is not None else None
+        else:
+            method = source.resolve(target.module, target.name)
         parameters = source.parameters(method) if method is not None else set()
         if method is None:
-            problems.append(f"serve_app/compat: there is no {where} to change")
+            problems.append(f"serve_app/compat: there is no {target} to change")
         elif parameters is not None and (missing := set(target.parameters) - parameters):
-            problems.append(f"serve_app/compat: {where} does not take {', '.join(sorted(missing))}")
+            problems.append(f"serve_app/compat: {target} does not take {', '.join(sorted(missing))}")
     return problems
 
 

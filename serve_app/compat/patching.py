@@ -33,12 +33,16 @@ class UnexpectedVllmError(RuntimeError):
 
 @dataclass(frozen=True)
 class Target:
-    """A method of vLLM that we replace: its module, class, name, and the parameters that the replacement relies on."""
+    """A function of vLLM that we replace: its module, class ("" for one of the module's own), name, and the parameters
+    that the replacement relies on."""
 
     module: str
     owner: str
     name: str
     parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return ".".join(part for part in (self.module, self.owner, self.name) if part)
 
 
 def minor_version(version: str) -> tuple[int, int]:
@@ -57,19 +61,18 @@ def replace(target: Target, make: MakeReplacement) -> None:
 
 
 def _replace_in(module: ModuleType, target: Target, make: MakeReplacement) -> None:
-    owner = getattr(module, target.owner, None)
+    owner = getattr(module, target.owner, None) if target.owner else module
     original = inspect.getattr_static(owner, target.name, None) if owner is not None else None
     is_classmethod = isinstance(original, classmethod)
     function = original.__func__ if isinstance(original, classmethod) else original
-    where = f"{target.module}.{target.owner}.{target.name}"
     if not callable(function):
-        raise UnexpectedVllmError(f"there is no {where} to change")
+        raise UnexpectedVllmError(f"there is no {target} to change")
     if hasattr(function, _MARK):
         return
     missing = set(target.parameters) - set(inspect.signature(function).parameters)
     if missing:
-        raise UnexpectedVllmError(f"{where} does not take {', '.join(sorted(missing))}")
+        raise UnexpectedVllmError(f"{target} does not take {', '.join(sorted(missing))}")
     replacement = functools.wraps(function)(make(function, module))
     setattr(replacement, _MARK, True)
     setattr(owner, target.name, classmethod(replacement) if is_classmethod else replacement)
-    logger.debug("replaced %s", where)
+    logger.debug("replaced %s", target)

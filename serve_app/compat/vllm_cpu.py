@@ -1,4 +1,4 @@
-"""Closes three gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
+"""Closes four gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
 
 It does nothing on other platforms, and nothing in a vLLM version that is not known to have the gaps.
 """
@@ -32,7 +32,13 @@ IMAGE_FEATURES: Final = Target(
     "_process_image_features",
     ("image_features",),
 )
-TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES)
+EXPANSION: Final = Target(
+    "vllm.v1.sample.rejection_sampler",
+    "",
+    "expand_batch_to_tokens",
+    ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+)
+TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION)
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +56,7 @@ def close_gaps() -> None:
     replace(ROUTING, route_by_sigmoid)
     replace(EXPERTS, honour_expert_map)
     replace(IMAGE_FEATURES, make_features_contiguous)
+    replace(EXPANSION, expand_in_torch)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:
@@ -122,3 +129,22 @@ def make_features_contiguous(original: Function, _: ModuleType) -> Function:
         return original(self, image_features.contiguous())
 
     return _process_image_features
+
+
+def expand_in_torch(_original: Function, _module: ModuleType) -> Function:
+    """Speculative decoding spreads each request's temperature, top-k and top-p over its draft tokens.
+
+    The CPU's stand-in for that kernel converts all but 64-bit integers first, the output too, so the result goes into
+    a copy and the caller gets memory as it was found: sampling at random temperatures, and with `top_k` an index out of
+    bounds that ends the engine.
+    """
+    import torch
+
+    def expand_batch_to_tokens(
+        x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+    ) -> Any:
+        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+        values = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
+        return torch.repeat_interleave(values, counts.long(), output_size=num_tokens)
+
+    return expand_batch_to_tokens

@@ -81,6 +81,7 @@ class Service:
 
     url: str
     log: Log
+    gate: Gate
     client: FleetClient
     transport: LocalTransport
 
@@ -114,7 +115,7 @@ async def service(
             await client.fleet.wait_for_replica(30)
         log = Log()
         gate = Gate(app, GateSettings(NAME, ("claude-*", "gpt-4o"), max_body_bytes, keep_alive_s), keys, log)
-        yield Service(await stack.enter_async_context(_listening(gate)), log, client, transport)
+        yield Service(await stack.enter_async_context(_listening(gate)), log, gate, client, transport)
 
 
 @contextlib.asynccontextmanager

@@ -38,8 +38,12 @@ async def served() -> AsyncIterator[Service]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(served: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=served.url, timeout=30, trust_env=False) as client:
+    async with talking_to(served) as client:
         yield client
+
+
+def talking_to(running: Service) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False)
 
 
 async def last_line(served: Service, request_id: str):  # noqa: ANN201  # a line of the log
@@ -200,71 +204,111 @@ class OneKey:
 
 
 async def test_keys_work_as_bearer_and_as_x_api_key_and_nothing_else_does() -> None:
-    async with service({"a": fake()}, keys=OneKey()) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
-            for headers in ({"authorization": "Bearer sk-good"}, {"x-api-key": "sk-good"}):
-                assert (await client.get("/v1/models", headers=headers)).status_code == 200
-            for path in ("/v1/chat/completions", "/v1/messages", "/tokenize"):
-                for headers in ({}, {"authorization": "Bearer sk-bad"}, {"x-api-key": "sk-bad"}):
-                    response = await client.post(path, json={}, headers=headers)
-                    assert response.status_code == 401
-                    assert "sk-bad" not in response.text
-            anthropic_error = (await client.post("/v1/messages", json={})).json()
-            assert anthropic_error["error"]["type"] == "authentication_error"
-            assert (await client.get("/health")).status_code == 200
+    async with service({"a": fake()}, keys=OneKey()) as running, talking_to(running) as client:
+        for headers in ({"authorization": "Bearer sk-good"}, {"x-api-key": "sk-good"}):
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+        for path in ("/v1/chat/completions", "/v1/messages", "/tokenize"):
+            for headers in ({}, {"authorization": "Bearer sk-bad"}, {"x-api-key": "sk-bad"}):
+                response = await client.post(path, json={}, headers=headers)
+                assert response.status_code == 401
+                assert "sk-bad" not in response.text
+        anthropic_error = (await client.post("/v1/messages", json={})).json()
+        assert anthropic_error["error"]["type"] == "authentication_error"
+        assert (await client.get("/health")).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:  # noqa: FBT001  # a parameter of the test
+async def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:  # a parameter of the test
     engines: list[FakeEngine] = []
 
     def slow(sink):  # noqa: ANN001, ANN202  # an EngineFactory
-        engines.append(FakeEngine(FakeEngineConfig(plain_token_ids=(40, 90), gap_s=0.01, answer_tokens=(9000, 9000)), sink))
+        engines.append(
+            FakeEngine(FakeEngineConfig(plain_token_ids=(40, 90), gap_s=0.01, answer_tokens=(9000, 9000)), sink)
+        )
         return engines[0]
 
     body = {"model": NAME, "messages": HELLO, "max_tokens": 4000, "stream": stream}
-    async with service({"a": slow}) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
-            task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-            await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)
-            task.cancel()
-            await asyncio.wait({task})
+    async with service({"a": slow}) as running, talking_to(running) as client:
+        task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)
+        task.cancel()
+        await asyncio.wait({task})
         await asyncio.wait_for(engines[0].aborted.wait(), 1)
         assert engines[0].stats().unfinished == 0
         line = await asyncio.wait_for(running.log.lines.get(), 5)
         assert line.outcome is Outcome.CLIENT_LEFT
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 4000}),
+        ("/v1/completions", {"prompt": "hello", "max_tokens": 4000}),
+        ("/v1/messages", {"messages": HELLO, "max_tokens": 4000}),
+        ("/v1/responses", {"input": "hello", "max_output_tokens": 4000}),
+    ],
+)
+async def test_a_request_that_serve_cancels_stops_in_the_engine(path: str, asked: dict[str, object]) -> None:
+    """Ray Serve cancels the ASGI app when a client leaves; vLLM's handlers expect to be told of a disconnect."""
+    engines: list[FakeEngine] = []
+
+    def endless(sink):  # noqa: ANN001, ANN202  # an EngineFactory
+        engines.append(
+            FakeEngine(FakeEngineConfig(plain_token_ids=(40, 90), gap_s=0.01, answer_tokens=(9000, 9000)), sink)
+        )
+        return engines[0]
+
+    body = json.dumps({"model": NAME} | asked).encode()
+    requests = [{"type": "http.request", "body": body, "more_body": False}]
+    never = asyncio.Event()
+
+    async def receive() -> dict[str, object]:
+        if not requests:
+            await never.wait()
+        return requests.pop()
+
+    async def send(_message: object) -> None:
+        pass
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "root_path": ""}
+    async with service({"a": endless}) as running:
+        task = asyncio.create_task(running.gate(scope, receive, send))
+        await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)
+        task.cancel()
+        await asyncio.wait_for(engines[0].aborted.wait(), 1)
+        await asyncio.wait({task})
+        line = await asyncio.wait_for(running.log.lines.get(), 5)
+    assert line.outcome is Outcome.CLIENT_LEFT
+
+
 async def test_a_full_house_says_429_and_when_to_come_back() -> None:
-    async with service({"a": fake()}, max_inflight=0) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
-            for path, kind in (("/v1/chat/completions", None), ("/v1/messages", "rate_limit_error")):
-                body = {"model": NAME, "messages": HELLO, "max_tokens": 4, "stream": True}
-                response = await client.post(path, json=body)
-                assert response.status_code == 429
-                assert int(response.headers["retry-after"]) >= 1
-                assert kind is None or response.json()["error"]["type"] == kind
+    async with service({"a": fake()}, max_inflight=0) as running, talking_to(running) as client:
+        for path, kind in (("/v1/chat/completions", None), ("/v1/messages", "rate_limit_error")):
+            body = {"model": NAME, "messages": HELLO, "max_tokens": 4, "stream": True}
+            response = await client.post(path, json=body)
+            assert response.status_code == 429
+            assert int(response.headers["retry-after"]) >= 1
+            assert kind is None or response.json()["error"]["type"] == kind
 
 
 async def test_nobody_to_serve_is_a_real_503_before_the_first_byte() -> None:
-    async with service({}, deadline_s=0.1) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
-            body = {"model": NAME, "messages": HELLO, "max_tokens": 4}
-            for stream in (True, False):
-                response = await client.post("/v1/chat/completions", json=body | {"stream": stream})
-                assert response.status_code == 503
-                assert "retry-after" in response.headers
-            assert (await client.get("/health")).status_code == 503
+    async with service({}, deadline_s=0.1) as running, talking_to(running) as client:
+        body = {"model": NAME, "messages": HELLO, "max_tokens": 4}
+        for stream in (True, False):
+            response = await client.post("/v1/chat/completions", json=body | {"stream": stream})
+            assert response.status_code == 503
+            assert "retry-after" in response.headers
+        assert (await client.get("/health")).status_code == 503
 
 
 async def test_a_stream_that_waits_is_kept_alive_and_starts_with_its_first_token() -> None:
     patient = fake(FakeEngineConfig(plain_token_ids=(40, 90), first_token_s=0.6))
-    async with service({"a": patient}, keep_alive_s=0.1) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client:
-            body = {"model": NAME, "messages": HELLO, "max_tokens": 2, "stream": True}
-            openai_text = (await client.post("/v1/chat/completions", json=body)).text
-            anthropic_text = (await client.post("/v1/messages", json=body)).text
-            count = (await client.post("/v1/messages/count_tokens", json={"model": NAME, "messages": HELLO})).json()
+    async with service({"a": patient}, keep_alive_s=0.1) as running, talking_to(running) as client:
+        body = {"model": NAME, "messages": HELLO, "max_tokens": 2, "stream": True}
+        openai_text = (await client.post("/v1/chat/completions", json=body)).text
+        anthropic_text = (await client.post("/v1/messages", json=body)).text
+        count = (await client.post("/v1/messages/count_tokens", json={"model": NAME, "messages": HELLO})).json()
     assert openai_text.startswith(": keep-alive\n\n: keep-alive")
     assert openai_text.rstrip().endswith("data: [DONE]")
     events = anthropic_text.split("\n\n")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.compat.patching import UnexpectedVllmError
-from serve_app.compat.vllm_cpu import honour_expert_map, make_features_contiguous, route_by_sigmoid
+from serve_app.compat.vllm_cpu import expand_in_torch, honour_expert_map, make_features_contiguous, route_by_sigmoid
 
 ROUTER = {"top_k": 2, "renormalize": True, "routed_scaling_factor": 3.0, "e_score_correction_bias": None}
 
@@ -82,3 +82,12 @@ def test_without_expert_parallelism_nothing_changes() -> None:
 def test_the_projector_gets_contiguous_features() -> None:
     features = SimpleNamespace(contiguous=lambda: "contiguous")
     assert make_features_contiguous(lambda _, features: features, sys)(object(), features) == "contiguous"
+
+
+def test_sampling_parameters_reach_every_draft_token_as_they_are() -> None:
+    torch = pytest.importorskip("torch")
+    expand = expand_in_torch(lambda *_: None, sys)
+    cumulative = torch.tensor([2, 5, 6], dtype=torch.int32)
+    assert expand(torch.tensor([0.5, 0.0, 1.5]), cumulative, 6, replace_to=1).tolist() == [0.5, 0.5, 1.0, 1.0, 1.0, 1.5]
+    top_k = expand(torch.tensor([4, 1, 7], dtype=torch.int32), cumulative, 6)
+    assert (top_k.tolist(), top_k.dtype) == ([4, 4, 1, 1, 1, 7], torch.int32)
