@@ -12,6 +12,7 @@ from models import curriculum, pictures
 from models.architecture import Rows
 from models.sample import Sample
 from models.template import Renderer, completion
+from models.tokenizer import token_id
 
 IMAGE = "<im_patch>"
 IMAGE_TOKENS = 169
@@ -42,8 +43,8 @@ class Batch:
 class Encoder:
     def __init__(self, tokenizer: Tokenizer, renderer: Renderer) -> None:
         self.tokenizer, self.renderer = tokenizer, renderer
-        self.image = int(tokenizer.token_to_id(IMAGE))
-        self.frame = [int(tokenizer.token_to_id(t)) for t in ("<im_start>", "<im_end>")]
+        self.image = token_id(tokenizer, IMAGE)
+        self.frame = [token_id(tokenizer, t) for t in ("<im_start>", "<im_end>")]
 
     def row(self, sample: Sample) -> Row:
         prompt = self._with_images(self.tokenizer.encode(self.renderer.prompt(sample), add_special_tokens=False).ids)

@@ -112,4 +112,12 @@ def write(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> No
 
 def markup_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids of everything in `SPECIAL` and `MARKUP`."""
-    return {t: int(tokenizer.token_to_id(t)) for t in SPECIAL + MARKUP}
+    return {t: token_id(tokenizer, t) for t in SPECIAL + MARKUP}
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of one token of the vocabulary. Raises `KeyError` for any other text."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return int(found)

@@ -114,7 +114,8 @@ def call_lesson(words: Words) -> Lesson:
     draw = rng.random()
     if draw < 0.40:
         ask, call, tool = _known_request(words)
-        calls, offered, topics = (call,), [known_schema(tool, rng)], {tool.topic}
+        offered, topics = [known_schema(tool, rng)], {tool.topic}
+        calls: tuple[Call, ...] = (call,)
     elif draw < 0.70:
         ask, call, offer = _made_up_request(words)
         calls, offered, topics = (call,), [offer], set[str]()

@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from tokenizers import Tokenizer
 
-from models import batches, checkpoint, curriculum, objective
+from models import batches, card, checkpoint, curriculum, objective
 from models import tokenizer as tokens
 from models.architecture import Step
 from models.batches import Batch, Encoder, Share
@@ -62,7 +63,8 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
 
 
 def optimizers(model: Step) -> list[torch.optim.Optimizer]:
-    inner, rest = [], []
+    inner: list[Any] = []
+    rest: list[Any] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
@@ -157,7 +159,7 @@ class Run:
         for k, value in enumerate(each):
             self.losses[k] = 0.9 * self.losses[k] + 0.1 * value if self.losses[k] else value
         self.progress.step += 1
-        return batch.rows.ids.numel() * self.share.workers
+        return int(batch.rows.ids.numel()) * self.share.workers
 
     def chunks(self) -> Iterator[Batch]:
         """A chunk that was cut off by a stop is begun again: a few batches are then seen twice."""
@@ -194,7 +196,7 @@ class Run:
 
     def quiz(self, exam: list[Batch]) -> objective.Marks:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            marks = objective.examine(self.model, exam)
+            marks: objective.Marks = objective.examine(self.model, exam)
         scores = {skill: marks.score(skill) for skill in batches.WEIGHTS}
         accepted = [marks.acceptance(k) for k in range(self.model.shape.mtp_layers)]
         self.progress.history.append({"step": self.progress.step, **scores})
@@ -238,7 +240,8 @@ def finish(run: Run, out: Path) -> None:
         "held_out": {skill: marks.score(skill) for skill in batches.WEIGHTS},
         "accepted": [marks.acceptance(k) for k in range(run.model.shape.mtp_layers)],
     }
-    (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / card.TRAINING).write_text(json.dumps(report, indent=2) + "\n")
+    card.write(out)
 
 
 def main() -> None:
