@@ -65,7 +65,7 @@ class ServeChild:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=ROOT,
-                env={**CHILD_ENV, **os.environ, machine.RUN_MARK: self._run},
+                env={**CHILD_ENV, **self._auth(), **os.environ, machine.RUN_MARK: self._run},
                 stdin=asyncio.subprocess.DEVNULL,
                 # A file and no pipe: daemons inherit it, and a pipe that they hold would never end.
                 stdout=log,
@@ -80,6 +80,14 @@ class ServeChild:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.shield(self._take_down())
+
+    def _auth(self) -> dict[str, str]:
+        """`ray start` guards a cluster with the token of this user where there is one; who joins must be told to show
+        it.
+
+        A Ray of its own does so by itself.
+        """
+        return {"RAY_AUTH_MODE": "token"} if not self._owns_ray and serve_status.auth_token() else {}
 
     async def ended(self) -> None:
         """Returns when `serve run` is no more and its last words are read."""
