@@ -17,8 +17,7 @@ is done here undoes it (`take_emitted`).
 Not exact:
 * A seeded request on the V1 runner. Its random numbers come from a generator whose state died with the engine. It gets
   a new one, seeded from the seed and the number of tokens, so that a continuation does not repeat the numbers of the
-  beginning. (The V2 runner derives them from seed and position. With draft tokens the V1 runner's answer to a seeded
-  request varies from run to run anyway.)
+  beginning. (The V2 runner derives them from seed and position.)
 * Prompt log probabilities are not computed again. The first attempt has delivered them with its first token.
 * The prefill of a continuation is in none of vLLM's prompt token counters, like that of a preempted request.
 * On GPUs greedy decoding is not bit-exact between batches of different shape, with or without a change of engine.

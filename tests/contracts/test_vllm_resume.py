@@ -160,6 +160,16 @@ def assert_fits_schema(tokens: list[int]) -> None:
     assert len(answer["sizes"]) == 3
 
 
+async def test_a_seeded_request_continues_the_same_way_each_time(subject: Subject) -> None:
+    """Not the way it would have gone on undisturbed: see `serve_app/compat/vllm_resume.py`."""
+    request = {"max_tokens": 30, "temperature": 1.0, "seed": 7}
+    undisturbed = await subject.run(subject.attempt(**request))
+    assert await subject.run(subject.attempt(**request)) == undisturbed
+    continued = [await subject.run(subject.attempt(**request, emitted=undisturbed[:10])) for _ in range(2)]
+    assert continued[0] == continued[1]
+    assert continued[0][:10] != undisturbed[:10], "it does not repeat the random numbers of the beginning"
+
+
 async def test_a_client_cannot_mark_its_own_request_as_resumed(subject: Subject) -> None:
     marked = {"step_serve_resumed": {"emitted": 3, "min_tokens": 0}, "step_serve_emitted": [1, 2, 3]}
     assert await subject.run(subject.attempt(max_tokens=9, extra_args=marked)) == await subject.run(
