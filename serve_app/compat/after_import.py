@@ -60,4 +60,4 @@ class _Waiting(MetaPathFinder):
 
         # Each spec has a loader of its own, so this changes one import. Wrapping the loader in a class of ours instead
         # would hide it from `inspect.getsource`, which torch's compiler needs.
-        loader.exec_module = execute_then_patch  # type: ignore[method-assign]
+        loader.exec_module = execute_then_patch  # type: ignore[method-assign]  # this one loader, for this one import

@@ -1,0 +1,176 @@
+"""Rules of the house that a machine can keep. The linter and mypy keep the rest (`make check`)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("serve_app", "loadtest", "models", "bench")
+SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+VLLM_IMPORTERS = {
+    "serve_app/api.py": "vLLM's API app",
+    "serve_app/app.py": "vLLM's stat logger, handed to the engine",
+    "serve_app/client.py": "the seam",
+    "serve_app/flags.py": "vLLM's parser of its flags",
+    "serve_app/engine/*": "vLLM's engine",
+    "serve_app/compat/*": "what mends vLLM",
+    "models/*": "the demo model's checks",
+    "bench/*": "vLLM's own benchmark client, as a subprocess",
+}
+"""Who may import vLLM, and for what. A new version then breaks few files, and `serve_app.compat.names` knows which."""
+
+RAY_IMPORTERS = {"serve_app/app.py", "serve_app/transport.py", "serve_app/metrics.py", "serve_app/hardware.py",
+                 "serve_app/autoscaling.py", "serve_app/placement.py", "serve_app/preflight*", "serve_app/doctor*",
+                 "serve_app/launcher*", "serve_app/serve_*", "bench/*", "serve_app/machine*", "serve_app/checks*",
+                 "serve_app/config_checks.py"}  # fmt: skip
+"""Decisions are pure: what decides has no client, no task, no Ray."""
+
+PURE = ("admission", "routing", "wire", "shapes", "outcome", "errors")
+"""Facts in, verdict out: these import neither asyncio nor anything that talks to somebody."""
+
+LONG_FILE, LONG_FUNCTION = 300, 40
+"""Past these a file or function is split, or justified by name here."""
+
+JUSTIFIED_FUNCTIONS = {
+    "models/shape.py:hub_config": "the checkpoint's config.json, field by field",
+    "models/skills.py:list_lesson": "one lesson, told in order",
+}
+
+JUSTIFIED_FILES = {
+    "serve_app/compat/names.py": "one walk over the syntax of our modules",
+    "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
+    "serve_app/fleet.py": "one class: links and flights share their state",
+    "serve_app/middleware.py": "the gate, in the order of a request",
+}
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def importers_of(package: str, files: list[Path]) -> set[str]:
+    found = set()
+    for file in files:
+        names = imported(ast.parse(file.read_text()))
+        if any(name == package or name.startswith(package + ".") for name in names):
+            found.add(relative(file))
+    return found
+
+
+def allowed(name: str, patterns: set[str] | dict[str, str]) -> bool:
+    return any(
+        Path(name).match(pattern) or (pattern.endswith("/*") and name.startswith(pattern[:-1])) for pattern in patterns
+    )
+
+
+def test_only_the_named_modules_import_vllm() -> None:
+    strangers = {name for name in importers_of("vllm", SOURCES) if not allowed(name, VLLM_IMPORTERS)}
+    assert not strangers
+
+
+def test_only_the_adapters_import_ray() -> None:
+    strangers = {name for name in importers_of("ray", SOURCES) if not allowed(name, RAY_IMPORTERS)}
+    assert not strangers
+
+
+@pytest.mark.parametrize("package", ["ray", "vllm", "torch", "transformers"])
+def test_the_load_test_runs_without(package: str) -> None:
+    assert not {name for name in importers_of(package, SOURCES) if name.startswith("loadtest/")}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_decisions_are_pure(name: str) -> None:
+    names = set(imported(ast.parse((ROOT / "serve_app" / f"{name}.py").read_text())))
+    assert not names & {"asyncio", "ray", "vllm", "httpx", "threading", "time", "random"}
+
+
+def test_nothing_is_global_mocked_or_slept_for() -> None:
+    guilty = []
+    for file in [*SOURCES, *TESTS]:
+        tree = ast.parse(file.read_text())
+        guilty += [f"{relative(file)}:{node.lineno}: global" for node in ast.walk(tree) if isinstance(node, ast.Global)]
+        if any(name.startswith("unittest.mock") or name == "mock" for name in imported(tree)):
+            guilty.append(f"{relative(file)}: mocks")
+        if file in TESTS:
+            guilty += [f"{relative(file)}:{line}: sleeps" for line in fixed_sleeps(tree)]
+    assert not guilty
+
+
+def fixed_sleeps(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "sleep"):
+            continue
+        if node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value:
+            yield node.lineno
+
+
+def test_lint_exceptions_say_why() -> None:
+    unsaid = []
+    for file in SOURCES:
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            if re.search(r"#\s*(noqa|type:\s*ignore)", line) and not re.search(
+                r"#\s*(noqa: [A-Z0-9, ]+|type: ignore\[[a-z-]+(, [a-z-]+)*\])\s+#\s*\S+", line
+            ):
+                unsaid.append(f"{relative(file)}:{number}")
+    assert not unsaid
+
+
+def test_files_and_functions_stay_small() -> None:
+    large = []
+    for file in SOURCES:
+        text = file.read_text()
+        lines = len(text.splitlines())
+        if lines > LONG_FILE and relative(file) not in JUSTIFIED_FILES:
+            large.append(f"{relative(file)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                body_starts = (
+                    node.body[1].lineno if ast.get_docstring(node) and len(node.body) > 1 else node.body[0].lineno
+                )
+                named = f"{relative(file)}:{node.name}" in JUSTIFIED_FUNCTIONS
+                if node.end_lineno - body_starts > LONG_FUNCTION and not named:
+                    large.append(
+                        f"{relative(file)}:{node.lineno}: {node.name} is {node.end_lineno - body_starts} lines"
+                    )
+    assert not large
+
+
+def test_every_module_opens_with_its_rule() -> None:
+    assert not [
+        relative(file)
+        for file in SOURCES
+        if file.read_text().strip() and not ast.get_docstring(ast.parse(file.read_text()))
+    ]
+
+
+def test_no_path_of_a_machine_is_committed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    guilty = []
+    for name in tracked:
+        file = ROOT / name
+        if (
+            file.is_file()
+            and file.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".json", ""}
+            and name != "tests/test_house.py"
+        ):
+            text = file.read_text(errors="ignore")
+            guilty += [name] if re.search(r"(?<![\w.])/(work|root|home/\w+)/", text) else []
+    assert not guilty
