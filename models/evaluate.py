@@ -227,6 +227,8 @@ def main() -> None:
     parser.add_argument("--stream-tokens", type=int, default=512)
     parser.add_argument("--answers", type=Path, help="write every answer here")
     parser.add_argument("--same-as", type=Path, help="compare with the answers another run wrote")
+    parser.add_argument("--figures", type=Path, help="write the figures here, for the model card")
+    parser.add_argument("--server", default="vLLM", help="what the server is, in the card's words")
     parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers")
     options = parser.parse_args()
     server = Server(options.url, options.metrics_url, options.model, options.key)
@@ -234,6 +236,9 @@ def main() -> None:
     show(figures)
     if options.wrong:
         show_wrong(answers, options.wrong)
+    if options.figures:
+        told = {"each": options.each, "server": options.server, **asdict(figures)}
+        options.figures.write_text(json.dumps(told, indent=2) + "\n")
     if options.answers:
         options.answers.write_text(json.dumps({name: asdict(a) for name, a in answers.items()}))
     if options.same_as and compare(answers, options.same_as):

@@ -36,12 +36,14 @@ DRILLS = 120
 """First steps: only saying random tokens again. Everything else is slow to learn until copying is there."""
 PLAIN_CHUNKS = 12
 """Chunks without system prompts, tools in passing and earlier turns: copying is learnt sooner on short rows."""
-DRAFTS_FROM = 0.3
+DRAFTS_FROM = 0.4
 """Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
 WARM_UP = 40
-COOL_DOWN = 0.45
+COOL_DOWN = 0.5
 """Share of the steps over which the rates fall to nothing."""
-MUON_RATE, ADAM_RATE = 0.02, 0.004
+MUON_RATE, EMBEDDING_RATE, ADAM_RATE = 0.02, 0.004, 0.0015
+"""AdamW moves every entry by about its rate: an embedding's entries are ten times larger than a head's."""
+NOT_FOR_MUON = ("moe.gate.weight", "output.weight", "g_proj.weight")
 BALANCE_RATE = 0.005
 """Step of the router's bias towards experts that got too few tokens, as the real model was balanced."""
 
@@ -63,16 +65,20 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
 
 
 def optimizers(model: Step) -> list[torch.optim.Optimizer]:
-    inner: list[Any] = []
-    rest: list[Any] = []
+    """Each group keeps its own full rate as `peak`, which the schedule scales."""
+    inner, embedding, rest = [], [], []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        is_inner = (
-            p.dim() >= 2 and ".layers." in name and not name.endswith(("gate.weight", "output.weight", "g_proj.weight"))
-        )
-        (inner if is_inner or "gate_proj.weight" in name else rest).append(p)
-    return [Muon(inner, MUON_RATE), torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.97), weight_decay=0.01)]
+        is_inner = p.dim() >= 2 and ".layers." in name and not name.endswith(NOT_FOR_MUON)
+        (inner if is_inner else embedding if "embed_tokens" in name else rest).append(p)
+    groups = [
+        {"params": embedding, "lr": EMBEDDING_RATE, "peak": EMBEDDING_RATE},
+        {"params": rest, "lr": ADAM_RATE, "peak": ADAM_RATE},
+    ]
+    muon = Muon(inner, MUON_RATE)
+    muon.param_groups[0]["peak"] = MUON_RATE
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.97), weight_decay=0.01)]
 
 
 def rate(step: int, steps: int) -> float:
@@ -140,9 +146,9 @@ class Run:
 
     def learn(self, batch: Batch) -> int:
         factor = rate(self.progress.step, self.steps)
-        for optimizer, base in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = base * factor
+                group["lr"] = group["peak"] * factor
         with torch.autocast("cpu", dtype=torch.bfloat16):
             heads = objective.run(self.model, batch, drafts=self.progress.step >= self.steps * DRAFTS_FROM)
         total, each = objective.loss(heads)
@@ -151,7 +157,8 @@ class Run:
         for p in missing:
             p.grad = torch.zeros_like(p)
         add_up([p.grad for p in self.model.parameters() if p.grad is not None], self.share)
-        torch.nn.utils.clip_grad_norm_(self.optimizers[1].param_groups[0]["params"], 1.0)
+        clipped = [p for group in self.optimizers[1].param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -246,7 +253,7 @@ def finish(run: Run, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2_400)
+    parser.add_argument("--steps", type=int, default=1_500)
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
     parser.add_argument(
         "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"
