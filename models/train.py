@@ -66,7 +66,9 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
 
 def optimizers(model: Step) -> list[torch.optim.Optimizer]:
     """Each group keeps its own full rate as `peak`, which the schedule scales."""
-    inner, embedding, rest = [], [], []
+    inner: list[Any] = []
+    embedding: list[Any] = []
+    rest: list[Any] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
