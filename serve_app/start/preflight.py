@@ -64,7 +64,7 @@ def checks(file: Path, joins: str | None) -> Iterator[Check]:
     if joins:
         yield Check(Verdict.NOTE, "cluster", f"joins Ray at {joins}: room is looked for there, in `build()`")
     if ready and config is not None:
-        yield from flag_checks(file, config)
+        yield from flag_checks(file, config, profile.ROOT / "build" / "flags-passed")
 
 
 def _quick_checks(deploy: Deployment, config: AppConfig | None, nodes: Sequence[NodeGpus] | None) -> Iterator[Check]:

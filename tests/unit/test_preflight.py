@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -316,8 +315,22 @@ def test_the_demo_is_never_taken_for_the_model() -> None:
 
 @pytest.mark.slow
 def test_a_flag_that_does_not_go_with_the_model_is_refused_before_the_start(tmp_path: Path) -> None:
-    if not shutil.which("nvidia-smi"):
-        flags = {"engine": {"flags": {"max-model-len": 999_999_999}}}
-        file = deploy_file(tmp_path, 1, profile="cpu-demo", **flags)
-        found = fails(config_checks.flag_checks(file, config_of(**flags)))
-        assert "greater than the derived max_model_len" in told(found)
+    flags = {"engine": {"flags": {"max-model-len": 999_999_999}}}
+    file = deploy_file(tmp_path, 1, profile="cpu-demo", **flags)
+    passed_before = tmp_path / "build" / "passed"
+    found = fails(config_checks.flag_checks(file, config_of(**flags), passed_before))
+    assert "greater than the derived max_model_len" in told(found)
+    assert not passed_before.exists()
+
+
+@pytest.mark.slow
+def test_flags_that_have_passed_are_asked_again_only_when_something_changed(tmp_path: Path) -> None:
+    file = deploy_file(tmp_path, 1, profile="cpu-demo")
+    passed_before = tmp_path / "build" / "passed"
+    first = told(config_checks.flag_checks(file, config_of(), passed_before))
+    assert "as vLLM's own parser reads them" in first
+    assert "unchanged" not in first
+    assert "unchanged" in told(config_checks.flag_checks(file, config_of(), passed_before))
+    changed = config_of(engine={"flags": {"port": 1}})
+    bad = deploy_file(tmp_path, 1, profile="cpu-demo", engine={"flags": {"port": 1}})
+    assert "is set by" in told(fails(config_checks.flag_checks(bad, changed, passed_before)))
