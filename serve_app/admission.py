@@ -33,15 +33,17 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Admission:
-    """`max_inflight` bounds the sequences of this ingress; `typical_request_s` is how long one takes, for the
-    estimate."""
+    """`max_waiting` bounds the sequences of this ingress beyond those that the replicas can run at the same time.
 
-    max_inflight: int
+    `typical_request_s` is how long one takes, for the estimate.
+    """
+
+    max_waiting: int
     typical_request_s: float = 20.0
 
     def decide(self, facts: Facts) -> Admit | Refuse:
         """Whether `facts.asked` more sequences may start or wait."""
-        if facts.in_flight + facts.asked <= self.max_inflight:
+        if facts.in_flight + facts.asked <= facts.slots + self.max_waiting:
             return Admit()
         waiting = max(facts.in_flight - facts.slots, 0)
         rounds = 1.0 if facts.slots == 0 else waiting / facts.slots

@@ -9,6 +9,7 @@ seconds, with the line to change.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
 from pathlib import Path
@@ -59,7 +60,8 @@ class EngineDeployment(EngineReplica):
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
         super().__init__(serve.get_replica_context().replica_id.unique_id, engine_factory(config))
-        await self.start()
+        async with asyncio.timeout(config.engine.start_timeout_s):
+            await self.start()
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -91,7 +93,7 @@ class Ingress:
         app, client = await build_api(
             flags.parse(engine_argv(config), flags.serve_parser()),
             open_fleet,
-            Admission(max_inflight=config.ingress.max_ongoing_requests),
+            Admission(max_waiting=config.ingress.max_queued_requests),
         )
         self._fleet = await self._closing.enter_async_context(client.fleet)
         self._client = client

@@ -151,9 +151,6 @@ class IngressConfig(Section):
     """Longest a request may take to its first token, failovers and restarts included."""
     max_ongoing_requests: PositiveInt = 2048
     """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
-    max_queue_wait_s: PositiveFloat = 60.0
-    """Longest a request may wait for room in an engine. Beyond this it is refused (429): the client's own retry is
-    cheaper."""
     max_queued_requests: PositiveInt = 512
     """Requests that may wait for room at one ingress replica. Beyond it they are refused at once (429)."""
 
@@ -161,11 +158,6 @@ class IngressConfig(Section):
     def _counts_are_in_order(self) -> IngressConfig:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) is below min_replicas ({self.min_replicas})")
-        if self.max_queue_wait_s > self.request_deadline_s:
-            raise ValueError(
-                f"max_queue_wait_s ({self.max_queue_wait_s:g}) is above "
-                f"request_deadline_s ({self.request_deadline_s:g})"
-            )
         return self
 
 

@@ -95,7 +95,7 @@ async def service(
     keep_alive_s: float = 10.0,
     deadline_s: float = 30.0,
     max_body_bytes: int = 1 << 20,
-    max_inflight: int = 100,
+    max_waiting: int = 100,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport("ingress-1")
@@ -108,7 +108,7 @@ async def service(
         app, client = await build_api(
             flags.parse(list(argv), flags.serve_parser()),
             lambda sink: Fleet(transport, "ingress-1", FleetLimits(deadline_s), sink),
-            Admission(max_inflight),
+            Admission(max_waiting),
         )
         await stack.enter_async_context(client.fleet)
         if engines:

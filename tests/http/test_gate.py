@@ -283,13 +283,24 @@ async def test_a_request_that_serve_cancels_stops_in_the_engine(path: str, asked
 
 
 async def test_a_full_house_says_429_and_when_to_come_back() -> None:
-    async with service({"a": fake()}, max_inflight=0) as running, talking_to(running) as client:
+    engines: list[FakeEngine] = []
+
+    def narrow(sink):  # noqa: ANN001, ANN202  # an EngineFactory
+        config = FakeEngineConfig(plain_token_ids=(40, 90), gap_s=0.01, answer_tokens=(9000, 9000), max_num_seqs=1)
+        engines.append(FakeEngine(config, sink))
+        return engines[0]
+
+    async with service({"a": narrow}, max_waiting=0) as running, talking_to(running) as client:
+        body = {"model": NAME, "messages": HELLO, "max_tokens": 4000, "stream": True}
+        first = asyncio.create_task(client.post("/v1/chat/completions", json=body))
+        await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)
         for path, kind in (("/v1/chat/completions", None), ("/v1/messages", "rate_limit_error")):
-            body = {"model": NAME, "messages": HELLO, "max_tokens": 4, "stream": True}
             response = await client.post(path, json=body)
             assert response.status_code == 429
             assert int(response.headers["retry-after"]) >= 1
             assert kind is None or response.json()["error"]["type"] == kind
+        first.cancel()
+        await asyncio.wait({first})
 
 
 async def test_nobody_to_serve_is_a_real_503_before_the_first_byte() -> None:

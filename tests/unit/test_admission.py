@@ -6,13 +6,13 @@ from serve_app.admission import Admission, Admit, Facts, Refuse
 
 
 def test_there_is_room_until_the_bound() -> None:
-    admission = Admission(max_inflight=10)
+    admission = Admission(max_waiting=6)
     assert admission.decide(Facts(in_flight=9, asked=1, slots=4)) == Admit()
     assert isinstance(admission.decide(Facts(in_flight=9, asked=2, slots=4)), Refuse)
 
 
 def test_the_longer_the_line_the_later_one_is_asked_back() -> None:
-    admission = Admission(max_inflight=10, typical_request_s=20.0)
+    admission = Admission(max_waiting=2, typical_request_s=20.0)
     short = admission.decide(Facts(in_flight=10, asked=1, slots=8))
     long = admission.decide(Facts(in_flight=100, asked=1, slots=8))
     assert isinstance(short, Refuse)
@@ -21,6 +21,6 @@ def test_the_longer_the_line_the_later_one_is_asked_back() -> None:
 
 
 def test_without_a_replica_a_refusal_still_says_when() -> None:
-    verdict = Admission(max_inflight=0).decide(Facts(in_flight=0, asked=1, slots=0))
+    verdict = Admission(max_waiting=0).decide(Facts(in_flight=0, asked=1, slots=0))
     assert isinstance(verdict, Refuse)
     assert verdict.retry_after_s >= 1.0
