@@ -355,8 +355,7 @@ class Fleet:
     async def _settle(self, control: asyncio.Task[None], *, landed: bool) -> None:
         """Leave no control call behind: a landed one is about to return by itself, any other is cancelled."""
         if control.done():
-            if not control.cancelled():
-                control.exception()
+            _forget(control)
             return
         if landed:
             self._tasks.add(control)
@@ -399,6 +398,6 @@ class Fleet:
 
 
 def _forget(control: asyncio.Task[None]) -> None:
-    """A landed attempt's control call may still fail: its replica is gone, its tokens are here."""
+    """Look at how a control call ended, which nobody needs any more: asyncio complains of errors that nobody saw."""
     if not control.cancelled():
         control.exception()
