@@ -86,6 +86,7 @@ class IngressMetrics:
                 "total_s": _round(total_s),
                 "replica": [replica for flight in flights for replica in flight.replicas],
                 "resumes": resumes,
+                "inexact": sorted({name for flight in flights if flight.resumed for name in flight.inexact}),
             },
         )
 

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.ray.cluster import Cluster, Probe, kill, until
-from tests.ray.conftest import MAX_INFLIGHT
+from tests.ray.conftest import MAX_WAITING, SLOTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
 
@@ -180,7 +180,7 @@ async def test_admin_routes_do_not_exist(service: Cluster, method: str, path: st
         (400, {"messages": "not a list"}),
         (404, {"model": "nobody"}),
         (413, {"messages": [{"role": "user", "content": "x" * 100_001}]}),
-        (429, {"n": MAX_INFLIGHT + 1}),
+        (429, {"n": SLOTS + MAX_WAITING + 1}),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
