@@ -67,9 +67,9 @@ class IngressMetrics:
             self._queue_s.observe(queue_s, tags={"route": route})
         if first_token_s is not None:
             self._first_token_s.observe(first_token_s, tags={"route": route})
-        # A probe every few seconds would bury what people ask for.
+        # A probe every few seconds would bury what people ask for; that nobody can serve is said by who lost a replica.
         logger.log(
-            logging.DEBUG if route in PROBES and outcome is Outcome.OK else logging.INFO,
+            logging.DEBUG if route in PROBES else logging.INFO,
             "request",
             extra={
                 "id": context.request_id,
