@@ -135,11 +135,10 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return FakeEngine(fake_engine_config(config.engine.fake), sink)
 
     def vllm(sink: StepSink) -> Engine:
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
-
         from serve_app.engine.vllm import VllmEngine
+        from serve_app.engine.vllm_stats import LateStatLogger
 
-        return VllmEngine(engine_argv(config), sink, stat_loggers=[RayPrometheusStatLogger])
+        return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger])
 
     return fake if config.engine.kind == "fake" else vllm
 

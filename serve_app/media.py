@@ -33,7 +33,7 @@ class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not re
         except NOT_TO_BE_HAD as error:
             address = image_url if len(image_url) <= 80 else image_url[:40] + "..."
             raise VLLMValidationError(
-                f"The image {address!r} cannot be used: {error or type(error).__name__}", parameter="image_url"
+                f"The image {address!r} cannot be used: {str(error) or type(error).__name__}", parameter="image_url"
             ) from error
 
 

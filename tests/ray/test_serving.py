@@ -273,6 +273,26 @@ async def collect(stream: Any, after: int = 0, then: Callable[[], Any] | None = 
     return text
 
 
+async def test_nothing_is_left_running_for_the_clients_of_a_killed_ingress(service: Cluster, probe: Probe) -> None:
+    await until_all_say_hello(service, probe)
+
+    async def read_while_it_dies() -> None:
+        async with (
+            http(service) as client,
+            client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as answer,
+        ):
+            await anext(answer.aiter_bytes())
+            kill(await service.replicas("ingress"))
+            async for _ in answer.aiter_bytes():
+                pass
+
+    with pytest.raises(httpx.HTTPError):
+        await read_while_it_dies()
+    await until_idle(probe)
+    await service.until_replicas("ingress", 2, 60)
+    await service.until_answers(service.head, 30)
+
+
 async def test_without_any_engine_health_is_503_and_a_request_waits_for_the_next_one(
     service: Cluster, probe: Probe
 ) -> None:
