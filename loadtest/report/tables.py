@@ -253,6 +253,9 @@ def _fleet(figures: Figures) -> Table | None:
         rows.append(("TTFT: seen by the client", f"{number(fleet.split.seen_by_client)} ms"))
         rows.append(("TTFT: in the engine", f"{number(fleet.split.in_engine)} ms"))
         rows.append(("TTFT: everything else", f"{number(fleet.split.elsewhere)} ms"))
+        if fleet.split.in_fleet is not None:
+            inside = max(0.0, fleet.split.in_fleet - fleet.split.in_engine)
+            rows.append(("  of that, between ingress and engine", f"{number(inside)} ms"))
     if fleet.spec_decode is not None and fleet.spec_decode.drafts:
         length = 1 + fleet.spec_decode.accepted_tokens / fleet.spec_decode.drafts
         rows.append(("MTP: tokens per engine step", f"{length:.2f}"))
