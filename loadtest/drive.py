@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, job: Job, endpoint: Endpoint, watcher: Watcher) -> None:
         self._job = job
         self._watcher = watcher
-        self._pool = Pool(endpoint, reuse=job.reuse_connections)
+        self._pool = Pool(endpoint, reuse=job.reuse_connections, measuring=True)
         self._path = PATHS[job.rules.api]
         self._address = endpoint.address
         self._reader = READERS[job.rules.api]
