@@ -30,7 +30,7 @@ from loadtest.report.files import full_result, write_json, write_text
 from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
 from loadtest.report.search_text import found_json, found_text, step_line
-from loadtest.report.tables import Table
+from loadtest.report.table import Table
 from loadtest.report.text import as_markdown, as_text, markdown_table, text_table
 from loadtest.run import Nobody, run_here
 from loadtest.search import Range, Step, needs_slo
