@@ -10,8 +10,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loadtest.advice import advice
 from loadtest.compare import comparison_rows, load_result, setting_notes
-from loadtest.errors import AssertionUnmet, UsageError
+from loadtest.errors import AssertionUnmet, TargetError, UsageError
 from loadtest.figures import Figures
 from loadtest.measure import measure_plan
 from loadtest.mock import MockServer
@@ -26,6 +27,7 @@ from loadtest.options import (
     target_options,
 )
 from loadtest.plan import make_plan, reach, warmup_job
+from loadtest.record import Record
 from loadtest.report.files import full_result, write_json, write_text
 from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
@@ -55,7 +57,16 @@ async def run(args: argparse.Namespace) -> int:
         await run_here(warmup, endpoint, Nobody())
     figures = await measure_plan(plan, output, fleet, args.preset)
     write_reports(figures, output)
+    if figures.failures and not figures.parity.completed:
+        group = figures.failures[0]
+        first = group.examples[0]
+        raise TargetError(f"no request succeeded: {group.count} ended as {group.outcome.value}", _as_remedy(first))
     return check_assertions(bounds, figures)
+
+
+def _as_remedy(record: Record) -> str:
+    said = advice(record)
+    return said[:1].upper() + said[1:]
 
 
 def write_reports(figures: Figures, output: OutputOptions) -> None:

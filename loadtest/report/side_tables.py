@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loadtest.advice import advice
 from loadtest.figures import Figures
 from loadtest.projection import Guess
 from loadtest.published import MACHINES
@@ -62,7 +63,8 @@ def failures_table(figures: Figures) -> Table | None:
             (first.body if group.outcome.value.endswith("xx") or "_" in group.outcome.value else "").split()
         )
         rows.append((group.outcome.value, f"{group.count:,}", first.error[:120], detail[:200]))
-    return Table("Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows))
+    notes = tuple(f"{group.outcome.value}: {advice(group.examples[0])}" for group in figures.failures)
+    return Table("Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows), notes)
 
 
 def fleet_table(figures: Figures) -> Table | None:
