@@ -119,7 +119,7 @@ async def mock(args: argparse.Namespace) -> int:
 async def selftest(args: argparse.Namespace) -> int:
     """`loadtest selftest`: exit code 1 where the client is not fit at some number of streams."""
     streams = [int(number) for number in numbers(args.streams, "--streams")]
-    readings = await measure_client(streams, args.chunks)
+    readings = await measure_client(streams, args.chunks, workers=args.workers, against=args.against)
     print(selftest_text(readings))
     if args.json:
         write_json(Path(args.json), as_json(readings))
