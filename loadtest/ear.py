@@ -29,6 +29,7 @@ class Pace:
 
     def __init__(self, now_ns: int) -> None:
         self.by_clock = False
+        self.ever_by_clock = False
         self._since_ns = now_ns
         self._reads = 0
 
@@ -42,6 +43,7 @@ class Pace:
         self._since_ns, self._reads = now_ns, 0
         changed = per_window < FEW if self.by_clock else per_window >= MANY
         self.by_clock = self.by_clock != changed
+        self.ever_by_clock = self.ever_by_clock or self.by_clock
         return changed
 
 

@@ -72,6 +72,11 @@ class Pool:
         self._all.add(wire)
         return wire
 
+    @property
+    def read_by_clock(self) -> bool:
+        """Whether chunks ever came so often that they were read in steps of a millisecond."""
+        return self._ear is not None and self._ear.pace.ever_by_clock
+
     async def _connect(self) -> Wire:
         endpoint = self._endpoint
         if self._measuring and self._tls is None:
