@@ -53,8 +53,9 @@ _message = msgspec.json.Decoder(MessageEvent)
 def read_openai(feed: EventFeed, reads: list[bytes], reading: Reading) -> Iterator[None]:
     """Chat and text completions. Yields after every slice."""
     lane: Lane | None = None
+    clean = False  # whether a read starts afresh; a lane's read leaves it so
     for number, read in enumerate(reads):
-        if lane is not None and feed.clean and (text := lane.text_of(read)) is not None:
+        if clean and lane is not None and (text := lane.text_of(read)) is not None:
             reading.chunk_reads.append(number)
             reading.has_token.append(bool(text))
             if lane.visible:
@@ -62,6 +63,7 @@ def read_openai(feed: EventFeed, reads: list[bytes], reading: Reading) -> Iterat
         else:
             for event in feed.feed(read, number):
                 lane = _openai_event(event, reading, chunked=feed.chunked) or lane
+            clean = feed.clean
         if number % SLICE_READS == 0:
             yield
     for event in feed.finish():

@@ -76,6 +76,10 @@ def _other_flags(commands: Commands) -> None:
     check = commands.add_parser("selftest", help="what this client adds to a server's times", allow_abbrev=False)
     check.add_argument("--streams", default="32,128,512,1024", help="default 32,128,512,1024")
     check.add_argument("--chunks", type=int, default=150, help="chunks per stream (default 150, 3 s)")
+    check.add_argument("--workers", type=int, default=1, help="client processes (default 1: what one can do)")
+    check.add_argument(
+        "--against", metavar="COMMAND", help="another client: run as COMMAND URL STREAMS CHUNKS under the same load"
+    )
     check.add_argument("--json", help="file for the figures")
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loadtest.advice import advice
 from loadtest.compare import comparison_rows, load_result, setting_notes
-from loadtest.errors import AssertionUnmet, UsageError
+from loadtest.errors import AssertionUnmet, TargetError, UsageError
 from loadtest.figures import Figures
 from loadtest.measure import measure_plan
 from loadtest.mock import MockServer
@@ -26,11 +27,12 @@ from loadtest.options import (
     target_options,
 )
 from loadtest.plan import make_plan, reach, warmup_job
+from loadtest.record import Record
 from loadtest.report.files import full_result, write_json, write_text
 from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
 from loadtest.report.search_text import found_json, found_text, step_line
-from loadtest.report.tables import Table
+from loadtest.report.table import Table
 from loadtest.report.text import as_markdown, as_text, markdown_table, text_table
 from loadtest.run import Nobody, run_here
 from loadtest.search import Range, Step, needs_slo
@@ -55,7 +57,16 @@ async def run(args: argparse.Namespace) -> int:
         await run_here(warmup, endpoint, Nobody())
     figures = await measure_plan(plan, output, fleet, args.preset)
     write_reports(figures, output)
+    if figures.failures and not figures.parity.completed:
+        group = figures.failures[0]
+        first = group.examples[0]
+        raise TargetError(f"no request succeeded: {group.count} ended as {group.outcome.value}", _as_remedy(first))
     return check_assertions(bounds, figures)
+
+
+def _as_remedy(record: Record) -> str:
+    said = advice(record)
+    return said[:1].upper() + said[1:]
 
 
 def write_reports(figures: Figures, output: OutputOptions) -> None:
@@ -108,7 +119,7 @@ async def mock(args: argparse.Namespace) -> int:
 async def selftest(args: argparse.Namespace) -> int:
     """`loadtest selftest`: exit code 1 where the client is not fit at some number of streams."""
     streams = [int(number) for number in numbers(args.streams, "--streams")]
-    readings = await measure_client(streams, args.chunks)
+    readings = await measure_client(streams, args.chunks, workers=args.workers, against=args.against)
     print(selftest_text(readings))
     if args.json:
         write_json(Path(args.json), as_json(readings))

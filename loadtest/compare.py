@@ -1,14 +1,15 @@
 """Two or more result files side by side, with what chance could explain: ours, vLLM's and aiperf's.
 
-Where a file has per-request times, the ratio of means gets a bootstrap interval; a difference counts as one only when
-the interval leaves 1 out. Where it has none, the ratio stands alone and nothing is claimed.
+Where a file has per-request times, the ratio of means gets a bootstrap interval, and that of throughputs one from how
+the rate moved during the run (`slices.py`); a difference counts as one only when the interval leaves 1 out. Where a
+file has none, the ratio stands alone, nothing is claimed, and a note says why.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from loadtest.errors import DataError
 from loadtest.prompt import Json
+from loadtest.slices import column, rate_slices
+from loadtest.steady import Estimate
 
 RESAMPLES = 2000
 METRICS = (
@@ -46,6 +49,8 @@ class Result:
     values: Mapping[str, float]
     samples: Mapping[str, NDArray[np.float64]]
     settings: Mapping[str, str]
+    slices: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Rates during the run, by the name of their throughput."""
 
 
 @dataclass(frozen=True)
@@ -83,24 +88,22 @@ def _vllm(path: str, found: dict[str, Json]) -> Result:
     ours = found.get("loadtest")
     samples: dict[str, NDArray[np.float64]] = {}
     if isinstance(ours, dict) and isinstance(requests := ours.get("requests"), dict):
-        samples = {name: _column(requests.get(f"{name}_ms")) for name in SAMPLES}
+        samples = {name: column(requests.get(f"{name}_ms")) for name in SAMPLES}
     elif isinstance(found.get("ttfts"), list):
         samples = _vllm_details(found)
     settings = {
         key: str(found.get(key)) for key in ("backend", "model_id", "num_prompts", "max_concurrency", "request_rate")
     }
     label = found.get("label")
-    return Result(str(label or Path(path).stem), "ours" if ours else "vLLM", values, samples, settings)
-
-
-def _column(values: object) -> NDArray[np.float64]:
-    return np.asarray([v for v in values if v is not None] if isinstance(values, list) else [], dtype=np.float64)
+    return Result(
+        str(label or Path(path).stem), "ours" if ours else "vLLM", values, samples, settings, rate_slices(found)
+    )
 
 
 def _vllm_details(found: dict[str, Json]) -> dict[str, NDArray[np.float64]]:
     """From `--save-detailed`; failed requests have a TTFT of 0 there."""
-    ttfts, latencies = _column(found.get("ttfts")), _column(found.get("latencies"))
-    lengths = _column(found.get("output_lens"))
+    ttfts, latencies = column(found.get("ttfts")), column(found.get("latencies"))
+    lengths = column(found.get("output_lens"))
     good = lengths > 0
     if not (len(ttfts) == len(latencies) == len(lengths)):
         return {"ttft": ttfts[ttfts > 0] * 1e3}
@@ -150,7 +153,9 @@ def changes(base: Result, other: Result) -> dict[str, Change]:
 
 
 def _interval(key: str, base: Result, other: Result, rng: np.random.Generator) -> tuple[float, float]:
-    """Bootstrap over requests, of the mean's or the 99th percentile's ratio."""
+    """Bootstrap over requests, of the mean's or the 99th percentile's ratio; slices for throughputs."""
+    if key in base.slices and key in other.slices:
+        return _rate_interval(key, base, other)
     for kinds, statistic in ((SAMPLES, np.mean), (TAILS, lambda a, axis: np.percentile(a, 99, axis=axis))):
         for name, of in kinds.items():
             mine, theirs = base.samples.get(name), other.samples.get(name)
@@ -162,6 +167,14 @@ def _interval(key: str, base: Result, other: Result, rng: np.random.Generator) -
                 low, high = np.percentile(draws[0] / draws[1], [2.5, 97.5])
                 return float(low), float(high)
     return math.nan, math.nan
+
+
+def _rate_interval(key: str, base: Result, other: Result) -> tuple[float, float]:
+    """The ratio of the whole runs' rates, as uncertain as their slices are spread; in logarithms, as ratios are."""
+    ratio = other.values[key] / base.values[key] if base.values[key] else math.nan
+    parts = [Estimate.of(result.slices[key]) for result in (base, other)]
+    half = math.hypot(*(part.half_width / part.mean for part in parts))
+    return ratio * math.exp(-half), ratio * math.exp(half)
 
 
 def comparison_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
@@ -198,6 +211,19 @@ def setting_notes(results: Sequence[Result]) -> list[str]:
         said = {result.name: result.settings.get(key) for result in results if key in result.settings}
         if len(set(said.values())) > 1:
             notes.append(f"{key} differs: " + ", ".join(f"{name} {value}" for name, value in said.items()))
+    notes += [
+        f"{result.name}: no interval for throughput, {_why_no_times(result)}" for result in results if not result.slices
+    ]
+    if sum(bool(result.slices) for result in results) > 1:
+        notes.append("intervals say what chance does within a run; two runs of the same server can differ by more")
     if any(result.source == "aiperf" for result in results):
         notes.append("aiperf's per-request inter-token latency is set beside TPOT, its inter-chunk latency beside ITL")
     return notes
+
+
+def _why_no_times(result: Result) -> str:
+    return {
+        "ours": "the run was too short",
+        "vLLM": "vLLM's files have times with --save-detailed",
+        "aiperf": "the file has no times",
+    }[result.source]

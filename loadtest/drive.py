@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns, time
 from typing import NamedTuple, Protocol
 
@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, job: Job, endpoint: Endpoint, watcher: Watcher) -> None:
         self._job = job
         self._watcher = watcher
-        self._pool = Pool(endpoint, reuse=job.reuse_connections)
+        self._pool = Pool(endpoint, reuse=job.reuse_connections, measuring=True)
         self._path = PATHS[job.rules.api]
         self._address = endpoint.address
         self._reader = READERS[job.rules.api]
@@ -115,7 +115,7 @@ class Worker:
                 runner = self._open_loop if self._job.load.open_loop else self._closed_loop
                 await runner(sessions, take, begin_ns)
                 end_ns = perf_counter_ns()
-                check = watch.stop()
+                check = replace(watch.stop(), read_by_clock=self._pool.read_by_clock)
             await self._readings.join()
         finally:
             decoder.cancel()

@@ -9,7 +9,8 @@ from loadtest.fleet_view import FleetView
 from loadtest.options import OutputOptions
 from loadtest.outcome import Outcome
 from loadtest.parity import Parity, measure
-from loadtest.published import Row, Setting, differences, side_by_side
+from loadtest.projection import Projection, project
+from loadtest.published import PROMPTS, Row, Setting, differences, side_by_side
 from loadtest.record import Record
 from loadtest.result import About
 from loadtest.run import Finished
@@ -51,6 +52,8 @@ class Figures:
     setting: Setting | None
     """Set where the run is to be compared with the published one."""
     fleet: FleetView | None = None
+    projection: Projection | None = None
+    """The published run's length, where this one was shorter."""
 
     @property
     def checks(self) -> Sequence[SelfCheck]:
@@ -80,12 +83,13 @@ def figure_out(
     names = sorted({record.kind for record in run.records})
     bounds = parse_bounds(output.slo or "")
     slots = about.max_concurrency if about.request_rate == float("inf") else None
+    steady = None if varying else find_steady(run, slots=slots)
     return Figures(
         about=about,
         finished=finished,
         parity=measure(run.records, run.duration_s, percentiles, output.goodput_ms),
         strict=look_closer(run.records, percentiles),
-        steady=None if varying else find_steady(run, slots=slots),
+        steady=steady,
         series=over_time(run),
         kinds={
             name: measure([r for r in run.records if r.kind == name], run.duration_s, percentiles, output.goodput_ms)
@@ -96,6 +100,7 @@ def figure_out(
         verdicts=tuple(judge(bounds, run)),
         joint=joint_attainment(bounds, run),
         setting=setting,
+        projection=project(run, steady, PROMPTS, slots) if setting is not None and slots else None,
     )
 
 

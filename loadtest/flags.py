@@ -65,7 +65,7 @@ def add_load_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--duration", type=float, default=math.inf, metavar="S", help="start nothing after this")
     group.add_argument("--warmup", type=int, default=0, help="requests before the run, of other prompts")
     group.add_argument(
-        "--workers", type=int, default=1, help="client processes (default 1, enough for about 500 streams)"
+        "--workers", default="auto", metavar="N", help="client processes (default auto: as many as the load needs)"
     )
 
 

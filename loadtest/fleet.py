@@ -8,7 +8,7 @@ report; it never disturbs the run, which goes on in other processes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Self
@@ -20,13 +20,14 @@ from loadtest.errors import LoadTestError
 from loadtest.fleet_view import FleetView, Mark
 from loadtest.looks import Applications, Look, Targets, as_view, look_of
 from loadtest.pool import Endpoint, Pool
-from loadtest.prom import Gauges, read_pages
+from loadtest.prom import Gauges, Tally
 from loadtest.record import Run
 from loadtest.target import get, open_endpoint
 
 EVERY_S = 1.0
 PAGES_EVERY_S = 5.0
 """Writing a metrics page costs a server some 10 ms of its loop: rarely enough not to be seen in the figures."""
+PAGE_WITHIN_S = 4.0
 SETTLE_S = 12.0
 """Ray's nodes publish their metrics every 10 s: so long may the last figures be on their way."""
 
@@ -48,23 +49,29 @@ class Lookout:
     def __init__(self, where: Where) -> None:
         self._where = where
         self._dashboard: tuple[Pool, Address] | None = None
-        self._pages: list[tuple[Pool, Address]] = []
+        self._pages: dict[str, tuple[Pool, Address]] = {}
         self._looks: list[Look] = []
+        self._tally = Tally()
+        self._gauges = Gauges({})
         self._problem = ""
-        self._pages_ns = 0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self._connect()
+        await self._read_pages()
         await self._look()
-        self._task = asyncio.create_task(self._forever())
+        # Two loops: a node that died keeps its page waiting, and that is when replicas must be watched.
+        self._tasks = [
+            asyncio.create_task(_every(EVERY_S, self._look)),
+            asyncio.create_task(_every(PAGES_EVERY_S, self._read_pages)),
+        ]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        for pool, _ in [*self._pages, *([self._dashboard] if self._dashboard else [])]:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pool, _ in [*self._pages.values(), *([self._dashboard] if self._dashboard else [])]:
             pool.close()
 
     async def _connect(self) -> None:
@@ -73,31 +80,29 @@ class Lookout:
             endpoint = await open_endpoint(where.dashboard)
             self._dashboard = (Pool(endpoint), endpoint.address)
         elif where.metrics is not None:
-            self._pages = [(Pool(where.metrics), where.metrics.address)]
-
-    async def _forever(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_S)
-            await self._look()
+            address = where.metrics.address
+            self._pages = {address.host_header: (Pool(where.metrics), address)}
 
     async def _look(self) -> None:
         """One sample; a failed one is noted and the next is tried."""
         try:
             serve = await self._serve()
-            gauges = await self._gauges()
         except (LoadTestError, msgspec.DecodeError) as failed:
             self._problem = self._problem or str(failed)
             return
-        self._looks.append(look_of(serve, gauges))
+        if self._dashboard is not None and not serve.applications:
+            self._problem = self._problem or "Ray's dashboard shows no Serve application"
+        self._looks.append(look_of(serve, self._gauges))
 
-    async def _gauges(self) -> Gauges:
-        """The pages' figures; those of last time while they are fresh enough."""
-        if self._looks and perf_counter_ns() - self._pages_ns < PAGES_EVERY_S * 1e9:
-            return self._looks[-1].gauges
-        await self._find_pages()
-        pages = await asyncio.gather(*(self._page(pool, address) for pool, address in self._pages))
-        self._pages_ns = perf_counter_ns()
-        return read_pages(pages)
+    async def _read_pages(self) -> None:
+        """The engines' figures."""
+        try:
+            await self._find_pages()
+        except (LoadTestError, msgspec.DecodeError) as failed:
+            self._problem = self._problem or str(failed)
+            return
+        pages = await asyncio.gather(*(self._page(pool, address) for pool, address in self._pages.values()))
+        self._gauges = self._tally.take(dict(zip(self._pages, pages, strict=True)))
 
     async def _serve(self) -> Applications:
         if self._dashboard is None:
@@ -111,10 +116,11 @@ class Lookout:
             return
         groups = msgspec.json.decode(await self._ask(self._dashboard, "/api/prometheus/sd"), type=list[Targets])
         wanted = {target for group in groups for target in group.targets}
-        known = {address.host_header for _, address in self._pages}
-        for target in sorted(wanted - known):
+        for gone in self._pages.keys() - wanted:
+            self._pages.pop(gone)[0].close()
+        for target in sorted(wanted - self._pages.keys()):
             address = parse_url(target)
-            self._pages.append((Pool(Endpoint(address, address.host)), address))
+            self._pages[target] = (Pool(Endpoint(address, address.host)), address)
 
     async def _ask(self, dashboard: tuple[Pool, Address], path: str) -> bytes:
         pool, address = dashboard
@@ -132,9 +138,10 @@ class Lookout:
     async def _page(self, pool: Pool, address: Address) -> str:
         headers = self._where.headers if self._dashboard is None else {}
         try:
-            reply = await get(pool, address, "/metrics", headers)
-        except LoadTestError as gone:  # a node that died must not blind us to the others
-            self._problem = self._problem or str(gone)
+            async with asyncio.timeout(PAGE_WITHIN_S):
+                reply = await get(pool, address, "/metrics", headers)
+        except (LoadTestError, TimeoutError) as gone:  # a node that died must not blind us to the others
+            self._problem = self._problem or (str(gone) or f"no metrics page from {address.url} in time")
             return ""
         return reply.body.decode(errors="replace") if reply.status == 200 else ""
 
@@ -142,18 +149,19 @@ class Lookout:
         """Wait until the engines' counters know of all answers, or long enough."""
         begin = perf_counter_ns()
         while (perf_counter_ns() - begin) / 1e9 < (SETTLE_S if self._dashboard else EVERY_S * 2):
-            self._pages_ns = 0
+            await self._read_pages()
             await self._look()
-            first, last = (
-                self._looks[0].gauges if self._looks else None,
-                self._looks[-1].gauges if self._looks else None,
-            )
-            if first is None or last is None or last.get("ttft_count") is None:
-                return
-            if (last.get("ttft_count") or 0) - (first.get("ttft_count") or 0) >= completed:
+            counted = self._gauges.get("ttft_count")
+            if counted is None or counted >= completed:
                 return
             await asyncio.sleep(EVERY_S)
 
     def view(self, run: Run, client_ttft_ms: float, events: Sequence[Mark]) -> FleetView:
         """The samples on the run's axis. `events` are the caller's own marks."""
         return as_view(self._looks, run, client_ttft_ms, events, self._problem)
+
+
+async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await act()

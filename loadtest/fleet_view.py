@@ -20,6 +20,8 @@ class Split:
 
     seen_by_client: float
     in_engine: float
+    in_fleet: float | None = None
+    """From the ingress handing it on to the first token back there, where this project's ingress counts it."""
 
     @property
     def elsewhere(self) -> float:

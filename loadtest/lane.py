@@ -12,7 +12,7 @@ from __future__ import annotations
 class Lane:
     """What one event of a channel looks like around its text."""
 
-    __slots__ = ("_before", "_chunked", "_tail", "visible")
+    __slots__ = ("_before", "_chunked", "_leads", "_tail", "visible")
 
     def __init__(self, data: bytes, key: bytes, text: str, *, visible: bool, chunked: bool) -> None:
         """Learn from an event's data, given the field that held its text; see `known`."""
@@ -26,6 +26,7 @@ class Lane:
         self._chunked = chunked
         self._before = b"data: " + data[: at + len(key)] if sure else b""
         self._tail = data[end:] + (b"\n\n\r\n" if chunked else b"\n\n")
+        self._leads: dict[int, bytes] = {}
 
     @property
     def known(self) -> bool:
@@ -34,21 +35,20 @@ class Lane:
 
     def text_of(self, read: bytes) -> bytes | None:
         """The text of a read that is one whole event of this lane, None for any other read."""
-        if not read.endswith(self._tail):
+        size = len(read)
+        lead = self._leads.get(size) or self._lead(size)
+        tail = self._tail
+        if not (read.startswith(lead) and read.endswith(tail)) or size < len(lead) + len(tail):
             return None
-        at = 0
+        text = read[len(lead) : -len(tail)]
+        return None if b'"' in text or b"\\" in text else text
+
+    def _lead(self, size: int) -> bytes:
+        """All that stands before the text in a read of `size` bytes: HTTP's chunk size follows from it."""
         if self._chunked:
-            at = read.find(b"\r\n", 0, 12) + 2
-        before = self._before
-        if not read.startswith(before, at):
-            return None
-        text = read[at + len(before) : -len(self._tail)]
-        if b'"' in text or b"\\" in text or len(read) < at + len(before) + len(self._tail):
-            return None
-        if self._chunked and not _is_size(read[: at - 2], len(read) - at - 2):
-            return None
-        return text
-
-
-def _is_size(line: bytes, size: int) -> bool:
-    return line.lower() == b"%x" % size
+            # The longer the header, the shorter the payload that it counts. Where no plain number fits, a zero leads.
+            digits = next(n for n in range(1, 17) if size - n - 4 < 16**n)
+            self._leads[size] = b"%0*x\r\n" % (digits, max(0, size - digits - 4)) + self._before
+        else:
+            self._leads[size] = self._before
+        return self._leads[size]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter_ns
@@ -12,6 +12,9 @@ import msgspec
 from loadtest.fleet_view import FleetView, Mark, SpecDecode, Split
 from loadtest.prom import Gauges
 from loadtest.record import Run
+
+SERVING = frozenset({"RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION"})
+"""States in which a replica takes requests; in the others it does not yet, or not any more."""
 
 
 class Replica(msgspec.Struct):
@@ -40,9 +43,10 @@ class Deployment(msgspec.Struct):
     """A deployment as Serve's REST API shows it."""
 
     replicas: list[Replica] = []
-    recent_dead_replicas: list[Replica] = []
-    target_num_replicas: int | None = None
+    target_num_replicas: int = 0
+    status_trigger: str = ""
     autoscaling_detail: Scaling | None = None
+    """Part of the schema that Ray 2.60 never fills: there, a decision shows as a new target."""
 
 
 class Application(msgspec.Struct):
@@ -68,56 +72,47 @@ class Look:
     """One moment of the fleet."""
 
     at_ns: int
-    states: Mapping[str, int]
-    """`deployment STATE` to replicas."""
-    target: int | None
-    alive: frozenset[str]
-    dead: frozenset[str]
-    decisions: tuple[tuple[float, str], ...]
-    """Unix time and words."""
+    deployments: Mapping[str, Deployment]
     gauges: Gauges
+
+    def states(self) -> dict[str, int]:
+        """`deployment STATE` to replicas."""
+        out: dict[str, int] = {}
+        for name, deployment in self.deployments.items():
+            for replica in deployment.replicas:
+                key = f"{name} {replica.state}"
+                out[key] = out.get(key, 0) + 1
+        return out
+
+    def target(self) -> float | None:
+        """Replicas wanted in all; None where no deployment is to be seen."""
+        if not self.deployments:
+            return None
+        return float(sum(deployment.target_num_replicas for deployment in self.deployments.values()))
 
 
 def look_of(serve: Applications, gauges: Gauges) -> Look:
-    """The moment's picture."""
-    states: dict[str, int] = {}
-    alive: set[str] = set()
-    dead: set[str] = set()
-    decisions: list[tuple[float, str]] = []
-    target = 0
-    deployments = [item for app in serve.applications.values() for item in app.deployments.items()]
-    for name, deployment in deployments:
-        for replica in deployment.replicas:
-            key = f"{name} {replica.state}"
-            states[key] = states.get(key, 0) + 1
-        alive |= {replica.replica_id for replica in deployment.replicas}
-        dead |= {replica.replica_id for replica in deployment.recent_dead_replicas}
-        target += deployment.target_num_replicas or 0
-        decisions += [
-            (d.timestamp_s, f"{name}: {d.prev_num_replicas} to {d.curr_num_replicas} replicas ({d.reason})")
-            for d in (deployment.autoscaling_detail.decisions if deployment.autoscaling_detail else [])
-        ]
-    return Look(
-        perf_counter_ns(),
-        states,
-        target if deployments else None,
-        frozenset(alive),
-        frozenset(dead),
-        tuple(decisions),
-        gauges,
-    )
+    """The moment's picture. Two applications may each have a deployment of one name."""
+    several = len(serve.applications) > 1
+    deployments = {
+        f"{app}/{name}" if several else name: deployment
+        for app, application in serve.applications.items()
+        for name, deployment in application.deployments.items()
+    }
+    return Look(perf_counter_ns(), deployments, gauges)
 
 
 def as_view(looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequence[Mark], problem: str) -> FleetView:
     """Columns and marks from looks. Pure."""
     if not looks:
         return FleetView(marks=tuple(events), problem=problem or "the fleet could not be seen")
-    names = sorted({name for look in looks for name in look.states})
     inside = [look for look in looks if look.at_ns <= run.end_ns + 2e9]
+    states = [look.states() for look in inside]
+    names = sorted({name for counts in states for name in counts})
     return FleetView(
         at_s=[round(max(0.0, (look.at_ns - run.begin_ns) / 1e9), 3) for look in inside],
-        replicas={name: [float(look.states.get(name, 0)) for look in inside] for name in names},
-        target_replicas=[None if look.target is None else float(look.target) for look in inside],
+        replicas={name: [float(counts.get(name, 0)) for counts in states] for name in names},
+        target_replicas=[look.target() for look in inside],
         queued=[_sum(look.gauges, "waiting", "queued_in_serve") for look in inside],
         kv_usage=[look.gauges.get("kv_usage") for look in inside],
         acceptance=_acceptance(inside),
@@ -148,19 +143,54 @@ def _acceptance(looks: Sequence[Look]) -> list[float | None]:
 
 
 def _marks(looks: Sequence[Look], run: Run) -> list[Mark]:
-    marks = []
-    seen: set[tuple[float, str]] = set(looks[0].decisions)
+    marks = _told_decisions(looks, run)
     for before, after in pairwise(looks):
         at_s = (after.at_ns - run.begin_ns) / 1e9
-        for moment, words in after.decisions:
-            if (moment, words) not in seen:
-                seen.add((moment, words))
-                marks.append(Mark(moment - run.wall_start_s, words, "scale"))
-        for replica in sorted(before.alive - after.alive):
-            how = "died or was stopped" if replica in after.dead else "is gone"
-            marks.append(Mark(at_s, f"replica {replica} {how}", "death"))
-        marks += [Mark(at_s, f"replica {replica} was added", "scale") for replica in sorted(after.alive - before.alive)]
+        for name, deployment in after.deployments.items():
+            known = before.deployments.get(name, Deployment())
+            marks += [Mark(at_s, words, kind) for words, kind in _changes(name, known, deployment)]
     return [mark for mark in marks if 0 <= mark.at_s <= run.duration_s + 2]
+
+
+def _told_decisions(looks: Sequence[Look], run: Run) -> list[Mark]:
+    """Decisions with Ray's own time and reason, each once."""
+    told = {
+        (name, decision.timestamp_s): decision
+        for look in looks
+        for name, deployment in look.deployments.items()
+        for decision in (deployment.autoscaling_detail.decisions if deployment.autoscaling_detail else [])
+    }
+    return [
+        Mark(
+            moment - run.wall_start_s,
+            f"{name}: {decision.prev_num_replicas} to {decision.curr_num_replicas} replicas ({decision.reason})",
+        )
+        for (name, moment), decision in told.items()
+    ]
+
+
+def _changes(name: str, before: Deployment, after: Deployment) -> Iterator[tuple[str, str]]:
+    """What became of one deployment between two looks, in words, each with its kind of mark.
+
+    A replica that stops serving while the target stands was lost; where the target fell, it was let go.
+    """
+    wanted, was_wanted = after.target_num_replicas, before.target_num_replicas
+    if wanted != was_wanted and after.autoscaling_detail is None:
+        why = f" ({after.status_trigger.replace('_', ' ').lower()})" if after.status_trigger else ""
+        yield f"{name}: target {was_wanted} to {wanted} replicas{why}", "scale"
+    serving, served = _serving(after), _serving(before)
+    for replica in sorted(served - serving):
+        yield (
+            (f"{name}: replica {replica} was let go", "scale")
+            if wanted < was_wanted
+            else (f"{name}: replica {replica} was lost", "death")
+        )
+    for replica in sorted(serving - served):
+        yield f"{name}: replica {replica} is ready", "scale"
+
+
+def _serving(deployment: Deployment) -> set[str]:
+    return {replica.replica_id for replica in deployment.replicas if replica.state in SERVING}
 
 
 def _grown(looks: Sequence[Look], name: str) -> float:
@@ -174,8 +204,11 @@ def _ratio(looks: Sequence[Look], part: str, whole: str) -> float | None:
 
 
 def _split(looks: Sequence[Look], client_ttft_ms: float) -> Split | None:
-    mean_s = _ratio(looks, "ttft_sum_s", "ttft_count")
-    return Split(client_ttft_ms, mean_s * 1e3) if mean_s is not None and client_ttft_ms else None
+    engine_s = _ratio(looks, "ttft_sum_s", "ttft_count")
+    fleet_s = _ratio(looks, "fleet_ttft_sum_s", "fleet_ttft_count")
+    if engine_s is None or not client_ttft_ms:
+        return None
+    return Split(client_ttft_ms, engine_s * 1e3, fleet_s * 1e3 if fleet_s is not None else None)
 
 
 def _spec_decode(looks: Sequence[Look]) -> SpecDecode | None:

@@ -126,8 +126,8 @@ async def execute(plan: Plan, output: OutputOptions, disturber: Disturber, *, ap
     """Run with as many processes as it needs, and show it as it goes."""
     async with _audience(plan, output) as (audience, live):
         chorus = Chorus(audience, disturber)
-        if apart or live or plan.workers > 1:
-            return await run_in_workers(plan.job, plan.endpoint, plan.workers, chorus)
+        if apart or live or plan.crew.count > 1:
+            return await run_in_workers(plan.job, plan.endpoint, plan.crew.count, chorus)
         return await run_here(plan.job, plan.endpoint, chorus)
 
 
@@ -156,6 +156,7 @@ def describe(plan: Plan, output: OutputOptions) -> About:
         burstiness=plan.load.burstiness,
         label=output.label,
         metadata=output.metadata,
+        crew=plan.crew.why,
     )
 
 

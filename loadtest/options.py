@@ -69,7 +69,8 @@ class LoadOptions:
     trace_speed: float = 1.0
     duration_s: float = math.inf
     warmup: int = 0
-    workers: int = 1
+    workers: int | None = None
+    """Client processes; None: as many as the load needs."""
 
     @property
     def open_loop_asked(self) -> bool:
@@ -180,8 +181,8 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         raise UsageError("--rate, --phases and --trace exclude each other", "Choose one")
     if args.concurrency is not None and args.concurrency < 1:
         raise UsageError("--concurrency must be at least 1")
-    if args.workers < 1 or args.trace_speed <= 0 or args.duration <= 0:
-        raise UsageError("--workers, --trace-speed and --duration must be above 0")
+    if args.trace_speed <= 0 or args.duration <= 0:
+        raise UsageError("--trace-speed and --duration must be above 0")
     return LoadOptions(
         concurrency=args.concurrency,
         rate=args.rate,
@@ -191,7 +192,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
         trace_speed=args.trace_speed,
         duration_s=args.duration,
         warmup=args.warmup,
-        workers=args.workers,
+        workers=processes(args.workers),
     )
 
 
@@ -219,6 +220,15 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
         live=args.live,
         quiet=args.quiet,
     )
+
+
+def processes(text: str) -> int | None:
+    """`auto` or a number of client processes."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"not a number of processes: {text!r}", "Write --workers auto or --workers 2")
+    return int(text)
 
 
 def pairs(items: list[str], flag: str) -> dict[str, str]:

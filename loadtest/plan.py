@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.api import Api, BodyRules
+from loadtest.crew import Crew, choose_crew, cores_here
 from loadtest.data.choose import FORCED, sample
 from loadtest.data.from_file import trace
 from loadtest.drive import Job, sessions_of
@@ -40,7 +41,7 @@ class Plan:
     data: DataOptions
     load: LoadOptions
     tokens: Tokens | None
-    workers: int
+    crew: Crew
 
 
 async def reach(target: TargetOptions) -> tuple[Endpoint, Served]:
@@ -77,7 +78,7 @@ def make_plan(target: TargetOptions, data: DataOptions, load: LoadOptions, endpo
         timeout_s=target.timeout_s,
         reuse_connections=target.reuse_connections,
     )
-    return Plan(job, endpoint, served, target, data, load, tokens, load.workers)
+    return Plan(job, endpoint, served, target, data, load, tokens, choose_crew(load.workers, job.load, cores_here()))
 
 
 def _prompts_and_times(data: DataOptions, load: LoadOptions, tokens: Tokens | None) -> tuple[list[Prompt], Times]:

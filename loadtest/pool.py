@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 
 from loadtest.address import Address, tls_context
+from loadtest.ear import Ear
 from loadtest.wire import Wire
 
 REUSE_WITHIN_S = 4.0
@@ -32,13 +33,18 @@ class Endpoint:
 class Pool:
     """Owns all connections of one worker."""
 
-    def __init__(self, endpoint: Endpoint, *, reuse: bool = True, connect_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, endpoint: Endpoint, *, reuse: bool = True, connect_timeout_s: float = 30.0, measuring: bool = False
+    ) -> None:
+        """With `measuring`, plain connections are read by an ear, at a fraction of a transport's cost."""
         self._endpoint = endpoint
         self._tls = tls_context(endpoint.address, verify=endpoint.verify, ca_file=endpoint.ca_file)
         self._reuse = reuse
         self._timeout_s = connect_timeout_s
         self._idle: list[Wire] = []
         self._all: set[Wire] = set()
+        self._measuring = measuring
+        self._ear: Ear | None = None
 
     async def take(self) -> tuple[Wire, int]:
         """A live connection and the nanoseconds it took to open (0 if it was at hand)."""
@@ -52,14 +58,9 @@ class Pool:
         return await self._open(), perf_counter_ns() - begin
 
     async def _open(self) -> Wire:
-        endpoint = self._endpoint
-        loop = asyncio.get_running_loop()
-        name = endpoint.address.host if self._tls else None
         try:
             async with asyncio.timeout(self._timeout_s):
-                _, wire = await loop.create_connection(
-                    Wire, endpoint.ip, endpoint.address.port, ssl=self._tls, server_hostname=name
-                )
+                wire = await self._connect()
         except ssl.SSLCertVerificationError as bad:
             raise ConnectFailed(f"the server's certificate is not trusted: {bad.verify_message}") from bad
         except ssl.SSLError as bad:
@@ -69,6 +70,25 @@ class Pool:
         except OSError as bad:
             raise ConnectFailed(bad.strerror or str(bad)) from bad
         self._all.add(wire)
+        return wire
+
+    @property
+    def read_by_clock(self) -> bool:
+        """Whether chunks ever came so often that they were read in steps of a millisecond."""
+        return self._ear is not None and self._ear.pace.ever_by_clock
+
+    async def _connect(self) -> Wire:
+        endpoint = self._endpoint
+        if self._measuring and self._tls is None:
+            self._ear = self._ear or Ear()
+            return await self._ear.connect(endpoint.ip, endpoint.address.port)
+        _, wire = await asyncio.get_running_loop().create_connection(
+            Wire,
+            endpoint.ip,
+            endpoint.address.port,
+            ssl=self._tls,
+            server_hostname=endpoint.address.host if self._tls else None,
+        )
         return wire
 
     async def open_ahead(self, count: int) -> None:
@@ -92,3 +112,6 @@ class Pool:
         for wire in list(self._all):
             self._drop(wire)
         self._idle.clear()
+        if self._ear is not None:
+            self._ear.close()
+            self._ear = None

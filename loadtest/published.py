@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from loadtest.parity import Parity
 from loadtest.strict import Strict
 
+PROMPTS = 512
 PRESETS: dict[str, dict[str, object]] = {
     "published-8k-2k": {
         "api": "chat",
         "dataset": "random",
         "input_len": 8192,
         "output_len": 2048,
-        "num_prompts": 512,
+        "num_prompts": PROMPTS,
         "concurrency": 32,
         "seed": 0,
         "ignore_eos": True,

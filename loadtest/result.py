@@ -29,6 +29,8 @@ class About:
     burstiness: float
     label: str = ""
     metadata: Mapping[str, str] | None = None
+    crew: str = ""
+    """How many client processes, and why."""
 
 
 def vllm_result(about: About, run: Run, parity: Parity, *, detailed: bool) -> dict[str, Json]:

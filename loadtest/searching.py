@@ -9,12 +9,16 @@ from loadtest.plan import Plan
 from loadtest.run import Ended, run_here
 from loadtest.search import Hopeless, Step, grew_all_through
 from loadtest.slo import Bound, judge
+from loadtest.workers import run_in_workers
 
 
 async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> Step:
     """Run one load, and end it as soon as it is lost."""
     critic = Critic(Hopeless(bounds, len(plan.job.prompts)))
-    finished = await run_here(plan.job, plan.endpoint, critic)
+    if plan.crew.count > 1:
+        finished = await run_in_workers(plan.job, plan.endpoint, plan.crew.count, critic)
+    else:
+        finished = await run_here(plan.job, plan.endpoint, critic)
     run = finished.run
     if run.interrupted:
         raise KeyboardInterrupt

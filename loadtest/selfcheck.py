@@ -28,6 +28,8 @@ class SelfCheck:
     loop_lag_p50_ms: float
     loop_lag_p99_ms: float
     loop_lag_max_ms: float
+    read_by_clock: bool = False
+    """Chunks were so many that sockets were read in steps of a millisecond (`ear.py`): single gaps are that exact."""
 
     @property
     def cpu_ratio(self) -> float:

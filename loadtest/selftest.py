@@ -7,10 +7,11 @@ planned time and the mock's lateness is the client's doing (and the operating sy
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -18,20 +19,32 @@ import numpy as np
 from loadtest.address import parse_url
 from loadtest.api import Api, BodyRules
 from loadtest.drive import Job
-from loadtest.errors import TargetError
+from loadtest.errors import DataError, TargetError
 from loadtest.parity import itl_s, measure, ttft_s
 from loadtest.pool import Endpoint, Pool
-from loadtest.prompt import Prompt
+from loadtest.prompt import Json, Prompt
+from loadtest.report.files import plain
 from loadtest.run import Nobody, run_here
 from loadtest.schedule import Load
 from loadtest.selfcheck import cpu_s
 from loadtest.target import get
+from loadtest.workers import run_in_workers
 
 FIRST_MS = 50.0
 GAP_MS = 20.0
 PROMPT_BYTES = 32 * 1024
 """About the published 8,192 tokens."""
 ADDED_TTFT_LIMIT_MS = 5.0
+
+
+class Other(msgspec.Struct, frozen=True):
+    """What another client says of itself in one line of JSON. Times in ms."""
+
+    ttft_mean_ms: float
+    gap_p99_ms: float
+    cpu_us_per_chunk: float
+    failed: int = 0
+    added_ttft_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Reading:
     cpu_us_per_chunk: float
     cpu_ratio: float
     loop_lag_p99_ms: float
+    other: Other | None = None
+    """Another client under the same load, right after."""
 
     @property
     def fit(self) -> bool:
@@ -87,7 +102,7 @@ def selftest_prompts(streams: int, chunks: int) -> list[Prompt]:
     return [Prompt(text="w" * PROMPT_BYTES, output_tokens=chunks) for _ in range(2 * streams)]
 
 
-async def read_client(url: str, streams: int, chunks: int) -> Reading:
+async def read_client(url: str, streams: int, chunks: int, workers: int) -> Reading:
     """Run this client at one number of streams."""
     address = parse_url(url)
     endpoint = Endpoint(address, "127.0.0.1")
@@ -98,10 +113,13 @@ async def read_client(url: str, streams: int, chunks: int) -> Reading:
     )
     await lateness(endpoint)  # forget what came before
     before_s = cpu_s()
-    finished = await run_here(job, endpoint, Nobody())
+    if workers > 1:
+        finished = await run_in_workers(job, endpoint, workers, Nobody())
+    else:
+        finished = await run_here(job, endpoint, Nobody())
     records = finished.run.records
     parity = measure(records, finished.run.duration_s, [99.0])
-    spent_s = cpu_s() - before_s
+    spent_s = cpu_s() - before_s + (sum(check.cpu_s for check in finished.checks) if workers > 1 else 0.0)
     late = await lateness(endpoint)
     good = [record for record in records if record.ok]
     ttfts = np.asarray([ttft_s(record) for record in good] or [0.0]) * 1e3
@@ -120,8 +138,8 @@ async def read_client(url: str, streams: int, chunks: int) -> Reading:
         gap_p99_ms=float(np.percentile(gaps, 99)),
         mock_chunk_late_p99_ms=late.chunk_p99_ms,
         cpu_us_per_chunk=spent_s / max(count, 1) * 1e6,
-        cpu_ratio=finished.checks[0].cpu_ratio,
-        loop_lag_p99_ms=finished.checks[0].loop_lag_p99_ms,
+        cpu_ratio=max(check.cpu_ratio for check in finished.checks),
+        loop_lag_p99_ms=max(check.loop_lag_p99_ms for check in finished.checks),
     )
 
 
@@ -135,11 +153,34 @@ async def lateness(endpoint: Endpoint) -> _Late:
     return msgspec.json.decode(reply.body, type=_Late)
 
 
-async def selftest(streams: Sequence[int], chunks: int) -> list[Reading]:
-    """One reading per number of streams, in the order given."""
+async def read_other(command: str, url: str, streams: int, chunks: int) -> Other:
+    """Run another client: `command URL STREAMS CHUNKS`, whose last line of output is an `Other` in JSON."""
+    endpoint = Endpoint(parse_url(url), "127.0.0.1")
+    await lateness(endpoint)
+    process = await asyncio.create_subprocess_exec(
+        *shlex.split(command), url, str(streams), str(chunks), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    late = await lateness(endpoint)
+    try:
+        other = msgspec.json.decode(said.strip().rpartition(b"\n")[2], type=Other)
+    except msgspec.DecodeError as bad:
+        raise DataError(f"{command!r} did not end with its figures ({bad})", "Run it by itself to see why") from bad
+    return msgspec.structs.replace(other, added_ttft_ms=other.ttft_mean_ms - FIRST_MS - late.first_mean_ms)
+
+
+async def selftest(
+    streams: Sequence[int], chunks: int, *, workers: int = 1, against: str | None = None
+) -> list[Reading]:
+    """One reading per number of streams, in the order given; `against` is another client's command."""
     flags = ["--first-ms", str(FIRST_MS), "--gap-ms", str(GAP_MS)]
+    readings = []
     async with mock_process(*flags) as url:
-        return [await read_client(url, number, chunks) for number in streams]
+        for number in streams:
+            reading = await read_client(url, number, chunks, workers)
+            other = await read_other(against, url, number, chunks) if against else None
+            readings.append(replace(reading, other=other))
+    return readings
 
 
 def selftest_text(readings: Sequence[Reading]) -> str:
@@ -147,20 +188,30 @@ def selftest_text(readings: Sequence[Reading]) -> str:
     head = (
         f"client self-test: {FIRST_MS:g} ms to the first token, {GAP_MS:g} ms between chunks, "
         f"{PROMPT_BYTES // 1024} KB prompts, mock server on this machine\n"
-        f"{'streams':>8} {'TTFT mean':>10} {'mock late':>10} {'client adds':>12} {'gap mean':>9} {'gap p99':>8} "
+        f"{'streams':>8} {'TTFT mean':>10} {'mock late':>10} {'client adds':>12} {'gap adds':>9} {'gap p99':>8} "
         f"{'CPU/chunk':>10} {'CPU':>5} {'loop lag p99':>13}"
     )
     lines = [head]
     for r in readings:
         verdict = "ok" if r.fit else f"{r.failed} failed" if r.failed else "use --workers"
+        gap_adds_ms = r.gap_mean_ms - GAP_MS
         lines.append(
             f"{r.streams:>8} {r.ttft_mean_ms:>7.1f} ms {r.mock_first_late_ms:>7.1f} ms {r.added_ttft_ms:>9.1f} ms "
-            f"{r.gap_mean_ms:>6.1f} ms {r.gap_p99_ms:>5.1f} ms {r.cpu_us_per_chunk:>7.1f} us {r.cpu_ratio:>4.0%} "
+            f"{gap_adds_ms:>6.1f} ms {r.gap_p99_ms:>5.1f} ms {r.cpu_us_per_chunk:>7.1f} us {r.cpu_ratio:>4.0%} "
             f"{r.loop_lag_p99_ms:>10.1f} ms  {verdict}"
         )
+    lines += [_beside(reading.streams, reading, reading.other) for reading in readings if reading.other is not None]
     return "\n".join(lines)
 
 
-def as_json(readings: Sequence[Reading]) -> list[dict[str, float | int]]:
+def _beside(streams: int, ours: Reading, other: Other) -> str:
+    return (
+        f"the other client at {streams} streams: adds {other.added_ttft_ms:.1f} ms to TTFT, "
+        f"{other.cpu_us_per_chunk:.1f} us of CPU a chunk; this one uses "
+        f"{ours.cpu_us_per_chunk / other.cpu_us_per_chunk:.2f} of that"
+    )
+
+
+def as_json(readings: Sequence[Reading]) -> list[Json]:
     """For files."""
-    return [asdict(reading) for reading in readings]
+    return [plain(msgspec.to_builtins(reading)) for reading in readings]

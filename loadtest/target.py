@@ -65,11 +65,12 @@ async def _ask(pool: Pool, request: bytes, what: str) -> Reply:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             await exchange.done
     except TimeoutError as late:
-        wire.close()
         raise TargetError(
             f"no answer from {what} within {ANSWER_WITHIN_S:g} s", "Is the server still starting?"
         ) from late
     finally:
+        if not exchange.end_ns:  # nobody waits for the rest any more
+            wire.close()
         pool.give(wire)
     if exchange.failure:
         raise TargetError(f"{what}: {exchange.failure}", "Is this an HTTP server, and is https:// or http:// right?")

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import Enum
 from time import perf_counter_ns
-from typing import cast
+from typing import Protocol, cast
 
 from loadtest.outcome import Outcome
 
@@ -49,11 +49,19 @@ class Exchange:
     reusable: bool = False
 
 
+class Carrier(Protocol):
+    """What carries a wire's bytes: a transport of asyncio (TLS), or a line of `ear.py`."""
+
+    def write(self, data: bytes, /) -> None: ...
+
+    def abort(self) -> None: ...
+
+
 class Wire(asyncio.Protocol):
     """A connection that carries one exchange at a time."""
 
     def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
+        self._transport: Carrier | None = None
         self._exchange: Exchange | None = None
         self._streaming = False
         self._head = b""
@@ -64,9 +72,14 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; asyncio sets TCP_NODELAY by itself."""
         # uvloop's transports are not registered as asyncio.Transport.
-        self._transport = cast(asyncio.Transport, transport)
+        carrier = cast(asyncio.Transport, transport)
         # A prompt of 256k tokens must not park in user space behind the default 64 KiB mark.
-        self._transport.set_write_buffer_limits(high=16 * 1024 * 1024)
+        carrier.set_write_buffer_limits(high=16 * 1024 * 1024)
+        self.carried_by(carrier)
+
+    def carried_by(self, carrier: Carrier) -> None:
+        """From now on bytes go and come through `carrier`."""
+        self._transport = carrier
 
     def begin(self, request: bytes, start_ns: int) -> Exchange:
         """Write a request in one piece and return the exchange that its answer will fill."""

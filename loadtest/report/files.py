@@ -42,6 +42,8 @@ def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
         "joint_attainment": figures.joint,
         "failures": [_failure(group) for group in figures.failures],
         "published": _published(figures),
+        "projection": asdict(figures.projection) if figures.projection else None,
+        "client_processes": figures.about.crew,
         "client": [asdict(check) for check in figures.checks],
         "fleet": asdict(figures.fleet) if figures.fleet else None,
         "requests": _requests(figures),

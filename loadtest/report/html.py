@@ -13,7 +13,8 @@ import msgspec
 from loadtest import __version__
 from loadtest.figures import FailureGroup, Figures
 from loadtest.report.charts import distribution_charts, lanes, time_charts
-from loadtest.report.tables import Table, number, tables, warnings
+from loadtest.report.table import Table, number
+from loadtest.report.tables import tables, warnings
 from loadtest.report.text import counted, title
 
 DEFINITIONS = (

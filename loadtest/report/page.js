@@ -146,6 +146,15 @@
         }
         legend.append(item);
       });
+      // A dashed line needs a word on a phone too, where nothing hovers.
+      const near = at === null ? [] : chart.marks.filter((mark) => Math.abs(mark.at - at) < (state.drawn.x1 - state.drawn.x0) / 60);
+      for (const [kind, word] of [["scale", "scaling"], ["death", "replica lost"], ["event", "command"]]) {
+        if (!chart.marks.some((mark) => mark.kind === kind)) continue;
+        const item = html("span"), dash = html("i", `dash ${kind}`);
+        item.append(dash, word);
+        legend.append(item);
+      }
+      near.forEach((mark) => legend.append(html("b", "", mark.what)));
       if (at !== null) legend.append(html("span", "", chart.timed ? `at ${number(at)} s` : `within ${number(at)} ms`));
     };
     state.show = (at) => {

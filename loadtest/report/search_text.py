@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loadtest.prompt import Json
 from loadtest.report.files import plain
-from loadtest.report.tables import number
+from loadtest.report.table import number
 from loadtest.search import Found, Step
 
 WIDTH = 32

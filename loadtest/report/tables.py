@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from loadtest.figures import Figures
 from loadtest.outcome import Outcome
 from loadtest.parity import Spread
-from loadtest.published import MACHINES
+from loadtest.report.side_tables import client_table, failures_table, fleet_table, projection_table, published_table
+from loadtest.report.table import Table, number
 from loadtest.selfcheck import BUSY_RATIO, LAG_WARN_MS
 from loadtest.slo import RATES, Verdict
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table; the first column is text, the others are figures."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-
-def number(value: float, digits: int = 1) -> str:
-    """A figure for people: thousands apart, no false precision."""
-    if math.isinf(value):
-        return "never" if value > 0 else "-inf"
-    if value and abs(value) < 10**-digits:
-        return f"{value:.2g}"
-    return f"{value:,.{digits}f}"
 
 
 def tables(figures: Figures) -> list[Table]:
     """All tables that have something to say, in the order of reading."""
     made = [
-        _published(figures),
+        published_table(figures),
+        projection_table(figures),
         _objectives(figures),
         _totals(figures),
         _times(figures),
         _hidden(figures),
         _steady(figures),
         _kinds(figures),
-        _fleet(figures),
-        _failures(figures),
-        _client(figures),
+        fleet_table(figures),
+        failures_table(figures),
+        client_table(figures),
     ]
     return [table for table in made if table is not None and table.rows]
 
@@ -91,7 +72,7 @@ def _doubts(figures: Figures) -> list[str]:
     if not all(check.healthy for check in figures.checks):
         said.append(
             f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): "
-            "use --workers or another machine before believing the latencies"
+            "use more --workers or another machine before believing the latencies"
         )
     return said
 
@@ -184,21 +165,6 @@ def _steady(figures: Figures) -> Table | None:
     return Table("Steady state", ("without ramp and tail; ± is a 95 % interval", ""), rows)
 
 
-def _published(figures: Figures) -> Table | None:
-    rows, why_not = figures.published()
-    if not rows:
-        return None
-    head = ("", "ours", *(f"{machine.name}{suffix}" for machine in MACHINES for suffix in ("", " ratio")))
-    body = []
-    for row in rows:
-        cells = [row.name, f"{number(row.ours)} {row.unit}"]
-        for value, ratio in zip(row.published, row.ratios, strict=True):
-            cells += [number(value), f"{ratio:.2f}"]
-        body.append(tuple(cells))
-    notes = tuple(f"not like for like: {why}" for why in why_not) or ("like for like with the published runs",)
-    return Table("Ours beside the published figures (ratio is ours / published)", head, tuple(body), notes)
-
-
 def _objectives(figures: Figures) -> Table | None:
     rows = tuple(_verdict_row(verdict) for verdict in figures.verdicts)
     joint = figures.joint
@@ -231,66 +197,3 @@ def _kinds(figures: Figures) -> Table | None:
     ]
     head = ("class", "ok / failed", "tok/s", "TTFT", "TTFT P99", "TPOT", "TPOT P99", "E2EL (ms)")
     return Table("By class", head, tuple(rows))
-
-
-def _failures(figures: Figures) -> Table | None:
-    rows = []
-    for group in figures.failures:
-        first = group.examples[0]
-        detail = " ".join(
-            (first.body if group.outcome.value.endswith("xx") or "_" in group.outcome.value else "").split()
-        )
-        rows.append((group.outcome.value, f"{group.count:,}", first.error[:120], detail[:200]))
-    return Table("Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows))
-
-
-def _fleet(figures: Figures) -> Table | None:
-    fleet = figures.fleet
-    if fleet is None:
-        return None
-    rows = []
-    if fleet.split is not None:
-        rows.append(("TTFT: seen by the client", f"{number(fleet.split.seen_by_client)} ms"))
-        rows.append(("TTFT: in the engine", f"{number(fleet.split.in_engine)} ms"))
-        rows.append(("TTFT: everything else", f"{number(fleet.split.elsewhere)} ms"))
-    if fleet.spec_decode is not None and fleet.spec_decode.drafts:
-        length = 1 + fleet.spec_decode.accepted_tokens / fleet.spec_decode.drafts
-        rows.append(("MTP: tokens per engine step", f"{length:.2f}"))
-    if fleet.prefix_hit_ratio is not None:
-        rows.append(("prompt tokens found in the engines' caches", f"{fleet.prefix_hit_ratio:.1%}"))
-    for state, counts in fleet.replicas.items():
-        known = [count for count in counts if count is not None]
-        if known:
-            rows.append((f"replicas {state}", f"{min(known):g} to {max(known):g}"))
-    for at_s, seconds in fleet.recoveries:
-        rows.append(
-            (
-                f"objectives after {at_s:.0f} s",
-                f"held again after {seconds:.1f} s" if seconds is not None else "not again",
-            )
-        )
-    notes = tuple(f"{mark.at_s:.1f} s: {mark.what}" for mark in fleet.marks[:40])
-    if fleet.problem:
-        notes = (fleet.problem, *notes)
-    return Table("Fleet", ("", ""), tuple(rows or [("samples", f"{len(fleet.at_s)}")]), notes)
-
-
-def _client(figures: Figures) -> Table:
-    rows = []
-    for position, check in enumerate(figures.checks):
-        rows.append(
-            (
-                f"worker {position + 1}" if len(figures.checks) > 1 else "this client",
-                f"{check.cpu_ratio:.0%} of a core",
-                f"{number(check.loop_lag_p99_ms)} ms",
-                f"{number(check.loop_lag_max_ms)} ms",
-                "yes" if check.healthy else "NO",
-            )
-        )
-    return Table("Is the client the bottleneck?", ("", "CPU", "loop lag P99", "loop lag max", "fit"), tuple(rows))
-
-
-def widths(table: Table) -> Sequence[int]:
-    """Characters each column needs."""
-    columns = zip(table.head, *table.rows, strict=True)
-    return [max(len(cell) for cell in column) for column in columns]

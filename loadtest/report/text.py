@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loadtest.figures import Figures
-from loadtest.report.tables import Table, tables, warnings, widths
+from loadtest.report.table import Table, widths
+from loadtest.report.tables import tables, warnings
 
 
 def counted(requests: int) -> str:

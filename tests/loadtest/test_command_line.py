@@ -176,10 +176,31 @@ def test_every_data_set_runs(mock_url: str, flags: list[str]) -> None:
     assert run_quick(mock_url, "--tokenizer", str(TOKENIZER), *flags, "--assert", "failed<1%") == 0
 
 
-def test_the_selftest_judges_the_client(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_run_without_any_success_ends_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--fail-every", "1", "--fault", "full"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().removeprefix(FIRST_LINE).split(",")[0]
+        assert run_quick(url) == 3
+        process.terminate()
+    said = capsys.readouterr()
+    assert "6 ended as full_429. The server is full: lower --concurrency" in said.err
+    assert "come back in 7 s" in said.err
+    assert "nothing was sent again" in said.out
+
+
+def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "selftest.json"
-    assert main(["selftest", "--streams", "2", "--chunks", "5", "--json", str(file)]) in (0, 1)
+    other = tmp_path / "other.py"
+    other.write_text("""print('{"ttft_mean_ms": 70.5, "gap_p99_ms": 1.0, "cpu_us_per_chunk": 1e9}')""")
+    flags = ["--streams", "2", "--chunks", "5", "--json", str(file), "--against", f"{sys.executable} {other}"]
+    assert main(["selftest", *flags]) in (0, 1)
     (reading,) = json.loads(file.read_text())
+    assert reading["other"]["added_ttft_ms"] == pytest.approx(20.5)
+    assert main(["selftest", "--streams", "1", "--chunks", "2", "--against", "true"]) == 4
     assert reading["chunks"] == 2 * 2 * 6, "two waves of two streams; five texts and the role"
     assert reading["failed"] == 0
-    assert "client adds" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "client adds" in said.out
+    assert "this one uses 0.00 of that" in said.out
+    assert "did not end with its figures" in said.err

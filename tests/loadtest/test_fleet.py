@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import warnings
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from loadtest.address import parse_url
 from loadtest.errors import TargetError
-from loadtest.fleet import Lookout, Where, as_view
+from loadtest.fleet import Lookout, Where
+from loadtest.looks import Applications, Look, as_view, look_of
 from loadtest.pool import Endpoint
-from loadtest.prom import read_pages
+from loadtest.prom import COUNTERS, MEANS, SUMS, Gauges, Tally
 from loadtest.record import Run
 
 PAGE = """# HELP ray_vllm_num_requests_waiting Waiting.
@@ -36,8 +41,8 @@ class FakeRay:
     def __init__(self) -> None:
         self.token = "t0ken"
         self.replicas = {"Engine#1": "RUNNING", "Engine#2": "STARTING"}
-        self.dead: list[str] = []
-        self.decisions: list[dict[str, object]] = []
+        self.target = 2
+        self.decisions: list[dict[str, object]] | None = None
         self.numbers = {"waiting": 2, "drafts": 10, "accepted": 20, "ttft_sum": 1.0, "ttft_count": 10}
         self.port = 0
 
@@ -60,9 +65,9 @@ class FakeRay:
             return 200, json.dumps([{"targets": [f"127.0.0.1:{self.port}"], "labels": {}}])
         engine = {
             "replicas": [{"replica_id": name, "state": state, "extra": 1} for name, state in self.replicas.items()],
-            "recent_dead_replicas": [{"replica_id": name, "state": "STOPPED"} for name in self.dead],
-            "target_num_replicas": 2,
-            "autoscaling_detail": {"decisions": self.decisions},
+            "target_num_replicas": self.target,
+            "status_trigger": "AUTOSCALING",
+            "autoscaling_detail": None if self.decisions is None else {"decisions": self.decisions},
         }
         return 200, json.dumps({"applications": {"step": {"status": "RUNNING", "deployments": {"Engine": engine}}}})
 
@@ -80,18 +85,17 @@ def run_around(looks_ns: list[int]) -> Run:
     return Run([], looks_ns[0], looks_ns[-1] + 10**9, 1000.0)
 
 
-async def test_replicas_decisions_deaths_and_gauges_come_together(ray: FakeRay) -> None:
+async def test_replicas_decisions_losses_and_gauges_come_together(ray: FakeRay) -> None:
     lookout = Lookout(Where(f"http://127.0.0.1:{ray.port}", ray.token, None))
     async with lookout:
-        ray.replicas = {"Engine#2": "RUNNING", "Engine#3": "STARTING"}
-        ray.dead = ["Engine#1"]
+        ray.replicas = {"Engine#1": "STOPPING", "Engine#2": "RUNNING", "Engine#3": "STARTING"}
         ray.decisions = [{"timestamp_s": 1000.5, "reason": "queue", "prev_num_replicas": 1, "curr_num_replicas": 2}]
         ray.numbers |= {"drafts": 30, "accepted": 56, "ttft_sum": 3.0, "ttft_count": 20}
         await lookout.settle(completed=10)
         run = run_around([look.at_ns for look in lookout._looks])
         view = lookout.view(run, client_ttft_ms=260.0, events=[])
     assert view.problem == ""
-    assert view.replicas == {"Engine RUNNING": [1.0, 1.0], "Engine STARTING": [1.0, 1.0]}
+    assert view.replicas == {"Engine RUNNING": [1, 1], "Engine STARTING": [1, 1], "Engine STOPPING": [0, 1]}
     assert view.target_replicas == [2.0, 2.0]
     assert view.queued == [6.0, 6.0]
     assert view.kv_usage == [0.375, 0.375]
@@ -101,9 +105,90 @@ async def test_replicas_decisions_deaths_and_gauges_come_together(ray: FakeRay) 
     assert view.split.elsewhere == pytest.approx(60.0)
     assert {(mark.kind, mark.what) for mark in view.marks} == {
         ("scale", "Engine: 1 to 2 replicas (queue)"),
-        ("death", "replica Engine#1 died or was stopped"),
-        ("scale", "replica Engine#3 was added"),
+        ("death", "Engine: replica Engine#1 was lost"),
+        ("scale", "Engine: replica Engine#2 is ready"),
     }
+
+
+def seen(*answers: dict[str, object]) -> list[Look]:
+    """Looks at deployments `Engine` as Ray 2.60's own schema classes write them."""
+    return [
+        look_of(msgspec.json.decode(true_answer(engine), type=Applications), Gauges({})) for engine in answers
+    ]  # fmt: skip
+
+
+def true_answer(engine: dict[str, object]) -> bytes:
+    """What `GET /api/serve/applications/` says of one deployment, made as Ray's controller makes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own classes use what pydantic deprecates
+        from ray.serve.schema import ApplicationDetails, DeploymentDetails, ReplicaDetails, ServeInstanceDetails
+    replicas = [
+        ReplicaDetails(replica_id=name, state=state, start_time_s=1.0, pid=7, actor_id="ab", node_ip="10.0.0.1")
+        for name, state in dict(engine["replicas"]).items()  # type: ignore[call-overload]
+    ]
+    deployment = DeploymentDetails(
+        name="Engine", status="HEALTHY", status_trigger=engine["trigger"], message="",
+        deployment_config={"name": "Engine"}, target_num_replicas=engine["target"], required_resources={"GPU": 8},
+        replicas=replicas, recent_dead_replicas=[], autoscaling_detail=engine.get("detail"),
+    )  # fmt: skip
+    application = ApplicationDetails(
+        name="step", route_prefix="/", docs_path=None, status="RUNNING", message="", last_deployed_time_s=1.0,
+        source="declarative", deployments={"Engine": deployment}, external_scaler_enabled=False,
+    )  # fmt: skip
+    whole = ServeInstanceDetails(proxies={}, applications={"step": application})
+    return json.dumps(whole._get_user_facing_json_serializable_dict(exclude_unset=True)).encode()
+
+
+@pytest.mark.ray
+def test_rays_own_schema_is_understood() -> None:
+    detail = {
+        "scaling_status": "UPSCALING",
+        "decisions": [
+            {"timestamp_s": 1000.5, "reason": "load", "prev_num_replicas": 2, "curr_num_replicas": 3, "policy": "p"}
+        ],
+    }
+    looks = seen(
+        {"target": 2, "trigger": "AUTOSCALING", "replicas": {"a": "RUNNING", "b": "STARTING"}},
+        {"target": 3, "trigger": "AUTOSCALING", "replicas": {"a": "RUNNING", "b": "RUNNING"}},
+        {"target": 3, "trigger": "HEALTH_CHECK_FAILED", "replicas": {"a": "STOPPING", "b": "RUNNING"}},
+        {"target": 1, "trigger": "DOWNSCALE_COMPLETED", "replicas": {"a": "PENDING_MIGRATION"}},
+    )
+    view = as_view(looks, run_around([look.at_ns for look in looks]), 0.0, [], "")
+    assert view.target_replicas == [2, 3, 3, 1]
+    assert view.replicas["Engine RUNNING"] == [1, 2, 1, 0]
+    assert [mark.what for mark in view.marks] == [
+        "Engine: target 2 to 3 replicas (autoscaling)",
+        "Engine: replica b is ready",
+        "Engine: replica a was lost",
+        "Engine: target 3 to 1 replicas (downscale completed)",
+        "Engine: replica b was let go",
+        "Engine: replica a is ready",
+    ]
+    told = seen({"target": 2, "trigger": "AUTOSCALING", "replicas": {}, "detail": detail})
+    marks = as_view(told, run_around([told[0].at_ns]), 0.0, [], "").marks
+    assert [mark.what for mark in marks] == ["Engine: 2 to 3 replicas (load)"]
+
+
+@pytest.mark.ray
+def test_a_ray_without_serve_is_said() -> None:
+    from ray.serve.schema import ServeInstanceDetails
+
+    empty = msgspec.json.decode(json.dumps(ServeInstanceDetails.get_empty_schema_dict()), type=Applications)
+    assert look_of(empty, Gauges({})).target() is None
+
+
+@pytest.mark.engine
+def test_vllm_has_the_metrics_that_are_read() -> None:
+    """By their names in vLLM's source; Ray's are the same with `ray_vllm_` (`vllm/v1/metrics/ray_wrappers.py`)."""
+    folder = Path(str(importlib.util.find_spec("vllm").origin)).parent / "v1"  # type: ignore[union-attr]
+    source = "".join(
+        (folder / name).read_text()
+        for name in ("metrics/loggers.py", "spec_decode/metrics.py", "metrics/ray_wrappers.py")
+    )
+    for name in {*SUMS, *MEANS, *COUNTERS}:
+        if name.startswith("vllm:"):
+            plain = name.removesuffix("_total").removesuffix("_sum").removesuffix("_count")
+            assert f'"{plain}"' in source
 
 
 async def test_a_missing_token_is_said_and_does_not_stop_the_run(ray: FakeRay) -> None:
@@ -128,10 +213,27 @@ async def test_a_bare_server_shows_its_own_gauges(ray: FakeRay) -> None:
 
 def test_vllms_own_names_are_read_too() -> None:
     page = 'vllm:num_requests_waiting{engine="0"} 4\nvllm:kv_cache_usage_perc{engine="0"} 0.1\nnum_requests_waiting 9\n'
-    gauges = read_pages([page, page])
+    gauges = Tally().take({"a": page, "b": page})
     assert gauges.get("waiting") == 8
     assert gauges.get("kv_usage") == pytest.approx(0.1)
     assert gauges.get("drafts") is None
+
+
+def test_counters_outlive_their_replica_and_are_counted_once() -> None:
+    def page(**drafts: int) -> dict[str, str]:
+        lines = [
+            f'ray_vllm_spec_decode_num_drafts{suffix}{{ReplicaId="{replica}"}} {count}'
+            for replica, count in drafts.items()
+            for suffix in ("_total", "")  # Ray writes a counter twice where it is told to
+        ]
+        return {"node": "\n".join(lines)}
+
+    tally = Tally()
+    assert tally.take(page(a=100)).get("drafts") == 0, "what was counted before the run"
+    assert tally.take(page(a=130)).get("drafts") == 30
+    assert tally.take(page(b=5)).get("drafts") == 35, "a died, b began"
+    assert tally.take({"node": ""}).get("drafts") == 35
+    assert tally.take(page(a=3, b=6)).get("drafts") == 39, "a began anew"
 
 
 def test_nothing_seen_is_said() -> None:

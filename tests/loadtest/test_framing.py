@@ -92,6 +92,17 @@ def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: 
         assert reading.ended
 
 
+@pytest.mark.parametrize("length", [*range(1, 40), *range(190, 260), *range(3900, 4100), 70_000])
+def test_a_lane_computes_the_chunks_size(length: int) -> None:
+    lane = Lane(b'{"text":"a"}', b'"text":"', "a", visible=True, chunked=True)
+    whole = chunk(b'data: {"text":"%s"}\n\n' % (b"x" * length))
+    assert lane.text_of(whole) == b"x" * length
+    size, _, rest = whole.partition(b"\r\n")
+    assert lane.text_of(b"0" + size + b"\r\n" + rest) in (b"x" * length, None), "a leading zero is the same number"
+    for wrong in (int(size, 16) - 1, int(size, 16) + 1, int(size, 16) // 16):
+        assert lane.text_of(b"%x\r\n" % max(0, wrong) + rest) is None
+
+
 def test_a_lane_knows_only_what_it_has_seen() -> None:
     chunks = WRITERS["/v1/chat/completions"](Manners(), Asked(model="m", max_tokens=5))
     data = chunks[1].partition(b"data: ")[2].rstrip()

@@ -1,0 +1,60 @@
+"""A short run drawn out to a long one: against the long run itself, made of the same waves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loadtest.outcome import Outcome
+from loadtest.projection import Projection, project
+from loadtest.record import Record, Run
+from loadtest.steady import find_steady
+
+SLOTS = 8
+BEGIN = 10**12
+S = 10**9
+
+
+def waves(count: int, seed: int = 0) -> Run:
+    """Slots that answer one request after the other: 1 s to the first token in the first wave, 0.2 s later."""
+    rng = np.random.default_rng(seed)
+    free = [BEGIN] * SLOTS
+    records = []
+    for index in range(count * SLOTS):
+        slot = int(np.argmin(free))
+        first_s = 1.0 if index < SLOTS else 0.2 + rng.normal(0, 0.01)
+        times = free[slot] + int(first_s * S) + np.cumsum(rng.normal(0.02, 0.002, 100) * S).astype(np.int64)
+        records.append(
+            Record(
+                index=index, start_ns=free[slot], intended_ns=free[slot], end_ns=int(times[-1]), chunk_ns=times,
+                chunk_has_token=np.ones(100, dtype=np.bool_), status=200, outcome=Outcome.OK, output_tokens=200,
+                vllm_output_tokens=200, vllm_prompt_tokens=800,
+            )
+        )  # fmt: skip
+        free[slot] = int(times[-1])
+    return Run(records, BEGIN, max(free), 0.0)
+
+
+def drawn_out(run: Run, prompts: int) -> Projection | None:
+    return project(run, find_steady(run, slots=SLOTS), prompts, SLOTS)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_three_waves_tell_what_sixteen_give(seed: int) -> None:
+    long = waves(16, seed=100 + seed)
+    guess = drawn_out(waves(3, seed=seed), 16 * SLOTS)
+    assert guess is not None
+    true_rate = 16 * SLOTS * 200 / long.duration_s
+    assert guess.output_rate.mean == pytest.approx(true_rate, rel=0.1)
+    assert guess.output_rate.low <= true_rate <= guess.output_rate.high
+    assert guess.total_rate.mean == pytest.approx(guess.output_rate.mean * 5)
+    assert guess.ttft_mean.mean == pytest.approx(1000 / 16 + 200 * 15 / 16, rel=0.2)
+    assert guess.tpot_mean.low <= 10 <= guess.tpot_mean.high * 1.05
+
+
+def test_nothing_is_guessed_where_the_run_is_long_enough_or_has_failures() -> None:
+    run = waves(3)
+    assert drawn_out(run, 3 * SLOTS) is None
+    run.records[0].outcome = Outcome.CUT
+    assert drawn_out(run, 16 * SLOTS) is None
+    assert project(waves(3), None, 16 * SLOTS, SLOTS) is None
