@@ -92,5 +92,5 @@ def gcs_address(pids: Sequence[int]) -> str | None:
             for word in parent.cmdline() if parent is not None else []:
                 name, _, value = word.partition("=")
                 if name.lstrip("-") in ("gcs-address", "gcs_address") and value:
-                    return value
+                    return str(value)
     return None
