@@ -110,33 +110,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def read(given: argparse.Namespace) -> Options:
     """The options that were given. Raises `BadOptions`."""
-    for name in ("streams", "concurrency", "distinct", "requests", "faults"):
-        value = getattr(given, name)
-        if value is not None and value < 1:
-            raise BadOptions(f"--{name} {value}: give a number of at least 1")
-    if not given.yes and not is_here(given.url):
-        raise BadOptions(
-            f"{given.url} is not on this machine, and this command ends processes that serve others. "
-            "Add --yes if that is meant"
-        )
-    fault = Fault(given.fault)
-    if given.requests is None and fault is Fault.NONE:
-        raise BadOptions("--fault none is for a closed loop: give --requests N, or another fault")
-    if given.requests is not None and fault not in (Fault.NONE, Fault.UPGRADE):
-        raise BadOptions(f"--requests runs a closed loop, with --fault none or upgrade, and not {fault.value}")
-    apis = tuple(_one_of(Api, name, "--apis") for name in given.apis.split(","))
-    options = Options(
+    fault, tokens, at_token = Fault(given.fault), _range(given.tokens), _at_token(given.at_token)
+    _check(given, fault)
+    if at_token is not None and at_token >= tokens[1]:
+        raise BadOptions(f"--at-token {at_token}: no answer of --tokens {given.tokens} gets there and goes on")
+    return Options(
         url=given.url.rstrip("/").removesuffix("/v1"),
         dashboard=given.dashboard.rstrip("/"),
         application=given.application,
         fault=fault,
-        apis=apis,
+        apis=tuple(_one_of(Api, name, "--apis") for name in given.apis.split(",")),
         kinds=tuple(_one_of(Kind, name, "--kinds") for name in given.kinds.split(",")),
         streams=given.streams,
         concurrency=given.concurrency,
         faults=given.faults,
-        at_token=_at_token(given.at_token),
-        tokens=_range(given.tokens),
+        at_token=at_token,
+        tokens=tokens,
         distinct=given.distinct,
         seed=given.seed,
         slow_s=given.slow_s,
@@ -150,13 +139,24 @@ def read(given: argparse.Namespace) -> Options:
         ray_address=given.ray_address,
         json_file=given.json,
     )
-    if options.faults is not None and options.faults > options.streams:
+
+
+def _check(given: argparse.Namespace, fault: Fault) -> None:
+    for name in ("streams", "concurrency", "distinct", "requests", "faults"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise BadOptions(f"--{name} {value}: give a number of at least 1")
+    if not given.yes and not is_here(given.url):
         raise BadOptions(
-            f"--faults {options.faults} is more than --streams {options.streams}: a stream gets one at most"
+            f"{given.url} is not on this machine, and this command ends processes that serve others. "
+            "Add --yes if that is meant"
         )
-    if options.at_token is not None and options.at_token >= options.tokens[1]:
-        raise BadOptions(f"--at-token {options.at_token}: no answer of --tokens {given.tokens} gets there and goes on")
-    return options
+    if given.requests is None and fault is Fault.NONE:
+        raise BadOptions("--fault none is for a closed loop: give --requests N, or another fault")
+    if given.requests is not None and fault not in (Fault.NONE, Fault.UPGRADE):
+        raise BadOptions(f"--requests runs a closed loop, with --fault none or upgrade, and not {fault.value}")
+    if given.faults is not None and given.faults > given.streams:
+        raise BadOptions(f"--faults {given.faults} is more than --streams {given.streams}: a stream gets one at most")
 
 
 def _one_of(kind: type[E], name: str, flag: str) -> E:

@@ -19,7 +19,6 @@ from typing import Self
 import msgspec
 import psutil
 
-from serve_app import machine
 from serve_app.chaos import procs
 from serve_app.chaos.options import own_addresses
 from serve_app.chaos.orders import Load, Order, Reply
@@ -137,8 +136,10 @@ class Reach:
 
 
 def find_ray(given: str | None, fleet: Fleet) -> str:
-    """The address of Ray's GCS, empty if it cannot be told: as given, by the replicas on this node, or as Ray finds
-    it."""
+    """The address of Ray's GCS, empty if it cannot be told: as given, by a replica on this node, or from RAY_ADDRESS.
+
+    Not whatever Ray runs on this machine: it may be another one.
+    """
     here = own_addresses()
     pids = [one.pid for one in fleet.replicas if one.pid and one.node_ip in here]
-    return given or procs.gcs_address(pids) or machine.running_ray() or ""
+    return given or procs.gcs_address(pids) or os.environ.get("RAY_ADDRESS", "")
