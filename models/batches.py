@@ -19,7 +19,7 @@ IMAGE_TOKENS = 169
 LONGEST = 1_400
 """Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
 
-WEIGHTS = {"copy": 16, "count": 14, "list": 11, "sum": 10, "json": 13, "tool": 18, "result": 9, "chat": 7, "image": 4}
+WEIGHTS = {"copy": 16, "count": 14, "list": 11, "sum": 12, "json": 13, "tool": 18, "result": 9, "chat": 7, "image": 7}
 """Share of each skill. Copying pays for most of the others; pictures are dear and few suffice."""
 
 

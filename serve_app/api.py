@@ -17,6 +17,7 @@ from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 
+from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
 
@@ -55,6 +56,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 
 async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Admission) -> tuple[FastAPI, FleetClient]:
     """vLLM's API app, and the client through which it asks the fleet."""
+    media.use()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)

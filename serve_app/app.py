@@ -22,14 +22,16 @@ from ray.serve.handle import DeploymentHandle
 from serve_app import flags
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
-from serve_app.config import AppConfig, engine_argv, load_config
+from serve_app.config import AppConfig, engine_argv
 from serve_app.engine.contract import Engine, StepSink
-from serve_app.fleet import Fleet, FleetLimits, FleetSink
+from serve_app.fleet import Fleet
+from serve_app.flight import FleetLimits, FleetSink
 from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
 from serve_app.placement import replica_options
 from serve_app.replica import EngineFactory, EngineReplica
+from serve_app.start.preflight import checked_config
 from serve_app.transport import ServeTransport, TargetRouter
 
 HEALTH_CHECK_PERIOD_S = 2.0
@@ -49,7 +51,7 @@ DRAIN_GRACE_S = 30.0
 
 def build(args: dict[str, object]) -> serve.Application:
     """The application. Raises `ConfigError`, naming the line to change, for what cannot work."""
-    config = load_config(args)
+    config = checked_config(args)
     engines = _engine_deployment(config)
     return _ingress_deployment(config).bind(config, engines)
 
@@ -59,7 +61,9 @@ class EngineDeployment(EngineReplica):
 
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
-        super().__init__(serve.get_replica_context().replica_id.unique_id, engine_factory(config))
+        super().__init__(
+            serve.get_replica_context().replica_id.unique_id, engine_factory(config), config.engine.hang_after_s
+        )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
 
@@ -85,7 +89,9 @@ class Ingress:
 
         config = self._config
         ingress_id = uuid.uuid4().hex
-        limits = FleetLimits(request_deadline_s=config.ingress.request_deadline_s)
+        limits = FleetLimits(
+            request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
+        )
 
         def open_fleet(sink: FleetSink) -> Fleet:
             return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink)
@@ -129,11 +135,10 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return FakeEngine(fake_engine_config(config.engine.fake), sink)
 
     def vllm(sink: StepSink) -> Engine:
-        from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
-
         from serve_app.engine.vllm import VllmEngine
+        from serve_app.engine.vllm_stats import LateStatLogger
 
-        return VllmEngine(engine_argv(config), sink, stat_loggers=[RayPrometheusStatLogger])
+        return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger])
 
     return fake if config.engine.kind == "fake" else vllm
 

@@ -20,6 +20,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.renderers import renderer_from_config
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -31,7 +32,8 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.admission import Admission, Facts, Refuse
 from serve_app.context import CURRENT
 from serve_app.errors import QueueFull, RequestRefused, ServeError
-from serve_app.fleet import Fleet, FleetRequest, FlightRecord
+from serve_app.fleet import Fleet
+from serve_app.flight import FleetRequest, FlightRecord
 from serve_app.wire import TokenDelta
 
 FleetFactory = Callable[["FleetCore"], Fleet]
@@ -80,7 +82,7 @@ class FleetCore:
         if params is None or request.prompt_token_ids is None:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
         context = CURRENT.get()
-        record = FlightRecord()
+        record = FlightRecord(inexact=_inexact_after_resume(params))
         payload = copy(request)
         payload.prompt_token_ids = []
         self.fleet.submit(
@@ -200,6 +202,11 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         if queue is not None:
             # After the abort: that put an "aborted" output in the queue, which the error replaces.
             queue.put(_for_vllm(error))
+
+
+def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:
+    """What of a request does not survive its replica to the letter (see `compat/vllm_resume.py`)."""
+    return ("seed",) if params.seed is not None and params.temperature else ()
 
 
 def _for_vllm(error: ServeError) -> Exception:

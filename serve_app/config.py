@@ -77,6 +77,9 @@ class EngineConfig(Section):
     """Environment of the engine and its workers (`VLLM_*`, `NCCL_*` ...)."""
     start_timeout_s: PositiveFloat = 3600.0
     """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
+    hang_after_s: Annotated[float, Field(gt=1, le=29)] = 20.0
+    """An engine with work that finishes no step for this long is taken for dead and replaced. A step is at most
+    `max-num-batched-tokens` long, whatever the prompt's length: on a GPU, a second."""
     fake: dict[str, object] = {}
     """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
 

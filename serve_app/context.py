@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from serve_app.errors import ServeError
-from serve_app.fleet import FlightRecord
+from serve_app.flight import FlightRecord
 
 
 @dataclass(eq=False)

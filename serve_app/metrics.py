@@ -9,10 +9,12 @@ own route patterns, never from users.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from ray.serve import metrics
 
 from serve_app.context import RequestContext
+from serve_app.flight import FlightRecord
 from serve_app.outcome import Outcome
 
 logger = logging.getLogger("serve_app.access")
@@ -67,9 +69,9 @@ class IngressMetrics:
             self._queue_s.observe(queue_s, tags={"route": route})
         if first_token_s is not None:
             self._first_token_s.observe(first_token_s, tags={"route": route})
-        # A probe every few seconds would bury what people ask for.
+        # A probe every few seconds would bury what people ask for; that nobody can serve is said by who lost a replica.
         logger.log(
-            logging.DEBUG if route in PROBES and outcome is Outcome.OK else logging.INFO,
+            logging.DEBUG if route in PROBES else logging.INFO,
             "request",
             extra={
                 "id": context.request_id,
@@ -84,10 +86,18 @@ class IngressMetrics:
                 "queue_s": _round(queue_s),
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
-                "replica": [replica for flight in flights for replica in flight.replicas],
-                "resumes": resumes,
+                **_ways(flights),
             },
         )
+
+
+def _ways(flights: Sequence[FlightRecord]) -> dict[str, object]:
+    """The replicas of each attempt, and what the resumes among them could not carry to the letter."""
+    return {
+        "replica": [replica for flight in flights for replica in flight.replicas],
+        "resumes": sum(flight.resumed for flight in flights),
+        "inexact": sorted({name for flight in flights if flight.resumed for name in flight.inexact}),
+    }
 
 
 def _round(seconds: float | None) -> float | None:

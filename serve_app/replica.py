@@ -16,7 +16,8 @@ import msgspec
 
 from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
-from serve_app.fleet import WrongReplica
+from serve_app.flight import WrongReplica
+from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import WIRE_VERSION, Frame, Hello, Load, TokenDelta, decode_request, encode_frame
 
@@ -60,14 +61,19 @@ class Outbox:
 
 
 class EngineReplica:
-    """One engine and its links. `start` it before anything is asked of it."""
+    """One engine and its links. `start` it before anything is asked of it.
 
-    def __init__(self, replica_id: str, engine_factory: EngineFactory) -> None:
+    An engine with unfinished work and no step for `hang_after_s` is taken for dead (`liveness.py`).
+    """
+
+    def __init__(self, replica_id: str, engine_factory: EngineFactory, hang_after_s: float) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
         self._ingress_of: dict[str, str] = {}
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
+        self._hang_after_s = hang_after_s
+        self._steps_seen = SilenceClock(HEARTBEAT_S)
 
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
@@ -173,8 +179,18 @@ class EngineReplica:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            self._look_at_engine()
             for outbox in self._outboxes.values():
                 outbox.beat()
+
+    def _look_at_engine(self) -> None:
+        stats = self._engine.stats()
+        silence_s = self._steps_seen.look(time.monotonic(), stats.steps, owed=stats.unfinished > 0)
+        if silence_s >= self._hang_after_s and not self._engine_dead:
+            reason = f"no step for {silence_s:.0f} s with {stats.unfinished} requests unfinished"
+            logger.error("the engine hangs", extra={"replica": self._replica_id, "reason": reason})
+            self._engine_dead = True
+            self._engine.fail(reason)
 
     async def _abandon(self, ingress_id: str) -> None:
         """Stop what runs for an ingress that is gone: nobody can read it any more."""

@@ -21,13 +21,14 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.fleet import ReplicaLost, WrongReplica
+from serve_app.flight import ReplicaLost, WrongReplica
 from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_request
 
 logger = logging.getLogger(__name__)
 
-LIST_TIMEOUT_S = 5.0
-"""A replica that does not say hello in this time is busy or dead; the list is then incomplete, not wrong."""
+LIST_TIMEOUT_S = 2.0
+"""A replica that does not say hello in this time is busy or dead; the list is then incomplete, not wrong. While one
+hangs, a new one is found this much later."""
 
 OUR_ERRORS = (WrongReplica, AttemptRefused, EngineDead)
 

@@ -17,8 +17,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 VLLM_IMPORTERS = {
     "serve_app/api.py": "vLLM's API app",
-    "serve_app/app.py": "vLLM's stat logger, handed to the engine",
     "serve_app/client.py": "the seam",
+    "serve_app/media.py": "vLLM's image fetching, with refusals in place of failures",
     "serve_app/flags.py": "vLLM's parser of its flags",
     "serve_app/engine/*": "vLLM's engine",
     "serve_app/compat/*": "what mends vLLM",

@@ -79,6 +79,10 @@ class Engine(Protocol):
     async def check(self) -> None:
         """Raise `EngineDead` if the engine can no longer serve. Cheap; no generation."""
 
+    def fail(self, reason: str) -> None:
+        """The owner has found that the engine is stuck. Every running attempt gets `EngineDead`, and so does `check`
+        from now on. `shutdown` gives it no time to end by itself."""
+
     def stats(self) -> EngineStats:
         """The figures of now, without waiting on anything."""
 

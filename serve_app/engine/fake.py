@@ -123,6 +123,10 @@ class FakeEngine:
         if self._dead is not None:
             raise EngineDead(self._dead)
 
+    def fail(self, reason: str) -> None:
+        """See `contract.Engine`."""
+        self._die(reason)
+
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
         held = sum(running.tokens for running in self._queues.running.values())

@@ -208,6 +208,12 @@ class VllmEngine:
             running.ended.set_result(None)
         await self._live.llm.abort(attempt_id, internal=True)
 
+    def fail(self, reason: str) -> None:
+        """See `contract.Engine`."""
+        self._die(reason)
+        # Its processes may be stopped, or deep in a driver: no request to end reaches them. And it must not wake up.
+        kill_engine_cores(self._others, wait_s=0.0)
+
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
         scheduler = self._scheduler if self._attempts else None  # an idle engine does not say that it is idle

@@ -191,8 +191,11 @@ def stop_engine(started: Started) -> None:
     kill_remaining(list(processes))
 
 
-def kill_engine_cores(before: set[int]) -> None:
-    """Kill the engine cores of a start that is to be given up; `before` are those that belong to others."""
+def kill_engine_cores(before: set[int], wait_s: float = STOP_GRACE_S) -> None:
+    """Kill the engine cores that are to be given up, and their workers; `before` are those that belong to others.
+
+    Blocks while the kill takes effect, `wait_s` at most.
+    """
     kill_remaining(
         [
             process
@@ -201,16 +204,20 @@ def kill_engine_cores(before: set[int]) -> None:
             for process in (core, *core.children(recursive=True))
         ],
         grace_s=0.0,
+        wait_s=wait_s,
     )
 
 
-def kill_remaining(processes: Sequence[psutil.Process], grace_s: float = STOP_GRACE_S) -> None:
-    """Wait for processes to end, and kill those that do not. Blocks for `grace_s`, and while a kill takes effect."""
+def kill_remaining(
+    processes: Sequence[psutil.Process], grace_s: float = STOP_GRACE_S, wait_s: float = STOP_GRACE_S
+) -> None:
+    """Wait for processes to end, and kill those that do not. Blocks for `grace_s`, and for `wait_s` at most while a
+    kill takes effect."""
     alive = wait_gone(processes, grace_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    wait_gone(alive, STOP_GRACE_S)
+    wait_gone(alive, wait_s)
 
 
 def wait_gone(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:

@@ -10,6 +10,8 @@ import pytest
 import pytest_asyncio
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
+from serve_app.engine.fake import FakeEngine
+from serve_app.engine.vllm_start import engine_core_processes, is_alive
 from tests.contracts.harness import (
     CRASHES,
     ENVIRONMENT,
@@ -192,6 +194,23 @@ async def test_death_reaches_every_attempt_and_shutdown_may_follow_twice(subject
     assert subject.engine.stats().unfinished == 0
     await subject.engine.shutdown()
     await subject.engine.shutdown()
+
+
+async def test_an_engine_found_stuck_fails_every_attempt_and_leaves_nothing(subject: Subject) -> None:
+    """After the death above: an engine of its own."""
+    stuck = await (start_fake() if isinstance(subject.engine, FakeEngine) else start_vllm(*MTP_ARGV))
+    attempt = stuck.attempt(max_tokens=450)
+    run = asyncio.create_task(stuck.engine.run(attempt))
+    await stuck.sink.wait_for_tokens(attempt.attempt_id, 2)
+    for process in (processes := engine_core_processes()):
+        process.suspend()
+    stuck.engine.fail("no step for 20 s")
+    with pytest.raises(EngineDead, match="no step"):
+        await run
+    with pytest.raises(EngineDead, match="no step"):
+        await stuck.engine.check()
+    await stuck.engine.shutdown()
+    assert not any(is_alive(process) for process in processes)
 
 
 async def test_a_fake_engine_crashes_at_the_token_it_was_told() -> None:

@@ -16,7 +16,8 @@ from serve_app.admission import Admission
 from serve_app.api import build_api
 from serve_app.client import FleetClient
 from serve_app.context import RequestContext
-from serve_app.fleet import Fleet, FleetLimits
+from serve_app.fleet import Fleet
+from serve_app.flight import FleetLimits
 from serve_app.middleware import Gate, GateSettings, Keys
 from serve_app.outcome import Outcome
 from serve_app.replica import EngineFactory, EngineReplica
@@ -96,12 +97,13 @@ async def service(
     deadline_s: float = 30.0,
     max_body_bytes: int = 1 << 20,
     max_waiting: int = 100,
+    hang_after_s: float = 20.0,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport("ingress-1")
     async with contextlib.AsyncExitStack() as stack:
         for name, factory in engines.items():
-            replica = EngineReplica(name, factory)
+            replica = EngineReplica(name, factory, hang_after_s=hang_after_s)
             stack.push_async_callback(replica.stop)
             await replica.start()
             transport.live[name] = replica

@@ -146,6 +146,31 @@ async def test_bad_input_is_named_and_never_reaches_an_engine(
     assert line.outcome in (Outcome.BAD_REQUEST, Outcome.NOT_FOUND)
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("file:///etc/hostname", "local files"),
+        ("http://127.0.0.1:9/nobody.png", "connect"),
+        ("data:image/png;base64," + base64.b64encode(PNG[:20]).decode(), "image"),
+        ("data:text/plain,hello", "base64"),
+        ("gopher://nowhere", "URL"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_an_image_that_cannot_be_had_is_the_clients_to_mend(
+    http: httpx.AsyncClient, path: str, address: str, says: str
+) -> None:
+    if path == "/v1/responses":
+        part: dict[str, object] = {"type": "input_image", "image_url": address, "detail": "auto"}
+        body: dict[str, object] = {"input": [{"role": "user", "content": [part]}]}
+    else:
+        part = {"type": "image_url", "image_url": {"url": address}}
+        body = {"messages": [{"role": "user", "content": [part]}]}
+    response = await http.post(path, json={"model": NAME, **body})
+    assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+
+
 async def test_broken_json_and_the_wrong_content_type_are_refused(http: httpx.AsyncClient) -> None:
     for path in ("/v1/chat/completions", "/v1/messages"):
         broken = await http.post(path, content=b'{"model": ', headers={"content-type": "application/json"})

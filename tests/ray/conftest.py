@@ -10,17 +10,18 @@ import pytest
 
 from tests.ray.cluster import Cluster, Node, Probe, fake_engine, free_ports
 
-MAX_INFLIGHT = 64
+SLOTS, MAX_WAITING = 16, 48
+"""Of both engines together, and of each ingress."""
 
 ARGS = {
     "profile": "cpu-demo",
-    "engine": {"kind": "fake", "fake": fake_engine(max_num_seqs=8)},
+    "engine": {"kind": "fake", "fake": fake_engine(max_num_seqs=SLOTS // 2)},
     "replicas": {"min": 2, "max": 2, "cpus_per_replica": 1},
     "ingress": {
         "min_replicas": 2,
         "max_replicas": 2,
         "cpus_per_replica": 1,
-        "max_ongoing_requests": MAX_INFLIGHT,
+        "max_queued_requests": MAX_WAITING,
         "max_body_bytes": 100_000,
     },
 }

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.ray.cluster import Cluster, Probe, kill, until
-from tests.ray.conftest import MAX_INFLIGHT
+from tests.ray.conftest import MAX_WAITING, SLOTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
 
@@ -180,7 +180,7 @@ async def test_admin_routes_do_not_exist(service: Cluster, method: str, path: st
         (400, {"messages": "not a list"}),
         (404, {"model": "nobody"}),
         (413, {"messages": [{"role": "user", "content": "x" * 100_001}]}),
-        (429, {"n": MAX_INFLIGHT + 1}),
+        (429, {"n": SLOTS + MAX_WAITING + 1}),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -271,6 +271,26 @@ async def collect(stream: Any, after: int = 0, then: Callable[[], Any] | None = 
         if then is not None and chunks == after:
             await then()
     return text
+
+
+async def test_nothing_is_left_running_for_the_clients_of_a_killed_ingress(service: Cluster, probe: Probe) -> None:
+    await until_all_say_hello(service, probe)
+
+    async def read_while_it_dies() -> None:
+        async with (
+            http(service) as client,
+            client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as answer,
+        ):
+            await anext(answer.aiter_bytes())
+            kill(await service.replicas("ingress"))
+            async for _ in answer.aiter_bytes():
+                pass
+
+    with pytest.raises(httpx.HTTPError):
+        await read_while_it_dies()
+    await until_idle(probe)
+    await service.until_replicas("ingress", 2, 60)
+    await service.until_answers(service.head, 30)
 
 
 async def test_without_any_engine_health_is_503_and_a_request_waits_for_the_next_one(

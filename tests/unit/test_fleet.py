@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,8 @@ import pytest
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
-from serve_app.fleet import Fleet, FleetLimits, FleetRequest, FlightRecord, ReplicaLost, WrongReplica
+from serve_app.fleet import Fleet
+from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaLost, WrongReplica
 from serve_app.wire import AttemptRequest, Frame, Hello, Load, TokenDelta
 
 STOP = 0
@@ -298,3 +300,71 @@ async def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new() ->
         await results.until_over("new")
     assert results.tokens == {"r": [100, 101], "new": [200]}
     assert draining.started.empty()
+
+
+async def test_a_silent_replica_is_left() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    results = Results()
+    limits = FleetLimits(request_deadline_s=10, link_silence_s=1.5)
+    async with Fleet(transport, "ingress", limits, results) as fleet:
+        fleet.submit(request())
+        attempt, silent, other = await whoever_starts(first, second)
+        silent.emit(attempt, 0, 2)
+        await results.until_tokens("r", 2)
+        beat = asyncio.create_task(beats(other))
+        resumed = await other.started.get()
+        assert resumed.emitted_token_ids == [100, 101]
+        assert await silent.aborted.get() == attempt.attempt_id
+        other.emit(resumed, 2, 1, last=True)
+        other.end(resumed)
+        await results.until_over("r")
+        beat.cancel()
+    assert results.tokens["r"] == [100, 101, 102]
+
+
+async def beats(replica: LocalReplica) -> None:
+    while True:
+        replica.send()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await asyncio.Event().wait()
+
+
+async def test_what_a_drain_does_not_finish_moves_and_nobody_has_died() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    results = Results()
+    asked = request()
+    limits = FleetLimits(request_deadline_s=10, max_lost_replicas=1, drain_timeout_s=0)
+    async with Fleet(transport, "ingress", limits, results) as fleet:
+        fleet.submit(asked)
+        attempt, draining, other = await whoever_starts(first, second)
+        draining.emit(attempt, 0, 2)
+        await results.until_tokens("r", 2)
+        transport.listed = {other.name}
+        moved = await other.started.get()
+        assert await draining.aborted.get() == attempt.attempt_id
+        assert moved.emitted_token_ids == [100, 101]
+        other.emit(moved, 2, 1, last=True)
+        other.end(moved)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100, 101, 102]
+    assert asked.record.replicas == [draining.name, other.name]
+
+
+async def test_a_drain_without_another_replica_moves_nothing() -> None:
+    only = LocalReplica("a")
+    transport = LocalTransport(only)
+    results = Results()
+    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=10, drain_timeout_s=0), results) as fleet:
+        fleet.submit(request())
+        attempt = await only.started.get()
+        transport.listed = set()
+        await turns(lambda: not fleet.replicas_up())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(only.aborted.get(), 1.5)
+        only.emit(attempt, 0, 1, last=True)
+        only.end(attempt)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100]

@@ -1,0 +1,107 @@
+"""What flies, on what, and how it is told: the words that the fleet, its transport and its caller share.
+
+Nothing here knows Ray (that is `Transport`, see `transport.py`) or vLLM (`client.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from serve_app.errors import ServeError
+from serve_app.wire import AttemptRequest, Frame, Hello, TokenDelta
+
+
+class ReplicaLost(Exception):
+    """A replica, or the way to it, is gone: what ran there must run elsewhere."""
+
+
+class WrongReplica(Exception):
+    """The call landed on another replica than the one meant, which is therefore out of Serve's routing. Nobody died."""
+
+
+class End(Enum):
+    """How an attempt ended."""
+
+    FINISHED = "finished"
+    LOST = "lost"
+    """Its replica died, hung, or cannot be reached any more: the request may be the reason."""
+    MOVED = "moved"
+    """Its replica is about to go and others are there: nobody died."""
+
+
+class Transport(Protocol):
+    """The way from this ingress to the engine replicas."""
+
+    async def replicas(self) -> tuple[Sequence[Hello], bool]:
+        """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
+
+    def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+        """The link to one replica, open until closed. Raises `ReplicaLost`, `WrongReplica`."""
+
+    async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
+        """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
+
+        Raises `ReplicaLost`, `WrongReplica`, `EngineDead`, `AttemptRefused`.
+        """
+
+
+@dataclass
+class FlightRecord:
+    """What became of a request on its way, for its log line. Times are `loop.time()` stamps in seconds."""
+
+    submitted_s: float = 0.0
+    dispatched_s: float | None = None
+    first_token_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    replicas: list[str] = field(default_factory=list)
+    resumed: int = 0
+    inexact: tuple[str, ...] = ()
+    """What a resume of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
+    error: ServeError | None = None
+
+
+@dataclass(frozen=True)
+class FleetRequest:
+    """A request as the fleet flies it. `payload` is the engine's own form of it; the rest is what a resume must
+    know."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: list[int]
+    priority: int
+    payload: list[bytes]
+    session_id: str | None
+    record: FlightRecord
+
+
+class FleetSink(Protocol):
+    """Where a fleet's results go. Both are called on the event loop and must not block."""
+
+    def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
+        """New tokens, by request id, in order."""
+
+    def failed(self, request_id: str, error: ServeError) -> None:
+        """A request that will get no more tokens."""
+
+
+@dataclass(frozen=True)
+class FleetLimits:
+    """`request_deadline_s` bounds the wait for a replica; `max_lost_replicas` is when a request counts as poison.
+
+    A link that says nothing for `link_silence_s` is lost (a replica says something every half second). What still runs
+    on a draining replica after `drain_timeout_s` is moved to another.
+    """
+
+    request_deadline_s: float
+    max_lost_replicas: int = 2
+    retry_after_s: float = 5.0
+    link_silence_s: float = 10.0
+    drain_timeout_s: float = 120.0

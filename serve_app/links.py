@@ -1,0 +1,222 @@
+"""The links of one ingress: one per engine replica, found, followed, watched and let go.
+
+A link carries every new token of this ingress' attempts on that replica, and the replica's load. It is lost when it
+breaks, when a frame is missing, or when nothing comes for `link_silence_s`; what ran on it then runs elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serve_app.engine.contract import EngineDead
+from serve_app.errors import NoReplica
+from serve_app.flight import End, FleetLimits, ReplicaLost, Transport, WrongReplica
+from serve_app.liveness import SilenceClock
+from serve_app.routing import ReplicaFacts
+from serve_app.wire import Frame, Hello, Load, TokenDelta
+
+logger = logging.getLogger(__name__)
+
+DISCOVERY_PERIOD_S = 1.0
+"""How often the list of replicas is read. A new replica gets its first request at most this late."""
+
+WATCH_PERIOD_S = 1.0
+"""How often links are looked at for silence, and draining replicas for what must move."""
+
+MOVES_PER_LOOK = 8
+"""How many attempts leave a draining replica at a time: they prefill elsewhere, beside those that run there."""
+
+Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
+
+
+class Passenger(Protocol):
+    """An attempt on its link."""
+
+    def end(self, how: End) -> None:
+        """It has ended. Only the first end counts."""
+
+
+@dataclass(eq=False)
+class Link:
+    """The way to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()` stamp."""
+
+    replica_id: str
+    load: Load
+    up: bool = False
+    draining: bool = False
+    draining_since_s: float | None = None
+    sequence: int = -1
+    attempts: dict[str, Passenger] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+    clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether a new attempt may be sent here."""
+        return self.up and not self.draining
+
+    def facts(self) -> ReplicaFacts:
+        """What routing must know."""
+        # The load of the last frame does not yet know what was sent since: this ingress' own count does.
+        unfinished = max(self.load.unfinished, len(self.attempts))
+        return ReplicaFacts(self.replica_id, unfinished, self.load.max_num_seqs, self.load.kv_usage_ratio)
+
+    def end_all(self, how: End, limit: int | None = None) -> None:
+        """End what runs here, the oldest first."""
+        for attempt in list(self.attempts.values())[:limit]:
+            attempt.end(how)
+
+
+class Links:
+    """`spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's tokens, `on_change` is told when
+    replicas came."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        limits: FleetLimits,
+        spawn: Spawn,
+        on_deltas: Callable[[Sequence[TokenDelta]], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._spawn = spawn
+        self._on_deltas = on_deltas
+        self._on_change = on_change
+        self._links: dict[str, Link] = {}
+        self._changed = asyncio.Event()
+        self._look_again = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to look for replicas."""
+        self._spawn(self._discover(), "fleet-discover")
+        self._spawn(self._watch(), "fleet-watch")
+
+    def __getitem__(self, replica_id: str) -> Link:
+        return self._links[replica_id]
+
+    def up(self) -> list[ReplicaFacts]:
+        """The replicas that can take a request now."""
+        return [link.facts() for link in self._links.values() if link.takes_work]
+
+    async def wait_for_one(self, timeout_s: float) -> None:
+        """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.up():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise NoReplica(timeout_s, self._limits.retry_after_s) from None
+
+    def avoid(self, link: Link) -> None:
+        """Send nothing there until the replica itself says that it takes work."""
+        self._drain(link)
+        self._look_again.set()
+
+    # ---- finding -----------------------------------------------------------------------------------------------------
+
+    async def _discover(self) -> None:
+        while True:
+            self._look_again.clear()
+            try:
+                hellos, complete = await self._transport.replicas()
+            except ReplicaLost as error:
+                logger.debug("cannot list the replicas", extra={"error": str(error)})
+            else:
+                self._reconcile(hellos, complete=complete)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DISCOVERY_PERIOD_S):
+                    await self._look_again.wait()
+
+    def _reconcile(self, hellos: Sequence[Hello], *, complete: bool) -> None:
+        seen = set()
+        for hello in hellos:
+            seen.add(hello.replica_id)
+            link = self._links.get(hello.replica_id)
+            if link is None:
+                link = Link(hello.replica_id, hello.load)
+                self._links[hello.replica_id] = link
+                link.task = self._spawn(self._follow(link), f"link {hello.replica_id}")
+            if hello.load.draining:
+                self._drain(link)
+            else:
+                link.draining, link.draining_since_s = False, None
+            self._tell_of_change()
+        for link in list(self._links.values()):
+            if complete and link.replica_id not in seen:
+                # Serve has taken it out of routing: it is draining. The link counts as an ongoing request there, so it
+                # must go as soon as nothing needs it, or the replica would wait for us until its deadline.
+                self._drain(link)
+            if link.draining and not link.attempts and link.task is not None:
+                link.task.cancel()
+
+    @staticmethod
+    def _drain(link: Link) -> None:
+        link.draining = True
+        if link.draining_since_s is None:
+            link.draining_since_s = asyncio.get_running_loop().time()
+
+    def _tell_of_change(self) -> None:
+        self._changed.set()  # Whoever waits for a replica looks again.
+        self._on_change()
+
+    # ---- following ---------------------------------------------------------------------------------------------------
+
+    async def _follow(self, link: Link) -> None:
+        try:
+            async with contextlib.aclosing(self._transport.frames(link.replica_id)) as frames:
+                async for frame in frames:
+                    self._on_frame(link, frame)
+        except (ReplicaLost, WrongReplica, EngineDead) as error:
+            logger.warning("lost a replica", extra={"replica": link.replica_id, "error": str(error)})
+        finally:
+            self._let_go(link)
+
+    def _on_frame(self, link: Link, frame: Frame) -> None:
+        if frame.sequence != link.sequence + 1:
+            raise ReplicaLost(f"frame {frame.sequence} came after {link.sequence}")
+        link.sequence = frame.sequence
+        link.load = frame.load
+        if frame.load.draining:
+            self._drain(link)
+        if not link.up:
+            link.up = True
+            self._tell_of_change()
+        if frame.deltas:
+            self._on_deltas(frame.deltas)
+
+    def _let_go(self, link: Link) -> None:
+        link.up = False
+        if self._links.get(link.replica_id) is link:
+            del self._links[link.replica_id]
+        link.end_all(End.LOST)
+        self._look_again.set()
+
+    # ---- watching ----------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_PERIOD_S)
+            for link in list(self._links.values()):
+                self._look_at(link, loop.time())
+
+    def _look_at(self, link: Link, now_s: float) -> None:
+        silence_s = link.clock.look(now_s, link.sequence)
+        if silence_s >= self._limits.link_silence_s:
+            logger.warning("a replica is silent", extra={"replica": link.replica_id, "silence_s": round(silence_s, 1)})
+            # Its attempts must not wait until the link is closed: closing asks the other side, which does not answer.
+            self._let_go(link)
+            if link.task is not None:
+                link.task.cancel()
+            return
+        drained_s = 0.0 if link.draining_since_s is None else now_s - link.draining_since_s
+        if link.draining and drained_s >= self._limits.drain_timeout_s and self.up():
+            link.end_all(End.MOVED, MOVES_PER_LOOK)

@@ -1,0 +1,30 @@
+"""Who is alive: signs of life that are owed, counted in the watcher's own time.
+
+A replica watches its engine (sign: the number of steps; owed while something is unfinished), an ingress its links
+(sign: the number of frames; always owed). A prompt's length does not matter: a prefill of any length is cut into steps
+of `max_num_batched_tokens`. Nor does the watcher's own sleep: a process that was stopped, or whose machine was, finds
+everything silent for as long as it was away, and would otherwise take everybody else for dead.
+"""
+
+from __future__ import annotations
+
+
+class SilenceClock:
+    """How long a sign that is owed has not changed. Ask it every `period_s` or so."""
+
+    def __init__(self, period_s: float) -> None:
+        self._longest_look_s = 2 * period_s
+        self._looked_s: float | None = None
+        self._sign = -1
+        self._silence_s = 0.0
+
+    def look(self, now_s: float, sign: int, *, owed: bool = True) -> float:
+        """Seconds of silence. One look adds two periods at most, however long the watcher was away."""
+        elapsed_s = 0.0 if self._looked_s is None else now_s - self._looked_s
+        self._looked_s = now_s
+        if sign != self._sign or not owed:
+            self._sign = sign
+            self._silence_s = 0.0
+        else:
+            self._silence_s += min(elapsed_s, self._longest_look_s)
+        return self._silence_s

@@ -1,0 +1,78 @@
+"""Resumed work goes first, but not all at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve_app.resumes import TOKENS_PER_REPLICA, ResumeGate, has_room
+
+HALF = TOKENS_PER_REPLICA // 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "asked", "replicas", "room"),
+    [
+        (0, 10 * TOKENS_PER_REPLICA, 1, True),
+        (1, TOKENS_PER_REPLICA, 1, False),
+        (HALF, HALF, 1, True),
+        (HALF, HALF + 1, 1, False),
+        (HALF, HALF + 1, 2, True),
+        (0, 1, 0, True),
+        (1, 1, 0, False),
+    ],
+)
+def test_room(inside: int, asked: int, replicas: int, *, room: bool) -> None:
+    assert has_room(inside, asked, replicas) is room
+
+
+async def entered(gate: ResumeGate, *names: str) -> dict[str, asyncio.Task[None]]:
+    tasks = {name: asyncio.create_task(gate.enter(name, HALF)) for name in names}
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_they_go_in_turn_as_others_have_their_first_token() -> None:
+    gate = ResumeGate(lambda: 1)
+    tasks = await entered(gate, "a", "b", "c", "d")
+    assert [task.done() for task in tasks.values()] == [True, True, False, False]
+    gate.leave("b")
+    gate.leave("b")
+    await tasks["c"]
+    assert not tasks["d"].done()
+    gate.leave("a")
+    await tasks["d"]
+
+
+async def test_new_requests_wait_for_resumed_ones() -> None:
+    gate = ResumeGate(lambda: 1)
+    await asyncio.wait_for(gate.until_nobody_waits(), 1)
+    await entered(gate, "a", "b", "c")
+    new = asyncio.create_task(gate.until_nobody_waits())
+    await asyncio.sleep(0)
+    assert not new.done()
+    gate.leave("a")
+    await asyncio.wait_for(new, 1)
+
+
+async def test_who_gives_up_waiting_frees_the_way() -> None:
+    gate = ResumeGate(lambda: 1)
+    tasks = await entered(gate, "a", "b", "c", "d")
+    tasks["c"].cancel()
+    await asyncio.wait([tasks["c"]])
+    gate.leave("a")
+    await asyncio.wait_for(tasks["d"], 1)
+    gate.leave("b")
+    gate.leave("d")
+    await asyncio.wait_for(gate.until_nobody_waits(), 1)
+
+
+async def test_replicas_that_come_make_room() -> None:
+    replicas = [0]
+    gate = ResumeGate(lambda: replicas[0])
+    tasks = await entered(gate, "a", "b")
+    assert not tasks["b"].done()
+    replicas[0] = 1
+    gate.look()
+    await asyncio.wait_for(tasks["b"], 1)
