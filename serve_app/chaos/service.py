@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -49,22 +50,20 @@ class Fleet:
     """All replicas of the application at one moment."""
 
     replicas: tuple[Replica, ...]
+    targets: Mapping[str, int]
+    """How many of each deployment Serve wants now, where it says so."""
 
     def running(self, deployment: str) -> list[Replica]:
         """Those that take requests."""
         return [one for one in self.replicas if one.deployment == deployment and one.is_running]
 
     def is_whole(self, like: Mapping[str, int], gone: frozenset[str]) -> bool:
-        """Whether each deployment has as many running replicas as in `like`, none of them in `gone`."""
+        """Whether of each deployment in `like` as many run as Serve wants, or else as in `like`, and none of `gone`."""
         running = {name: self.running(name) for name in like}
         return all(
-            len(found) >= like[name] and not any(one.replica_id in gone for one in found)
+            len(found) >= self.targets.get(name, like[name]) and not any(one.replica_id in gone for one in found)
             for name, found in running.items()
         )
-
-    def counts(self) -> dict[str, int]:
-        """How many run, by deployment."""
-        return {name: len(self.running(name)) for name in sorted({one.deployment for one in self.replicas})}
 
     def states(self, deployment: str) -> str:
         """`2 running, 1 starting`."""
@@ -144,20 +143,22 @@ def fleet_of(details: object, application: str) -> Fleet:
         found = details["applications"][application]["deployments"]  # type: ignore[index]  # checked by what it raises
     except (LookupError, TypeError) as error:
         raise StatusUnknown(f"Serve has no application {application!r}: give its name with --application") from error
+    targets = {name: deployment.get("target_num_replicas") for name, deployment in found.items()}
     return Fleet(
-        tuple(
-            Replica(
-                replica_id=str(one["replica_id"]),
-                deployment=str(name),
-                state=str(one["state"]),
-                pid=int(one.get("pid") or 0),
-                node_id=str(one.get("node_id") or ""),
-                node_ip=str(one.get("node_ip") or ""),
-                actor_id=str(one.get("actor_id") or ""),
-            )
-            for name, deployment in found.items()
-            for one in deployment["replicas"]
-        )
+        tuple(_replica(str(name), one) for name, deployment in found.items() for one in deployment["replicas"]),
+        {name: count for name, count in targets.items() if count is not None},
+    )
+
+
+def _replica(deployment: str, told: Mapping[str, Any]) -> Replica:
+    return Replica(
+        replica_id=str(told["replica_id"]),
+        deployment=deployment,
+        state=str(told["state"]),
+        pid=int(told.get("pid") or 0),
+        node_id=str(told.get("node_id") or ""),
+        node_ip=str(told.get("node_ip") or ""),
+        actor_id=str(told.get("actor_id") or ""),
     )
 
 

@@ -376,6 +376,7 @@ def test_the_fleet_is_whole_when_others_run_in_place_of_the_lost() -> None:
     assert not fleet(a="RUNNING", b="RUNNING").is_whole(like, frozenset("a"))
     assert not fleet(a="STOPPING", b="RUNNING", c="STARTING").is_whole(like, frozenset("a"))
     assert fleet(a="STOPPING", b="RUNNING", c="RUNNING").is_whole(like, frozenset("a"))
+    assert Fleet(fleet(b="RUNNING").replicas, {"engine": 1}).is_whole(like, frozenset("a"))  # it was told to shrink
     assert fleet(a="RUNNING", b="STARTING", c="STARTING").states("engine") == "1 running, 2 starting"
 
 
