@@ -21,6 +21,9 @@ STOPPED_SHARE = 0.9
 ENGINE_CORE = "::EngineCore"
 """In the title that vLLM gives its engine core (`VLLM::EngineCore`, `VLLM::EngineCore_DP0`)."""
 
+GCS_FLAG = "--gcs-address="
+"""How a raylet is told where the cluster's head is."""
+
 
 class NoEngineProcess(Exception):
     """The replica's engine is no process of its own: it is the fake one, or not there (yet)."""
@@ -88,9 +91,8 @@ def gcs_address(pids: Sequence[int]) -> str | None:
     """The address of Ray's GCS, from the command line of the raylet that started one of these processes."""
     for pid in pids:
         with contextlib.suppress(psutil.Error):
-            parent = psutil.Process(pid).parent()
-            for word in parent.cmdline() if parent is not None else []:
-                name, _, value = word.partition("=")
-                if name.lstrip("-") in ("gcs-address", "gcs_address") and value:
-                    return str(value)
+            for parent in psutil.Process(pid).parents():
+                for word in parent.cmdline():
+                    if word.startswith(GCS_FLAG):
+                        return str(word.removeprefix(GCS_FLAG))
     return None

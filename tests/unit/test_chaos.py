@@ -7,6 +7,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from dataclasses import replace
 import httpx
 import psutil
 import pytest
+import yaml
 
 from serve_app.chaos import choice, options, procs, report, rolling, service, verdict
 from serve_app.chaos.ask import Api, Ask, AskRules, Kind, draw_asks
@@ -24,6 +26,7 @@ from serve_app.chaos.options import BadOptions, Fault, Options
 from serve_app.chaos.service import Access, Fleet
 from serve_app.chaos.stream import Heard, hear
 from serve_app.chaos.verdict import Findings, Streamed, Struck
+from serve_app.profile import ROOT
 from serve_app.start.serve_status import StatusUnknown
 
 RULES = AskRules("m", tuple(Api), tuple(Kind), (40, 200), seed=0)
@@ -406,6 +409,26 @@ def test_an_upgrade_changes_one_variable_and_keeps_all_else() -> None:
     }
 
 
+def test_serve_takes_an_upgrade_of_what_it_runs() -> None:
+    from ray.serve import schema
+
+    document = yaml.safe_load((ROOT / "deploy.yaml").read_text(encoding="utf-8"))
+    deployed = schema.ServeDeploySchema.model_validate(document)
+    (application,) = deployed.applications
+    # As `get_serve_instance_details` dumps them.
+    running = {
+        "proxy_location": "EveryNode",
+        "http_options": deployed.http_options.model_dump(exclude_unset=True),
+        "grpc_options": deployed.grpc_options.model_dump(exclude_unset=True),
+        "applications": {"step": {"deployed_app_config": application.model_dump(exclude_unset=True)}},
+    }
+    upgraded = schema.ServeDeploySchema.model_validate(service.upgraded(running, "step", "v2"))
+    (changed,) = upgraded.applications
+    assert changed.runtime_env["env_vars"].pop(service.UPGRADE_VARIABLE) == "v2"
+    assert changed == application
+    assert upgraded.http_options == deployed.http_options
+
+
 def test_counters_are_read_with_their_labels() -> None:
     page = '# HELP x y\nray_step_resumes_total{replica="a"} 3.0\nray_step_resumes_total_created{replica="a"} 9\n'
     assert service.counters(page, service.RESUMES) == [('{replica="a"}', 3.0)]
@@ -463,6 +486,15 @@ def test_the_engine_core_is_known_by_its_title() -> None:
         (core,) = procs.find(parent.pid, "kill-engine")
         assert core.pid != parent.pid
         assert procs.send([core], signal.SIGKILL) == 1
+
+
+def test_the_head_is_found_by_the_raylet_that_started_a_replica() -> None:
+    raylet = ["-c", "import subprocess; subprocess.run(['sleep', '60'])", "--gcs-address=10.0.0.1:6379"]
+    with subprocess.Popen([sys.executable, *raylet]) as parent:
+        until(lambda: len(psutil.Process(parent.pid).children()) == 1)
+        (replica,) = psutil.Process(parent.pid).children()
+        assert procs.gcs_address([replica.pid]) == "10.0.0.1:6379"
+        replica.kill()
 
 
 def test_a_slowed_process_runs_again_when_told_to_end(process: subprocess.Popen[bytes]) -> None:
