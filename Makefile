@@ -9,12 +9,6 @@ PY := $(VENV)/bin/python
 
 FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
 OTHER_TESTS := $(filter-out $(FAST_TESTS),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
-# Open: behind HAProxy a client that leaves before its answer begins keeps its slot (and what waits on that), and the 429
-# cases still ask for the old admission bound.
-KNOWN_FAILURES := test_our_statuses_reach_the_client[False-429-change3] \
-	test_our_statuses_reach_the_client[True-429-change3] \
-	test_a_client_that_leaves_before_the_answer_frees_its_slot \
-	test_a_killed_engine_replica_is_not_noticed_by_a_stream
 # pytest's status 5: nothing was selected.
 PYTEST = $(PY) -m pytest -q
 
@@ -51,7 +45,7 @@ check: lint types
 
 test: check
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray or slow' || test $$? -eq 5
-	@$(PYTEST) $(OTHER_TESTS) -m 'not netns' $(foreach t,$(KNOWN_FAILURES),'--deselect=tests/ray/test_serving.py::$(t)')
+	@$(PYTEST) $(OTHER_TESTS) -m 'not netns'
 
 # Several nodes in network namespaces: needs root, and minutes. Not part of `test` until it is steady on two cores.
 test-nodes: venv

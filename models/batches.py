@@ -20,7 +20,14 @@ LONGEST = 1_400
 """Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
 
 WEIGHTS = {"copy": 16, "count": 14, "list": 11, "sum": 12, "json": 13, "tool": 18, "result": 9, "chat": 7, "image": 7}
-"""Share of each skill. Copying pays for most of the others; pictures are dear and few suffice."""
+"""Share of each skill at first. Copying pays for most of the others."""
+LATER_WEIGHTS = {
+    "copy": 9, "count": 6, "list": 8, "sum": 20, "json": 16, "tool": 14, "result": 10, "chat": 6, "image": 14
+}  # fmt: skip
+"""Share of each skill from chunk `LATER_FROM` on: what copying does not pay for, sums and shapes, takes the longest."""
+LATER_FROM = 120
+LATER_PLAIN = 0.6
+"""Share of the later samples without system prompts, tools in passing and earlier turns: three in the time of one."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,11 @@ class Share:
 def chunk(number: int, encoder: Encoder, budget: int, is_plain: bool, share: Share, size: int = 320) -> Iterator[Batch]:
     """This worker's share of the training batches of chunk `number`."""
     rng = Random(f"{curriculum.SEED}/chunk/{number}")
-    skills = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=size)
+    weights = WEIGHTS if number < LATER_FROM else LATER_WEIGHTS
+    skills = rng.choices(list(weights), list(weights.values()), k=size)
+    plain = LATER_PLAIN if number >= LATER_FROM else float(is_plain)
     rows = [
-        encoder.row(curriculum.draw(skill, number * size + i, held_out=False, is_plain=is_plain))
+        encoder.row(curriculum.draw(skill, number * size + i, held_out=False, is_plain=rng.random() < plain))
         for i, skill in enumerate(skills)
     ]
     groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)

@@ -42,7 +42,10 @@ def draw(skill: str, number: int, *, held_out: bool, is_plain: bool = False) -> 
     lesson = MAKERS[skill](words)
     effort = rng.choice(EFFORTS)
     if is_plain:
-        return Sample(lesson, ({"role": "user", "content": lesson.ask}, *lesson.after), effort, lesson.tools)
+        content: object = lesson.ask
+        if lesson.picture is not None:
+            content = [{"type": "image"}, {"type": "text", "text": lesson.ask}]
+        return Sample(lesson, ({"role": "user", "content": content}, *lesson.after), effort, lesson.tools)
     return dress(lesson, words, effort)
 
 
