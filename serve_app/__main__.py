@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve_app import deployment, flags, hardware, keys, machine, profile
+from serve_app.chaos.options import add_flags as add_chaos_flags
 from serve_app.config import ConfigError, engine_argv
 from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
     hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
     hashed.add_argument("name", help="whose key it is (shown in logs)")
+    add_chaos_flags(command("chaos", _chaos, "lose engine replicas under load, and tell what the clients saw"))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
@@ -119,6 +121,12 @@ def _hash_key(options: argparse.Namespace) -> int:
     _say(f"key (shown once, give it to {options.name}):\n  {key}\n")
     _say(f"line for the keys file (`ingress.keys_file`):\n  {line}")
     return 0
+
+
+def _chaos(options: argparse.Namespace) -> int:
+    from serve_app.chaos import command
+
+    return command.run(options, _say)
 
 
 def _docs(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ VLLM_IMPORTERS = {
 RAY_IMPORTERS = {"serve_app/app.py", "serve_app/transport.py", "serve_app/metrics.py", "serve_app/hardware.py",
                  "serve_app/autoscaling.py", "serve_app/placement.py", "serve_app/preflight*", "serve_app/doctor*",
                  "serve_app/launcher*", "serve_app/serve_*", "bench/*", "serve_app/machine*", "serve_app/checks*",
-                 "serve_app/config_checks.py"}  # fmt: skip
+                 "serve_app/config_checks.py", "serve_app/chaos/hands.py"}  # fmt: skip
 """Decisions are pure: what decides has no client, no task, no Ray."""
 
 PURE = ("admission", "routing", "wire", "shapes", "outcome", "errors")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -62,16 +63,32 @@ NOT_THERE = ApplicationStatus("NOT_STARTED", "", {})
 
 def fetch(dashboard: str, application: str, timeout_s: float) -> ApplicationStatus:
     """The application's state now. Raises `StatusUnknown`."""
-    request = urllib.request.Request(f"{dashboard}/api/serve/applications/")  # noqa: S310  # our own dashboard, over http
+    try:
+        details = json.loads(ask(dashboard, APPLICATIONS, timeout_s))
+    except ValueError as error:
+        raise StatusUnknown(str(error)) from error
+    return parse(details, application)
+
+
+APPLICATIONS = "/api/serve/applications/"
+
+
+def ask(dashboard: str, path: str, timeout_s: float, put: bytes | None = None) -> bytes:
+    """What the dashboard answers, with Ray's token where there is one. Raises `StatusUnknown`."""
+    request = urllib.request.Request(f"{dashboard}{path}", data=put, method="GET" if put is None else "PUT")  # noqa: S310  # our own dashboard, over http
+    if put is not None:
+        request.add_header("Content-Type", "application/json")
     token = auth_token()
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310  # the same
-            details = json.load(answer)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+            body: bytes = answer.read()
+    except urllib.error.HTTPError as error:
+        raise StatusUnknown(f"{error}: {error.read(2000).decode(errors='replace')}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise StatusUnknown(str(error)) from error
-    return parse(details, application)
+    return body
 
 
 def auth_token() -> str | None:

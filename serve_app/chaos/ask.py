@@ -1,0 +1,195 @@
+"""What is asked: requests drawn from a seed, so that each can be asked again and must be answered the same.
+
+Greedy, and for plain text with `ignore_eos` where the API has it, so that an answer's length is known. Anthropic's
+messages end where the model ends them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+
+from loadtest.prompt import Json
+
+
+class Api(Enum):
+    """A protocol; the value is what `--apis` takes."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    MESSAGES = "messages"
+    RESPONSES = "responses"
+
+
+class Kind(Enum):
+    """What the model is made to do; the value is what `--kinds` takes."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    TOOL = "tool"
+    JSON = "json"
+    IMAGE = "image"
+
+
+PATHS = {
+    Api.CHAT: "/v1/chat/completions",
+    Api.COMPLETIONS: "/v1/completions",
+    Api.MESSAGES: "/v1/messages",
+    Api.RESPONSES: "/v1/responses",
+}
+
+ABILITIES = {
+    Api.CHAT: frozenset(Kind),
+    Api.COMPLETIONS: frozenset({Kind.TEXT}),
+    Api.MESSAGES: frozenset(Kind) - {Kind.JSON},
+    Api.RESPONSES: frozenset(Kind),
+}
+"""Which API can ask for what; what it cannot, it asks as text."""
+
+WORDS = "river lantern orchard granite harbour velvet thunder meadow copper willow comet saddle ember lagoon".split()
+
+WEATHER: Mapping[str, Json] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]}},
+    "required": ["city"],
+}
+PERSON: Mapping[str, Json] = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One distinct request."""
+
+    number: int
+    api: Api
+    kind: Kind
+    max_tokens: int
+    stream: bool
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        """Where it is posted to."""
+        return PATHS[self.api]
+
+
+@dataclass(frozen=True)
+class AskRules:
+    """What the requests of a run have in common. `tokens` are the answers' lengths, shortest and longest."""
+
+    model: str
+    apis: Sequence[Api]
+    kinds: Sequence[Kind]
+    tokens: tuple[int, int]
+    seed: int
+    streams_only: bool = True
+    """False: every other request is answered in one piece."""
+
+
+def draw_asks(rules: AskRules, count: int) -> list[Ask]:
+    """`count` different requests: the APIs in turn, and for each API the kinds that it has, in turn."""
+    asks = []
+    for number in range(count):
+        rng = random.Random(f"{rules.seed}:{number}")
+        api = rules.apis[number % len(rules.apis)]
+        lap = number // len(rules.apis)
+        kind = rules.kinds[lap % len(rules.kinds)]
+        kind = kind if kind in ABILITIES[api] else Kind.TEXT
+        max_tokens = rng.randint(*rules.tokens)
+        # Lap by lap, and not request by request: or one API would be streamed always and the other never.
+        stream = rules.streams_only or (lap // len(rules.kinds)) % 2 == 0
+        body: dict[str, Json] = {"model": rules.model, "temperature": 0, "stream": stream}
+        body |= _BODIES[api](kind, number, rng, max_tokens)
+        if kind is Kind.TEXT and api is not Api.MESSAGES:
+            body["ignore_eos"] = True
+        if stream and api in (Api.CHAT, Api.COMPLETIONS):
+            body["stream_options"] = {"include_usage": True}
+        asks.append(Ask(number, api, kind, max_tokens, stream, msgspec.json.encode(body)))
+    return asks
+
+
+def _said(kind: Kind, number: int, rng: random.Random) -> str:
+    first, second = rng.sample(WORDS, 2)
+    return {
+        Kind.TEXT: f"{number}. Tell a long story of a {first} and a {second}.",
+        Kind.REASONING: f"A {first} costs {rng.randint(2, 90)} and a {second} {rng.randint(2, 90)}. What cost both?",
+        Kind.TOOL: f"What is the weather in {first.capitalize()}{number}? Use the tool.",
+        Kind.JSON: f"Give the name and the age of a person called {first.capitalize()} {second.capitalize()} {number}.",
+        Kind.IMAGE: f"{number}. What colours does the picture show?",
+    }[kind]
+
+
+def _chat(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    content: Json = _said(kind, number, rng)
+    if kind is Kind.IMAGE:
+        content = [{"type": "text", "text": content}, {"type": "image_url", "image_url": {"url": _picture(number)}}]
+    body: dict[str, Json] = {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
+    if kind is Kind.REASONING:
+        body["reasoning_effort"] = "high"
+    elif kind is Kind.TOOL:
+        body["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}]
+    elif kind is Kind.JSON:
+        schema: Json = {"name": "person", "schema": PERSON, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def _completions(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    return {"prompt": _said(kind, number, rng), "max_tokens": max_tokens}
+
+
+def _messages(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    content: Json = _said(kind, number, rng)
+    if kind is Kind.IMAGE:
+        data = _picture(number).partition("base64,")[2]
+        source: Json = {"type": "base64", "media_type": "image/png", "data": data}
+        content = [{"type": "text", "text": content}, {"type": "image", "source": source}]
+    body: dict[str, Json] = {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
+    if kind is Kind.REASONING:
+        body["thinking"] = {"type": "enabled", "budget_tokens": 1024}
+    elif kind is Kind.TOOL:
+        body["tools"] = [{"name": "weather", "description": "The weather of a city.", "input_schema": WEATHER}]
+    return body
+
+
+def _responses(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    content: Json = _said(kind, number, rng)
+    if kind is Kind.IMAGE:
+        parts: Json = [
+            {"type": "input_text", "text": content},
+            {"type": "input_image", "image_url": _picture(number), "detail": "auto"},
+        ]
+        content = [{"role": "user", "content": parts}]
+    body: dict[str, Json] = {"input": content, "max_output_tokens": max_tokens}
+    if kind is Kind.REASONING:
+        body["reasoning"] = {"effort": "high"}
+    elif kind is Kind.TOOL:
+        body["tools"] = [{"type": "function", "name": "weather", "parameters": WEATHER}]
+    elif kind is Kind.JSON:
+        body["text"] = {"format": {"type": "json_schema", "name": "person", "schema": PERSON, "strict": True}}
+    return body
+
+
+def _picture(number: int) -> str:
+    import numpy as np
+
+    from loadtest.data.pictures import data_url, draw, png
+
+    return data_url(png(draw(64, 64, np.random.default_rng(number))))
+
+
+_BODIES = {
+    Api.CHAT: _chat,
+    Api.COMPLETIONS: _completions,
+    Api.MESSAGES: _messages,
+    Api.RESPONSES: _responses,
+}

@@ -1,0 +1,83 @@
+"""What the seed decides: which wave is struck, at which token of which stream, and which replica. Pure.
+
+A stream may meet one fault only (one that loses two replicas is stopped on purpose, as a request that may be what kills
+them), so faults come in waves: some streams start, one replica is struck, all streams end, the fleet is whole again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from serve_app.chaos.ask import Ask
+from serve_app.chaos.heard import Answer
+
+
+class NoMoment(Exception):
+    """No stream of the wave gets to the token that was asked for."""
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Streams `first` to `first + count - 1`, at one time. `struck`: with a fault."""
+
+    number: int
+    first: int
+    count: int
+    struck: bool
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to strike: when stream `stream` has brought `characters`, which is its token number `token`."""
+
+    stream: int
+    token: int
+    characters: int
+
+
+def plan_waves(streams: int, concurrency: int, faults: int | None, seed: int) -> list[Wave]:
+    """Waves of at most `concurrency` streams, as many as there are faults at least. Fewer faults: waves by the seed."""
+    count = max(-(-streams // concurrency), faults or 1)
+    struck = set(random.Random(f"{seed}:waves").sample(range(count), count if faults is None else faults))
+    waves, first = [], 0
+    for number in range(count):
+        size = (streams - first) // (count - number)
+        waves.append(Wave(number, first, size, number in struck))
+        first += size
+    return waves
+
+
+def ask_of(stream: int, asks: Sequence[Ask]) -> Ask:
+    """Which of the distinct requests a stream sends."""
+    return asks[stream % len(asks)]
+
+
+def choose_moment(
+    wave: Wave, asks: Sequence[Ask], expected: Mapping[int, Answer], at_token: int | None, seed: int
+) -> Moment:
+    """A stream that gets beyond the token, and the token: given, or any but the last. Raises `NoMoment`.
+
+    Clients see characters: a token's share of the text tells where it is. With one character a token that is exact.
+    """
+    rng = random.Random(f"{seed}:moment:{wave.number}")
+    streams = list(range(wave.first, wave.first + wave.count))
+    rng.shuffle(streams)
+    for stream in streams:
+        answer = expected[ask_of(stream, asks).number]
+        if answer.output_tokens > (at_token or 1):
+            token = at_token or rng.randint(1, answer.output_tokens - 1)
+            return Moment(stream, token, max(1, round(token / answer.output_tokens * answer.characters)))
+    raise NoMoment(f"no stream of wave {wave.number + 1} has more than {at_token or 1} tokens")
+
+
+def choose_replica(replica_ids: Sequence[str], wave: int, seed: int) -> str:
+    """One of them. Their names are random, so it is the seed's n-th of them in order that is meant."""
+    return random.Random(f"{seed}:replica:{wave}").choice(sorted(replica_ids))
+
+
+def start_delays_s(wave: Wave, over_s: float, seed: int) -> list[float]:
+    """When each stream of a wave starts: spread, so that a fault meets streams at different tokens."""
+    rng = random.Random(f"{seed}:starts:{wave.number}")
+    return [rng.uniform(0.0, over_s) for _ in range(wave.count)]

@@ -1,0 +1,203 @@
+"""`python -m serve_app chaos`: from the flags to the exit status.
+
+    look at the fleet -> every request undisturbed -> waves, or a closed loop -> look again -> report
+
+Whatever ends it (Ctrl-C, a fleet that stays broken), what was stopped is undone and what was measured is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from serve_app.chaos import report
+from serve_app.chaos.ask import Ask, AskRules, draw_asks
+from serve_app.chaos.choice import NoMoment
+from serve_app.chaos.load import Load, failures, open_load
+from serve_app.chaos.options import BadOptions, Fault, Options, read
+from serve_app.chaos.procs import NoEngineProcess
+from serve_app.chaos.reach import OutOfReach, Reach, find_ray
+from serve_app.chaos.rolling import Rolling
+from serve_app.chaos.service import ENGINE, INGRESS, Fleet, Service, describe
+from serve_app.chaos.strike import Striker
+from serve_app.chaos.verdict import Findings, judge, passed, where_they_part
+from serve_app.chaos.waves import NotWhole, Say, Waves
+from serve_app.start.serve_status import StatusUnknown
+
+SETTLE_S = 15.0
+"""Ray publishes metrics every ten seconds; a log line and a freed slot take less."""
+
+LOG_LINES_SPARE = 2000
+"""Lines of other requests, probes and warnings that may stand among ours at the end of an ingress' log."""
+
+
+def run(given: argparse.Namespace, say: Say) -> int:
+    """The whole command. 0: the promise held; 1: it did not, or could not be tried; 2: a wrong command line."""
+    try:
+        options = read(given)
+        return asyncio.run(_until_interrupted(options, say))
+    except BadOptions as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StatusUnknown, OutOfReach, NoMoment) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+async def _until_interrupted(options: Options, say: Say) -> int:
+    findings = Findings()
+    work = asyncio.create_task(Run(options, findings, say).run(), name="chaos")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _interrupt, work, number)
+    try:
+        await work
+    except asyncio.CancelledError:
+        findings.problems.append("interrupted: this is what was measured until then")
+    verdict = judge(findings, options.streams if options.requests is None else options.requests)
+    for line in report.lines(options, findings, verdict):
+        say(line)
+    if options.json_file is not None:
+        options.json_file.write_bytes(report.as_json(options, findings, verdict))
+        say(f"everything is in {options.json_file}")
+    return 0 if passed(verdict, findings) else 1
+
+
+def _interrupt(work: asyncio.Task[None], number: signal.Signals) -> None:
+    """The first one ends the run in order; the next one is the shell's again."""
+    work.cancel()
+    asyncio.get_running_loop().remove_signal_handler(number)
+
+
+class Run:
+    """What a run goes through, whatever its fault."""
+
+    def __init__(self, options: Options, findings: Findings, say: Say) -> None:
+        self._options = options
+        self._findings = findings
+        self._say = say
+        self._service = Service(options.dashboard, options.application)
+
+    async def run(self) -> None:
+        """Raises `BadOptions`, `StatusUnknown` and `OutOfReach` before anything was done to anybody."""
+        options = self._options
+        fleet = await asyncio.to_thread(self._service.fleet)
+        async with AsyncExitStack() as stack:
+            reach = await stack.enter_async_context(Reach(find_ray(options.ray_address, fleet), options.application))
+            load = await stack.enter_async_context(open_load(options))
+            await self._check(reach, fleet)
+            asks = draw_asks(await self._rules(load), options.different_asks)
+            await self._undisturbed(load, asks)
+            before = await self._counted(self._service.resumes)
+            try:
+                await self._disturb(load, reach, asks, fleet)
+            except (NotWhole, StatusUnknown, OutOfReach, NoMoment) as error:
+                self._findings.problems.append(str(error))
+            await self._look_again(load, reach, before)
+
+    async def _check(self, reach: Reach, fleet: Fleet) -> None:
+        engines, fault = fleet.running(ENGINE), self._options.fault
+        if not engines:
+            raise BadOptions(f"no engine replica runs (engines: {fleet.states(ENGINE)}): wait until the service is up")
+        if fault not in (Fault.UPGRADE, Fault.NONE):
+            try:
+                await reach.aim(fault.value, engines[0])
+            except NoEngineProcess:
+                other = "kill" if fault is Fault.KILL_ENGINE else "cut"
+                raise BadOptions(
+                    f"--fault {fault.value}: this engine has no process of its own (the fake one lives in its "
+                    f"replica's); --fault {other} does to the replica what this does to an engine"
+                ) from None
+        if len(engines) == 1 and self._options.requests is None:
+            self._say("one engine replica: nobody can stand in for it, its requests wait for its restart")
+        self._say(f"engines: {describe(engines)}")
+
+    async def _rules(self, load: Load) -> AskRules:
+        options = self._options
+        model = options.model or await load.model()
+        return AskRules(
+            model, options.apis, options.kinds, options.tokens, options.seed, streams_only=options.requests is None
+        )
+
+    async def _undisturbed(self, load: Load, asks: list[Ask]) -> None:
+        concurrency = self._options.concurrency
+        if self._options.requests is not None:
+            concurrency = max(1, concurrency // 8)  # a fleet that is to be seen growing must not grow before
+        self._findings.undisturbed.update(await load.ask_calmly(asks, concurrency, "calm"))
+        failed = failures(self._findings.undisturbed.values())
+        if failed:
+            one = failed[0]
+            raise BadOptions(
+                f"without any fault {len(failed)} of {len(asks)} requests fail, the first ({one.ask.api.value} "
+                f"{one.ask.kind.value}) with {one.error}: {one.body[:300]!r}. "
+                "See to the service, or choose other --apis"
+            )
+        tokens = sum(one.answer.output_tokens for one in self._findings.undisturbed.values())
+        self._say(f"undisturbed: {len(asks)} different requests, {tokens:,} tokens, all finished")
+
+    async def _disturb(self, load: Load, reach: Reach, asks: list[Ask], fleet: Fleet) -> None:
+        if self._options.requests is not None:
+            await Rolling(self._options, asks, load, self._service, self._findings, self._say).run()
+            return
+        like = {name: len(fleet.running(name)) for name in (ENGINE, INGRESS)}
+        async with Striker(reach, self._options.slow_s) as striker:
+            waves = Waves(self._options, asks, load, self._service, reach, striker, self._findings, self._say)
+            await waves.run(like)
+
+    async def _look_again(self, load: Load, reach: Reach, before: int | None) -> None:
+        """Who was hit, what was counted, what is left, and whether what differs differs without a fault too."""
+        lines = LOG_LINES_SPARE + 2 * len(self._findings.streams)
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + SETTLE_S
+        while True:
+            await self._read_log(lines, load.prefix)
+            await self._read_loads(reach)
+            after = await self._counted(self._service.resumes)
+            self._findings.resumes = None if before is None or after is None else after - before
+            logged = sum(one.resumes for one in self._findings.access.values())
+            told = self._findings.resumes is None or self._findings.resumes >= logged
+            if (told and not self._findings.unfinished) or loop.time() > deadline_s:
+                break
+            await asyncio.sleep(1.0)
+        await self._ask_again(load)
+
+    async def _read_log(self, lines: int, prefix: str) -> None:
+        try:
+            access = await asyncio.to_thread(self._service.access_lines, lines)
+        except StatusUnknown as error:
+            self._unseen(f"the access log: {error}")
+            return
+        ids = {one.heard.request_id for one in self._findings.streams}
+        self._findings.access = {name: line for name, line in access.items() if name in ids and name.startswith(prefix)}
+
+    async def _read_loads(self, reach: Reach) -> None:
+        try:
+            self._findings.unfinished = sum(load.unfinished for load in await reach.loads())
+        except OutOfReach as error:
+            self._findings.unfinished = None
+            self._unseen(f"the replicas' unfinished work: {error}")
+
+    async def _counted(self, count: Callable[[], int]) -> int | None:
+        try:
+            return await asyncio.to_thread(count)
+        except StatusUnknown as error:
+            self._unseen(f"the metrics: {error}")
+            return None
+
+    def _unseen(self, what: str) -> None:
+        if what not in self._findings.unseen:
+            self._findings.unseen.append(what)
+
+    async def _ask_again(self, load: Load) -> None:
+        calm = self._findings.undisturbed
+        heard = [one.heard for one in self._findings.streams if one.heard.finished]
+        different = [one.ask for one in heard if where_they_part(calm[one.ask.number].answer, one.answer)]
+        suspects = {ask.number: ask for ask in different}
+        again = await load.ask_calmly(suspects.values(), self._options.concurrency, "again")
+        self._findings.wavering |= {
+            number for number, one in again.items() if where_they_part(calm[number].answer, one.answer)
+        }

@@ -1,0 +1,84 @@
+"""`python -m serve_app.chaos.hands ADDRESS`: what only Ray can do for chaos, an order a line, a reply a line.
+
+A process of its own, so that the one that measures has none of Ray's threads, and a Ctrl-C that it gets does not take
+this one's connection away before what was stopped is undone.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import msgspec
+import psutil
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from serve_app.chaos import procs
+from serve_app.chaos.orders import Load, Order, Reply
+from serve_app.chaos.service import ENGINE
+from serve_app.wire import Hello
+
+TASK_S = 60.0
+"""How long a task may take to run on its node, besides what it is told to take."""
+HELLO_S = 5.0
+
+
+def do_here(order: Order) -> Reply:
+    """Carry out an order on the node where this runs."""
+    try:
+        if order.do == "find":
+            return Reply(procs=procs.find(order.pid, order.fault))
+        if order.do == "slow":
+            procs.slow(order.procs, order.for_s, threading.Event())
+            return Reply()
+        return Reply(count=procs.send(order.procs, order.signal))
+    except procs.NoEngineProcess:
+        return Reply(no_engine_process=True)
+    except psutil.Error as error:
+        return Reply(error=str(error))
+
+
+def do_there(order: Order) -> Reply:
+    """The same on the order's node, in a task that takes none of its resources."""
+    pinned = NodeAffinitySchedulingStrategy(node_id=order.node_id, soft=False)
+    task = ray.remote(_in_task).options(num_cpus=0, max_retries=0, scheduling_strategy=pinned)
+    data: bytes = ray.get(task.remote(msgspec.json.encode(order)), timeout=TASK_S + order.for_s)
+    return msgspec.json.decode(data, type=Reply)
+
+
+def _in_task(data: bytes) -> bytes:
+    return msgspec.json.encode(do_here(msgspec.json.decode(data, type=Order)))
+
+
+def loads(engines: DeploymentHandle) -> Reply:
+    """What every engine replica says of itself."""
+    answers = engines.broadcast("hello").results(timeout_s=HELLO_S, return_exceptions=True)
+    hellos = [msgspec.msgpack.decode(one, type=Hello) for one in answers if isinstance(one, bytes)]
+    silent = len(answers) - len(hellos)
+    return Reply(
+        loads=[Load(hello.replica_id, hello.load.unfinished) for hello in hellos],
+        error=f"{silent} of {len(answers)} replicas do not answer" if silent else "",
+    )
+
+
+def main(address: str, application: str) -> None:
+    """Answer until the input ends."""
+    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
+    engines = serve.get_deployment_handle(ENGINE, application)
+    for line in sys.stdin.buffer:
+        order = msgspec.json.decode(line, type=Order)
+        try:
+            reply = loads(engines) if order.do == "loads" else do_there(order)
+        except (RayError, RayServeException, TimeoutError) as error:
+            reply = Reply(error=f"{type(error).__name__}: {error}")
+        sys.stdout.write(f"{msgspec.json.encode(reply).decode()}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

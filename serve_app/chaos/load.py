@@ -1,0 +1,94 @@
+"""The clients of a run: one HTTP pool, a request id for everything, and the undisturbed run that comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import httpx
+
+from serve_app.chaos.ask import Ask
+from serve_app.chaos.options import BadOptions, Options
+from serve_app.chaos.stream import Heard, OnText, hear
+
+T = TypeVar("T")
+
+PROBE_S = 10.0
+
+
+class Load:
+    """Sends requests. Their ids begin with `prefix`, by which the service's log knows them again."""
+
+    def __init__(self, client: httpx.AsyncClient, deadline_s: float) -> None:
+        self._client = client
+        self._deadline_s = deadline_s
+        self.prefix = f"chaos-{uuid.uuid4().hex[:8]}"
+
+    async def ask(self, ask: Ask, name: str, on_text: OnText) -> Heard:
+        """One request, followed to its end. `name` tells it from the others of this run."""
+        return await hear(self._client, ask, f"{self.prefix}-{name}", self._deadline_s, on_text)
+
+    async def ask_calmly(self, asks: Iterable[Ask], concurrency: int, name: str) -> dict[int, Heard]:
+        """Each of these requests once, without a fault: by the request's number."""
+        found: dict[int, Heard] = {}
+
+        async def one(ask: Ask) -> None:
+            found[ask.number] = await self.ask(ask, f"{name}-{ask.number}", ignore)
+
+        await each(asks, concurrency, one)
+        return found
+
+    async def is_healthy(self) -> bool:
+        """Whether the endpoint says that it can serve."""
+        try:
+            return (await self._client.get("/health", timeout=PROBE_S)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def model(self) -> str:
+        """The first served name. Raises `BadOptions`."""
+        try:
+            answer = await self._client.get("/v1/models", timeout=PROBE_S)
+            if answer.status_code == 401:
+                raise BadOptions("the endpoint asks for a key: give --key")
+            return str(answer.json()["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise BadOptions(f"the endpoint does not list its models ({error}): is --url right?") from error
+
+
+def ignore(_characters: int) -> None:
+    """For streams whose progress nobody waits for."""
+
+
+@asynccontextmanager
+async def open_load(options: Options) -> AsyncIterator[Load]:
+    """The clients, until the block is left."""
+    headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.concurrency)
+    # A stream may be silent as long as it likes: how long is what is measured. Its deadline is over all of it.
+    timeout = httpx.Timeout(None, connect=PROBE_S)
+    async with httpx.AsyncClient(
+        base_url=options.url, headers=headers, limits=limits, timeout=timeout, trust_env=False
+    ) as client:
+        yield Load(client, options.deadline_s)
+
+
+async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable[None]]) -> None:
+    """Do something for every item, so many at a time."""
+    iterator = iter(items)
+
+    async def worker() -> None:
+        for item in iterator:
+            await do(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(worker())
+
+
+def failures(heard: Iterable[Heard]) -> Sequence[Heard]:
+    """Those that are no proper answers."""
+    return [one for one in heard if not one.finished]

@@ -1,0 +1,199 @@
+"""What a run of chaos is told: flags, checked before anything is touched.
+
+The rule: it kills processes. So it must be told twice (`--yes`) where the endpoint is not on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import psutil
+
+from serve_app.chaos.ask import Api, Kind
+
+E = TypeVar("E", bound=Enum)
+
+
+class BadOptions(Exception):
+    """The command line asks for what cannot be done. The message says what to give instead."""
+
+
+class Fault(Enum):
+    """What happens to a replica; the value is what `--fault` takes."""
+
+    KILL = "kill"
+    KILL_ENGINE = "kill-engine"
+    HANG = "hang"
+    SLOW = "slow"
+    CUT = "cut"
+    UPGRADE = "upgrade"
+    NONE = "none"
+
+
+ENDS_REPLICA = frozenset({Fault.KILL, Fault.KILL_ENGINE, Fault.HANG, Fault.CUT})
+"""After these the replica must be replaced before the fleet is whole again."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run."""
+
+    url: str
+    dashboard: str
+    application: str
+    fault: Fault
+    apis: tuple[Api, ...]
+    kinds: tuple[Kind, ...]
+    streams: int
+    concurrency: int
+    faults: int | None
+    """How many; one for every wave if not given."""
+    at_token: int | None
+    """None: at random."""
+    tokens: tuple[int, int]
+    distinct: int | None
+    """Different requests; each is first asked for without a fault."""
+    seed: int
+    slow_s: float
+    deadline_s: float
+    recover_s: float
+    requests: int | None
+    """Closed loop instead of waves."""
+    upgrades: int
+    settle_s: float
+    key: str | None
+    model: str | None
+    ray_address: str | None
+    json_file: Path | None
+
+    @property
+    def different_asks(self) -> int:
+        """How many different requests there are: enough that no two of a wave are the same."""
+        total = self.streams if self.requests is None else self.requests
+        return min(total, self.distinct or 2 * self.concurrency)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `chaos`."""
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="endpoint (default %(default)s)")
+    add("--dashboard", default="http://127.0.0.1:8265", help="Ray's dashboard (default %(default)s)")
+    add("--fault", choices=[fault.value for fault in Fault], default="kill", help="what happens (default kill)")
+    add("--apis", default="chat,completions,messages,responses", help="mixed in turn (default %(default)s)")
+    add("--kinds", default="text", help=f"of {','.join(kind.value for kind in Kind)} (default text)")
+    add("--streams", type=int, default=200, help="streams in all, in waves (default 200)")
+    add("--concurrency", type=int, default=32, help="streams of a wave, at a time (default 32)")
+    add("--faults", type=int, help="faults in all (default: one a wave)")
+    add("--at-token", default="random", help="token of one of the wave's streams at which it happens (default random)")
+    add("--tokens", default="40-200", help="answers' lengths, SHORTEST-LONGEST (default 40-200)")
+    add("--distinct", type=int, help="different requests (default: twice the concurrency)")
+    add("--seed", type=int, default=0, help="same seed, same requests, tokens and order of replicas (default 0)")
+    add("--slow-s", type=float, default=10.0, help="how long `slow` lasts (default 10)")
+    add("--deadline-s", type=float, default=300.0, help="longest a stream may take (default 300)")
+    add("--recover-s", type=float, default=300.0, help="longest the fleet may take to be whole again (default 300)")
+    add("--requests", type=int, help="closed loop of so many requests instead of waves; --fault none or upgrade")
+    add("--upgrades", type=int, default=2, help="upgrades in a closed loop (default 2)")
+    add("--settle-s", type=float, default=120.0, help="closed loop: longest wait for the fleet to shrink (default 120)")
+    add("--application", default="step", help="Serve application (default step)")
+    add("--key", help="API key, where the endpoint asks for one")
+    add("--model", help="served name (default: the first of /v1/models)")
+    add("--ray-address", help="HOST:PORT of Ray's GCS (default: found by the replicas' processes, or RAY_ADDRESS)")
+    add("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    add("--yes", action="store_true", help="also where the endpoint is not on this machine")
+
+
+def read(given: argparse.Namespace) -> Options:
+    """The options that were given. Raises `BadOptions`."""
+    fault, tokens, at_token = Fault(given.fault), _range(given.tokens), _at_token(given.at_token)
+    _check(given, fault)
+    if at_token is not None and at_token >= tokens[1]:
+        raise BadOptions(f"--at-token {at_token}: no answer of --tokens {given.tokens} gets there and goes on")
+    return Options(
+        url=given.url.rstrip("/").removesuffix("/v1"),
+        dashboard=given.dashboard.rstrip("/"),
+        application=given.application,
+        fault=fault,
+        apis=tuple(_one_of(Api, name, "--apis") for name in given.apis.split(",")),
+        kinds=tuple(_one_of(Kind, name, "--kinds") for name in given.kinds.split(",")),
+        streams=given.streams,
+        concurrency=given.concurrency,
+        faults=given.faults,
+        at_token=at_token,
+        tokens=tokens,
+        distinct=given.distinct,
+        seed=given.seed,
+        slow_s=given.slow_s,
+        deadline_s=given.deadline_s,
+        recover_s=given.recover_s,
+        requests=given.requests,
+        upgrades=given.upgrades if fault is Fault.UPGRADE else 0,
+        settle_s=given.settle_s,
+        key=given.key,
+        model=given.model,
+        ray_address=given.ray_address,
+        json_file=given.json,
+    )
+
+
+def _check(given: argparse.Namespace, fault: Fault) -> None:
+    for name in ("streams", "concurrency", "distinct", "requests", "faults"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
+            raise BadOptions(f"--{name} {value}: give a number of at least 1")
+    if not given.yes and not is_here(given.url):
+        raise BadOptions(
+            f"{given.url} is not on this machine, and this command ends processes that serve others. "
+            "Add --yes if that is meant"
+        )
+    if given.requests is None and fault is Fault.NONE:
+        raise BadOptions("--fault none is for a closed loop: give --requests N, or another fault")
+    if given.requests is not None and fault not in (Fault.NONE, Fault.UPGRADE):
+        raise BadOptions(f"--requests runs a closed loop, with --fault none or upgrade, and not {fault.value}")
+    if given.faults is not None and given.faults > given.streams:
+        raise BadOptions(f"--faults {given.faults} is more than --streams {given.streams}: a stream gets one at most")
+
+
+def _one_of(kind: type[E], name: str, flag: str) -> E:
+    try:
+        return kind(name.strip())
+    except ValueError:
+        known = ", ".join(str(one.value) for one in kind)
+        raise BadOptions(f"{flag}: there is no {name.strip()!r}; there are {known}") from None
+
+
+def _at_token(text: str) -> int | None:
+    if text == "random":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise BadOptions(f"--at-token {text}: give `random`, or a number from 1")
+    return int(text)
+
+
+def _range(text: str) -> tuple[int, int]:
+    shortest, _, longest = text.partition("-")
+    if not (shortest.isdigit() and longest.isdigit() and 2 <= int(shortest) <= int(longest)):
+        raise BadOptions(f"--tokens {text}: give SHORTEST-LONGEST, for example 40-200, from 2")
+    return int(shortest), int(longest)
+
+
+def is_here(url: str) -> bool:
+    """Whether the URL's host is an address of this machine. A name that cannot be looked up is not."""
+    host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return found <= own_addresses()
+
+
+def own_addresses() -> frozenset[str]:
+    """The addresses of this machine's interfaces."""
+    return frozenset(
+        address.address.partition("%")[0] for addresses in psutil.net_if_addrs().values() for address in addresses
+    )

@@ -1,0 +1,145 @@
+"""The way to a replica's processes: by ourselves on this node, through `hands.py` on any other.
+
+What is asked of `hands.py` is asked in turn, with a deadline; where it cannot be had (no Ray address, no token), all
+that this machine's own processes need still works, and the report says what it could not see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import msgspec
+import psutil
+
+from serve_app.chaos import procs
+from serve_app.chaos.options import own_addresses
+from serve_app.chaos.orders import Load, Order, Reply
+from serve_app.chaos.procs import NoEngineProcess, Proc
+from serve_app.chaos.service import Fleet, Replica
+from serve_app.start import serve_status
+
+REPLY_S = 90.0
+"""Starting Ray's client and a worker on a far node takes tens of seconds on a busy machine."""
+
+
+class OutOfReach(Exception):
+    """A process cannot be found or signalled. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The processes of a replica that a fault is for."""
+
+    replica: Replica
+    procs: tuple[Proc, ...]
+
+
+class Reach:
+    """Use as an async context manager; leaving it ends `hands.py`."""
+
+    def __init__(self, ray_address: str, application: str) -> None:
+        self._address = ray_address
+        self._application = application
+        self._here = own_addresses()
+        self._hands: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+        self._end_slow = threading.Event()
+
+    async def __aenter__(self) -> Self:
+        env = dict(os.environ)
+        if serve_status.auth_token() is not None:
+            env.setdefault("RAY_AUTH_MODE", "token")
+        if self._address:
+            self._hands = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "serve_app.chaos.hands", self._address, self._application),
+                env=env,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is ours to act on
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end_slow.set()
+        if self._hands is not None and self._hands.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._hands.kill()
+            await self._hands.wait()
+
+    async def aim(self, fault: str, replica: Replica) -> Aim:
+        """Find the processes. Raises `NoEngineProcess`, `OutOfReach`."""
+        if not self._is_here(replica):
+            reply = await self._ask(Order("find", node_id=replica.node_id, pid=replica.pid, fault=fault))
+            if reply.no_engine_process:
+                raise NoEngineProcess
+            return Aim(replica, tuple(reply.procs))
+        try:
+            return Aim(replica, tuple(await asyncio.to_thread(procs.find, replica.pid, fault)))
+        except psutil.Error as error:
+            raise OutOfReach(f"replica {replica.replica_id}: {error}. Run this as the user that Ray runs as") from error
+
+    async def send(self, aim: Aim, number: signal.Signals) -> int:
+        """Signal them; returns how many there still were."""
+        if not self._is_here(aim.replica):
+            node_id = aim.replica.node_id
+            return (await self._ask(Order("signal", node_id=node_id, procs=list(aim.procs), signal=number))).count
+        try:
+            return procs.send(aim.procs, number)
+        except psutil.AccessDenied as error:
+            raise OutOfReach(f"{error}. Run this as the user that Ray runs as") from error
+
+    async def slow(self, aim: Aim, for_s: float) -> None:
+        """Slow them down for so long."""
+        if not self._is_here(aim.replica):
+            node_id = aim.replica.node_id
+            await self._ask(Order("slow", node_id=node_id, procs=list(aim.procs), for_s=for_s), for_s)
+            return
+        await asyncio.to_thread(procs.slow, aim.procs, for_s, self._end_slow)
+
+    async def loads(self) -> Sequence[Load]:
+        """What every engine replica has to do. Raises `OutOfReach`."""
+        return (await self._ask(Order("loads"))).loads
+
+    def _is_here(self, replica: Replica) -> bool:
+        return replica.node_ip in self._here
+
+    async def _ask(self, order: Order, for_s: float = 0.0) -> Reply:
+        hands = self._hands
+        if hands is None or hands.stdin is None or hands.stdout is None:
+            raise OutOfReach("Ray's address is not known: give --ray-address HOST:6379")
+        async with self._turn:
+            try:
+                async with asyncio.timeout(REPLY_S + for_s):
+                    hands.stdin.write(msgspec.json.encode(order) + b"\n")
+                    await hands.stdin.drain()
+                    line = await hands.stdout.readline()
+                    while line and not line.startswith(b"{"):  # what a library prints
+                        line = await hands.stdout.readline()
+            except (TimeoutError, ConnectionError) as error:
+                raise OutOfReach(f"Ray at {self._address} does not answer") from error
+        if not line:
+            raise OutOfReach(f"cannot join Ray at {self._address}: is it right, and the token (docs/operations.md)?")
+        reply = msgspec.json.decode(line, type=Reply)
+        if reply.error:
+            raise OutOfReach(reply.error)
+        return reply
+
+
+def find_ray(given: str | None, fleet: Fleet) -> str:
+    """The address of Ray's GCS, empty if it cannot be told: as given, by a replica on this node, or from RAY_ADDRESS.
+
+    Not whatever Ray runs on this machine: it may be another one.
+    """
+    here = own_addresses()
+    pids = [one.pid for one in fleet.replicas if one.pid and one.node_ip in here]
+    return given or procs.gcs_address(pids) or os.environ.get("RAY_ADDRESS", "")

@@ -1,0 +1,185 @@
+"""What the run has shown: which answers differ and where, who was hit, how long it was silent. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from serve_app.chaos.heard import Answer
+from serve_app.chaos.service import Access
+from serve_app.chaos.stream import Heard
+
+AROUND = 24
+"""Characters that are shown on each side of where two texts part."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """One stream of a wave and what became of it."""
+
+    stream: int
+    wave: int
+    heard: Heard
+
+
+@dataclass(frozen=True)
+class Struck:
+    """One fault that was made. `error`: it could not be, and why."""
+
+    wave: int
+    fault: str
+    replica_id: str
+    process: str
+    token: int
+    stream: int
+    at_s: float
+    """On the clock of the streams."""
+    unix_s: float
+    error: str = ""
+
+
+@dataclass
+class Findings:
+    """Everything that a run has seen so far; an interrupted one is told from the same."""
+
+    undisturbed: dict[int, Heard] = field(default_factory=dict)
+    """By the number of the request."""
+    streams: list[Streamed] = field(default_factory=list)
+    struck: list[Struck] = field(default_factory=list)
+    whole_again_s: list[float] = field(default_factory=list)
+    resumes: int | None = None
+    """By the service's metrics; None where they cannot be read."""
+    access: dict[str, Access] = field(default_factory=dict)
+    """The service's own log of these requests, by request id."""
+    unfinished: int | None = None
+    """What the replicas hold when all is over; None where it cannot be asked."""
+    wavering: set[int] = field(default_factory=set)
+    """Requests that are answered differently without any fault too."""
+    timeline: list[tuple[float, str]] = field(default_factory=list)
+    """(seconds since the start, replicas' states), whenever they changed."""
+    upgrades_s: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What kept the run from being what was asked for."""
+    unseen: list[str] = field(default_factory=list)
+    """What could not be looked at, and why."""
+
+
+def where_they_part(expected: Answer, heard: Answer) -> str:
+    """In what two answers differ, first difference first; empty where they are the same."""
+    if expected.parts != heard.parts:
+        return _parts_differ(expected.parts, heard.parts)
+    for name in ("finish", "prompt_tokens", "output_tokens"):
+        want, got = getattr(expected, name), getattr(heard, name)
+        if want != got:
+            return f"{name}: {got!r} instead of {want!r}"
+    return ""
+
+
+def _parts_differ(expected: Sequence[tuple[str, str]], heard: Sequence[tuple[str, str]]) -> str:
+    for want, got in zip(expected, heard, strict=False):
+        if want[0] != got[0]:
+            return f"{got[0]} where {want[0]} was due"
+        if want[1] != got[1]:
+            at = next(
+                (n for n, (a, b) in enumerate(zip(want[1], got[1], strict=False)) if a != b),
+                min(len(want[1]), len(got[1])),
+            )
+            around = slice(max(0, at - AROUND), at + AROUND)
+            return f"{want[0]}, character {at} of {len(want[1])}: {got[1][around]!r} instead of {want[1][around]!r}"
+    return f"{len(heard)} parts instead of {len(expected)}"
+
+
+def longest_silence_s(heard: Heard) -> float | None:
+    """Between two pieces of text; None where there are not two."""
+    return max((after - before for before, after in pairwise(heard.text_s)), default=None)
+
+
+@dataclass(frozen=True)
+class Silences:
+    """How long streams were silent, at their longest."""
+
+    count: int
+    median_s: float
+    worst_s: float
+
+
+def silences(heard: Sequence[Heard]) -> Silences | None:
+    """Of these streams; None where none has two pieces of text."""
+    found = [silence for one in heard if (silence := longest_silence_s(one)) is not None]
+    return Silences(len(found), statistics.median(found), max(found)) if found else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The run in figures."""
+
+    asked: int
+    heard: int
+    failed: Sequence[Streamed]
+    different: Sequence[tuple[Streamed, str]]
+    hit: Sequence[Streamed]
+    hit_is_known: bool
+    """Whether the access log told who was hit; otherwise all that were in flight count."""
+    logged_resumes: int
+    hit_silences: Silences | None
+    calm_silences: Silences | None
+
+    def finished(self) -> int:
+        """Streams with a proper answer, right or not."""
+        return self.heard - len(self.failed)
+
+
+def judge(findings: Findings, asked: int) -> Verdict:
+    """Hold every stream against its undisturbed run."""
+    failed = [one for one in findings.streams if not one.heard.finished]
+    different = []
+    for one in findings.streams:
+        calm = findings.undisturbed.get(one.heard.ask.number)
+        if one.heard.finished and calm is not None:
+            where = where_they_part(calm.answer, one.heard.answer)
+            if where:
+                different.append((one, where))
+    hit, known = who_was_hit(findings.streams, findings.struck, findings.access)
+    return Verdict(
+        asked=asked,
+        heard=len(findings.streams),
+        failed=failed,
+        different=different,
+        hit=hit,
+        hit_is_known=known,
+        logged_resumes=sum(one.resumes for one in findings.access.values()),
+        hit_silences=silences([one.heard for one in hit]),
+        calm_silences=silences(list(findings.undisturbed.values())),
+    )
+
+
+def who_was_hit(
+    streams: Sequence[Streamed], struck: Sequence[Struck], access: Mapping[str, Access]
+) -> tuple[list[Streamed], bool]:
+    """The streams that ran where a fault struck while it did, and whether that is known.
+
+    It is where the access log names a request's replicas. Otherwise: whoever was in flight at that moment.
+    """
+    faults = {one.wave: one for one in struck if not one.error}
+    disturbed = [one for one in streams if one.wave in faults]
+    in_flight = [one for one in disturbed if one.heard.start_s <= faults[one.wave].at_s <= one.heard.end_s]
+    if any(one.heard.request_id not in access for one in disturbed):
+        return in_flight, False
+    # A stream that begins just after may still be sent to the lost replica: it has a resume, and was not in flight.
+    hit = {one.stream for one in disturbed if access[one.heard.request_id].resumes}
+    hit |= {one.stream for one in in_flight if faults[one.wave].replica_id in access[one.heard.request_id].replica}
+    return [one for one in disturbed if one.stream in hit], True
+
+
+def passed(verdict: Verdict, findings: Findings) -> bool:
+    """Whether the promise held: every stream finished, all the same, no slot lost, every fault made."""
+    return (
+        verdict.heard == verdict.asked
+        and not verdict.failed
+        and not verdict.different
+        and not findings.unfinished
+        and not findings.problems
+        and not any(one.error for one in findings.struck)
+    )

@@ -1,0 +1,149 @@
+"""A service for chaos' own tests: a dashboard and an endpoint on real sockets, whose replicas are idle processes.
+
+A stream whose process dies or stands still goes on with the other one, as the true service's do; or, told to be bad,
+repeats a character or ends without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import psutil
+
+GAP_S = 0.005
+ALIVE = {psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP}
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\nconnection: close\r\n\r\n"
+
+
+@dataclass
+class StandIn:
+    """What serves. `manners`: `good`, `doubles` or `drops` what a lost replica had begun."""
+
+    manners: str = "good"
+    port: int = 0
+    replicas: dict[str, psutil.Popen] = field(default_factory=dict)
+    born: int = 0
+    log: list[str] = field(default_factory=list)
+    upgrades: list[str] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Endpoint and dashboard in one."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start_replica(self) -> None:
+        self.born += 1
+        self.replicas[f"r{self.born}"] = psutil.Popen(["sleep", "600"])
+
+    def lives(self, name: str) -> bool:
+        try:
+            return self.replicas[name].status() in ALIVE
+        except (psutil.NoSuchProcess, KeyError):
+            return False
+
+    def end(self, name: str) -> None:
+        process = self.replicas.pop(name)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+        process.wait()
+
+    def replace_dead(self) -> None:
+        for name in [name for name in self.replicas if not self.lives(name)]:
+            self.end(name)
+            self.start_replica()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        method, path, _ = head.split(" ", 2)
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+        body = await reader.readexactly(int(fields.get("content-length", 0)))
+        with contextlib.suppress(ConnectionError):
+            if path == "/v1/completions":
+                await self._complete(writer, json.loads(body), fields["x-request-id"])
+            else:
+                if method == "PUT":
+                    self._upgrade(json.loads(body))
+                writer.write(HEAD % b"application/json" + self._told(path))
+                await writer.drain()
+        writer.close()
+
+    def _told(self, path: str) -> bytes:
+        if path.startswith("/api/serve"):
+            self.replace_dead()
+            return json.dumps(self._details()).encode()
+        if path.startswith("/api/v0/logs"):
+            return "\n".join(self.log).encode()
+        if path.startswith("/api/prometheus"):
+            return json.dumps([{"targets": [f"127.0.0.1:{self.port}"]}]).encode()
+        if path == "/metrics":
+            resumes = sum(json.loads(line[line.index("{") :])["resumes"] for line in self.log)
+            return f'ray_step_resumes_total{{replica="i"}} {resumes}.0\n'.encode()
+        return json.dumps({"data": [{"id": "stand-in"}]}).encode()
+
+    def _details(self) -> dict[str, object]:
+        def replica(name: str, pid: int) -> dict[str, object]:
+            return {"replica_id": name, "state": "RUNNING", "pid": pid, "node_ip": "127.0.0.1", "actor_id": name}
+
+        engines = [replica(name, process.pid) for name, process in self.replicas.items()]
+        deployments = {"engine": {"replicas": engines}, "ingress": {"replicas": [replica(f"i{len(self.upgrades)}", 0)]}}
+        return {"applications": {"step": {"deployments": deployments, "deployed_app_config": {"name": "step"}}}}
+
+    def _upgrade(self, config: dict[str, object]) -> None:
+        self.upgrades.append(json.dumps(config))
+        for name in list(self.replicas):
+            self.end(name)
+            self.start_replica()
+
+    async def _complete(self, writer: asyncio.StreamWriter, asked: dict[str, object], request_id: str) -> None:
+        prompt, count = str(asked["prompt"]), int(str(asked["max_tokens"]))
+        ran_on = [sorted(self.replicas)[len(prompt) % len(self.replicas)]]
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": count}
+        writer.write(HEAD % (b"text/event-stream" if asked["stream"] else b"application/json"))
+        text = ""
+        for number in range(count):
+            said = prompt[number % len(prompt)]
+            if not self.lives(ran_on[-1]):
+                ran_on.append(next(name for name in self.replicas if self.lives(name)))
+                if self.manners == "drops":
+                    return
+                said *= 2 if self.manners == "doubles" else 1
+            text += said
+            if asked["stream"]:
+                finish = "length" if number == count - 1 else None
+                writer.write(event(choices=[{"text": said, "finish_reason": finish}]))
+                await writer.drain()
+            await asyncio.sleep(GAP_S)  # its pace
+        line = {"id": request_id, "resumes": len(ran_on) - 1, "replica": ran_on}
+        self.log.append(f"serve_app.access: request {json.dumps(line)}")
+        if asked["stream"]:
+            writer.write(event(choices=[], usage=usage) + b"data: [DONE]\n\n")
+        else:
+            choices = [{"text": text, "finish_reason": "length"}]
+            writer.write(json.dumps({"id": "c", "choices": choices, "usage": usage}).encode())
+        await writer.drain()
+
+
+def event(**said: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps({"id": "c", **said}).encode() + b"\n\n"
+
+
+@asynccontextmanager
+async def stand_in(manners: str = "good") -> AsyncIterator[StandIn]:
+    """A running one, with two replicas. No process of it is left."""
+    fleet = StandIn(manners)
+    for _ in range(2):
+        fleet.start_replica()
+    server = await asyncio.start_server(fleet.serve, "127.0.0.1", 0)
+    fleet.port = server.sockets[0].getsockname()[1]
+    try:
+        async with server:
+            yield fleet
+    finally:
+        for name in list(fleet.replicas):
+            fleet.end(name)

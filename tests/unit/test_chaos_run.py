@@ -1,0 +1,95 @@
+"""A whole run of chaos, against a stand-in for the service whose replicas are real processes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+import psutil
+import pytest
+
+from serve_app.chaos import command, options
+from serve_app.chaos.verdict import Findings, judge, passed
+from serve_app.profile import ROOT
+from tests.unit.stand_in_fleet import StandIn, stand_in
+
+pytestmark = pytest.mark.slow  # a wave takes a second to start, and processes take theirs
+
+QUICK = ("--apis", "completions", "--streams", "16", "--concurrency", "8", "--tokens", "30-60", "--recover-s", "20")
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+async def run(fleet: StandIn, *flags: str) -> tuple[Findings, bool, list[str]]:
+    parser = argparse.ArgumentParser()
+    options.add_flags(parser)
+    found = options.read(parser.parse_args(["--url", fleet.url, "--dashboard", fleet.url, *QUICK, *flags]))
+    findings, said = Findings(), list[str]()
+    await command.Run(found, findings, said.append).run()
+    asked = found.streams if found.requests is None else found.requests
+    return findings, passed(judge(findings, asked), findings), said
+
+
+@pytest.mark.parametrize("fault", ["kill", "cut", "upgrade"])
+async def test_a_service_that_keeps_its_promise_passes(fault: str) -> None:
+    async with stand_in() as fleet:
+        findings, held, said = await run(fleet, "--fault", fault)
+    assert held, (said, findings.problems)
+    assert len(findings.struck) == len(findings.whole_again_s) == 2
+    assert findings.resumes == sum(line.resumes for line in findings.access.values()) > 0
+    assert len(fleet.upgrades) == (2 if fault == "upgrade" else 0)
+    assert any("wave   2/2" in line for line in said)
+
+
+async def test_what_was_slowed_runs_on() -> None:
+    async with stand_in() as fleet:
+        findings, _, _ = await run(fleet, "--fault", "slow", "--slow-s", "0.5")
+        assert all(process.status() != psutil.STATUS_STOPPED for process in fleet.replicas.values())
+    assert not findings.problems
+    assert {struck.fault for struck in findings.struck} == {"slow"}
+
+
+@pytest.mark.parametrize("manners", ["doubles", "drops"])
+async def test_a_service_that_loses_or_doubles_a_token_does_not_pass(manners: str) -> None:
+    async with stand_in(manners) as fleet:
+        findings, held, _ = await run(fleet, "--fault", "kill")
+    assert not held
+    found = judge(findings, 16)
+    assert found.different if manners == "doubles" else found.failed
+    assert not findings.wavering
+
+
+async def test_a_closed_loop_goes_through_its_upgrades() -> None:
+    async with stand_in() as fleet:
+        flags = ("--fault", "upgrade", "--requests", "40", "--upgrades", "2", "--settle-s", "1")
+        findings, held, _ = await run(fleet, *flags)
+    assert held
+    assert len(fleet.upgrades) == len(findings.upgrades_s) == 2
+    assert findings.timeline
+
+
+async def test_ctrl_c_reports_what_was_measured_and_leaves_nothing_standing_still() -> None:
+    async with stand_in() as fleet:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "serve_app", "chaos", "--url", fleet.url, "--dashboard", fleet.url, *QUICK),
+            *("--fault", "slow", "--slow-s", "600"),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        while not any(  # noqa: ASYNC110  # the kernel sets no event
+            one.status() == psutil.STATUS_STOPPED for one in fleet.replicas.values()
+        ):
+            await asyncio.sleep(0)
+        process.send_signal(signal.SIGINT)
+        printed, _ = await process.communicate()
+        assert all(one.status() != psutil.STATUS_STOPPED for one in fleet.replicas.values())
+    assert process.returncode == 1
+    assert b"interrupted" in printed
+    assert b"FAILED" in printed
