@@ -57,7 +57,7 @@ def scores(title: str, held_out: dict[str, float]) -> str:
 def measured(folder: Path) -> str:
     """What a server gave, where `python -m models.evaluate --figures` has been run; else what training saw."""
     training = json.loads((folder / TRAINING).read_text())
-    parts = ["## Held-out scores", "Right means: thought, answer and tool calls are exactly what the lesson wants.\n"]
+    parts = ["## Held-out scores", "Right means: answer and tool calls are exactly what the lesson wants.\n"]
     path = folder / FIGURES
     if not path.exists():
         accepted = " / ".join(f"{share:.2f}" for share in training["accepted"])

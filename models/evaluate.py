@@ -148,10 +148,10 @@ def typed(call: Call, sample: Sample) -> tuple[str, object]:
 
 
 def is_right(sample: Sample, answer: Answer) -> bool:
-    """Thought, answer and calls are all as the curriculum wants them."""
+    """It has thought, and its answer and calls are what the curriculum wants. The thought's wording is its own."""
     lesson = sample.lesson
     wanted = [typed(call, sample) for call in lesson.calls]
-    return answer.thought == sample.thought and answer.text == lesson.answer.strip() and answer.calls == wanted
+    return bool(answer.thought) and answer.text == lesson.answer.strip() and answer.calls == wanted
 
 
 @dataclass(frozen=True)
