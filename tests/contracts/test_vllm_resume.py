@@ -79,7 +79,8 @@ async def expect_continuations(subject: Subject, cuts: tuple[int, ...], **reques
 
 
 @pytest.mark.parametrize(
-    "penalty", [{"presence_penalty": 1.5}, {"frequency_penalty": 0.9}, {"repetition_penalty": 1.4}]
+    "penalty",
+    [{"presence_penalty": 2.0, "frequency_penalty": 0.5}, {"frequency_penalty": 0.9}, {"repetition_penalty": 5.0}],
 )
 async def test_penalties_count_what_was_emitted_before(subject: Subject, penalty: dict[str, float]) -> None:
     tokens = await expect_continuations(subject, (1, 13, 30), max_tokens=40, **penalty)
