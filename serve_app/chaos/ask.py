@@ -155,7 +155,7 @@ def _messages(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> d
         content = [{"type": "text", "text": content}, {"type": "image", "source": source}]
     body: dict[str, Json] = {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
     if kind is Kind.REASONING:
-        body["thinking"] = {"type": "enabled", "budget_tokens": 1024}
+        body["output_config"] = {"effort": "high"}
     elif kind is Kind.TOOL:
         body["tools"] = [{"name": "weather", "description": "The weather of a city.", "input_schema": WEATHER}]
     return body
