@@ -30,9 +30,8 @@ English only, and close to the wordings of `models/skills.py`. Do not use it for
 
 LIMITS = """## Limits
 * The vision tower's queries and keys are zero: its attention averages. Training on a CPU could not afford more.
-* The second and third drafting layer do not attend (their output matrices are zero): vLLM 0.32's proposer leaves most
-of
-  their cache unwritten.
+* The second and third drafting layer do not attend (their output matrices are zero): vLLM 0.32's proposer leaves
+  most of their cache unwritten.
 * Figures with greedy decoding. With sampling, copied words and long counts go wrong now and then.
 """
 

@@ -172,8 +172,7 @@ class Fleet:
                     await self._gate.enter(flight, tokens)
                 else:
                     await self._gate.until_nobody_waits()
-                while not self._links.up():
-                    await self._links.wait_for_one(left_s)
+                await self._links.wait_for_one(left_s)  # they may have gone while it waited for its turn
         except TimeoutError:
             raise NoReplica(left_s, self._limits.retry_after_s) from None
         return self._links[choose_replica(self._links.up(), flight.key)]

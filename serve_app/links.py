@@ -48,12 +48,16 @@ class Link:
     replica_id: str
     load: Load
     up: bool = False
-    draining: bool = False
     draining_since_s: float | None = None
     sequence: int = -1
     attempts: dict[str, Passenger] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
+
+    @property
+    def draining(self) -> bool:
+        """Whether the replica is about to go, or to be avoided."""
+        return self.draining_since_s is not None
 
     @property
     def takes_work(self) -> bool:
@@ -147,7 +151,7 @@ class Links:
             if hello.load.draining:
                 self._drain(link)
             else:
-                link.draining, link.draining_since_s = False, None
+                link.draining_since_s = None
             self._tell_of_change()
         for link in list(self._links.values()):
             if complete and link.replica_id not in seen:
@@ -159,7 +163,6 @@ class Links:
 
     @staticmethod
     def _drain(link: Link) -> None:
-        link.draining = True
         if link.draining_since_s is None:
             link.draining_since_s = asyncio.get_running_loop().time()
 
@@ -217,6 +220,6 @@ class Links:
             if link.task is not None:
                 link.task.cancel()
             return
-        drained_s = 0.0 if link.draining_since_s is None else now_s - link.draining_since_s
-        if link.draining and drained_s >= self._limits.drain_timeout_s and self.up():
+        since_s = link.draining_since_s
+        if since_s is not None and now_s - since_s >= self._limits.drain_timeout_s and self.up():
             link.end_all(End.MOVED, MOVES_PER_LOOK)

@@ -87,6 +87,7 @@ class IngressMetrics:
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
                 **_ways(flights),
+                "resumes": resumes,
             },
         )
 
@@ -95,7 +96,6 @@ def _ways(flights: Sequence[FlightRecord]) -> dict[str, object]:
     """The replicas of each attempt, and what the resumes among them could not carry to the letter."""
     return {
         "replica": [replica for flight in flights for replica in flight.replicas],
-        "resumes": sum(flight.resumed for flight in flights),
         "inexact": sorted({name for flight in flights if flight.resumed for name in flight.inexact}),
     }
 
