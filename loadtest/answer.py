@@ -54,18 +54,22 @@ def read_openai(feed: EventFeed, reads: list[bytes], reading: Reading) -> Iterat
     """Chat and text completions. Yields after every slice."""
     lane: Lane | None = None
     clean = False  # whether a read starts afresh; a lane's read leaves it so
-    for number, read in enumerate(reads):
-        if clean and lane is not None and (text := lane.text_of(read)) is not None:
-            reading.chunk_reads.append(number)
-            reading.has_token.append(bool(text))
-            if lane.visible:
-                reading.text.append(text)
-        else:
-            for event in feed.feed(read, number):
-                lane = _openai_event(event, reading, chunked=feed.chunked) or lane
-            clean = feed.clean
-        if number % SLICE_READS == 0:
-            yield
+    number = 0
+    while number < len(reads):
+        end = min(number + SLICE_READS, len(reads))
+        while number < end:
+            if clean and lane is not None and (texts := lane.texts_of(reads[number:end])):
+                reading.chunk_reads.extend(range(number, number + len(texts)))
+                reading.has_token.extend(map(bool, texts))
+                if lane.visible:
+                    reading.text.extend(texts)
+                number += len(texts)
+            else:
+                for event in feed.feed(reads[number], number):
+                    lane = _openai_event(event, reading, chunked=feed.chunked) or lane
+                clean = feed.clean
+                number += 1
+        yield
     for event in feed.finish():
         _openai_event(event, reading, chunked=feed.chunked)
 

@@ -87,11 +87,6 @@ class Worker:
         self._stopping = False
         self.waits = 0
 
-    @property
-    def reads_so_far(self) -> int:
-        """Socket reads of running exchanges: what the live view counts before anything is decoded."""
-        return sum(len(exchange.reads) for exchange in self._inflight.values())
-
     async def open_ahead(self, requests: int) -> None:
         """Open the connections of a closed loop before the clock starts."""
         slots = self._job.load.max_inflight
@@ -116,7 +111,7 @@ class Worker:
                 await runner(sessions, take, begin_ns)
                 end_ns = perf_counter_ns()
                 check = replace(watch.stop(), read_by_clock=self._pool.read_by_clock)
-            await self._readings.join()
+                await self._readings.join()
         finally:
             decoder.cancel()
             sweeper.cancel()
@@ -127,6 +122,7 @@ class Worker:
     def stop(self) -> None:
         """End early: nothing more starts, what runs is closed and recorded as interrupted."""
         self._stopping = True
+        self._pool.settle()
         for wire in list(self._inflight):
             wire.abandon(Outcome.INTERRUPTED, "interrupted by the user")
 
@@ -239,6 +235,7 @@ class Worker:
         limit_ns = int(self._job.timeout_s * 1e9)
         while True:
             await asyncio.sleep(SWEEP_S)
+            self._pool.settle()
             late = perf_counter_ns() - limit_ns
             for wire, exchange in list(self._inflight.items()):
                 if exchange.start_ns < late:

@@ -8,11 +8,14 @@ channel, a read that holds half an event or two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
+
 
 class Lane:
     """What one event of a channel looks like around its text."""
 
-    __slots__ = ("_before", "_chunked", "_leads", "_tail", "visible")
+    __slots__ = ("_before", "_chunked", "_shapes", "_tail", "visible")
 
     def __init__(self, data: bytes, key: bytes, text: str, *, visible: bool, chunked: bool) -> None:
         """Learn from an event's data, given the field that held its text; see `known`."""
@@ -26,29 +29,34 @@ class Lane:
         self._chunked = chunked
         self._before = b"data: " + data[: at + len(key)] if sure else b""
         self._tail = data[end:] + (b"\n\n\r\n" if chunked else b"\n\n")
-        self._leads: dict[int, bytes] = {}
+        self._shapes: dict[int, tuple[bytes, int, int]] = {}
 
     @property
     def known(self) -> bool:
         """Whether the event was plain enough to learn from."""
         return bool(self._before)
 
-    def text_of(self, read: bytes) -> bytes | None:
-        """The text of a read that is one whole event of this lane, None for any other read."""
-        size = len(read)
-        lead = self._leads.get(size) or self._lead(size)
-        tail = self._tail
-        if not (read.startswith(lead) and read.endswith(tail)) or size < len(lead) + len(tail):
-            return None
-        text = read[len(lead) : -len(tail)]
-        return None if b'"' in text or b"\\" in text else text
+    def texts_of(self, reads: Sequence[bytes]) -> list[bytes]:
+        """The texts of the leading reads that are one whole event of this lane each."""
+        texts: list[bytes] = []
+        shapes, tail = self._shapes, self._tail
+        for read in reads:
+            lead, start, end = shapes.get(len(read)) or self._shape(len(read))
+            if start > end or not (read.startswith(lead) and read.endswith(tail)):
+                break
+            texts.append(read[start:end])
+        said = b"".join(texts)
+        if b'"' in said or b"\\" in said:
+            plain = (b'"' not in text and b"\\" not in text for text in texts)
+            return [text for text, _ in zip(texts, takewhile(bool, plain), strict=False)]
+        return texts
 
-    def _lead(self, size: int) -> bytes:
-        """All that stands before the text in a read of `size` bytes: HTTP's chunk size follows from it."""
-        if self._chunked:
+    def _shape(self, size: int) -> tuple[bytes, int, int]:
+        """All that stands before the text in a read of `size` bytes, and where the text starts and ends."""
+        lead = self._before
+        if self._chunked:  # HTTP's chunk size follows from the read's
             # The longer the header, the shorter the payload that it counts. Where no plain number fits, a zero leads.
             digits = next(n for n in range(1, 17) if size - n - 4 < 16**n)
-            self._leads[size] = b"%0*x\r\n" % (digits, max(0, size - digits - 4)) + self._before
-        else:
-            self._leads[size] = self._before
-        return self._leads[size]
+            lead = b"%0*x\r\n" % (digits, max(0, size - digits - 4)) + self._before
+        self._shapes[size] = lead, len(lead), size - len(self._tail)
+        return self._shapes[size]

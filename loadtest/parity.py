@@ -132,12 +132,13 @@ def _peaks(good: Sequence[Record]) -> tuple[float, int]:
         return 0.0, 0
     first = min(record.start_ns / 1e9 for record in good)
     last = max(record.start_ns / 1e9 + latency_s(record) for record in good)
-    chunks = np.zeros(math.ceil(last - first) + 1)
-    running = np.zeros(len(chunks))
+    running = np.zeros(math.ceil(last - first) + 1)
+    seconds = []
     for record in good:
         start = record.start_ns / 1e9
         times = np.cumsum(np.concatenate(([start + ttft_s(record)], itl_s(record))))
-        seconds = (times - first).astype(np.int64)
-        np.add.at(chunks, seconds[(seconds >= 0) & (seconds < len(chunks))], 1)
+        seconds.append((times - first).astype(np.int64))
         running[int(start - first) : int(start + latency_s(record) - first) + 1] += 1
+    every = np.concatenate(seconds)
+    chunks = np.bincount(every[(every >= 0) & (every < len(running))], minlength=1)
     return float(chunks.max()), int(running.max())

@@ -75,7 +75,7 @@ class Pool:
     @property
     def read_by_clock(self) -> bool:
         """Whether chunks ever came so often that they were read in steps of a millisecond."""
-        return self._ear is not None and self._ear.pace.ever_by_clock
+        return self._ear is not None and self._ear.pace.ever_many
 
     async def _connect(self) -> Wire:
         endpoint = self._endpoint
@@ -90,6 +90,11 @@ class Pool:
             server_hostname=endpoint.address.host if self._tls else None,
         )
         return wire
+
+    def settle(self) -> None:
+        """Hand out what was read and not handed out yet, before exchanges are ended from this side."""
+        if self._ear is not None:
+            self._ear.deliver()
 
     async def open_ahead(self, count: int) -> None:
         """Open connections before the clock starts, as a client that has been running for a while would have."""

@@ -64,6 +64,8 @@ class Reading:
     cpu_us_per_chunk: float
     cpu_ratio: float
     loop_lag_p99_ms: float
+    read_by_clock: bool = False
+    """Sockets were read in steps of a millisecond (`ear.py`)."""
     other: Other | None = None
     """Another client under the same load, right after."""
 
@@ -140,6 +142,7 @@ async def read_client(url: str, streams: int, chunks: int, workers: int) -> Read
         cpu_us_per_chunk=spent_s / max(count, 1) * 1e6,
         cpu_ratio=max(check.cpu_ratio for check in finished.checks),
         loop_lag_p99_ms=max(check.loop_lag_p99_ms for check in finished.checks),
+        read_by_clock=any(check.read_by_clock for check in finished.checks),
     )
 
 
@@ -199,6 +202,12 @@ def selftest_text(readings: Sequence[Reading]) -> str:
             f"{r.streams:>8} {r.ttft_mean_ms:>7.1f} ms {r.mock_first_late_ms:>7.1f} ms {r.added_ttft_ms:>9.1f} ms "
             f"{gap_adds_ms:>6.1f} ms {r.gap_p99_ms:>5.1f} ms {r.cpu_us_per_chunk:>7.1f} us {r.cpu_ratio:>4.0%} "
             f"{r.loop_lag_p99_ms:>10.1f} ms  {verdict}"
+        )
+    by_clock = [str(reading.streams) for reading in readings if reading.read_by_clock]
+    if by_clock:
+        lines.append(
+            f"at {', '.join(by_clock)} streams sockets were read in steps of a millisecond: a chunk's time is up to "
+            "2 ms after it came; the columns above contain that"
         )
     lines += [_beside(reading.streams, reading, reading.other) for reading in readings if reading.other is not None]
     return "\n".join(lines)

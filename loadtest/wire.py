@@ -20,6 +20,11 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 when the chunks are decoded."""
 
 
+def may_be_last(data: bytes) -> bool:
+    """Whether a chunked body may end with this read; the rest of `LAST_CHUNK` may have come before it."""
+    return data.endswith(LAST_CHUNK[2:]) or len(data) < len(LAST_CHUNK) - 2
+
+
 class Body(Enum):
     """How the end of a response's body is known."""
 
@@ -91,14 +96,22 @@ class Wire(asyncio.Protocol):
         exchange.sent_ns = perf_counter_ns()
         return exchange
 
+    @property
+    def streaming(self) -> bool:
+        """Within a chunked body: until a read might be the last one, bytes need only be kept."""
+        return self._streaming
+
     def data_received(self, data: bytes) -> None:
         """Stamp and keep; see the module's rule."""
-        now = perf_counter_ns()
+        self.received(data, perf_counter_ns())
+
+    def received(self, data: bytes, now: int) -> None:
+        """Keep bytes that were read at `now` (ns)."""
         exchange = self._exchange
         if self._streaming and exchange is not None:
             exchange.times.append(now)
             exchange.reads.append(data)
-            if data.endswith(b"0\r\n\r\n") or len(data) < 5:
+            if may_be_last(data):
                 self._maybe_last_chunk(exchange, now)
         elif exchange is None:
             self.close()  # bytes that nobody asked for: this connection cannot be trusted

@@ -12,6 +12,7 @@ from loadtest.ear import FEW, MANY, WINDOW_NS, Ear, Pace
 from loadtest.wire import Wire
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 Ends = Callable[[], tuple[Wire, socket.socket]]
 
 
@@ -89,22 +90,51 @@ async def test_a_closed_line_is_forgotten(ear: Ear, ends: Ends) -> None:
 
 async def test_answers_come_whichever_way_it_looks(ear: Ear, ends: Ends) -> None:
     wire, server = ends()
-    for by_clock in (True, False, True):
-        ear.pace.by_clock = by_clock
-        ear._change()
+    for many in (True, False, True):
+        ear.pace.many = many
         exchange = wire.begin(b"GET", 1)
         server.send(ANSWER + b"ok")
         await exchange.done
         assert exchange.status == 200
-        ear.pace.by_clock = by_clock  # the pace itself would have gone back by now
+
+
+async def test_what_was_read_of_a_stream_is_handed_out_when_asked_for(ear: Ear, ends: Ends) -> None:
+    wire, server = ends()
+    exchange = wire.begin(b"GET", 1)
+    for piece in (HEAD, b"5\r\nhello\r\n", b"6\r\nworld!\r\n"):
+        server.send(piece)
+        ear._listen()
+    ear.deliver()
+    assert exchange.reads == [b"5\r\nhello\r\n", b"6\r\nworld!\r\n"]
+    assert exchange.first_byte_ns < exchange.times[0] < exchange.times[1], "each when it was read"
+
+
+async def test_a_stream_read_while_reads_are_kept_ends_with_its_last_chunk(ear: Ear, ends: Ends) -> None:
+    pairs = [ends() for _ in range(3)]
+    exchanges = [wire.begin(b"GET", 1) for wire, _ in pairs]
+    body = b"5\r\nhello\r\n0\r\n\r\n"
+    for _, server in pairs:
+        server.send(HEAD)
+    ear._listen()
+    for at in range(len(body)):
+        for _, server in pairs:
+            server.send(body[at : at + 1])
+        ear._listen()
+    assert all(exchange.done.done() and b"".join(exchange.reads) == body for exchange in exchanges)
+    pairs[0][1].close()
+    ear._listen()
+    assert pairs[0][0].closed and not pairs[1][0].closed
 
 
 def test_the_pace_follows_the_reads_and_does_not_flutter() -> None:
     pace = Pace(0)
-    assert not pace.note(MANY, WINDOW_NS // 2), "half a window tells nothing"
-    assert pace.note(0, WINDOW_NS)
-    assert pace.by_clock
-    assert not pace.note((MANY + FEW) // 2, 2 * WINDOW_NS), "between the two marks it stays as it is"
-    assert pace.note(FEW - 1, 3 * WINDOW_NS)
-    assert not pace.by_clock
-    assert not pace.note(MANY, 6 * WINDOW_NS), "a long window counts by its length"
+    pace.note(MANY, WINDOW_NS // 2)
+    assert not pace.many, "half a window tells nothing"
+    pace.note(0, WINDOW_NS)
+    assert pace.many
+    pace.note((MANY + FEW) // 2, 2 * WINDOW_NS)
+    assert pace.many, "between the two marks it stays as it is"
+    pace.note(FEW - 1, 3 * WINDOW_NS)
+    assert not pace.many and pace.ever_many
+    pace.note(MANY, 6 * WINDOW_NS)
+    assert not pace.many, "a long window counts by its length"

@@ -96,11 +96,11 @@ def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: 
 def test_a_lane_computes_the_chunks_size(length: int) -> None:
     lane = Lane(b'{"text":"a"}', b'"text":"', "a", visible=True, chunked=True)
     whole = chunk(b'data: {"text":"%s"}\n\n' % (b"x" * length))
-    assert lane.text_of(whole) == b"x" * length
+    assert lane.texts_of([whole]) == [b"x" * length]
     size, _, rest = whole.partition(b"\r\n")
-    assert lane.text_of(b"0" + size + b"\r\n" + rest) in (b"x" * length, None), "a leading zero is the same number"
+    assert lane.texts_of([b"0" + size + b"\r\n" + rest]) in ([b"x" * length], []), "a leading zero is the same number"
     for wrong in (int(size, 16) - 1, int(size, 16) + 1, int(size, 16) // 16):
-        assert lane.text_of(b"%x\r\n" % max(0, wrong) + rest) is None
+        assert lane.texts_of([b"%x\r\n" % max(0, wrong) + rest]) == []
 
 
 def test_a_lane_knows_only_what_it_has_seen() -> None:
@@ -108,10 +108,11 @@ def test_a_lane_knows_only_what_it_has_seen() -> None:
     data = chunks[1].partition(b"data: ")[2].rstrip()
     lane = Lane(data, b'"content":"', " word", visible=True, chunked=True)
     assert lane.known
-    assert lane.text_of(chunks[2]) == b" word"
-    assert lane.text_of(chunks[-1]) is None, "the last one has a finish reason"
-    assert lane.text_of(chunks[2][:-1]) is None
-    assert lane.text_of(chunks[2] + chunks[2]) is None
-    assert lane.text_of(chunks[2].replace(b" word", b' "ord')) is None
-    assert lane.text_of(b"fff" + chunks[2][2:]) is None, "the chunk's size must be right"
+    assert lane.texts_of([*chunks[1:3], chunks[-1], chunks[2]]) == [b" word"] * 2, "up to the first that is not"
+    quoted = chunks[2].replace(b" word", b' "ord')
+    assert lane.texts_of([chunks[2], quoted, chunks[2]]) == [b" word"]
+    assert lane.texts_of([chunks[-1]]) == [], "the last one has a finish reason"
+    assert lane.texts_of([chunks[2][:-1]]) == []
+    assert lane.texts_of([chunks[2] + chunks[2]]) == []
+    assert lane.texts_of([b"fff" + chunks[2][2:]]) == [], "the chunk's size must be right"
     assert not Lane(data, b'"text":"', " word", visible=True, chunked=True).known
