@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import report
 from bench.client import RunFailed
 from bench.measure import Load, measure
-from bench.servers import BARE, OURS, PROXY, StartFailed, Topology, ours
+from bench.servers import BARE, OURS, PROXY, WITHOUT_DRAFTS, StartFailed, Topology, ours
 
 QUICK = Load(prompts=32, rounds=1)
 
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = options.rounds or (QUICK if options.quick else Load()).rounds
     load = Load(prompts=options.prompts or (QUICK if options.quick else Load()).prompts, rounds=rounds)
     try:
-        result = measure(_topologies(options), load, lambda line: print(line, file=sys.stderr, flush=True))
+        settings = {} if options.drafts else WITHOUT_DRAFTS
+        result = measure(_topologies(options), load, settings, lambda line: print(line, file=sys.stderr, flush=True))
     except (StartFailed, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="every topology is measured once per round (default 3)")
     parser.add_argument("--prompts", type=int, help="prompts per run (default 96)")
     parser.add_argument("--replicas", type=int, default=1, help="also measure ours with this many engine replicas")
+    parser.add_argument("--drafts", action="store_true", help="with MTP, as the profile has it (default: without)")
     parser.add_argument("--no-proxy", action="store_true", help="leave out Ray Serve's default path")
     parser.add_argument(
         "--variant",

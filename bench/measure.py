@@ -1,6 +1,7 @@
 """Rounds: every topology once, in turn, on the same prompts. Only figures of one round are compared.
 
-All servers are up the whole time; the ones that are not measured are idle. Each round has its own seed, or the prefix
+All servers are up the whole time, but only the one that is measured runs: what the others burn idle on two cores would
+be missing from its figures. Each round has its own seed, or the prefix
 cache would answer what an earlier round asked; each topology has an engine and so a cache of its own.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,10 @@ class Result:
     runs: Sequence[Run]
 
 
-def measure(topologies: Sequence[Topology], load: Load, say: Say) -> Result:
-    """Start every topology, measure them in turn, take everything down."""
+def measure(topologies: Sequence[Topology], load: Load, settings: Mapping[str, object], say: Say) -> Result:
+    """Start every topology with these settings of the application, measure them in turn, take everything down."""
     with ExitStack() as stack:
-        servers = stack.enter_context(Servers(LOGS))
+        servers = stack.enter_context(Servers(LOGS, settings))
         started = []
         for topology in topologies:
             began_s = time.monotonic()
@@ -81,15 +82,18 @@ def measure(topologies: Sequence[Topology], load: Load, say: Say) -> Result:
             say(f"{topology.name}: answers after {time.monotonic() - began_s:.0f} s")
         client = stack.enter_context(BenchClient(LOGS / "bench-client.log"))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sb-result")))
+        idle = {}
         for server in started:
-            client.run(client_argv(server.port, load, prompts=WARM_UP, seed=FIRST_SEED - 1), scratch)
-        idle = {server.topology.name: _idle_cores(server) for server in started}
+            with servers.only(server):
+                client.run(client_argv(server.port, load, prompts=WARM_UP, seed=FIRST_SEED - 1), scratch)
+                idle[server.topology.name] = _idle_cores(server)
         runs = []
         for number in range(load.rounds):
             # Another one first each time: what follows a busy moment of the machine should not be always the same.
             turn = number % len(started)
             for server in started[turn:] + started[:turn]:
-                run = one_run(server, client, load, number, scratch)
+                with servers.only(server):
+                    run = one_run(server, client, load, number, scratch)
                 runs.append(run)
                 say(
                     f"round {number + 1}, {run.topology}: {run.output_tok_per_s:,.0f} tok/s, "

