@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from loadtest.options import (
 )
 from loadtest.plan import make_plan, reach, warmup_job
 from loadtest.record import Record
-from loadtest.report.files import full_result, write_json, write_text
+from loadtest.report.files import check_writable, full_result, write_json, write_text
 from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
 from loadtest.report.search_text import found_json, found_text, step_line
@@ -49,6 +50,8 @@ async def run(args: argparse.Namespace) -> int:
     fleet = fleet_options(args)
     bounds = [bound for text in output.assertions for bound in parse_bounds(text)]
     parse_bounds(output.slo or "")  # a typo must not surface after half an hour
+    for path in output.files:
+        check_writable(Path(path))  # nor must a folder that may not be written
     endpoint, served = await reach(target)
     plan = make_plan(target, data, load, endpoint, served)
     plan = replace(plan, job=replace(plan.job, keep_text=output.keep_text))
@@ -80,9 +83,8 @@ def write_reports(figures: Figures, output: OutputOptions) -> None:
         write_text(Path(output.csv), as_csv(figures.finished.run))
     if output.html:
         write_text(Path(output.html), as_html(figures))
-    written = [path for path in (output.json, output.md, output.csv, output.html) if path]
-    if written:
-        print("wrote " + ", ".join(written))
+    if output.files:
+        print("wrote " + ", ".join(output.files))
 
 
 def check_assertions(bounds: Sequence[Bound], figures: Figures) -> int:
@@ -92,6 +94,9 @@ def check_assertions(bounds: Sequence[Bound], figures: Figures) -> int:
         said = ", ".join(f"{verdict.bound.text} (is {verdict.value:.4g})" for verdict in missed)
         raise AssertionUnmet(f"not met: {said}")
     return 0
+
+
+LAST_PORT = 65_535
 
 
 async def mock(args: argparse.Namespace) -> int:
@@ -110,7 +115,17 @@ async def mock(args: argparse.Namespace) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with MockServer(manners, port=args.port) as server:
+    if not 0 <= args.port <= LAST_PORT:
+        raise UsageError(f"not a port: {args.port}", f"Give one up to {LAST_PORT}, or 0 for a free one")
+    server = MockServer(manners, port=args.port)
+    try:
+        await server.start()
+    except OSError as bad:
+        raise UsageError(
+            f"cannot listen on port {args.port} ({os.strerror(bad.errno or 0)})",
+            "Choose another with --port, 0 for a free one",
+        ) from bad
+    async with server:
         print(f"mock server at {server.url}, model {manners.model}", flush=True)
         await stop.wait()
     return 0
@@ -119,6 +134,8 @@ async def mock(args: argparse.Namespace) -> int:
 async def selftest(args: argparse.Namespace) -> int:
     """`loadtest selftest`: exit code 1 where the client is not fit at some number of streams."""
     streams = [int(number) for number in numbers(args.streams, "--streams")]
+    if min(*streams, args.workers, args.chunks - 1) < 1:
+        raise UsageError("--streams and --workers must be at least 1, --chunks 2")
     readings = await measure_client(streams, args.chunks, workers=args.workers, against=args.against)
     print(selftest_text(readings))
     if args.json:

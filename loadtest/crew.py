@@ -29,7 +29,12 @@ def choose_crew(asked: int | None, load: Load, cores: int) -> Crew:
         return Crew(asked, f"{_processes(asked)}, as --workers says")
     needs = []
     if load.max_inflight:
-        needs.append((load.max_inflight / STREAMS_EACH, f"{load.max_inflight} streams at {STREAMS_EACH} a process"))
+        needs.append(
+            (
+                load.max_inflight / STREAMS_EACH,
+                f"{load.max_inflight} stream{'' if load.max_inflight == 1 else 's'} at {STREAMS_EACH} a process",
+            )
+        )
     if load.times_s:
         rate = max(Counter(int(moment) for moment in load.times_s).values())
         needs.append((rate / STARTS_EACH_PER_S, f"{rate} starts in a second at {STARTS_EACH_PER_S} a process"))

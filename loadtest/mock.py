@@ -64,9 +64,14 @@ class MockServer:
         self._server: asyncio.Server | None = None
         self._open: set[_Connection] = set()
 
-    async def __aenter__(self) -> Self:
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), *self._bind, backlog=4096)
+
+    async def __aenter__(self) -> Self:
+        if self._server is None:
+            await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

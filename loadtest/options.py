@@ -108,6 +108,11 @@ class OutputOptions:
     live: bool | None = None
     quiet: bool = False
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Where reports are to be written."""
+        return tuple(path for path in (self.json, self.md, self.csv, self.html) if path)
+
 
 def fleet_options(args: argparse.Namespace) -> FleetOptions:
     """Checked flags about the fleet."""
@@ -152,6 +157,8 @@ def data_options(args: argparse.Namespace) -> DataOptions:
         raise UsageError(f"not a size: {args.image_size!r}", "Write --image-size 448x448")
     if min(args.input_len, args.output_len) < 1:
         raise UsageError("--input-len and --output-len must be at least 1")
+    if args.num_prompts < 0:
+        raise UsageError("--num-prompts must be at least 1")
     sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     return DataOptions(
         dataset=args.dataset,
@@ -204,8 +211,11 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
         if name not in ("ttft", "tpot", "e2el") or not limit.replace(".", "", 1).isdigit():
             raise UsageError(f"not a goodput limit: {item!r}", "Write e.g. --goodput ttft:3000 tpot:30")
         goodput[name] = float(limit)
+    percentiles = numbers(args.percentiles, "--percentiles")
+    if not all(0 <= percentile <= 100 for percentile in percentiles):
+        raise UsageError(f"--percentiles are from 0 to 100, not {args.percentiles!r}")
     return OutputOptions(
-        percentiles=tuple(numbers(args.percentiles, "--percentiles")),
+        percentiles=tuple(percentiles),
         goodput_ms=goodput,
         slo=args.slo,
         assertions=tuple(args.assertions),

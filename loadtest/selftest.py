@@ -160,9 +160,12 @@ async def read_other(command: str, url: str, streams: int, chunks: int) -> Other
     """Run another client: `command URL STREAMS CHUNKS`, whose last line of output is an `Other` in JSON."""
     endpoint = Endpoint(parse_url(url), "127.0.0.1")
     await lateness(endpoint)
-    process = await asyncio.create_subprocess_exec(
-        *shlex.split(command), url, str(streams), str(chunks), stdout=asyncio.subprocess.PIPE
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *shlex.split(command), url, str(streams), str(chunks), stdout=asyncio.subprocess.PIPE
+        )
+    except OSError as bad:
+        raise DataError(f"cannot run {command!r} ({bad.strerror or bad})", "Check --against") from bad
     said, _ = await process.communicate()
     late = await lateness(endpoint)
     try:

@@ -103,7 +103,9 @@ def parse_bounds(text: str) -> list[Bound]:
 
 
 def _bound(text: str) -> Bound:
-    match = re.fullmatch(r"([a-z0-9_]+?)(?:_(mean|max|min|p[\d.]+))?\s*(<=|>=|<|>)\s*([\d.]+)\s*(ms|s|%)?", text)
+    match = re.fullmatch(
+        r"([a-z0-9_]+?)(?:_(mean|max|min|p\d+(?:\.\d+)?))?\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s*(ms|s|%)?", text
+    )
     known = [*TIMES, *RATES]
     if match is None or match[1] not in known:
         raise UsageError(f"not a bound: {text!r}", f"Write e.g. ttft_p99<3s; metrics are {', '.join(known)}")
@@ -111,7 +113,10 @@ def _bound(text: str) -> Bound:
     if (metric in TIMES) != bool(statistic):
         wants = "a statistic, e.g. _p99 or _mean" if metric in TIMES else "no statistic"
         raise UsageError(f"{metric} in {text!r} takes {wants}")
-    return Bound(metric, (statistic or "").removeprefix("p"), sign, float(number) * UNITS[unit or ""], text)
+    percentile = (statistic or "").removeprefix("p")
+    if percentile != statistic and percentile and float(percentile) > 100:
+        raise UsageError(f"{text!r} asks for a percentile above 100", f"Write e.g. {metric}_p99.9")
+    return Bound(metric, percentile, sign, float(number) * UNITS[unit or ""], text)
 
 
 def judge(bounds: Sequence[Bound], run: Run) -> list[Verdict]:

@@ -47,15 +47,16 @@ class _Models(msgspec.Struct):
 
 async def get(pool: Pool, address: Address, path: str, headers: Mapping[str, str]) -> Reply:
     """One GET over the pool. Raises TargetError where there is no complete answer in time."""
-    return await _ask(pool, head(address, "GET", path, headers, None), f"{address.url}{path}")
+    return await _ask(pool, address, head(address, "GET", path, headers, None), path)
 
 
 async def post(pool: Pool, address: Address, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
     """One POST of JSON over the pool."""
-    return await _ask(pool, head(address, "POST", path, headers, len(body)) + body, f"{address.url}{path}")
+    return await _ask(pool, address, head(address, "POST", path, headers, len(body)) + body, path)
 
 
-async def _ask(pool: Pool, request: bytes, what: str) -> Reply:
+async def _ask(pool: Pool, address: Address, request: bytes, path: str) -> Reply:
+    what = f"{address.url}{path}"
     try:
         wire, _ = await pool.take()
     except ConnectFailed as failed:
@@ -73,11 +74,17 @@ async def _ask(pool: Pool, request: bytes, what: str) -> Reply:
             wire.close()
         pool.give(wire)
     if exchange.failure:
-        raise TargetError(f"{what}: {exchange.failure}", "Is this an HTTP server, and is https:// or http:// right?")
+        raise TargetError(f"{what}: {exchange.failure}", _remedy_broken(address))
     try:
         return Reply(exchange.status, exchange.headers, payload_of(exchange))
     except BadFraming as bad:
         raise TargetError(f"{what}: {bad}") from bad
+
+
+def _remedy_broken(address: Address) -> str:
+    if address.tls:
+        return "Is this an HTTP server? Its own log may say more"
+    return "Is this an HTTP server? If it speaks TLS, write https://"
 
 
 def _remedy(failure: str, *, tls: bool = False) -> str:

@@ -202,7 +202,7 @@ class Wire(asyncio.Protocol):
             self._finish(exchange, perf_counter_ns())
             return
         got = sum(map(len, exchange.reads))
-        why = str(exc) if exc else "the server closed the connection"
+        why = (getattr(exc, "strerror", None) or str(exc)) if exc else "the server closed the connection"
         where = f"after {got} bytes of the body" if exchange.status else "before any answer"
         self._finish(exchange, perf_counter_ns(), f"{why} {where}")
 

@@ -67,8 +67,12 @@ def time_charts(figures: Figures) -> list[Chart]:
         return Chart(title, x, "seconds since the start", y_label, lines, hint, shade, marks)
 
     charts = [
-        chart("Output", "tokens per second", series.at_s, Line("output tokens", series.output_rate, 0, fill=True)),
-        chart("In flight", "requests", series.at_s, Line("in flight", series.inflight, 1, fill=True)),
+        chart("Output", "tokens per second", series.at_s, Line("output tokens", series.output_rate, 0, fill=True),
+            hint="of each step"),
+        chart(
+            "In flight", "requests", series.at_s, Line("in flight", series.inflight, 1, fill=True),
+            hint="mean of each step",
+        ),
         chart(
             "Time to first token", "milliseconds", series.latency_at_s,
             Line("P99", series.ttft_p99_ms, 3), Line("median", series.ttft_p50_ms, 0),
@@ -84,7 +88,7 @@ def time_charts(figures: Figures) -> list[Chart]:
         lines = [Line("succeeded", series.finished_rate, 0), Line("failed", series.failed_rate, 3, fill=True)]
         if figures.about.request_rate != float("inf"):
             lines.insert(0, Line("offered", series.offered_rate, 4, step=True))
-        charts.append(chart("Requests", "requests per second", series.at_s, *lines, hint="by when they ended"))
+        charts.append(chart("Rate", "requests per second", series.at_s, *lines, hint="by when they ended"))
     return [*charts, *_fleet_charts(figures, shade, marks)]
 
 

@@ -122,6 +122,19 @@ def write_json(path: Path, content: Mapping[str, Json] | Sequence[Json]) -> None
     write_text(path, msgspec.json.format(msgspec.json.encode(content), indent=1).decode())
 
 
+def check_writable(path: Path) -> None:
+    """Raise before a run what would go wrong after it."""
+    if path.is_dir():
+        raise DataError(f"cannot write {path} (it is a folder)", "Name a file in it")
+    part = path.with_name(path.name + ".part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+    except OSError as bad:
+        raise DataError(f"cannot write {path} ({bad.strerror})", "Choose another place") from bad
+
+
 def write_text(path: Path, content: str) -> None:
     """A reader never sees half a file."""
     part = path.with_name(path.name + ".part")

@@ -13,9 +13,9 @@ import msgspec
 from loadtest import __version__
 from loadtest.figures import FailureGroup, Figures
 from loadtest.report.charts import distribution_charts, lanes, time_charts
-from loadtest.report.table import Table, number
+from loadtest.report.table import Table, counted, number
 from loadtest.report.tables import tables, warnings
-from loadtest.report.text import counted, title
+from loadtest.report.text import title
 
 DEFINITIONS = (
     (
@@ -42,11 +42,15 @@ def as_html(figures: Figures) -> str:
     data = msgspec.json.encode(
         {"time": time_charts(figures), "spread": distribution_charts(figures), "lanes": lanes(figures)}
     ).decode()
+    every = tables(figures)
+    judged = [table for table in every if table.title.startswith("Objectives")]
+    shade = '<p class="hint">Shaded: the steady state, without ramp and tail.</p>' if figures.steady else ""
     body = [
         _head(figures),
         _warnings(figures),
         _tiles(figures),
-        '<section><h2>Over time</h2><div id="time" class="charts"></div></section>',
+        *(_table(table) for table in judged),
+        f'<section><h2>Over time</h2>{shade}<div id="time" class="charts"></div></section>',
         (
             "<section><h2>Requests</h2>"
             '<p class="hint">One bar per request, in the lowest row that was free: light while it waits for its '
@@ -55,8 +59,10 @@ def as_html(figures: Figures) -> str:
         (
             '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'
             '<div id="spread" class="charts"></div></section>'
+            if figures.parity.completed > 1
+            else ""
         ),
-        *(_table(table) for table in tables(figures)),
+        *(_table(table) for table in every if table not in judged),
         _bodies(figures.failures),
         _definitions(),
     ]
@@ -81,7 +87,7 @@ def _head(figures: Figures) -> str:
     # The reader's own time zone is the one that means something to them.
     when = datetime.fromtimestamp(run.wall_start_s).astimezone().strftime("%d %B %Y, %H:%M %Z")
     facts = [
-        about.url, f"{about.api.value} API", counted(about.num_prompts),
+        about.url, f"{about.api.value} API", counted(about.num_prompts, "request"),
         f"{about.max_concurrency} at a time" if about.max_concurrency else "no cap on requests in flight",
     ]  # fmt: skip
     if about.request_rate != float("inf"):
@@ -135,18 +141,20 @@ def _tiles(figures: Figures) -> str:
 
 
 def _table(table: Table) -> str:
-    words = table.title == "Failures"
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in table.head) if any(table.head) else ""
     rows = "".join(
         "<tr>"
         f"<th scope='row'>{escape(row[0])}</th>"
-        + "".join(f"<td{_mood(cell)}>{escape(cell)}</td>" for cell in row[1:])
+        + "".join(
+            f"<td{_mood(cell)} data-head='{escape(name)}'>{escape(cell)}</td>"
+            for name, cell in zip(table.head[1:], row[1:], strict=True)
+        )
         + "</tr>"
         for row in table.rows
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
     return (
-        f"<section><h2>{escape(table.title)}</h2><div class='scroll'><table{' class=words' if words else ''}>"
+        f"<section><h2>{escape(table.title)}</h2><div class='scroll'><table{' class=words' if table.words else ''}>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         + (f"<ul class='notes'>{notes}</ul>" if notes else "")
         + "</section>"

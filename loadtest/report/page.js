@@ -22,6 +22,13 @@
     const digits = size >= 100 || Number.isInteger(value) ? 0 : size >= 1 ? 1 : 2;
     return value.toLocaleString("en-GB", { maximumFractionDigits: digits });
   };
+  // As many digits as tell two neighbouring ticks apart.
+  const tickLabels = (values, percent) => {
+    const step = values.length > 1 ? Math.abs(values[1] - values[0]) : 0;
+    let digits = 0;
+    while (step && digits < 6 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
+    return values.map((t) => percent || !step ? number(t, percent) : t.toLocaleString("en-GB", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  };
   const ticks = (low, high, wanted) => {
     const raw = (high - low) / Math.max(1, wanted) || 1;
     const power = 10 ** Math.floor(Math.log10(raw));
@@ -62,7 +69,9 @@
     if (x1 <= x0) { x0 = x0 * 0.9; x1 = x1 * 1.1 || 1; }
     const y1 = chart.percent ? Math.max(1, ...ys) : Math.max(...ys) * 1.06 || 1;
     const yTicks = ticks(0, y1, 4);
-    const left = 14 + Math.max(...yTicks.map((t) => number(t, chart.percent).length)) * 7.2, right = 10, top = 8, bottom = 36;
+    const yLabels = tickLabels(yTicks, chart.percent), xTicks = chart.log_x ? logTicks(x0, x1) : ticks(x0, x1, Math.max(2, width / 90));
+    const xLabels = chart.log_x ? xTicks.map((t) => number(t)) : tickLabels(xTicks);
+    const left = 14 + Math.max(...yLabels.map((label) => label.length)) * 7.2, right = 10, top = 8, bottom = 36;
     const fx = (v) => left + (chart.log_x ? Math.log(Math.max(v, x0) / x0) / Math.log(x1 / x0) : (v - x0) / (x1 - x0)) * (width - left - right);
     const fy = (v) => top + (1 - v / y1) * (height - top - bottom);
     const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${chart.title}, ${chart.y_label} over ${chart.x_label}` });
@@ -70,13 +79,13 @@
       const [from, to] = chart.shade.map((v) => Math.min(Math.max(v, x0), x1));
       svg.append(el("rect", { x: fx(from), y: top, width: Math.max(0, fx(to) - fx(from)), height: height - top - bottom, fill: "var(--shade)" }));
     }
-    for (const t of yTicks) {
+    for (const [i, t] of yTicks.entries()) {
       svg.append(el("line", { x1: left, x2: width - right, y1: fy(t), y2: fy(t), class: "grid" }));
-      svg.append(el("text", { x: left - 6, y: fy(t) + 4, "text-anchor": "end" }, number(t, chart.percent)));
+      svg.append(el("text", { x: left - 6, y: fy(t) + 4, "text-anchor": "end" }, yLabels[i]));
     }
     let lastLabel = -1e9;
-    for (const t of chart.log_x ? logTicks(x0, x1) : ticks(x0, x1, Math.max(2, width / 90))) {
-      const label = number(t), at = fx(t), wide = label.length * 7;
+    for (const [i, t] of xTicks.entries()) {
+      const label = xLabels[i], at = fx(t), wide = label.length * 7;
       if (at - wide / 2 < lastLabel + 10 || at + wide / 2 > width) continue;
       lastLabel = at + wide / 2;
       svg.append(el("line", { x1: at, x2: at, y1: height - bottom, y2: height - bottom + 4, class: "axis" }));
@@ -193,17 +202,18 @@
     const height = lanes * (bar + gap) + bottom + 6;
     const fx = (v) => left + v / end * (width - left - right);
     const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "requests over time" });
-    for (const t of ticks(0, end, Math.max(2, width / 90))) {
+    const times = ticks(0, end, Math.max(2, width / 90)), labels = tickLabels(times);
+    for (const [i, t] of times.entries()) {
       svg.append(el("line", { x1: fx(t), x2: fx(t), y1: 0, y2: height - bottom, class: "grid" }));
       const anchor = t === 0 ? "start" : fx(t) > width - 20 ? "end" : "middle";
-      svg.append(el("text", { x: fx(t), y: height - bottom + 15, "text-anchor": anchor }, number(t)));
+      svg.append(el("text", { x: fx(t), y: height - bottom + 15, "text-anchor": anchor }, labels[i]));
     }
     svg.append(el("text", { x: width - right, y: height - 3, "text-anchor": "end" }, "seconds since the start"));
     rows.forEach(([start, first, stop, bad, index, outcome, tokens, lane]) => {
       const y = 2 + lane * (bar + gap), c = bad === 1 ? "var(--c3)" : bad === 2 ? "var(--c6)" : "var(--c0)";
       const group = el("g");
       const waitEnd = first === null ? stop : first;
-      group.append(el("rect", { x: fx(start), y, width: Math.max(0.8, fx(waitEnd) - fx(start)), height: bar, fill: c, "fill-opacity": first === null && bad === 1 ? 1 : 0.32 }));
+      group.append(el("rect", { x: fx(start), y, width: Math.max(bad === 1 ? 2.5 : 0.8, fx(waitEnd) - fx(start)), height: bar, fill: c, "fill-opacity": first === null && bad === 1 ? 1 : 0.32 }));
       if (first !== null) group.append(el("rect", { x: fx(first), y, width: Math.max(0.8, fx(stop) - fx(first) - 0.7), height: bar, fill: c }));
       const told = first === null ? "no token" : `first token after ${number((first - start) * 1000)} ms, ${tokens} tokens`;
       group.append(el("title", {}, `request ${index}: ${outcome}, ${told}, ${number(stop - start)} s`));
@@ -216,6 +226,7 @@
   const redraws = [];
   for (const [id, charts] of [["time", data.time], ["spread", data.spread]]) {
     const holder = document.getElementById(id);
+    if (!holder) continue; // a single request has no distribution
     if (!charts.length) holder.append(html("p", "hint", "no request succeeded, so there is nothing to plot"));
     charts.forEach((chart) => { const { box, redraw } = place(chart); holder.append(box); redraws.push(redraw); });
   }

@@ -64,7 +64,9 @@ def failures_table(figures: Figures) -> Table | None:
         )
         rows.append((group.outcome.value, f"{group.count:,}", first.error[:120], detail[:200]))
     notes = tuple(f"{group.outcome.value}: {advice(group.examples[0])}" for group in figures.failures)
-    return Table("Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows), notes)
+    return Table(
+        "Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows), notes, words=True
+    )
 
 
 def fleet_table(figures: Figures) -> Table | None:
@@ -101,6 +103,10 @@ def fleet_table(figures: Figures) -> Table | None:
     return Table("Fleet", ("", ""), tuple(rows or [("samples", f"{len(fleet.at_s)}")]), notes)
 
 
+FAIR = 1000
+"""Fewer chunks would mostly tell what starting and ending a run costs."""
+
+
 def client_table(figures: Figures) -> Table:
     rows = []
     for position, check in enumerate(figures.checks):
@@ -116,7 +122,7 @@ def client_table(figures: Figures) -> Table:
     chunks = sum(len(record.chunk_ns) for record in figures.finished.run.records)
     wall_s = max(check.wall_s for check in figures.checks)
     notes = [figures.about.crew] if figures.about.crew else []
-    if chunks and wall_s:
+    if chunks >= FAIR and wall_s:
         spent_us = sum(check.cpu_s for check in figures.checks) / chunks * 1e6
         notes.append(
             f"{number(chunks / wall_s, 0)} chunks/s, {number(spent_us)} us of CPU for each, start and end included"

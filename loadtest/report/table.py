@@ -15,6 +15,8 @@ class Table:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = field(default_factory=tuple)
+    words: bool = False
+    """Its cells are sentences, not figures."""
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -24,6 +26,11 @@ def number(value: float, digits: int = 1) -> str:
     if value and abs(value) < 10**-digits:
         return f"{value:.2g}"
     return f"{value:,.{digits}f}"
+
+
+def counted(amount: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
 
 
 def widths(table: Table) -> Sequence[int]:

@@ -8,9 +8,14 @@ from loadtest.figures import Figures
 from loadtest.outcome import Outcome
 from loadtest.parity import Spread
 from loadtest.report.side_tables import client_table, failures_table, fleet_table, projection_table, published_table
-from loadtest.report.table import Table, number
+from loadtest.report.table import Table, counted, number
 from loadtest.selfcheck import BUSY_RATIO, LAG_WARN_MS
 from loadtest.slo import RATES, Verdict
+
+LEAST = 0.1
+"""The last digit shown: a narrower interval says no more."""
+MEDIAN = 50.0
+"""Has a column of its own."""
 
 
 def tables(figures: Figures) -> list[Table]:
@@ -36,17 +41,21 @@ def warnings(figures: Figures) -> list[str]:
     parity, strict = figures.parity, figures.strict
     said = []
     if figures.finished.run.interrupted:
-        said.append(f"interrupted: {figures.interrupted} requests in flight were dropped, what had ended is reported")
+        said.append(
+            f"interrupted: {counted(figures.interrupted, 'request')} in flight dropped, what had ended is reported"
+        )
     if not parity.completed:
         said.append("no request succeeded: there are no latency figures")
     if parity.failed:
         total = parity.completed + parity.failed
-        said.append(f"{parity.failed} of {total} requests failed; latency figures are of the others only")
+        said.append(f"{parity.failed:,} of {counted(total, 'request')} failed; latency figures are of the others only")
     full = [group for group in figures.failures if group.outcome is Outcome.FULL]
     if full:
         wait_s = max(record.retry_after_s for record in full[0].examples)
         asks = f" and asked to come back in {wait_s:g} s" if wait_s else ""
-        said.append(f"the server refused {full[0].count} requests as full (429){asks}: nothing was sent again")
+        said.append(
+            f"the server refused {counted(full[0].count, 'request')} as full (429){asks}: nothing was sent again"
+        )
     if strict.vllm_completed > parity.completed:
         more = strict.vllm_completed - parity.completed
         said.append(f"vLLM's client would have counted {more} of the failures as successes")
@@ -78,11 +87,13 @@ def _doubts(figures: Figures) -> list[str]:
 
 
 def _spread_row(name: str, spread: Spread) -> tuple[str, ...]:
-    return (name, number(spread.mean), number(spread.median), *(number(v) for v in spread.percentiles.values()))
+    further = (number(value) for percent, value in spread.percentiles.items() if percent != MEDIAN)
+    return (name, number(spread.mean), number(spread.median), *further)
 
 
 def _spread_head(figures: Figures) -> tuple[str, ...]:
-    return ("ms", "mean", "median", *(f"P{percent:g}" for percent in figures.parity.ttft.percentiles))
+    further = (f"P{percent:g}" for percent in figures.parity.ttft.percentiles if percent != MEDIAN)
+    return ("ms", "mean", "median", *further)
 
 
 def _totals(figures: Figures) -> Table:
@@ -152,10 +163,14 @@ def _steady(figures: Figures) -> Table | None:
         return None
 
     def interval(mean: float, half: float, unit: str) -> str:
-        return f"{number(mean)} {unit}" if math.isinf(half) else f"{number(mean)} ± {number(half)} {unit}"
+        return (
+            f"{number(mean)} {unit}"
+            if math.isinf(half)
+            else f"{number(mean)} ± {number(half) if half >= LEAST else f'<{LEAST}'} {unit}"
+        )
 
     rows = (
-        ("window", f"{number(steady.begin_s)} s to {number(steady.end_s)} s"),
+        ("window", f"{steady.begin_s:.1f} s to {number(steady.end_s)} s"),
         ("output tokens", interval(steady.output_rate.mean, steady.output_rate.half_width, "tok/s")),
         ("requests", f"{number(steady.request_rate, 2)} /s"),
         ("in flight", number(steady.inflight_mean)),

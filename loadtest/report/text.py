@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from loadtest.figures import Figures
-from loadtest.report.table import Table, widths
+from loadtest.report.table import Table, counted, widths
 from loadtest.report.tables import tables, warnings
-
-
-def counted(requests: int) -> str:
-    """With its noun."""
-    return f"{requests:,} request" + ("" if requests == 1 else "s")
 
 
 def title(figures: Figures) -> str:
     """One line that says what was run against what."""
     about = figures.about
     load = f"{about.max_concurrency} at a time" if about.max_concurrency else f"{about.request_rate:g} requests/s"
-    return (
-        f"{about.label + ': ' if about.label else ''}{about.model} at {about.url}, {counted(about.num_prompts)}, {load}"
-    )
+    name = f"{about.label}: {about.model}" if about.label else about.model
+    return f"{name} at {about.url}, {counted(about.num_prompts, 'request')}, {load}"
 
 
 def as_text(figures: Figures) -> str:
@@ -33,7 +27,10 @@ def text_table(table: Table) -> str:
     sizes = widths(table)
 
     def line(cells: tuple[str, ...]) -> str:
-        rest = (cell.rjust(size) for cell, size in zip(cells[1:], sizes[1:], strict=True))
+        rest = (
+            cell.ljust(size) if table.words else cell.rjust(size)
+            for cell, size in zip(cells[1:], sizes[1:], strict=True)
+        )
         return "  ".join(["  " + cells[0].ljust(sizes[0]), *rest]).rstrip()
 
     out = [table.title]

@@ -107,6 +107,12 @@ MISTAKES = {
     ("run", "--concurrency", "0"): (2, "at least 1"),
     ("run", "--rate", "3", "--phases", "1s@1"): (2, "Choose one"),
     ("run", "--slo", "ttft<3s"): (2, "_p99"),
+    ("run", "--slo", "ttft_p99<1.2.3s"): (2, "ttft_p99<3s"),
+    ("run", "--slo", "ttft_p999<3s"): (2, "p99.9"),
+    ("run", "--percentiles", "50,101"): (2, "0 to 100"),
+    ("run", "--num-prompts", "-1"): (2, "at least 1"),
+    ("run", "--html", "/dev/null/page.html"): (4, "another place"),
+    ("run", "--json", "/"): (4, "folder"),
     ("run", "--extra-body", "{"): (2, "is not JSON"),
     ("run", "--header", "x"): (2, "name=value"),
     ("run", "--quick"): (2, "--preset"),
@@ -115,6 +121,9 @@ MISTAKES = {
     ("search", "--url", "x"): (2, "--slo"),
     ("compare", "/nope.json"): (4, "cannot read"),
     ("selftest", "--streams", "many"): (2, "numbers"),
+    ("selftest", "--streams", "0"): (2, "at least 1"),
+    ("selftest", "--streams", "1", "--chunks", "2", "--against", "no-such-program"): (4, "--against"),
+    ("mock", "--port", "99999"): (2, "up to 65535"),
 }
 
 
@@ -138,6 +147,11 @@ def test_mistakes_that_only_the_server_can_tell(mock_url: str, capsys: pytest.Ca
     assert "do not fit" in said[1]
     assert "--tokenizer" in said[2]
     assert said[3].startswith("loadtest: not met: ttft_p99<1ms (is ")
+
+
+def test_a_port_that_is_taken_is_told(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mock", "--port", mock_url.rpartition(":")[2]]) == 2
+    assert "Address already in use). Choose another" in capsys.readouterr().err
 
 
 def test_a_key_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
