@@ -66,10 +66,12 @@ def _doubts(figures: Figures) -> list[str]:
     """Reasons to read the figures with care even where all went well."""
     parity, strict = figures.parity, figures.strict
     said = []
+    healthy = all(check.healthy for check in figures.checks)
     if strict.bursts_ratio > 0.1:
+        why = "something batches the stream" if healthy else "this client read late, or something batches the stream"
         said.append(
-            f"{strict.bursts_ratio:.0%} of the tokens came in bursts (several events per read): something batches the "
-            "stream, and ITL percentiles mean little; see the read gap"
+            f"{strict.bursts_ratio:.0%} of the tokens came in bursts (several events per read): {why}, and ITL "
+            "percentiles mean little; see the read gap"
         )
     cached = figures.cached_ratio
     if cached is not None and cached > 0.01:
@@ -78,7 +80,7 @@ def _doubts(figures: Figures) -> list[str]:
         said.append(f"{strict.output_drift.off_ratio:.0%} of the answers differ in length from what was asked")
     if strict.token_sources.get("chunks"):
         said.append("the server sent no usage for some answers: their tokens are counted in chunks")
-    if not all(check.healthy for check in figures.checks):
+    if not healthy:
         said.append(
             f"this client or its machine was busy (limits: {BUSY_RATIO:.0%} of a core, {LAG_WARN_MS:g} ms loop lag): "
             "use more --workers or another machine before believing the latencies"
