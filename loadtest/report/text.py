@@ -52,7 +52,12 @@ def as_markdown(figures: Figures) -> str:
 
 def markdown_table(table: Table) -> str:
     """One table as Markdown."""
-    parts = [f"## {table.title}", "", _markdown_row(table.head or ("",)), _markdown_rule(len(table.head))]
+    parts = [
+        f"## {table.title}",
+        "",
+        _markdown_row(table.head or ("",)),
+        _markdown_rule(len(table.head), words=table.words),
+    ]
     parts += [_markdown_row(row) for row in table.rows]
     parts += ["", *(f"- {note}" for note in table.notes), ""]
     return "\n".join(parts)
@@ -62,5 +67,5 @@ def _markdown_row(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _markdown_rule(columns: int) -> str:
-    return "| " + " | ".join(["---", *(["---:"] * (columns - 1))]) + " |"
+def _markdown_rule(columns: int, *, words: bool) -> str:
+    return "| " + " | ".join(["---", *(["---" if words else "---:"] * (columns - 1))]) + " |"
