@@ -88,10 +88,14 @@ class Board:
         times = f", TTFT P50 {_p(good, 'ttft_ms', 50)} P99 {_p(good, 'ttft_ms', 99)} ms" if good else ""
         left = self.left_s()
         return (
-            f"{self.elapsed_s:6.0f} s  {self.done}/{self.total} done, {self.started - self.done} in flight, "
+            f"{self.elapsed_s:6.0f} s  {self.done:,}{self._of('/')} done, {self.started - self.done} in flight, "
             f"{self.failed} failed, {rate:.1f} req/s, {tokens:,.0f} tok/s{times}"
             + (f", about {_clock(left)} left" if left is not None else "")
         )
+
+    def _of(self, before: str) -> str:
+        """The number planned; a run that time ends has more prompts at hand than it will need."""
+        return f"{before}{self.total:,}" if self._seconds == float("inf") else ""
 
     def panel(self) -> Group:
         """The terminal's panel."""
@@ -100,7 +104,7 @@ class Board:
         left = self.left_s()
         self.history.append(tokens)
         facts = Table.grid(padding=(0, 3))
-        facts.add_row("requests", f"{self.done:,} of {self.total:,}", "in flight", f"{self.started - self.done:,}")
+        facts.add_row("requests", f"{self.done:,}{self._of(' of ')}", "in flight", f"{self.started - self.done:,}")
         facts.add_row("output", f"{tokens:,.0f} tok/s", "rate", f"{rate:.2f} req/s")
         for name, field in (("TTFT", "ttft_ms"), ("TPOT", "tpot_ms")):
             facts.add_row(f"{name} P50", f"{_p(good, field, 50)} ms", f"{name} P99", f"{_p(good, field, 99)} ms")

@@ -87,7 +87,7 @@ def _head(figures: Figures) -> str:
     # The reader's own time zone is the one that means something to them.
     when = datetime.fromtimestamp(run.wall_start_s).astimezone().strftime("%d %B %Y, %H:%M %Z")
     facts = [
-        about.url, f"{about.api.value} API", counted(about.num_prompts, "request"),
+        about.url, f"{about.api.value} API", counted(len(run.records), "request"),
         f"{about.max_concurrency} at a time" if about.max_concurrency else "no cap on requests in flight",
     ]  # fmt: skip
     if about.request_rate != float("inf"):

@@ -12,7 +12,7 @@ def title(figures: Figures) -> str:
     about = figures.about
     load = f"{about.max_concurrency} at a time" if about.max_concurrency else f"{about.request_rate:g} requests/s"
     name = f"{about.label}: {about.model}" if about.label else about.model
-    return f"{name} at {about.url}, {counted(about.num_prompts, 'request')}, {load}"
+    return f"{name} at {about.url}, {counted(len(figures.finished.run.records), 'request')}, {load}"
 
 
 def as_text(figures: Figures) -> str:
