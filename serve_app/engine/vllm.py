@@ -44,7 +44,7 @@ from serve_app.wire import AttemptRequest, TokenDelta
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.serial_utils import MsgpackEncoder
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class _Live:
     llm: AsyncLLM
     max_model_len: int
     encoder: MsgpackEncoder
+    decoder: MsgpackDecoder
 
 
 class VllmEngine:
@@ -124,10 +125,13 @@ class VllmEngine:
         return engine_info(started.vllm_config, time.monotonic() - began_s)
 
     def _go_live(self, started: Started) -> None:
-        from vllm.v1.serial_utils import MsgpackEncoder
+        from vllm.v1.engine import EngineCoreRequest
+        from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
         max_model_len = started.vllm_config.model_config.max_model_len
-        live = self._live = _Live(started.llm, max_model_len, MsgpackEncoder())
+        live = self._live = _Live(
+            started.llm, max_model_len, encoder=MsgpackEncoder(), decoder=MsgpackDecoder(EngineCoreRequest)
+        )
         self._dead = None
         self._last_step_s = time.monotonic()
         vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
@@ -180,7 +184,7 @@ class VllmEngine:
     async def run(self, attempt: AttemptRequest) -> None:
         """See `contract.Engine`."""
         live = self._must_live()
-        request = engine_request(attempt, live.max_model_len)
+        request = engine_request(attempt, live.max_model_len, live.decoder)
         if len(attempt.emitted_token_ids) >= attempt.max_tokens:
             self._sink([TokenDelta(attempt.attempt_id, len(attempt.emitted_token_ids), [], finish_reason=LENGTH)])
             return

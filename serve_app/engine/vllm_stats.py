@@ -47,9 +47,20 @@ class LateGauge(RayGaugeWrapper):  # type: ignore[misc]  # vLLM is not read by m
 
 
 class LateCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
-    """A counter whose increments are added up first."""
+    """A counter whose increments are added up first. What vLLM asks for by its labels at every step is kept."""
 
     _sum: float = 0.0
+
+    def __init__(self, name: str, documentation: str = "", labelnames: list[str] | None = None) -> None:
+        super().__init__(name, documentation, labelnames)
+        self._labelled: dict[tuple[object, ...], LateCounter] = {}
+
+    def labels(self, *labels: object, **labelskwargs: object) -> LateCounter:
+        """See `prometheus_client.Counter.labels`."""
+        key = (*labels, *sorted(labelskwargs.items()))
+        if key not in self._labelled:
+            self._labelled[key] = super().labels(*labels, **labelskwargs)
+        return self._labelled[key]
 
     def inc(self, value: float = 1.0) -> None:
         """See `prometheus_client.Counter.inc`."""

@@ -13,7 +13,7 @@ from serve_app.wire import AttemptRequest, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
-    from vllm.v1.serial_utils import MsgpackEncoder
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 BEYOND_TOKENS = (
     "new_logprobs",
@@ -28,17 +28,17 @@ BEYOND_TOKENS = (
 """What an `EngineCoreOutput` may carry that `TokenDelta` has no field for. Then the whole output travels along."""
 
 
-def engine_request(attempt: AttemptRequest, max_model_len: int) -> EngineCoreRequest:
-    """The `EngineCoreRequest` of an attempt. Raises `AttemptRefused` for one that the engine could never run."""
-    from vllm.v1.engine import EngineCoreRequest
-    from vllm.v1.serial_utils import MsgpackDecoder
+def engine_request(attempt: AttemptRequest, max_model_len: int, decoder: MsgpackDecoder) -> EngineCoreRequest:
+    """The `EngineCoreRequest` of an attempt, by a decoder of that type.
 
+    Raises `AttemptRefused` for one that the engine could never run.
+    """
     if (tokens := len(attempt.prompt_token_ids)) >= max_model_len:
         raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
     # Tensors are views on their buffer, which torch wants to be writable.
     buffers = [bytearray(buffer) for buffer in attempt.payload]
     try:
-        request = MsgpackDecoder(EngineCoreRequest).decode(buffers)
+        request: EngineCoreRequest = decoder.decode(buffers)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise AttemptRefused(f"not a request of this vLLM: {error}") from error
     return as_attempt(request, attempt)

@@ -44,6 +44,15 @@ async def test_increments_are_added_up_and_none_is_lost() -> None:
     assert recorder.values.empty()
 
 
+async def test_a_counter_asked_for_again_by_its_labels_goes_on_adding() -> None:
+    counter = LateCounter("late_counter_test_2", "", ["engine"])
+    first, recorder = recorded(counter)
+    first.inc(1)
+    counter.labels("0").inc(2)
+    counter.labels(engine="0").inc(0)
+    assert await recorder.values.get() == 3
+
+
 async def test_the_latest_value_of_a_gauge_counts_zero_too() -> None:
     gauge, recorder = recorded(LateGauge("late_gauge_test", "", ["engine"]))
     gauge.set(5)
