@@ -11,11 +11,13 @@ from types import SimpleNamespace
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
+from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from vllm import AsyncEngineArgs
 from vllm import __version__ as vllm_version
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
+from vllm.parser import metrics as parser_metrics
 
 from serve_app import media
 from serve_app.admission import Admission
@@ -60,10 +62,19 @@ async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Adm
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)
+    _drop_unread_metrics(app)
     # vLLM's handler of engine errors sets `should_exit` on its own launcher's server; here Serve decides who exits.
     app.state.server = SimpleNamespace()
     _add_what_sdks_expect(app, args)
     return app, client
+
+
+def _drop_unread_metrics(app: FastAPI) -> None:
+    """Leave out what vLLM counts for a `/metrics` that is not served here, one of it for every token: a twentieth of an
+    ingress' time. Ours go to Ray (`metrics.py`), the engine's from its replica."""
+    unread: object = PrometheusInstrumentatorMiddleware
+    app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls != unread]
+    parser_metrics._tool_call_parser_invocations = None  # noqa: SLF001  # as it is where no parser is configured
 
 
 def _add_what_sdks_expect(app: FastAPI, args: Namespace) -> None:
