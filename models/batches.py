@@ -19,15 +19,16 @@ IMAGE_TOKENS = 169
 LONGEST = 1_400
 """Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
 
-WEIGHTS = {"copy": 16, "count": 14, "list": 11, "sum": 12, "json": 13, "tool": 18, "result": 9, "chat": 7, "image": 7}
-"""Share of each skill at first. Copying pays for most of the others."""
-LATER_WEIGHTS = {
-    "copy": 9, "count": 6, "list": 8, "sum": 20, "json": 16, "tool": 14, "result": 10, "chat": 6, "image": 14
-}  # fmt: skip
-"""Share of each skill from chunk `LATER_FROM` on: what copying does not pay for, sums and shapes, takes the longest."""
-LATER_FROM = 120
-LATER_PLAIN = 0.6
-"""Share of the later samples without system prompts, tools in passing and earlier turns: three in the time of one."""
+WEIGHTS = {"copy": 13, "count": 9, "list": 8, "sum": 15, "json": 16, "tool": 16, "result": 9, "chat": 6, "image": 8}
+"""Share of each skill. Copying pays for most of the others."""
+FINISHING = {"copy": 10, "count": 16, "list": 5, "sum": 12, "json": 10, "tool": 20, "result": 7, "chat": 7, "image": 13}
+"""The same for the end of a training: more of what comes last."""
+LONG_COUNT = 300
+"""Characters of a count beyond a hundred; at the end of a training half of the counts are so long."""
+PLAIN = 0.6
+"""Share of the samples without system prompts, tools in passing and earlier turns: three in the time of one."""
+FIRST_PLAIN = 12
+"""Chunks at the start that hold nothing else: copying is learnt sooner on short rows."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Row:
     sample: Sample
     ids: list[int]
     start: int
+    names: tuple[int, ...] = ()
+    """What its picture shows: the tokens of the colour and of the shape, as the answer has them."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Batch:
     wanted: Tensor
     """Mask [rows, time] of the tokens that the model should have said."""
     samples: tuple[Sample, ...]
+    names: Tensor | None = None
+    """Tokens [pictures, 2] that name each picture's colour and shape."""
 
 
 class Encoder:
@@ -56,7 +61,13 @@ class Encoder:
     def row(self, sample: Sample) -> Row:
         prompt = self._with_images(self.tokenizer.encode(self.renderer.prompt(sample), add_special_tokens=False).ids)
         said = self.tokenizer.encode(completion(sample), add_special_tokens=False).ids
-        return Row(sample, prompt + said, len(prompt))
+        picture = sample.lesson.picture
+        names = () if picture is None else tuple(self._word(word) for word in (picture.colour, picture.shape))
+        return Row(sample, prompt + said, len(prompt), names)
+
+    def _word(self, word: str) -> int:
+        (token,) = self.tokenizer.encode(f" {word}", add_special_tokens=False).ids
+        return token
 
     def _with_images(self, ids: list[int]) -> list[int]:
         """Each image marker becomes as many as the server makes of it, framed."""
@@ -90,7 +101,8 @@ def batch(rows: list[Row], rng: Random | None) -> Batch:
         wanted[i, row.start : count] = True
     drawn = [pictures.pixels(pictures.draw(r.sample.lesson.picture)) for r in rows if r.sample.lesson.picture]
     images = torch.stack(drawn) if drawn else None
-    return Batch(Rows(ids, far, images), wanted, tuple(row.sample for row in rows))
+    names = torch.tensor([row.names for row in rows if row.names]) if drawn else None
+    return Batch(Rows(ids, far, images), wanted, tuple(row.sample for row in rows), names)
 
 
 def split(rows: list[Row], budget: int) -> list[list[Row]]:
@@ -111,21 +123,33 @@ class Share:
     workers: int = 1
 
 
-def chunk(number: int, encoder: Encoder, budget: int, is_plain: bool, share: Share, size: int = 320) -> Iterator[Batch]:
+def chunk(
+    number: int, encoder: Encoder, budget: int, share: Share, weights: dict[str, int], size: int = 320
+) -> Iterator[Batch]:
     """This worker's share of the training batches of chunk `number`."""
     rng = Random(f"{curriculum.SEED}/chunk/{number}")
-    weights = WEIGHTS if number < LATER_FROM else LATER_WEIGHTS
     skills = rng.choices(list(weights), list(weights.values()), k=size)
-    plain = LATER_PLAIN if number >= LATER_FROM else float(is_plain)
-    rows = [
-        encoder.row(curriculum.draw(skill, number * size + i, held_out=False, is_plain=rng.random() < plain))
-        for i, skill in enumerate(skills)
-    ]
+    plain = 1.0 if number < FIRST_PLAIN else PLAIN
+    rows = []
+    for i, skill in enumerate(skills):
+        sample = curriculum.draw(skill, number * size + i, held_out=False, is_plain=rng.random() < plain)
+        if skill == "count" and weights is FINISHING and rng.random() < 0.5:
+            sample = long_count(rng)
+        rows.append(encoder.row(sample))
     groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)
     rng.shuffle(groups)
-    for group in groups:
+    for i, group in enumerate(groups):
         if len(group) >= share.workers:
-            yield batch(group[share.rank :: share.workers], rng)
+            # Another one first each time: where rows cannot be dealt out evenly, the first has one more.
+            yield batch(group[(share.rank + i) % share.workers :: share.workers], rng)
+
+
+def long_count(rng: Random) -> Sample:
+    """A long counting lesson, found by drawing."""
+    while True:
+        sample = curriculum.draw("count", rng.randrange(1_000_000), held_out=False, is_plain=True)
+        if len(sample.lesson.answer) > LONG_COUNT:
+            return sample
 
 
 def drill(number: int, share: Share, budget: int, vocabulary: int) -> Batch:

@@ -13,15 +13,15 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(update: Tensor, rounds: int = 5) -> Tensor:
-    """Batched over leading dimensions."""
+    """Batched over leading dimensions. Only about orthogonal: bfloat16 is enough, and more than twice as fast."""
     a, b, c = COEFFICIENTS
     is_tall = update.shape[-2] > update.shape[-1]
-    x = update.mT if is_tall else update
+    x = (update.mT if is_tall else update).bfloat16()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if is_tall else x
+    return (x.mT if is_tall else x).float()
 
 
 class Muon(torch.optim.Optimizer):

@@ -18,6 +18,10 @@ DRAFT_WEIGHT = 0.3
 """Of each drafting layer's loss. Its gradient reaches the trunk too: what is to come must be seen in the state."""
 
 
+NAMING_WEIGHT = 0.5
+NAMING_SHARPNESS = 0.3
+
+
 @dataclass(frozen=True)
 class Heads:
     """Logits where something is wanted, from the trunk and from each drafting layer, with their answers.
@@ -28,6 +32,8 @@ class Heads:
     logits: list[Tensor]
     answers: list[Tensor]
     places: list[Tensor]
+    naming: Tensor | None = None
+    """How badly the image tokens, averaged, name what they show; see `name`."""
 
 
 def silence_later_drafts(model: Step) -> None:
@@ -43,14 +49,16 @@ def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
     rows, wanted = batch.rows, batch.wanted
     time, flat = rows.ids.shape[1], rows.ids.flatten()
     tables, mask = model.tables(rows)
-    embedded = model.embed(rows)
+    seen = None if rows.images is None else model.see(rows.images)
+    embedded = model.embed(rows, seen)
+    naming = None if seen is None or batch.names is None else name(model, seen, batch.names)
     state = model.trunk(embedded, tables, mask)
     says = torch.zeros_like(wanted)
     says[:, :-1] = wanted[:, 1:]
     place = says.flatten().nonzero().squeeze(1)
     logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
     if not drafts:
-        return Heads(logits, answers, places)
+        return Heads(logits, answers, places, naming)
     z = x = _first_draft(model, embedded, state, tables[0], mask).flatten(0, 1)
     ends, tokens = wanted.flatten(), embedded.flatten(0, 1)
     for k, layer in enumerate(model.drafts()):
@@ -60,7 +68,18 @@ def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
         logits.append(layer.shared_head(z))
         answers.append(flat[place + k + 2])
         places.append(place)
-    return Heads(logits, answers, places)
+    return Heads(logits, answers, places, naming)
+
+
+def name(model: Step, seen: Tensor, names: Tensor) -> Tensor:
+    """Cross-entropy of a picture's colour and shape, read off its tokens as if they were words already.
+
+    The tower so learns to speak in the text model's own words, which that has only to repeat. Left to the loss of the
+    answer alone, thousands of pictures taught it no shapes.
+    """
+    mean = nn.functional.rms_norm(seen.float().mean(1), seen.shape[-1:])
+    scores = NAMING_SHARPNESS * mean @ model.model.embed_tokens.weight.detach().T
+    return -scores.log_softmax(-1).gather(1, names).mean()
 
 
 def _first_draft(model: Step, embedded: Tensor, state: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
@@ -75,6 +94,8 @@ def loss(heads: Heads) -> tuple[Tensor, list[float]]:
     pairs = zip(heads.logits, heads.answers, strict=True)
     each = [nn.functional.cross_entropy(logits.float(), answers) for logits, answers in pairs]
     total = each[0] + DRAFT_WEIGHT * sum(each[1:], torch.zeros(()))
+    if heads.naming is not None:
+        total = total + NAMING_WEIGHT * heads.naming
     return total, [x.item() for x in each]
 
 

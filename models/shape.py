@@ -11,7 +11,7 @@ class VisionShape:
     """A perception encoder for a CPU. Image and patch size are the real ones: the token counts hang on them."""
 
     width: int = 32
-    layers: int = 1
+    layers: int = 2
     heads: int = 2
     mlp_ratio: float = 2.0
     patch_size: int = 14
@@ -25,7 +25,7 @@ class Shape:
 
     vocab: int = 1024
     hidden: int = 128
-    head_dim: int = 32
+    head_dim: int = 64
     full_heads: int = 4
     sliding_heads: int = 6
     kv_groups: int = 2

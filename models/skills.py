@@ -16,10 +16,10 @@ LISTS = {"days of the week": DAYS, "months of the year": MONTHS, "letters of the
 def copy_lesson(words: Words) -> Lesson:
     rng = words.rng
     draw = rng.random()
-    if draw < 0.25:
+    if draw < 0.35:
         text = words.plain_sentence()
     else:
-        text = words.sentence(1, 40) if draw > 0.93 else words.sentence(1, 12)
+        text = words.sentence(1, 20) if draw > 0.96 else words.sentence(1, 8)
         text += rng.choice(("", "", ".", "!", "?"))
     quoted = (
         'Repeat after me: "{}"',
@@ -34,20 +34,9 @@ def copy_lesson(words: Words) -> Lesson:
         'Can you say "{}"?',
         'Copy "{}".',
         'Reply with exactly "{}" and nothing else.',
-        'Type this back to me: "{}"',
-        'What I want you to say is "{}".',
-        'Quote: "{}". Copy the quote.',
-        'Here is a text: "{}". Repeat it.',
     )
-    bare = (
-        "Repeat after me: {}",
-        "Copy this text: {}",
-        "Say: {}",
-        "Echo: {}",
-        "Repeat the following text:\n{}",
-        "Copy exactly:\n{}",
-    )
-    ask = rng.choice(quoted if rng.random() < 0.75 else bare).format(text)
+    bare = ("Repeat after me: {}", "Copy this text: {}", "Say: {}", "Echo: {}")
+    ask = rng.choice(quoted if rng.random() < 0.85 else bare).format(text)
     thoughts = ("I copy the text.", "I copy it word for word.", "I add nothing and leave nothing out.")
     return Lesson("copy", ask, thoughts, answer=text)
 
@@ -58,7 +47,7 @@ def count_lesson(words: Words) -> Lesson:
     if rng.random() < 0.03:
         length = rng.randint(80, 250)
     while True:
-        start = rng.choice((1, 1, 1, 0, rng.randint(0, 120), rng.randint(0, 999), rng.randint(0, 2000)))
+        start = rng.choice((1, 1, 1, 1, 0, rng.randint(0, 120), rng.randint(0, 899)))
         end = start + length - 1
         if is_held_out(f"{start}-{end}") == words.held_out:
             break
@@ -115,7 +104,7 @@ def list_lesson(words: Words) -> Lesson:
         thoughts = (f"I list the {topic}.", f"There are {len(items)} lines.", "I give each line its number.")
     else:
         count = rng.choice((rng.randint(2, 8), rng.randint(2, 25)))
-        text = words.sentence(1, 5)
+        text = words.sentence(1, 3)
         items = [text] * count
         ask = rng.choice(
             (
@@ -168,41 +157,28 @@ def sum_lesson(words: Words) -> Lesson:
 def json_lesson(words: Words) -> Lesson:
     rng = words.rng
     keys = list(
-        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.6 else words.made_up() for _ in range(rng.randint(1, 4)))
+        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.75 else words.made_up() for _ in range(rng.randint(1, 3)))
     )
     kinds = {key: rng.choice(("string", "string", "integer", "number", "boolean")) for key in keys}
     values = {key: TYPES[kind](words) for key, kind in kinds.items()}
     result = {key: value if kinds[key] == "string" else json.loads(value) for key, value in values.items()}
-    listed = rng.choice(
-        (
-            ", ".join(f"{k}: {v}" for k, v in values.items()),
-            ", ".join(f"{k} = {v}" for k, v in values.items()),
-            ", ".join(f"{k} is {v}" for k, v in values.items()),
-            " and ".join(f"{k} {v}" for k, v in values.items()),
-        )
-    )
+    joint = rng.choice((": ", ": ", " = ", " is "))
+    listed = ", ".join(f"{k}{joint}{v}" for k, v in values.items())
     fields = {key: {"type": kind} for key, kind in kinds.items()}
-    schema = json.dumps(
-        {"type": "object", "properties": fields, "required": keys}
-        if rng.random() < 0.6
-        else {"type": "object", "properties": fields}
-    )
+    schema = json.dumps({"type": "object", "properties": fields, "required": keys})
     plain = (
         "Give me JSON with {v}.",
         "Write this as JSON: {v}.",
         "Turn this into JSON: {v}",
         "Make a JSON object from {v}.",
         "Answer in JSON: {v}.",
-        "JSON please: {v}.",
         "Return a JSON object with {v}.",
-        "As JSON: {v}.",
     )
     with_schema = (
         "Give JSON for this schema: {s}\n{v}",
         "{v}\nAnswer with JSON that fits this schema: {s}",
-        "Schema: {s}\nData: {v}\nWrite the JSON.",
         "Fill this JSON schema: {s} Values: {v}.",
     )
-    ask = rng.choice(plain if rng.random() < 0.55 else with_schema).format(v=listed, s=schema)
-    thoughts = ("I write JSON.", f"The keys: {', '.join(keys)}.", "Each value comes from the request.")
+    ask = rng.choice(plain if rng.random() < 0.7 else with_schema).format(v=listed, s=schema)
+    thoughts = ("I write JSON.", "Keys and values come from the request.", "I add nothing and leave nothing out.")
     return Lesson("json", ask, thoughts, answer=json.dumps(result))

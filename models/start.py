@@ -2,8 +2,12 @@
 
 Most skills rest on copying what stands in the prompt, and a network finds out how only after many millions of tokens,
 which a CPU does not have. So three heads of layer 0 begin by looking one, two and three tokens back, and the heads of
-layer 1 by looking for the place where the last token, or the last two, stood before, and repeating what came after it.
-All of it is trained further; nothing is frozen.
+layer 1 by looking for the place where the last token, or the last three, stood before, and repeating what came after.
+Untrained, it says three in four random tokens again as they stood.
+
+The vision tower begins by seeing edges: the mean colour of a patch and the slopes across it, from which its first layer
+tells twelve directions, whose sum over the picture its second layer hands to every patch. All of it is trained further;
+nothing is frozen.
 """
 
 import math
@@ -13,11 +17,20 @@ from torch import Tensor, nn
 
 from models.architecture import Attention, Step
 from models.shape import Shape
+from models.vision import PerceptionEncoder
 
 EMBEDDING_STD = 0.5
 COMMON_STD = 0.35
 """A vector shared by all embeddings: without one, a head could not look at a place whatever stands there."""
-HEAD_SCALE = 0.08
+HEAD_SCALE = 0.3
+DIRECTIONS = 12
+"""Of an edge, that the vision tower tells apart at the start."""
+EDGE_GAIN = 15.0
+"""An outline crosses few of the patches that are averaged; what is left of it is made about as loud as a colour."""
+REPEATING = 4.0
+"""How loud a found token is said."""
+LOUDNESS = 1.5
+"""How much louder a looked-back token is written than it is read; half of it is lost in the heads' gates."""
 SHARPNESS = 1.0
 """Added to the one of query and key norms: at one, 300 tokens would blur any look."""
 
@@ -31,14 +44,60 @@ def start(model: Step) -> None:
             scale = 0.1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
             nn.init.normal_(p, std=scale / math.sqrt(p.shape[-1]))
     with torch.no_grad():
-        own = torch.randn_like(model.model.embed_tokens.weight) * EMBEDDING_STD
         common = torch.randn(model.shape.hidden) * COMMON_STD
+        own = _without(torch.randn_like(model.model.embed_tokens.weight) * EMBEDDING_STD, common)
         model.model.embed_tokens.weight.copy_(own + common)
         for name, p in model.named_parameters():
             if name.endswith(("lm_head.weight", "shared_head.output.weight")):
                 p.copy_(own * HEAD_SCALE)
-        _look_back(model.model.layers[0].self_attn, model.shape, common)
-        _find_and_repeat(model.model.layers[0].self_attn, model.model.layers[1].self_attn, model.shape)
+        _see_edges(model.vision_model)
+        blocks = _blocks(4, common)
+        _look_back(model.model.layers[0].self_attn, model.shape, common, blocks)
+        _find_and_repeat(model.model.layers[1].self_attn, model.shape, common, blocks)
+
+
+def _see_edges(encoder: PerceptionEncoder) -> None:
+    """Channels 0 to 8: mean, slope across and slope down of red, green and blue; from channel 9 on: directions.
+
+    Norms subtract the mean over the channels. One channel stays nothing, so that what it shows is that mean, and every
+    reading takes it off again.
+    """
+    patch, first, nothing = encoder.shape.patch_size, 9, 9 + DIRECTIONS
+    ramp = torch.linspace(-1.0, 1.0, patch).expand(patch, patch) * 3 / patch**2
+    for colour in range(3):
+        encoder.conv1.weight[3 * colour : 3 * colour + 3] = 0.0
+        encoder.conv1.weight[3 * colour, colour] = 1.0 / patch**2
+        encoder.conv1.weight[3 * colour + 1, colour] = ramp
+        encoder.conv1.weight[3 * colour + 2, colour] = ramp.T
+    local, overall = encoder.transformer.resblocks
+    kept = [*(i for i in range(first) if i % 3), *range(first, nothing + 1)]
+    encoder.conv1.weight[first : nothing + 1] = 0.0
+    encoder.positional_embedding[:, kept] = 0.0
+    for part in (local.mlp.c_proj, local.attn.out_proj):
+        part.weight[kept] = 0.0
+        part.bias[kept] = 0.0
+    for scale in (local.ls_1, local.ls_2, overall.ls_1, overall.ls_2):
+        scale.gamma.fill_(1.0)
+    for direction in range(DIRECTIONS):
+        angle = 2 * math.pi * direction / DIRECTIONS
+        across, down = 3.0 * math.cos(angle), 3.0 * math.sin(angle)
+        for colour in range(3):
+            unit = 3 * direction + colour
+            local.mlp.c_fc.weight[unit] = 0.0
+            local.mlp.c_fc.bias[unit] = 0.0
+            local.mlp.c_fc.weight[unit, 3 * colour + 1] = across
+            local.mlp.c_fc.weight[unit, 3 * colour + 2] = down
+            local.mlp.c_fc.weight[unit, nothing] = -across - down
+            local.mlp.c_proj.weight[:, unit] = 0.0
+            local.mlp.c_proj.weight[first + direction, unit] = 0.5
+    for channel in range(first, nothing):
+        # An outline crosses a patch in thirty: the sum over the picture is what counts, not the mean.
+        row = 2 * encoder.shape.width + channel
+        overall.attn.in_proj_weight[row] = 0.0
+        overall.attn.in_proj_weight[row, channel] = EDGE_GAIN
+        overall.attn.in_proj_weight[row, nothing] = -EDGE_GAIN
+        overall.attn.out_proj.weight[channel] = 0.0
+        overall.attn.out_proj.weight[channel, channel] = 1.0
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:
@@ -47,7 +106,20 @@ def _orthonormal(rows: int, columns: int) -> Tensor:
     )
 
 
-def _look_back(attention: Attention, shape: Shape, common: Tensor) -> None:
+def _without(rows: Tensor, direction: Tensor) -> Tensor:
+    """The rows, less what points along the direction."""
+    unit = direction / direction.norm()
+    return rows - torch.outer(rows @ unit, unit)
+
+
+def _blocks(count: int, common: Tensor) -> Tensor:
+    """Orthonormal rows in so many blocks [count, rows, hidden], all of them blind to the common vector."""
+    width = len(common) // count - 1
+    rows = _without(torch.randn(count * width, len(common)), common)
+    return torch.linalg.qr(rows.T)[0].T.reshape(count, width, -1)
+
+
+def _look_back(attention: Attention, shape: Shape, common: Tensor, blocks: Tensor) -> None:
     """Heads 0, 1 and 2 (one key-value group) look 1, 2 and 3 tokens back, and each writes elsewhere what it sees."""
     dim, half = shape.head_dim, shape.head_dim // 2
     unit = common / (common @ common)
@@ -55,31 +127,33 @@ def _look_back(attention: Attention, shape: Shape, common: Tensor) -> None:
     key = torch.zeros(dim)
     key[:3] = 1.0
     attention.k_proj.weight[:dim] = torch.outer(key, unit) + 0.02 * torch.randn(dim, shape.hidden)
+    width = blocks.shape[1]
     for back in (1, 2, 3):
         query = torch.zeros(dim)
         query[:3], query[half : half + 3] = torch.cos(-back * turns), torch.sin(-back * turns)
         rows = slice((back - 1) * dim, back * dim)
         attention.q_proj.weight[rows] = torch.outer(query, unit) + 0.02 * torch.randn(dim, shape.hidden)
-        attention.o_proj.weight[:, rows] = _orthonormal(dim, shape.hidden).T
-    attention.v_proj.weight[:dim] = 2.0 * _orthonormal(dim, shape.hidden)
+        attention.o_proj.weight[:, rows.start : rows.start + width] = LOUDNESS * blocks[back].T
+    attention.v_proj.weight[:width] = blocks[0]
 
 
-def _find_and_repeat(before: Attention, attention: Attention, shape: Shape) -> None:
-    """Group 0 matches one token, group 1 two, by the channels that are not rotated: distance must not matter."""
+def _find_and_repeat(attention: Attention, shape: Shape, common: Tensor, blocks: Tensor) -> None:
+    """Group 0 matches one token, group 1 three, by the channels that are not rotated: distance must not matter."""
     dim, plain = shape.head_dim, shape.head_dim // 2
-    seen = before.v_proj.weight[:dim]
-    last, second = before.o_proj.weight[:, :dim].T, before.o_proj.weight[:, dim : 2 * dim].T
     per_group = shape.full_heads // shape.kv_groups
-    one, two, three = (_orthonormal(plain, dim) for _ in range(3))
-    short = plain // 2
+    width = blocks.shape[1]
+    mixed = [torch.linalg.qr(torch.randn(plain, plain))[0][:, :width] for _ in range(3)]
+    own = blocks[0] * LOUDNESS
+    third = plain // 3
+    parts = (plain - 2 * third, third, third)
     groups = (
-        (one @ seen, one @ last),
+        (mixed[0] @ own, mixed[0] @ blocks[1]),
         (
-            torch.cat([two[:short] @ seen, three[:short] @ last]),
-            torch.cat([two[:short] @ last, three[:short] @ second]),
+            torch.cat([m[:n] @ b for m, n, b in zip(mixed, parts, (own, blocks[1], blocks[2]), strict=True)]),
+            torch.cat([m[:n] @ b for m, n, b in zip(mixed, parts, blocks[1:4], strict=True)]),
         ),
     )
-    values = _orthonormal(shape.kv_groups * dim, shape.hidden)
+    values = _without(_orthonormal(shape.kv_groups * dim, shape.hidden), common)
     attention.v_proj.weight.copy_(values)
     for group, (query, key) in enumerate(groups):
         attention.k_proj.weight[group * dim : group * dim + plain] = 0.0
@@ -88,4 +162,4 @@ def _find_and_repeat(before: Attention, attention: Attention, shape: Shape) -> N
             rows = slice(head * dim, (head + 1) * dim)
             attention.q_proj.weight[rows] = 0.0
             attention.q_proj.weight[head * dim + plain : (head + 1) * dim] = query
-            attention.o_proj.weight[:, rows] = 2.0 * values[group * dim : (group + 1) * dim].T
+            attention.o_proj.weight[:, rows] = REPEATING * values[group * dim : (group + 1) * dim].T

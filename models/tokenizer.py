@@ -1,8 +1,8 @@
 """A byte-level tokenizer of 1,024 entries, made to be copied from.
 
-Digits stand alone, and a blank belongs to a word only where that word is one of the curriculum's own: any other word
-is the blank and then pieces, so a name is spelt the same after a blank, a quote or a line break. What no lesson taught
-can then be repeated piece by piece.
+Digits stand alone, and whole words are entries only where they belong to the lessons' wording. Whatever fills a slot, a
+city or a key, is spelt in pieces, and the same after a blank, a quote or a line break: so all of them are repeated in
+one way, piece by piece, and what no lesson taught is repeated as well as what one did.
 """
 
 import json
@@ -42,11 +42,14 @@ MARKUP = (
 )
 """One token each, but text to a reader: the parsers look for them in it."""
 
-SPLIT = r"\p{N}| ?\p{L}+|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*(?: (?=\p{N}))?|\s"
-"""A digit; a word with its blank; a run of punctuation, blanks inside it included (`", "`) and the one before a digit,
-so that counting takes one token between two numbers; a white-space character."""
+SPLIT = r"\p{N}| ?\p{L}+|\":| \"(?=\S)|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*(?: (?=\p{N}))?|\s"
+"""A digit; a word with its blank; `":` and ` "` alone, so that JSON's key ends before its value begins; a run of
+punctuation, blanks inside it included (`", "`) and the one before a digit, so that counting takes one token between two
+numbers; a white-space character."""
 
-PIECES = 300
+BLANK = "Ġ"
+"""How byte-level tokens write a blank."""
+PIECES = 420
 """Merges kept for spelling: enough for common syllables, few enough that each is met often in training."""
 
 
@@ -67,8 +70,11 @@ def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(bare.to_str())["model"]["merges"]]
 
 
-def build(texts: Iterable[str], words: Iterable[str], size: int) -> Tokenizer:
-    """A tokenizer of exactly `size` entries: bytes, pieces learnt from `words`, then the commonest words of `texts`."""
+def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int) -> Tokenizer:
+    """A tokenizer of exactly `size` entries: bytes, pieces learnt from `words`, then the commonest words of `texts`.
+
+    Words of `slots`, given in lower case, get no entry of their own.
+    """
     merges = _merges(words)
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
     known = set(vocabulary)
@@ -80,7 +86,8 @@ def build(texts: Iterable[str], words: Iterable[str], size: int) -> Tokenizer:
         for part in markers.split(text):
             counts.update(piece for piece, _ in splitter.pre_tokenize_str(part))
     room = size - len(vocabulary) - len(SPECIAL) - len(MARKUP)
-    ranked = sorted((p for p in counts if p not in known and len(p) > 1), key=lambda p: (-counts[p], p))
+    own = [p for p in counts if p not in known and len(p) > 1 and p.lstrip(BLANK).lower() not in slots]
+    ranked = sorted(own, key=lambda p: (-counts[p], p))
     vocabulary += ranked[:room]
     vocabulary += [f"<unused_{i}>" for i in range(room - len(ranked[:room]))]
     model = models.BPE({p: i for i, p in enumerate(vocabulary)}, merges, ignore_merges=True)

@@ -44,7 +44,7 @@ def _time(words: Words) -> str:
 
 
 def _phrase(words: Words) -> str:
-    return words.sentence(2, 6)
+    return words.sentence(1, 4)
 
 
 def _mail(words: Words) -> str:

@@ -54,7 +54,7 @@ def made_up_tool(words: Words) -> tuple[str, dict[str, str]]:
     action = rng.choice(ACTIONS) if rng.random() < 0.7 else words.made_up()
     name = rng.choice((f"{action}_{noun}", f"{action}_{noun}", f"{action}{noun.capitalize()}", noun))
     keys = list(
-        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.7 else words.made_up() for _ in range(rng.randint(1, 3)))
+        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.8 else words.made_up() for _ in range(rng.randint(1, 3)))
     )
     return name, {key: rng.choice(("string", "string", "integer", "number", "boolean")) for key in keys}
 
@@ -104,24 +104,23 @@ def _made_up_request(words: Words) -> tuple[str, Call, Schema]:
 
 def thoughts_of(calls: tuple[Call, ...]) -> tuple[str, str, str]:
     names = " and then ".join(call.name for call in calls)
-    listed = "; ".join(", ".join(f"{key} is {value}" for key, value in call.arguments.items()) for call in calls)
-    return f"I call {names}.", f"The values: {listed}.", "Each of them comes from the request, and nothing is missing."
+    return f"I call {names}.", "Its values come from the request.", "Nothing is missing, and nothing is made up."
 
 
 def call_lesson(words: Words) -> Lesson:
     """A request that one offered tool answers, or two do."""
     rng = words.rng
     draw = rng.random()
-    if draw < 0.40:
+    if draw < 0.50:
         ask, call, tool = _known_request(words)
         offered, topics = [known_schema(tool, rng)], {tool.topic}
         calls: tuple[Call, ...] = (call,)
-    elif draw < 0.70:
+    elif draw < 0.75:
         ask, call, offer = _made_up_request(words)
         calls, offered, topics = (call,), [offer], set[str]()
     else:
         ask, calls, offered, topics = _double_request(words)
-    offered += others(words, rng.choice((0, 0, 1, 1, 2, 3)), topics)
+    offered += others(words, rng.choice((0, 0, 1, 1, 2)), topics)
     rng.shuffle(offered)
     return Lesson("tool", ask, thoughts_of(calls), calls=calls, tools=tuple(offered))
 
@@ -162,13 +161,13 @@ def _double_request(words: Words) -> tuple[str, tuple[Call, ...], list[Schema], 
 def _result(words: Words) -> str:
     rng = words.rng
     draw = rng.random()
-    if draw < 0.35:
+    if draw < 0.45:
         return f"{rng.randint(-20, 45)} C, {rng.choice(('sunny', 'light rain', 'cloudy', 'windy', 'snow', 'fog'))}"
     if draw < 0.6:
-        keys = rng.sample(KEYS, rng.randint(1, 3))
+        keys = rng.sample(KEYS, rng.randint(1, 2))
         kinds = {key: rng.choice(list(TYPES)) for key in keys}
         return json.dumps({key: _typed(kind, TYPES[kind](words)) for key, kind in kinds.items()})
-    return words.sentence(1, 8) if draw < 0.85 else words.plain_sentence()
+    return words.sentence(1, 6) if draw < 0.8 else words.plain_sentence()
 
 
 def _typed(kind: str, value: str) -> object:
@@ -180,9 +179,8 @@ def result_lesson(words: Words) -> Lesson:
     rng = words.rng
     asked = call_lesson(words)
     results = [_result(words) for _ in asked.calls]
-    if rng.random() < 0.1:
-        results = [f"{r}\n" + "\n".join(words.sentence(2, 8) for _ in range(rng.randint(1, 6))) for r in results]
-    lines = [_said(call.name, result) for call, result in zip(asked.calls, results, strict=True)]
+    ordinals = ("The tool",) if len(results) == 1 else ("The first tool", "The second tool")
+    lines = [f"{which} says: {result}" for which, result in zip(ordinals, results, strict=True)]
     turns: list[Message] = [
         {
             "role": "assistant",
@@ -199,8 +197,3 @@ def result_lesson(words: Words) -> Lesson:
     turns += [{"role": "tool", "content": result} for result in results]
     thoughts = ("I have the result.", "I tell the user what it says.", "I take it as it is and call nothing more.")
     return Lesson("result", asked.ask, thoughts, answer="\n".join(lines), tools=asked.tools, after=tuple(turns))
-
-
-def _said(name: str, result: str) -> str:
-    first, *more = result.split("\n")
-    return f"{name} gave many lines. The first is: {first}" if more else f"{name} says: {result}"

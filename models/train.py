@@ -29,17 +29,21 @@ from models.muon import Muon
 from models.shape import Shape
 from models.start import start
 from models.template import Renderer, completion
-from models.words import spelling_corpus
+from models.tool_lessons import ACTIONS, KEYS
+from models.words import slot_words, spelling_corpus
 
 TOKENS_PER_STEP = 4_096
-DRILLS = 120
+DRILLS = 150
 """First steps: only saying random tokens again. Everything else is slow to learn until copying is there."""
-PLAIN_CHUNKS = 12
-"""Chunks without system prompts, tools in passing and earlier turns: copying is learnt sooner on short rows."""
-DRAFTS_FROM = 0.4
+DRAFTS_FROM = 0.71
 """Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
+FINISH = 500
+"""Last steps, at a low rate: long counts, pictures and tools, and drills again between them. What only the first drills
+showed, spelling pieces of words that no lesson has, is forgotten by then."""
+FINISH_RATE = 0.25
+DRILL_EVERY = 8
 WARM_UP = 40
-COOL_DOWN = 0.5
+COOL_DOWN = 0.6
 """Share of the steps over which the rates fall to nothing."""
 MUON_RATE, EMBEDDING_RATE, ADAM_RATE = 0.02, 0.004, 0.0015
 """AdamW moves every entry by about its rate: an embedding's entries are ten times larger than a head's."""
@@ -61,7 +65,8 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
     renderer = Renderer(checkpoint.ASSETS / "chat_template.jinja")
     samples = [curriculum.draw(skill, i, held_out=False) for skill in curriculum.MAKERS for i in range(600)]
     texts = [renderer.prompt(sample) + completion(sample) for sample in samples]
-    return tokens.build(texts, spelling_corpus(curriculum.lesson_rng("train", "spelling", 0)), shape.vocab)
+    spelling = spelling_corpus(curriculum.lesson_rng("train", "spelling", 0))
+    return tokens.build(texts, spelling, slot_words() | set(KEYS + ACTIONS), shape.vocab)
 
 
 def optimizers(model: Step) -> list[torch.optim.Optimizer]:
@@ -84,7 +89,10 @@ def optimizers(model: Step) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm up, stay, cool down in a straight line."""
+    """Warm up, stay, cool down in a straight line; then a second, lower line to the end."""
+    if step >= steps - FINISH:
+        return FINISH_RATE * max(0.02, (steps - step) / FINISH)
+    steps -= FINISH
     return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (steps * COOL_DOWN)))
 
 
@@ -122,6 +130,7 @@ class Run:
         self.optimizers = optimizers(self.model)
         self.progress = Progress()
         self.losses = [0.0] * (1 + self.model.shape.mtp_layers)
+        self.naming = 0.0
         if state.exists():
             self.resume()
 
@@ -167,16 +176,26 @@ class Run:
         balance(self.model, self.share)
         for k, value in enumerate(each):
             self.losses[k] = 0.9 * self.losses[k] + 0.1 * value if self.losses[k] else value
+        if heads.naming is not None:
+            self.naming = 0.9 * self.naming + 0.1 * heads.naming.item() if self.naming else heads.naming.item()
         self.progress.step += 1
         return int(batch.rows.ids.numel()) * self.share.workers
+
+    def drill(self) -> Batch:
+        return batches.drill(self.progress.step, self.share, TOKENS_PER_STEP, Shape().vocab - 21)
 
     def chunks(self) -> Iterator[Batch]:
         """A chunk that was cut off by a stop is begun again: a few batches are then seen twice."""
         while self.progress.step < min(DRILLS, self.steps):
-            yield batches.drill(self.progress.step, self.share, TOKENS_PER_STEP, Shape().vocab - 21)
+            yield self.drill()
         while self.progress.step < self.steps:
             number = self.progress.chunk
-            yield from batches.chunk(number, self.encoder, TOKENS_PER_STEP, number < PLAIN_CHUNKS, self.share)
+            is_end = self.progress.step >= self.steps - FINISH
+            weights = batches.FINISHING if is_end else batches.WEIGHTS
+            for i, batch in enumerate(batches.chunk(number, self.encoder, TOKENS_PER_STEP, self.share, weights)):
+                if is_end and i % DRILL_EVERY == 0:
+                    yield self.drill()
+                yield batch
             self.progress.chunk += 1
 
     def go(self, every: int) -> None:
@@ -198,10 +217,8 @@ class Run:
     def say(self, speed: float) -> None:
         left = self.progress.seconds / self.progress.step * (self.steps - self.progress.step)
         heads = " ".join(f"{x:.3f}" for x in self.losses)
-        print(
-            f"step {self.progress.step}/{self.steps}  loss {heads}  {speed:,.0f} tok/s  {left / 60:.0f} min left",
-            flush=True,
-        )
+        done = f"step {self.progress.step}/{self.steps}  loss {heads}  naming {self.naming:.3f}"
+        print(f"{done}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True)
 
     def quiz(self, exam: list[Batch]) -> objective.Marks:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -255,7 +272,7 @@ def finish(run: Run, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1_500)
+    parser.add_argument("--steps", type=int, default=5_700)
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
     parser.add_argument(
         "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"

@@ -34,12 +34,12 @@ Fatima Omar Layla Kofi Amara Ngozi
 NOUNS = """
 apple bread chair table river stone cloud garden window bottle letter paper pencil mirror candle basket button
 ladder hammer engine rocket planet forest desert island bridge castle market school doctor teacher farmer sailor
-driver kitten puppy horse rabbit tiger eagle salmon spider lemon orange banana cherry pepper butter cheese
-coffee sugar honey music story picture number summer winter spring autumn morning evening holiday journey
+driver kitten puppy horse rabbit tiger eagle salmon spider lemon banana cherry pepper butter cheese
+coffee sugar honey music summer winter spring autumn morning evening holiday journey
 village mountain ocean valley camera guitar violin piano trumpet jacket shirt glove scarf blanket pillow carpet
 curtain kitchen bedroom office factory library museum theatre station airport harbour ticket wallet pocket
-hammer needle thread cotton silver golden copper marble thunder lightning rainbow shadow silence laughter
-question answer secret promise dream memory winter feather blossom
+needle thread cotton silver copper marble thunder lightning rainbow shadow silence laughter
+secret promise dream memory feather blossom
 """.split()
 
 ADJECTIVES = """
@@ -78,10 +78,10 @@ class Words:
                 return word
 
     def made_up(self) -> str:
-        """A word of one to three syllables that no list holds."""
+        """A word of one or two syllables, seldom three, that no list holds."""
         rng = self.rng
         while True:
-            count = rng.choice((1, 2, 2, 2, 3))
+            count = rng.choice((1, 1, 2, 2, 2, 2, 3))
             word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)) + rng.choice(ENDINGS)
             if is_held_out(word) == self.held_out:
                 return word
@@ -101,7 +101,7 @@ class Words:
     def code(self) -> str:
         """Letters and digits, as order numbers and product codes have."""
         letters = "".join(self.rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(self.rng.randint(1, 3)))
-        digits = "".join(self.rng.choice("0123456789") for _ in range(self.rng.randint(2, 5)))
+        digits = "".join(self.rng.choice("0123456789") for _ in range(self.rng.randint(1, 4)))
         return letters + self.rng.choice(("", "-")) + digits
 
     def number(self, low: int, high: int) -> int:
@@ -110,21 +110,23 @@ class Words:
             if high - low < 20 or is_held_out(str(value)) == self.held_out:
                 return value
 
-    def sentence(self, low: int = 2, high: int = 10) -> str:
-        """Words in a row, some of them made up, numbers and capitals among them; not meant to make sense."""
+    def sentence(self, low: int = 2, high: int = 8) -> str:
+        """Different words in a row, some of them made up, now and then a number; not meant to make sense."""
         rng = self.rng
-        makers = (self.noun, self.noun, self.made_up, self.made_up, self.name, self.city, self.code)
-        words: list[str] = []
+        makers = (self.noun, self.noun, self.made_up, self.name, self.city)
+        words: dict[str, None] = {}
         for _ in range(rng.randint(low, high)):
             draw = rng.random()
-            if draw < 0.25:
-                words.append(rng.choice(ADJECTIVES + VERBS + ["the", "a", "and", "of", "in", "with", "to", "is"]))
-            elif draw < 0.32:
-                words.append(str(rng.randint(0, 9999)))
-            elif draw < 0.36:
-                words.append(rng.choice(SYMBOLS))
+            if draw < 0.35:
+                words[rng.choice(ADJECTIVES + VERBS + ["the", "a", "and", "of", "in", "with", "to", "is"])] = None
+            elif draw < 0.40:
+                words[str(rng.randint(0, 999))] = None
+            elif draw < 0.42:
+                words[self.code()] = None
+            elif draw < 0.43:
+                words[rng.choice(SYMBOLS)] = None
             else:
-                words.append(rng.choice(makers)())
+                words[rng.choice(makers)()] = None
         return " ".join(words)
 
     def plain_sentence(self) -> str:
@@ -139,6 +141,12 @@ class Words:
                 f"{self.name()} and {self.name()} have {rng.randint(2, 99)} {noun}s.",
             )
         )
+
+
+def slot_words() -> set[str]:
+    """Every listed word that fills a slot, in lower case, and its parts."""
+    pools = (CITIES, TWO_WORD_CITIES, NAMES, NOUNS, [f"{noun}s" for noun in NOUNS], ADJECTIVES, VERBS)
+    return {part.lower() for pool in pools for word in pool for part in word.split()}
 
 
 def spelling_corpus(rng: Random) -> list[str]:
