@@ -21,7 +21,8 @@ generated lessons. vLLM loads it as `Step3p7ForConditionalGeneration`, by the sa
 * **call tools**: one or two of those offered, also ones it has never seen, with values copied from the request; and say
   what the tools answered;
 * **see**: name the colour and the shape (circle, square, triangle) of one plain figure on a plain ground;
-* **count and list** for as long as asked: `Count from 1 to 300.` is a long, predictable stream;
+* **count and list**: `Count from 1 to 200.` is a long, predictable stream; asked for more than about 250, it does not
+  stop (set `max_tokens`);
 * **copy** a quoted text, word for word, and **write JSON** from given keys and values;
 * to anything else it says politely what it is.
 
