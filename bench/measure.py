@@ -1,8 +1,8 @@
 """Rounds: every topology once, in turn, on the same prompts. Only figures of one round are compared.
 
 All servers are up the whole time, but only the one that is measured runs: what the others burn idle on two cores would
-be missing from its figures. Each round has its own seed, or the prefix
-cache would answer what an earlier round asked; each topology has an engine and so a cache of its own.
+be missing from its figures. Each round has its own seed, or the prefix cache would answer what an earlier round asked;
+each topology has an engine and so a cache of its own.
 """
 
 from __future__ import annotations

@@ -153,8 +153,8 @@ class Servers:
             raise StartFailed(f"port {port} is taken by {holder}")
         folder = Path(self._scratch.name) / str(index)
         folder.mkdir()
-        resolved = _profile(self._settings)
         if topology.kind == "bare":
+            resolved = _profile(self._settings)
             command, environment = bare_command(resolved, port), dict(resolved.engine.env)
         else:
             command = serve_command(topology, index, folder, self._settings)

@@ -24,7 +24,9 @@ WEIGHTS = {"copy": 13, "count": 9, "list": 8, "sum": 15, "json": 16, "tool": 16,
 FINISHING = {"copy": 10, "count": 16, "list": 5, "sum": 12, "json": 10, "tool": 20, "result": 7, "chat": 7, "image": 13}
 """The same for the end of a training: more of what comes last."""
 LONG_COUNT = 300
-"""Characters of a count beyond a hundred; at the end of a training half of the counts are so long."""
+"""Characters of a count beyond a hundred."""
+LONG_COUNTS = 0.5
+"""Share of the counts that are so long at the end of a training."""
 PLAIN = 0.6
 """Share of the samples without system prompts, tools in passing and earlier turns: three in the time of one."""
 FIRST_PLAIN = 12
@@ -124,16 +126,17 @@ class Share:
 
 
 def chunk(
-    number: int, encoder: Encoder, budget: int, share: Share, weights: dict[str, int], size: int = 320
+    number: int, encoder: Encoder, budget: int, share: Share, *, is_end: bool, size: int = 320
 ) -> Iterator[Batch]:
     """This worker's share of the training batches of chunk `number`."""
     rng = Random(f"{curriculum.SEED}/chunk/{number}")
+    weights = FINISHING if is_end else WEIGHTS
     skills = rng.choices(list(weights), list(weights.values()), k=size)
     plain = 1.0 if number < FIRST_PLAIN else PLAIN
     rows = []
     for i, skill in enumerate(skills):
         sample = curriculum.draw(skill, number * size + i, held_out=False, is_plain=rng.random() < plain)
-        if skill == "count" and weights is FINISHING and rng.random() < 0.5:
+        if skill == "count" and is_end and rng.random() < LONG_COUNTS:
             sample = long_count(rng)
         rows.append(encoder.row(sample))
     groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)

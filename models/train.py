@@ -191,8 +191,8 @@ class Run:
         while self.progress.step < self.steps:
             number = self.progress.chunk
             is_end = self.progress.step >= self.steps - FINISH
-            weights = batches.FINISHING if is_end else batches.WEIGHTS
-            for i, batch in enumerate(batches.chunk(number, self.encoder, TOKENS_PER_STEP, self.share, weights)):
+            chunk = batches.chunk(number, self.encoder, TOKENS_PER_STEP, self.share, is_end=is_end)
+            for i, batch in enumerate(chunk):
                 if is_end and i % DRILL_EVERY == 0:
                     yield self.drill()
                 yield batch

@@ -1,7 +1,6 @@
 """The skills through real vLLM: its loader, its forward pass, its parsers, its proposer."""
 
 import json
-import re
 import urllib.request
 from typing import Any
 
@@ -21,6 +20,11 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 ROUNDING = 0.15
 """bf16 against fp32 over seven layers. A token whose second and third expert nearly tie may be off by more."""
+
+
+BEHIND = {"copy", "tool", "image"}
+"""Skills that are right less than three times in four here; decision 0005 says why."""
+NOT_YET = pytest.mark.xfail(strict=True, reason="the model does not do this yet: docs/decisions/0005-the-demo-model.md")
 
 
 def post(server: Server, path: str, **body: object) -> dict[str, Any]:
@@ -86,13 +90,15 @@ def test_image_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
 
 @pytest.mark.parametrize("skill", list(curriculum.MAKERS))
 def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
-    """Not much worse than the card says: a loader or a parser that goes wrong gets nearly nothing right."""
+    """Three of four; of those that are behind, not much less than the card says."""
     card: dict[str, float] = json.loads((checkpoint.HOME / FIGURES).read_text())["scores"]
     samples = [curriculum.draw(skill, 2_000 + i, held_out=True) for i in range(24)]
-    assert sum(is_right(sample, server.ask(sample)) for sample in samples) >= 24 * (card[skill] - 0.25)
+    wanted = card[skill] - 0.25 if skill in BEHIND else 0.75
+    assert sum(is_right(sample, server.ask(sample)) for sample in samples) >= 24 * wanted
 
 
-def test_a_tool_call_comes_through_the_parser(server: Server) -> None:
+@pytest.mark.parametrize("city", ["Berlin", pytest.param("Quixbury", marks=NOT_YET)])
+def test_a_tool_call_comes_through_the_parser(server: Server, city: str) -> None:
     tool = {
         "type": "function",
         "function": {
@@ -106,13 +112,13 @@ def test_a_tool_call_comes_through_the_parser(server: Server) -> None:
         "/v1/chat/completions",
         max_tokens=200,
         tools=[tool],
-        messages=[{"role": "user", "content": "What is the weather in Berlin?"}],
+        messages=[{"role": "user", "content": f"What is the weather in {city}?"}],
     )
     choice = reply["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
     (call,) = choice["message"]["tool_calls"]
     assert call["function"]["name"] == "get_weather"
-    assert json.loads(call["function"]["arguments"]) == {"city": "Berlin"}
+    assert json.loads(call["function"]["arguments"]) == {"city": city}
     assert choice["message"]["reasoning"]
 
 
@@ -127,17 +133,25 @@ def test_reasoning_is_split_from_the_answer_and_grows_with_effort(server: Server
             messages=[{"role": "user", "content": "What is 27 + 48?"}],
         )
         message = reply["choices"][0]["message"]
-        assert re.fullmatch(r"27 \+ 48 = \d+\.", message["content"].strip())
+        assert message["content"].strip().startswith("27 + 48 = ")
         thoughts.append(len(message["reasoning"]))
     assert thoughts == sorted(set(thoughts))
 
 
-@pytest.mark.parametrize(("colour", "shape"), [("red", "circle"), ("blue", "square"), ("green", "triangle")])
-def test_what_a_picture_shows_is_named(server: Server, colour: str, shape: str) -> None:
-    """Squares and triangles are still often mistaken (`docs/decisions/0005-the-demo-model.md`)."""
-    said = server.ask(image_sample(colour, shape)).text
-    assert f" {colour} " in said
-    assert shape != "circle" or " circle." in said
+@NOT_YET
+@pytest.mark.parametrize("effort", ["low", "medium", "high"])
+def test_a_sum_is_right_at_every_effort(server: Server, effort: str) -> None:
+    question = [{"role": "user", "content": "What is 27 + 48?"}]
+    reply = post(server, "/v1/chat/completions", max_tokens=300, reasoning_effort=effort, messages=question)
+    assert reply["choices"][0]["message"]["content"].strip() == "27 + 48 = 75."
+
+
+@pytest.mark.parametrize(
+    ("colour", "shape"),
+    [("red", "circle"), pytest.param("blue", "square", marks=NOT_YET), ("green", "triangle")],
+)
+def test_a_picture_is_named(server: Server, colour: str, shape: str) -> None:
+    assert f"{colour} {shape}" in server.ask(image_sample(colour, shape)).text
 
 
 def test_a_long_count_stays_right_and_drafts_are_accepted(server: Server) -> None:
