@@ -4,6 +4,7 @@
     |-- RequestRefused     400  the engine will never run this request
     |-- QueueFull          429  we are full; come back after `retry_after_s`
     |-- NoReplica          503  nobody can serve now
+    |-- CutOff             503  the replicas cannot be reached, one after the other
     `-- PoisonRequest      500  the request has taken too many replicas with it
 
 429 means that we are full, 503 that nobody can serve: a client may treat them differently, and so does our metric.
@@ -55,6 +56,19 @@ class NoReplica(ServeError):
     def __init__(self, waited_s: float, retry_after_s: float) -> None:
         super().__init__(
             f"No replica of the model is available (waited {waited_s:.0f} s). "
+            f"Please retry in {retry_after_s:.0f} seconds.",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            Outcome.NO_REPLICA,
+            retry_after_s,
+        )
+
+
+class CutOff(ServeError):
+    """`attempts` in a row were cut off and gave no token. Nothing shows that the request is why."""
+
+    def __init__(self, attempts: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"This request was stopped: {attempts} attempts in a row were cut off from their replica. "
             f"Please retry in {retry_after_s:.0f} seconds.",
             HTTPStatus.SERVICE_UNAVAILABLE,
             Outcome.NO_REPLICA,

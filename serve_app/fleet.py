@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
+from serve_app.errors import CutOff, NoReplica, PoisonRequest, RequestRefused, ServeError
 from serve_app.flight import (
     End,
     FleetLimits,
@@ -48,7 +48,12 @@ class _Flight:
     key: bytes
     emitted: list[int] = field(default_factory=list)
     attempts: int = 0
-    lost: int = 0
+    died: set[str] = field(default_factory=set)
+    """Replicas that died while it ran there."""
+    cut_in_a_row: int = 0
+    """Attempts that were cut off, since the last one that gave a token."""
+    last_token_s: float = 0.0
+    """When the last attempt that gave one ended; before that, when the request came."""
     ended: asyncio.Future[End] | None = None
     """Of the current attempt."""
     task: asyncio.Task[None] | None = None
@@ -88,10 +93,11 @@ class Fleet:
     def submit(self, request: FleetRequest) -> None:
         """Start flying a request. Its deltas, or its failure, go to the sink."""
         flight = _Flight(request, affinity_key(request.session_id, request.prompt_token_ids))
-        request.record.submitted_s = asyncio.get_running_loop().time()
+        request.record.submitted_s = flight.last_token_s = asyncio.get_running_loop().time()
         request.record.prompt_tokens = len(request.prompt_token_ids)
         self._flights[request.request_id] = flight
         flight.task = self._spawn(self._fly(flight), f"flight {request.request_id}")
+        flight.task.add_done_callback(lambda task: self._land(flight, task))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request wherever it is. Unknown ids are ignored: it may just have landed."""
@@ -126,7 +132,7 @@ class Fleet:
         if delta.position != len(flight.emitted):
             logger.error("tokens lost or doubled", extra={"attempt": delta.attempt_id, "position": delta.position})
             del self._attempts[delta.attempt_id]
-            flight.end(End.LOST)
+            flight.end(End.CUT)
             return None
         flight.emitted.extend(delta.token_ids)
         record = flight.request.record
@@ -148,21 +154,37 @@ class Fleet:
         request_id = flight.request.request_id
         try:
             while not await self._attempt(flight, await self._choose(flight)):
-                if flight.lost >= self._limits.max_lost_replicas:
-                    raise PoisonRequest(flight.lost)
+                self._check_losses(flight)
         except ServeError as error:
-            flight.request.record.error = error
-            self._sink.failed(request_id, error)
+            self._fail(flight, error)
         finally:
             self._gate.leave(flight)
             self._flights.pop(request_id, None)
 
+    def _check_losses(self, flight: _Flight) -> None:
+        """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
+        # One that serves again has not died: its connection broke.
+        dead = sum(not self._links.serves(replica_id) for replica_id in flight.died)
+        if dead >= self._limits.max_died_replicas:
+            raise PoisonRequest(dead)
+        if flight.cut_in_a_row >= self._limits.max_cut_attempts:
+            raise CutOff(flight.cut_in_a_row, self._limits.retry_after_s)
+
+    def _land(self, flight: _Flight, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            # A fault of ours, which `_reap` logs. The client must not wait for ever.
+            self._fail(flight, ServeError("The server failed while it worked on this request."))
+
+    def _fail(self, flight: _Flight, error: ServeError) -> None:
+        flight.request.record.error = error
+        self._sink.failed(flight.request.request_id, error)
+
     async def _choose(self, flight: _Flight) -> Link:
         """The replica for the next attempt, when it is this flight's turn. Raises `NoReplica` at its deadline."""
         now_s = asyncio.get_running_loop().time()
-        left_s = self._limits.request_deadline_s
-        if not flight.emitted:
-            left_s = max(flight.request.record.submitted_s + left_s - now_s, 0.0)
+        left_s = flight.last_token_s + self._limits.request_deadline_s - now_s
+        if left_s <= 0:  # though there may be replicas: it gets nowhere on them
+            raise NoReplica(self._limits.request_deadline_s, self._limits.retry_after_s)
         await self._links.wait_for_one(left_s)
         try:
             async with asyncio.timeout_at(now_s + left_s):
@@ -188,18 +210,23 @@ class Fleet:
         if record.dispatched_s is None:
             record.dispatched_s = loop.time()
         flight.ended = ended = loop.create_future()
+        had = len(flight.emitted)
         self._attempts[attempt_id] = flight
         link.attempts[attempt_id] = flight
         attempt = self._transport.run_attempt(link.replica_id, self._wire(flight, attempt_id))
         control = loop.create_task(attempt, name=f"attempt {attempt_id}", context=Context())
-        how = End.LOST
+        how = End.CUT
         try:
             how = await self._await_end(flight, link, control, ended)
         finally:
             self._attempts.pop(attempt_id, None)
             link.attempts.pop(attempt_id, None)
             await self._settle(control, landed=how is End.FINISHED)
-        flight.lost += how is End.LOST
+        if len(flight.emitted) > had:
+            flight.last_token_s, flight.cut_in_a_row = loop.time(), 0
+        flight.cut_in_a_row += how is End.CUT
+        if how is End.DIED:
+            flight.died.add(link.replica_id)
         return how is End.FINISHED
 
     async def _await_end(
@@ -207,18 +234,19 @@ class Fleet:
     ) -> End:
         waiting: set[asyncio.Future[Any]] = {control, ended}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
+        if not ended.done() and not control.cancelled():
             try:
                 control.result()
             except AttemptRefused as error:
                 raise RequestRefused(str(error)) from error
             except (WrongReplica, ReplicaLost, EngineDead) as error:
                 logger.warning("lost an attempt", extra={"request": flight.request.request_id, "error": str(error)})
+                how = link.end_by(error)
                 # Until it says otherwise itself: or the next attempt would come straight back here.
-                self._links.avoid(link)
-                return End.MOVED if isinstance(error, WrongReplica) else End.LOST
+                self._links.avoid(link, dismissed=how is End.MOVED)
+                return how
             await asyncio.wait({ended}, timeout=LAST_FRAME_S)
-        return ended.result() if ended.done() else End.LOST
+        return ended.result() if ended.done() else End.CUT
 
     async def _settle(self, control: asyncio.Task[None], *, landed: bool) -> None:
         """Leave no control call behind: a landed one is about to return by itself, any other is cancelled."""

@@ -15,7 +15,11 @@ from serve_app.wire import AttemptRequest, Frame, Hello, TokenDelta
 
 
 class ReplicaLost(Exception):
-    """A replica, or the way to it, is gone: what ran there must run elsewhere."""
+    """The way to a replica is gone: what ran there must run elsewhere. Nothing says that the replica is."""
+
+
+class ReplicaDied(ReplicaLost):
+    """A replica's process has ended, or no longer takes connections."""
 
 
 class WrongReplica(Exception):
@@ -26,10 +30,12 @@ class End(Enum):
     """How an attempt ended."""
 
     FINISHED = "finished"
-    LOST = "lost"
-    """Its replica died, hung, or cannot be reached any more: the request may be the reason."""
+    DIED = "died"
+    """The engine died or hung while the attempt was in it, or the replica's process ended: the request may be why."""
+    CUT = "cut"
+    """The way there broke or fell silent, or tokens were missing: nothing shows that anybody died."""
     MOVED = "moved"
-    """Its replica is about to go and others are there: nobody died."""
+    """Its replica is about to go, or did not take it: nobody died."""
 
 
 class Transport(Protocol):
@@ -39,12 +45,12 @@ class Transport(Protocol):
         """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
 
     def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        """The link to one replica, open until closed. Raises `ReplicaLost`, `WrongReplica`."""
+        """The link to one replica, open until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
 
-        Raises `ReplicaLost`, `WrongReplica`, `EngineDead`, `AttemptRefused`.
+        Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`, `EngineDead`, `AttemptRefused`.
         """
 
 
@@ -94,14 +100,17 @@ class FleetSink(Protocol):
 
 @dataclass(frozen=True)
 class FleetLimits:
-    """`request_deadline_s` bounds the wait for a replica; `max_lost_replicas` is when a request counts as poison.
+    """A request without a new token for `request_deadline_s` gets no further attempt. One that was in
+    `max_died_replicas` when they died counts as poison; `max_cut_attempts` in a row that were cut off and gave no token
+    end it too, for a request that stops its replicas without a word is cut off, as one on a broken network is.
 
     A link that says nothing for `link_silence_s` is lost (a replica says something every half second). What still runs
     on a draining replica after `drain_timeout_s` is moved to another.
     """
 
     request_deadline_s: float
-    max_lost_replicas: int = 2
+    max_died_replicas: int = 2
+    max_cut_attempts: int = 5
     retry_after_s: float = 5.0
     link_silence_s: float = 10.0
     drain_timeout_s: float = 120.0

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from serve_app.engine.contract import EngineDead
 from serve_app.errors import NoReplica
-from serve_app.flight import End, FleetLimits, ReplicaLost, Transport, WrongReplica
+from serve_app.flight import End, FleetLimits, ReplicaDied, ReplicaLost, Transport, WrongReplica
 from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import Frame, Hello, Load, TokenDelta
@@ -43,12 +43,16 @@ class Passenger(Protocol):
 
 @dataclass(eq=False)
 class Link:
-    """The way to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()` stamp."""
+    """The way to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()` stamp.
+
+    `dismissed`: Serve does not route there any more, and may end its process.
+    """
 
     replica_id: str
     load: Load
     up: bool = False
     draining_since_s: float | None = None
+    dismissed: bool = False
     sequence: int = -1
     attempts: dict[str, Passenger] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
@@ -69,6 +73,12 @@ class Link:
         # The load of the last frame does not yet know what was sent since: this ingress' own count does.
         unfinished = max(self.load.unfinished, len(self.attempts))
         return ReplicaFacts(self.replica_id, unfinished, self.load.max_num_seqs, self.load.kv_usage_ratio)
+
+    def end_by(self, error: Exception) -> End:
+        """What this error says of an attempt here. That Serve ends a replica which it has dismissed is no death."""
+        if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.dismissed):
+            return End.MOVED
+        return End.DIED if isinstance(error, EngineDead | ReplicaDied) else End.CUT
 
     def end_all(self, how: End, limit: int | None = None) -> None:
         """End what runs here, the oldest first."""
@@ -119,9 +129,15 @@ class Links:
         except TimeoutError:
             raise NoReplica(timeout_s, self._limits.retry_after_s) from None
 
-    def avoid(self, link: Link) -> None:
+    def serves(self, replica_id: str) -> bool:
+        """Whether this replica takes work: it lives."""
+        link = self._links.get(replica_id)
+        return link is not None and link.takes_work
+
+    def avoid(self, link: Link, *, dismissed: bool) -> None:
         """Send nothing there until the replica itself says that it takes work."""
         self._drain(link)
+        link.dismissed = link.dismissed or dismissed
         self._look_again.set()
 
     # ---- finding -----------------------------------------------------------------------------------------------------
@@ -151,13 +167,14 @@ class Links:
             if hello.load.draining:
                 self._drain(link)
             else:
-                link.draining_since_s = None
+                link.draining_since_s, link.dismissed = None, False
             self._tell_of_change()
         for link in list(self._links.values()):
             if complete and link.replica_id not in seen:
                 # Serve has taken it out of routing: it is draining. The link counts as an ongoing request there, so it
                 # must go as soon as nothing needs it, or the replica would wait for us until its deadline.
                 self._drain(link)
+                link.dismissed = True
             if link.draining and not link.attempts and link.task is not None:
                 link.task.cancel()
 
@@ -173,14 +190,16 @@ class Links:
     # ---- following ---------------------------------------------------------------------------------------------------
 
     async def _follow(self, link: Link) -> None:
+        how = End.CUT
         try:
             async with contextlib.aclosing(self._transport.frames(link.replica_id)) as frames:
                 async for frame in frames:
                     self._on_frame(link, frame)
         except (ReplicaLost, WrongReplica, EngineDead) as error:
-            logger.warning("lost a replica", extra={"replica": link.replica_id, "error": str(error)})
+            how = link.end_by(error)
+            logger.warning("lost a replica", extra={"replica": link.replica_id, "how": how.value, "error": str(error)})
         finally:
-            self._let_go(link)
+            self._let_go(link, how)
 
     def _on_frame(self, link: Link, frame: Frame) -> None:
         if frame.sequence != link.sequence + 1:
@@ -195,11 +214,11 @@ class Links:
         if frame.deltas:
             self._on_deltas(frame.deltas)
 
-    def _let_go(self, link: Link) -> None:
+    def _let_go(self, link: Link, how: End) -> None:
         link.up = False
         if self._links.get(link.replica_id) is link:
             del self._links[link.replica_id]
-        link.end_all(End.LOST)
+        link.end_all(how)
         self._look_again.set()
 
     # ---- watching ----------------------------------------------------------------------------------------------------
@@ -216,7 +235,7 @@ class Links:
         if silence_s >= self._limits.link_silence_s:
             logger.warning("a replica is silent", extra={"replica": link.replica_id, "silence_s": round(silence_s, 1)})
             # Its attempts must not wait until the link is closed: closing asks the other side, which does not answer.
-            self._let_go(link)
+            self._let_go(link, End.CUT)
             if link.task is not None:
                 link.task.cancel()
             return

@@ -72,6 +72,7 @@ class EngineReplica:
         self._ingress_of: dict[str, str] = {}
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
+        self._stopping = False
         self._hang_after_s = hang_after_s
         self._steps_seen = SilenceClock(HEARTBEAT_S)
 
@@ -90,7 +91,8 @@ class EngineReplica:
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.
 
-        Raises `WrongReplica` when `target` is another replica, `AttemptRefused` and `EngineDead` as the engine does.
+        Raises `WrongReplica` when `target` is another replica or this one cannot take it, `AttemptRefused` as the
+        engine does, and `EngineDead` when the engine died or hung with the attempt in it.
         """
         self._must_be(target)
         attempt = decode_request(data)
@@ -98,11 +100,17 @@ class EngineReplica:
             raise WrongReplica(f"speaks wire version {WIRE_VERSION}, not {attempt.wire_version}")
         if attempt.ingress_id not in self._outboxes:
             raise WrongReplica("the ingress holds no link to this replica")
+        try:
+            await self.check_health()
+        except EngineDead as error:
+            raise WrongReplica(f"its engine was dead before: {error}") from error
         self._ingress_of[attempt.attempt_id] = attempt.ingress_id
         try:
             await self._engine.run(attempt)
-        except EngineDead:
+        except EngineDead as error:
             self._engine_dead = True
+            if self._stopping:  # by us: the attempt has nothing to do with it
+                raise WrongReplica("it is being stopped") from error
             raise
         finally:
             self._ingress_of.pop(attempt.attempt_id, None)
@@ -144,6 +152,7 @@ class EngineReplica:
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""
+        self._stopping = True
         heartbeat: asyncio.Task[None] | None = getattr(self, "_heartbeat", None)
         if heartbeat is not None:
             heartbeat.cancel()

@@ -14,14 +14,15 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import grpc
 import msgspec
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.flight import ReplicaLost, WrongReplica
+from serve_app.flight import ReplicaDied, ReplicaLost, WrongReplica
 from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_request
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,12 @@ LIST_TIMEOUT_S = 2.0
 hangs, a new one is found this much later."""
 
 OUR_ERRORS = (WrongReplica, AttemptRefused, EngineDead)
+
+LOST_CALL = (RayError, RayServeException, grpc.RpcError)
+"""How a call ends that the replica did not answer. Serve passes on what gRPC says, other than UNAVAILABLE, as it is."""
+
+NOBODY_THERE = (ActorDiedError, ActorUnavailableError)
+"""Nothing listens there any more: to Serve's gRPC a killed process is unavailable, it does not ask Ray about it."""
 
 
 class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by mypy
@@ -64,7 +71,7 @@ class ServeTransport:
             answers = await self._engine.broadcast("hello").results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
-        except (RayError, RayServeException, TimeoutError) as error:
+        except (*LOST_CALL, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
         hellos = [msgspec.msgpack.decode(answer, type=Hello) for answer in answers if isinstance(answer, bytes)]
         return hellos, len(hellos) == len(answers)
@@ -75,7 +82,7 @@ class ServeTransport:
         try:
             async for data in stream:
                 yield decode_frame(data)
-        except (RayError, RayServeException) as error:
+        except (*LOST_CALL, *OUR_ERRORS) as error:
             raise as_fleet_error(error) from error
         finally:
             stream.cancel()
@@ -90,13 +97,14 @@ class ServeTransport:
             # inside a request that goes on.
             response.cancel()
             raise
-        except (RayError, RayServeException, *OUR_ERRORS) as error:
+        except (*LOST_CALL, *OUR_ERRORS) as error:
             raise as_fleet_error(error) from error
 
 
 def as_fleet_error(error: Exception) -> Exception:
-    """What an error of a Serve call means to the fleet: ours as it is, anything else is a lost replica."""
+    """What an error of a Serve call means to the fleet: ours as it is, a replica that is gone, or one out of reach."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, OUR_ERRORS):
         return type(cause)(str(cause))
-    return ReplicaLost(f"{type(cause).__name__}: {cause}")
+    kind = ReplicaDied if isinstance(cause, NOBODY_THERE) else ReplicaLost
+    return kind(f"{type(cause).__name__}: {cause}")

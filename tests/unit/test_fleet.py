@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import NoReplica, PoisonRequest, RequestRefused, ServeError
+from serve_app.errors import CutOff, NoReplica, PoisonRequest, RequestRefused, ServeError
 from serve_app.fleet import Fleet
-from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaLost, WrongReplica
+from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaDied, ReplicaLost, WrongReplica
 from serve_app.wire import AttemptRequest, Frame, Hello, Load, TokenDelta
 
 STOP = 0
@@ -46,11 +46,12 @@ class LocalReplica:
         else:
             end.set_exception(error)
 
-    def die(self) -> None:
+    def die(self, error: Exception | None = None) -> None:
+        error = error or ReplicaDied("killed")
         for end in self.ends.values():
             if not end.done():
-                end.set_exception(ReplicaLost("killed"))
-        self.frames.put_nowait(ReplicaLost("killed"))
+                end.set_exception(error)
+        self.frames.put_nowait(error)
 
 
 class LocalTransport:
@@ -215,14 +216,96 @@ async def test_doubled_tokens_are_caught_and_never_delivered() -> None:
     assert results.tokens["r"] == [100, 101, 102]
 
 
-async def test_a_request_that_takes_two_replicas_with_it_is_stopped() -> None:
+@pytest.mark.parametrize("error", [EngineDead("crash"), ReplicaDied("killed")])
+async def test_a_request_that_takes_two_replicas_with_it_is_stopped(error: Exception) -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    async with flying(transport) as (fleet, results):
+        fleet.submit(request())
+        _, replica, other = await whoever_starts(first, second)
+        del transport.live[replica.name]
+        replica.die(error)
+        await other.started.get()
+        del transport.live[other.name]
+        other.die(error)
+        await results.until_over("r")
+    assert isinstance(results.errors["r"], PoisonRequest)
+
+
+async def test_being_cut_off_is_no_proof_of_death_but_not_for_ever() -> None:
     replica = LocalReplica("a")
     async with flying(LocalTransport(replica)) as (fleet, results):
         fleet.submit(request())
-        for _ in range(2):
-            replica.end(await replica.started.get(), EngineDead("crash"))
+        for _ in range(4):
+            replica.end(await replica.started.get(), ReplicaLost("no route"))
+        attempt = await replica.started.get()
+        replica.emit(attempt, 0)
+        await results.until_tokens("r", 1)  # it gets on: what was before does not count any more
+        replica.end(attempt, ReplicaLost("no route"))
+        for _ in range(4):
+            replica.end(await replica.started.get(), ReplicaLost("no route"))
         await results.until_over("r")
-    assert isinstance(results.errors["r"], PoisonRequest)
+    assert isinstance(results.errors["r"], CutOff)
+    assert results.errors["r"].retry_after_s is not None
+
+
+async def test_a_broken_connection_to_a_replica_that_serves_again_was_no_death() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    async with flying(transport) as (fleet, results):
+        fleet.submit(request())
+        attempt, replica, other = await whoever_starts(first, second)
+        replica.end(attempt, ReplicaDied("unavailable"))
+        await other.started.get()
+        await turns(lambda: replica.name in {facts.replica_id for facts in fleet.replicas_up()})
+        del transport.live[other.name]
+        other.die()
+        again = await replica.started.get()
+        replica.emit(again, 0, last=True)
+        replica.end(again)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100]
+
+
+async def test_what_serve_ends_after_it_was_told_to_go_has_not_died_of_a_request() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    results = Results()
+    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=10, max_died_replicas=1), results) as fleet:
+        fleet.submit(request())
+        _, going, other = await whoever_starts(first, second)
+        transport.listed = {other.name}
+        await turns(lambda: going.name not in {facts.replica_id for facts in fleet.replicas_up()})
+        going.die()
+        again = await other.started.get()
+        other.emit(again, 0, last=True)
+        other.end(again)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100]
+
+
+async def test_a_request_that_gets_nowhere_ends_at_its_deadline_though_replicas_are_there() -> None:
+    replica = LocalReplica("a")
+
+    async def refuses() -> None:
+        while True:
+            replica.end(await replica.started.get(), WrongReplica("not now"))
+
+    async with flying(LocalTransport(replica), deadline_s=0.2) as (fleet, results):
+        refusing = asyncio.create_task(refuses())
+        fleet.submit(request())
+        await results.until_over("r")
+        refusing.cancel()
+    assert isinstance(results.errors["r"], NoReplica)
+
+
+async def test_a_fault_of_ours_does_not_leave_the_client_waiting() -> None:
+    replica = LocalReplica("a")
+    async with flying(LocalTransport(replica)) as (fleet, results):
+        fleet.submit(request())
+        replica.end(await replica.started.get(), ValueError("a bug"))
+        await results.until_over("r")
+    assert "failed" in str(results.errors["r"])
 
 
 async def test_landing_elsewhere_is_nobodys_death() -> None:
@@ -336,7 +419,7 @@ async def test_what_a_drain_does_not_finish_moves_and_nobody_has_died() -> None:
     transport = LocalTransport(first, second)
     results = Results()
     asked = request()
-    limits = FleetLimits(request_deadline_s=10, max_lost_replicas=1, drain_timeout_s=0)
+    limits = FleetLimits(request_deadline_s=10, max_died_replicas=1, drain_timeout_s=0)
     async with Fleet(transport, "ingress", limits, results) as fleet:
         fleet.submit(asked)
         attempt, draining, other = await whoever_starts(first, second)
