@@ -64,7 +64,7 @@ class NoReplica(ServeError):
 
 
 class CutOff(ServeError):
-    """`attempts` in a row were cut off and gave no token. Nothing shows that the request is why."""
+    """`attempts` in a row gave no token and were cut off. Nothing shows that the request is why."""
 
     def __init__(self, attempts: int, retry_after_s: float) -> None:
         super().__init__(

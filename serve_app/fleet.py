@@ -50,8 +50,8 @@ class _Flight:
     attempts: int = 0
     died: set[str] = field(default_factory=set)
     """Replicas that died while it ran there."""
-    cut_in_a_row: int = 0
-    """Attempts that were cut off, since the last one that gave a token."""
+    cut: list[str] = field(default_factory=list)
+    """Where attempts were cut off, since the last one that gave a token."""
     last_token_s: float = 0.0
     """When the last attempt that gave one ended; before that, when the request came."""
     ended: asyncio.Future[End] | None = None
@@ -163,12 +163,16 @@ class Fleet:
 
     def _check_losses(self, flight: _Flight) -> None:
         """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
-        # One that serves again has not died: its connection broke.
-        dead = sum(not self._links.serves(replica_id) for replica_id in flight.died)
-        if dead >= self._limits.max_died_replicas:
+        limits = self._limits
+        dead = self._gone(flight.died)
+        if dead >= limits.max_died_replicas:
             raise PoisonRequest(dead)
-        if flight.cut_in_a_row >= self._limits.max_cut_attempts:
-            raise CutOff(flight.cut_in_a_row, self._limits.retry_after_s)
+        if len(flight.cut) >= limits.max_cut_attempts or self._gone(set(flight.cut)) >= limits.max_gone_replicas:
+            raise CutOff(len(flight.cut), limits.retry_after_s)
+
+    def _gone(self, replica_ids: set[str]) -> int:
+        """How many of them do not serve. One that serves again has not died: its connection broke, or it was slow."""
+        return sum(not self._links.serves(replica_id) for replica_id in replica_ids)
 
     def _land(self, flight: _Flight, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -223,10 +227,12 @@ class Fleet:
             link.attempts.pop(attempt_id, None)
             await self._settle(control, landed=how is End.FINISHED)
         if len(flight.emitted) > had:
-            flight.last_token_s, flight.cut_in_a_row = loop.time(), 0
-        flight.cut_in_a_row += how is End.CUT
+            flight.last_token_s = loop.time()
+            flight.cut.clear()
         if how is End.DIED:
             flight.died.add(link.replica_id)
+        elif how is End.CUT:
+            flight.cut.append(link.replica_id)
         return how is End.FINISHED
 
     async def _await_end(

@@ -101,8 +101,11 @@ class FleetSink(Protocol):
 @dataclass(frozen=True)
 class FleetLimits:
     """A request without a new token for `request_deadline_s` gets no further attempt. One that was in
-    `max_died_replicas` when they died counts as poison; `max_cut_attempts` in a row that were cut off and gave no token
-    end it too, for a request that stops its replicas without a word is cut off, as one on a broken network is.
+    `max_died_replicas` when they died counts as poison.
+
+    Being cut off ends it later, for a request that stops its replicas without a word is cut off as one on a broken
+    network is: when, since its last token, `max_gone_replicas` have fallen silent for good, or after
+    `max_cut_attempts`, so that nothing is tried for ever at no cost of time.
 
     A link that says nothing for `link_silence_s` is lost (a replica says something every half second). What still runs
     on a draining replica after `drain_timeout_s` is moved to another.
@@ -110,7 +113,8 @@ class FleetLimits:
 
     request_deadline_s: float
     max_died_replicas: int = 2
-    max_cut_attempts: int = 5
+    max_gone_replicas: int = 5
+    max_cut_attempts: int = 20
     retry_after_s: float = 5.0
     link_silence_s: float = 10.0
     drain_timeout_s: float = 120.0

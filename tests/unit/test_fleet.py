@@ -234,19 +234,37 @@ async def test_a_request_that_takes_two_replicas_with_it_is_stopped(error: Excep
 
 async def test_being_cut_off_is_no_proof_of_death_but_not_for_ever() -> None:
     replica = LocalReplica("a")
-    async with flying(LocalTransport(replica)) as (fleet, results):
+    results = Results()
+    limits = FleetLimits(request_deadline_s=10, max_cut_attempts=3)
+    async with Fleet(LocalTransport(replica), "ingress", limits, results) as fleet:
         fleet.submit(request())
-        for _ in range(4):
+        for _ in range(2):
             replica.end(await replica.started.get(), ReplicaLost("no route"))
         attempt = await replica.started.get()
         replica.emit(attempt, 0)
         await results.until_tokens("r", 1)  # it gets on: what was before does not count any more
         replica.end(attempt, ReplicaLost("no route"))
-        for _ in range(4):
+        for _ in range(2):
             replica.end(await replica.started.get(), ReplicaLost("no route"))
         await results.until_over("r")
     assert isinstance(results.errors["r"], CutOff)
     assert results.errors["r"].retry_after_s is not None
+
+
+async def test_replicas_that_fall_silent_for_good_one_after_the_other_are_not_all_given_to_one_request() -> None:
+    replicas = [LocalReplica(name) for name in "abc"]
+    transport, results = LocalTransport(*replicas), Results()
+    limits = FleetLimits(request_deadline_s=10, max_gone_replicas=2)
+    async with Fleet(transport, "ingress", limits, results) as fleet:
+        fleet.submit(request())
+        for _ in range(2):
+            await turns(lambda: any(replica.running for replica in transport.live.values()))
+            silent = next(replica for replica in replicas if replica.running)
+            del transport.live[silent.name]
+            silent.die(ReplicaLost("no route"))
+            await turns(lambda one=silent: not one.running)  # type: ignore[misc]
+        await results.until_over("r")
+    assert isinstance(results.errors["r"], CutOff)
 
 
 async def test_a_broken_connection_to_a_replica_that_serves_again_was_no_death() -> None:
