@@ -103,6 +103,8 @@ class Run:
         engines, fault = fleet.running(ENGINE), self._options.fault
         if not engines:
             raise BadOptions(f"no engine replica runs (engines: {fleet.states(ENGINE)}): wait until the service is up")
+        if self._options.min_up is not None and self._options.min_up > len(engines):
+            raise BadOptions(f"--min-up {self._options.min_up}: only {len(engines)} engine replicas run")
         if fault not in (Fault.UPGRADE, Fault.NONE):
             try:
                 await reach.aim(fault.value, engines[0])

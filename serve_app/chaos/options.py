@@ -56,6 +56,8 @@ class Options:
     """How many; one for every wave if not given."""
     at_token: int | None
     """None: at random."""
+    min_up: int | None
+    """Engines that must run for the next fault; None: all."""
     tokens: tuple[int, int]
     distinct: int | None
     """Different requests; each is first asked for without a fault."""
@@ -90,6 +92,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--streams", type=int, default=200, help="streams in all, in waves (default 200)")
     add("--concurrency", type=int, default=32, help="streams of a wave, at a time (default 32)")
     add("--faults", type=int, help="faults in all (default: one a wave)")
+    add("--min-up", type=int, help="next fault when so many engines run, the lost ones not awaited (default: all)")
     add("--at-token", default="random", help="token of one of the wave's streams at which it happens (default random)")
     add("--tokens", default="40-200", help="answers' lengths, SHORTEST-LONGEST (default 40-200)")
     add("--distinct", type=int, help="different requests (default: twice the concurrency)")
@@ -125,6 +128,7 @@ def read(given: argparse.Namespace) -> Options:
         concurrency=given.concurrency,
         faults=given.faults,
         at_token=at_token,
+        min_up=given.min_up,
         tokens=tokens,
         distinct=given.distinct,
         seed=given.seed,
@@ -155,6 +159,11 @@ def _check(given: argparse.Namespace, fault: Fault) -> None:
         raise BadOptions("--fault none is for a closed loop: give --requests N, or another fault")
     if given.requests is not None and fault not in (Fault.NONE, Fault.UPGRADE):
         raise BadOptions(f"--requests runs a closed loop, with --fault none or upgrade, and not {fault.value}")
+    if given.min_up is not None and (given.min_up < 2 or given.requests is not None or fault not in ENDS_REPLICA):
+        raise BadOptions(
+            f"--min-up {given.min_up}: give at least 2 (one to strike, one to stand in for it), and waves of a fault "
+            f"that ends a replica ({', '.join(sorted(one.value for one in ENDS_REPLICA))})"
+        )
     if given.faults is not None and given.faults > given.streams:
         raise BadOptions(f"--faults {given.faults} is more than --streams {given.streams}: a stream gets one at most")
 

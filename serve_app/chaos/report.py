@@ -46,6 +46,7 @@ def _fault_rows(options: Options, findings: Findings, verdict: Verdict) -> Itera
     yield _row("streams hit" if verdict.hit_is_known else whose, f"{len(verdict.hit):,}")
     yield _row("longest silence", f"{_silences(verdict.hit_silences)} ({whose})")
     yield _row("", f"{_silences(verdict.calm_silences)} (undisturbed)")
+    yield _row("wait for first text", f"{_silences(verdict.calm_waits)} (undisturbed)")
     if findings.whole_again_s:
         again = findings.whole_again_s
         yield _row("whole again after", f"median {statistics.median(again):.1f} s, worst {max(again):.1f} s")
@@ -109,6 +110,7 @@ def as_json(options: Options, findings: Findings, verdict: Verdict) -> bytes:
         "unfinished": findings.unfinished,
         "silence_hit": verdict.hit_silences,
         "silence_undisturbed": verdict.calm_silences,
+        "wait_for_text_undisturbed": verdict.calm_waits,
         "whole_again_s": findings.whole_again_s,
         "faults": findings.struck,
         "timeline": findings.timeline,

@@ -107,7 +107,15 @@ class Silences:
 
 def silences(heard: Sequence[Heard]) -> Silences | None:
     """Of these streams; None where none has two pieces of text."""
-    found = [silence for one in heard if (silence := longest_silence_s(one)) is not None]
+    return _summed([silence for one in heard if (silence := longest_silence_s(one)) is not None])
+
+
+def waits_for_text(heard: Sequence[Heard]) -> Silences | None:
+    """From sending these requests to their first piece of text: what a prefill takes, and the way there and back."""
+    return _summed([one.text_s[0] - one.start_s for one in heard if one.text_s])
+
+
+def _summed(found: Sequence[float]) -> Silences | None:
     return Silences(len(found), statistics.median(found), max(found)) if found else None
 
 
@@ -125,6 +133,8 @@ class Verdict:
     logged_resumes: int
     hit_silences: Silences | None
     calm_silences: Silences | None
+    calm_waits: Silences | None
+    """For the first piece of text."""
 
     def finished(self) -> int:
         """Streams with a proper answer, right or not."""
@@ -152,6 +162,7 @@ def judge(findings: Findings, asked: int) -> Verdict:
         logged_resumes=sum(one.resumes for one in findings.access.values()),
         hit_silences=silences([one.heard for one in hit]),
         calm_silences=silences(list(findings.undisturbed.values())),
+        calm_waits=waits_for_text(list(findings.undisturbed.values())),
     )
 
 

@@ -1,5 +1,8 @@
 """Faults in waves: some streams start, a replica is struck at a token, all streams end, the fleet becomes whole, again.
 
+With `--min-up` the next wave does not wait for the whole fleet: a lost replica may still be starting when another is
+struck. Each stream still meets one fault at most, because its wave has ended.
+
 The rule: everything that takes time to find out (which replicas run, which processes they are) is found out before a
 wave starts, so that between the token and the signal there is nothing to wait for.
 """
@@ -55,6 +58,8 @@ class Waves:
         self._striker = striker
         self._findings = findings
         self._say = say
+        self._lost: set[str] = set()
+        """Whom the fleet must do without."""
 
     async def run(self, like: Mapping[str, int]) -> None:
         """All waves, over a fleet of so many replicas of each deployment. Raises `NotWhole`."""
@@ -62,14 +67,18 @@ class Waves:
         waves = choice.plan_waves(options.streams, options.concurrency, options.faults, options.seed)
         began_s = asyncio.get_running_loop().time()
         for wave in waves:
-            await self._wave(wave, like)
+            again = await self._wave(wave, like)
             passed_s = asyncio.get_running_loop().time() - began_s
-            self._say(f"{passed_s:7.1f} s  wave {wave.number + 1:>3}/{len(waves)}  {self._told(wave)}")
+            self._say(f"{passed_s:7.1f} s  wave {wave.number + 1:>3}/{len(waves)}  {self._told(wave)}{again}")
+        if options.min_up is not None:
+            again_s = await self._until("whole", lambda fleet: fleet.is_whole(like, frozenset(self._lost)))
+            self._findings.whole_again_s.append(again_s)
 
-    async def _wave(self, wave: Wave, like: Mapping[str, int]) -> None:
+    async def _wave(self, wave: Wave, like: Mapping[str, int]) -> str:
+        """Returns how long it took until the next one may begin, in words."""
         if not wave.struck:
             await self._streams(wave, None, asyncio.Event())
-            return
+            return ""
         fleet = await asyncio.to_thread(self._service.fleet)
         victim, aim = await self._victim(wave, fleet)
         expected = {number: heard.answer for number, heard in self._findings.undisturbed.items()}
@@ -81,10 +90,19 @@ class Waves:
             reached.set()  # the stream may have failed before: then the fault comes late, and says so
             await strike
         await self._striker.settle()
-        await self._until_whole(like, self._gone(fleet, victim))
+        self._lost |= self._gone(fleet, victim)
+        if (least := self._options.min_up) is not None:
+            again_s = await self._until(f"of {least} engines", lambda fleet: self._up(fleet) >= least)
+            return f" | {least} engines up after {again_s:.1f} s"
+        again_s = await self._until("whole", lambda fleet: fleet.is_whole(like, frozenset(self._lost)))
+        self._findings.whole_again_s.append(again_s)
+        return f" | whole again after {again_s:.1f} s"
+
+    def _up(self, fleet: Fleet) -> int:
+        return sum(one.replica_id not in self._lost for one in fleet.running(ENGINE))
 
     async def _victim(self, wave: Wave, fleet: Fleet) -> tuple[Replica, Aim | None]:
-        running = {one.replica_id: one for one in fleet.running(ENGINE)}
+        running = {one.replica_id: one for one in fleet.running(ENGINE) if one.replica_id not in self._lost}
         if not running:
             raise NotWhole("no engine replica runs")
         victim = running[choice.choose_replica(list(running), wave.number, self._options.seed)]
@@ -136,10 +154,11 @@ class Waves:
             Struck(wave.number, fault, replica_id, process, moment.token, moment.stream, at_s, time.time(), error)
         )
 
-    async def _until_whole(self, like: Mapping[str, int], gone: frozenset[str]) -> None:
+    async def _until(self, what: str, holds: Callable[[Fleet], bool]) -> float:
+        """Wait until it holds of the fleet, and the endpoint is healthy. Returns the seconds since the last fault."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        struck = [one for one in self._findings.struck if not one.error]
+        since_s = max((one.at_s for one in self._findings.struck if not one.error), default=began_s)
         seen = "nothing: the dashboard does not answer"
         while loop.time() - began_s < self._options.recover_s:
             try:
@@ -148,13 +167,11 @@ class Waves:
                 seen = f"nothing: {error}"
             else:
                 seen = f"engines {fleet.states(ENGINE)}"
-                if fleet.is_whole(like, gone) and await self._load.is_healthy():
-                    if struck:
-                        self._findings.whole_again_s.append(loop.time() - struck[-1].at_s)
-                    return
+                if holds(fleet) and await self._load.is_healthy():
+                    return loop.time() - since_s
             await asyncio.sleep(POLL_S)
         raise NotWhole(
-            f"{self._options.recover_s:g} s after the wave the fleet is not whole again ({seen}); "
+            f"{self._options.recover_s:g} s after the wave the fleet is not {what} again ({seen}); "
             "give it longer with --recover-s, or see what its replicas wait for"
         )
 
@@ -172,7 +189,7 @@ class Waves:
         )
         if struck.error:
             return f"{what} NOT MADE: {struck.error} | {line}"
-        return f"{what} | {line} | whole again after {self._findings.whole_again_s[-1]:.1f} s"
+        return f"{what} | {line}"
 
     def _is_same(self, heard: Heard) -> bool:
         calm = self._findings.undisturbed[heard.ask.number]

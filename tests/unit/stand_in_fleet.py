@@ -28,6 +28,9 @@ class StandIn:
     port: int = 0
     replicas: dict[str, psutil.Popen] = field(default_factory=dict)
     born: int = 0
+    slow_start: bool = False
+    """Dead replicas are not replaced."""
+    wanted: int = 0
     log: list[str] = field(default_factory=list)
     upgrades: list[str] = field(default_factory=list)
 
@@ -52,9 +55,14 @@ class StandIn:
             process.kill()
         process.wait()
 
-    def replace_dead(self) -> None:
+    def bury(self) -> None:
         for name in [name for name in self.replicas if not self.lives(name)]:
             self.end(name)
+
+    def replace_dead(self) -> None:
+        self.wanted = max(self.wanted, len(self.replicas))
+        self.bury()
+        while not self.slow_start and len(self.replicas) < self.wanted:
             self.start_replica()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

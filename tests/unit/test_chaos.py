@@ -65,6 +65,8 @@ def test_what_is_not_given_is_a_sensible_run() -> None:
         (["--fault", "none"], "--requests"),
         (["--requests", "10"], "--fault none or upgrade"),
         (["--streams", "2", "--faults", "3"], "one at most"),
+        (["--min-up", "1"], "one to stand in"),
+        (["--min-up", "2", "--fault", "slow"], "ends a replica"),
     ],
 )
 def test_a_wrong_command_line_is_told_what_to_give(flags: list[str], hint: str) -> None:

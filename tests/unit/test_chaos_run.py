@@ -46,6 +46,24 @@ async def test_a_service_that_keeps_its_promise_passes(fault: str) -> None:
     assert any("wave   2/2" in line for line in said)
 
 
+async def test_the_next_fault_need_not_wait_for_the_last_one_s_restart() -> None:
+    async with stand_in() as fleet:
+        fleet.slow_start = True  # nobody takes a lost one's place until the run is over
+        for _ in range(2):
+            fleet.start_replica()
+        running = asyncio.create_task(run(fleet, "--min-up", "2"))
+        while fleet.born - len(fleet.replicas) < 2 and not running.done():  # the kernel sets no event
+            fleet.bury()
+            await asyncio.sleep(0)
+        fleet.slow_start = False
+        findings, held, said = await running
+    assert held, (said, findings.problems)
+    assert len(findings.struck) == 2
+    assert len({struck.replica_id for struck in findings.struck}) == 2
+    assert len(findings.whole_again_s) == 1
+    assert any("2 engines up after" in line for line in said)
+
+
 async def test_what_was_slowed_runs_on() -> None:
     async with stand_in() as fleet:
         findings, _, _ = await run(fleet, "--fault", "slow", "--slow-s", "0.5")
