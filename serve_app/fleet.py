@@ -139,7 +139,7 @@ class Fleet:
         if record.first_token_s is None and delta.token_ids:
             record.first_token_s = asyncio.get_running_loop().time()
         record.output_tokens = len(flight.emitted)
-        if delta.cached_tokens is not None and flight.attempts == 1:
+        if delta.cached_tokens is not None and delta.position == 0:
             record.cached_tokens = delta.cached_tokens
         if flight.attempts > 1:
             self._gate.leave(flight)

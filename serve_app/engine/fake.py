@@ -255,7 +255,7 @@ class FakeEngine:
 
     def _advance(self, running: _Running) -> TokenDelta:
         attempt, start = running.attempt, running.position
-        delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if running.has_token else 0)
+        delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if running.has_token or start else 0)
         faults_ahead = [fault.at_token - start for fault in running.faults if fault.at_token > start]
         for _ in range(min([self._config.tokens_per_step, *faults_ahead])):
             if running.position < attempt.max_tokens:

@@ -66,6 +66,10 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
 
 def token_delta(output: EngineCoreOutput, attempt_id: str, position: int, encoder: MsgpackEncoder) -> TokenDelta:
     """What an output says, for the wire. `position` counts the request's tokens before it."""
+    if position:
+        # Without our plugin in it an engine takes a continuation's output for prompt: the client would be told of more
+        # cached tokens than its prompt has.
+        output.prefill_stats = None
     extra = None
     for name in BEYOND_TOKENS:
         if getattr(output, name) is not None:

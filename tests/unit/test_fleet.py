@@ -216,6 +216,21 @@ async def test_doubled_tokens_are_caught_and_never_delivered() -> None:
     assert results.tokens["r"] == [100, 101, 102]
 
 
+async def test_a_replica_that_dies_right_after_the_last_token_changes_nothing() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    async with flying(LocalTransport(first, second)) as (fleet, results):
+        asked = request()
+        fleet.submit(asked)
+        attempt, replica, other = await whoever_starts(first, second)
+        replica.emit(attempt, 0, 3, last=True)
+        replica.die()
+        await results.until_over("r")
+        await until_landed(fleet)
+        assert other.started.empty()
+    assert results.tokens["r"] == [100, 101, 102]
+    assert asked.record.resumed == 0
+
+
 @pytest.mark.parametrize("error", [EngineDead("crash"), ReplicaDied("killed")])
 async def test_a_request_that_takes_two_replicas_with_it_is_stopped(error: Exception) -> None:
     first, second = LocalReplica("a"), LocalReplica("b")
