@@ -85,6 +85,8 @@ class FleetCore:
         record = FlightRecord(inexact=_inexact_after_resume(params))
         payload = copy(request)
         payload.prompt_token_ids = []
+        # Log probabilities are not kept with the tokens.
+        may_break = context is not None and params.logprobs is None and params.prompt_logprobs is None
         self.fleet.submit(
             FleetRequest(
                 request_id=request.request_id,
@@ -97,6 +99,10 @@ class FleetCore:
                 payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
                 session_id=request.session_id or (context.session_id if context else None),
                 record=record,
+                claim=context.claim(context.request_id, request.prompt_token_ids) if context and may_break else "",
+                takes_up=context.claim(context.take_up, request.prompt_token_ids)
+                if context and may_break and context.take_up
+                else "",
             )
         )
         if context is not None:

@@ -8,6 +8,9 @@ place for it. The variable holds a reference: what the fleet writes, the middlew
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from array import array
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -21,6 +24,9 @@ class RequestContext:
 
     request_id: str
     session_id: str | None = None
+    take_up: str | None = None
+    """The id of a request of which the stream broke off, if this one asks for the same again."""
+    body_digest: bytes = b""
     key_name: str | None = None
     model: str | None = None
     flights: list[FlightRecord] = field(default_factory=list)
@@ -28,6 +34,18 @@ class RequestContext:
     """Why the request was not let in, if so."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
+
+    def claim(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
+        """Names what request `request_id` says, for whoever asked for the same with the same key; empty without a body.
+
+        One for each sequence of a request: of two with the same prompt, the first is the first.
+        """
+        if not self.body_digest:
+            return ""
+        digest = hashlib.blake2b(self.body_digest, digest_size=16)
+        digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.flights)}\0".encode())
+        digest.update(array("i", prompt_token_ids))
+        return digest.hexdigest()
 
     @property
     def error(self) -> ServeError | None:

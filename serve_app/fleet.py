@@ -153,6 +153,8 @@ class Fleet:
     async def _fly(self, flight: _Flight) -> None:
         request_id = flight.request.request_id
         try:
+            if flight.request.takes_up:
+                await self._take_up(flight)
             while not await self._attempt(flight, await self._choose(flight)):
                 self._check_losses(flight)
         except ServeError as error:
@@ -160,6 +162,16 @@ class Fleet:
         finally:
             self._gate.leave(flight)
             self._flights.pop(request_id, None)
+
+    async def _take_up(self, flight: _Flight) -> None:
+        """Begin with what a broken stream had said, as if an attempt of this flight had."""
+        request = flight.request
+        flight.emitted = await self._transport.left_of(request.takes_up)
+        if flight.emitted:
+            record = request.record
+            record.first_token_s = asyncio.get_running_loop().time()
+            record.output_tokens = record.taken_up_tokens = len(flight.emitted)
+            self._sink.deltas([(request.request_id, TokenDelta("", 0, list(flight.emitted)))])
 
     def _check_losses(self, flight: _Flight) -> None:
         """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
@@ -283,6 +295,7 @@ class Fleet:
             stop_token_ids=request.stop_token_ids,
             priority=request.priority,
             payload=request.payload,
+            claim=request.claim,
         )
 
     def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:

@@ -47,6 +47,9 @@ class Transport(Protocol):
     def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         """The link to one replica, open until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
 
+    async def left_of(self, claim: str) -> list[int]:
+        """The most that any replica has of a broken stream (`leftovers.py`); empty if none can be found."""
+
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
 
@@ -64,6 +67,8 @@ class FlightRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    taken_up_tokens: int = 0
+    """Of the output, what a broken stream had already said."""
     replicas: list[str] = field(default_factory=list)
     resumed: int = 0
     inexact: tuple[str, ...] = ()
@@ -86,6 +91,10 @@ class FleetRequest:
     payload: list[bytes]
     session_id: str | None
     record: FlightRecord
+    claim: str = ""
+    """Under which what it says can be taken up; empty: under none."""
+    takes_up: str = ""
+    """The claim of the broken stream that it takes up, if it does."""
 
 
 class FleetSink(Protocol):

@@ -88,6 +88,7 @@ class IngressMetrics:
                 "total_s": _round(total_s),
                 **_ways(flights),
                 "resumes": resumes,
+                "taken_up_tokens": sum(flight.taken_up_tokens for flight in flights),
             },
         )
 

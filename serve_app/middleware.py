@@ -8,6 +8,7 @@ one log line. Nothing here waits for anything but the client and the app.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -115,7 +116,12 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         offered = headers.get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        context = RequestContext(request_id, session_id=headers.get("x-session-id"))
+        broken = headers.get("x-take-up", "")
+        context = RequestContext(
+            request_id,
+            session_id=headers.get("x-session-id"),
+            take_up=broken if REQUEST_ID.fullmatch(broken) else None,
+        )
         token = CURRENT.set(context)
         exchange = _Exchange(self, scope, receive, send, headers, context)
         try:
@@ -207,6 +213,7 @@ class _Exchange:
             read = await self._read_body()
             if read is None:
                 return
+            self._context.body_digest = hashlib.blake2b(read, digest_size=16).digest()
             body = self._rewrite(read)
         replaced = (b"x-request-id", b"content-length")
         headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced]

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
 from serve_app.flight import WrongReplica
+from serve_app.leftovers import Leftovers
 from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import WIRE_VERSION, Frame, Hello, Load, TokenDelta, decode_request, encode_frame
@@ -28,6 +30,16 @@ HEARTBEAT_S = 0.5
 
 EngineFactory = Callable[[StepSink], Engine]
 """Builds the engine, not yet started, with the sink that its steps go to."""
+
+
+@dataclass(eq=False)
+class Attempt:
+    """What runs here for an ingress. `said` are the request's tokens so far, earlier attempts' included, as long as it
+    has a claim."""
+
+    ingress_id: str
+    claim: str
+    said: list[int]
 
 
 class Outbox:
@@ -69,7 +81,8 @@ class EngineReplica:
     def __init__(self, replica_id: str, engine_factory: EngineFactory, hang_after_s: float) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
-        self._ingress_of: dict[str, str] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._leftovers = Leftovers()
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
         self._stopping = False
@@ -104,7 +117,7 @@ class EngineReplica:
             await self.check_health()
         except EngineDead as error:
             raise WrongReplica(f"its engine was dead before: {error}") from error
-        self._ingress_of[attempt.attempt_id] = attempt.ingress_id
+        self._attempts[attempt.attempt_id] = Attempt(attempt.ingress_id, attempt.claim, list(attempt.emitted_token_ids))
         try:
             await self._engine.run(attempt)
         except EngineDead as error:
@@ -113,7 +126,14 @@ class EngineReplica:
                 raise WrongReplica("it is being stopped") from error
             raise
         finally:
-            self._ingress_of.pop(attempt.attempt_id, None)
+            self._keep(self._attempts.pop(attempt.attempt_id))
+
+    async def left_of(self, claim: str) -> bytes:
+        """The token ids that a broken stream of this claim had; none if it is not known here."""
+        # Whoever asks knows of the break before us, at times.
+        running = [attempt.said for attempt in self._attempts.values() if attempt.claim == claim]
+        kept = self._leftovers.find(claim, time.monotonic())
+        return msgspec.msgpack.encode(max([kept, *running], key=len))
 
     async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
         """The link to one ingress: a `Frame` per engine step, a heartbeat when idle, until the ingress closes it."""
@@ -166,10 +186,20 @@ class EngineReplica:
 
     def _on_step(self, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
-            ingress_id = self._ingress_of.get(delta.attempt_id)
-            outbox = self._outboxes.get(ingress_id) if ingress_id is not None else None
+            attempt = self._attempts.get(delta.attempt_id)
+            if attempt is None:
+                continue
+            if attempt.claim:
+                attempt.said.extend(delta.token_ids)
+                if delta.finish_reason is not None:
+                    attempt.claim = ""  # nothing breaks off any more
+            outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
+
+    def _keep(self, attempt: Attempt) -> None:
+        if attempt.claim and attempt.said:
+            self._leftovers.keep(attempt.claim, attempt.said, time.monotonic())
 
     def _load(self) -> Load:
         stats = self._engine.stats()
@@ -203,7 +233,7 @@ class EngineReplica:
 
     async def _abandon(self, ingress_id: str) -> None:
         """Stop what runs for an ingress that is gone: nobody can read it any more."""
-        orphans = [attempt for attempt, owner in self._ingress_of.items() if owner == ingress_id]
+        orphans = [name for name, attempt in self._attempts.items() if attempt.ingress_id == ingress_id]
         for attempt_id in orphans:
             with contextlib.suppress(AttemptRefused):
                 await self._engine.abort(attempt_id)

@@ -87,6 +87,18 @@ class ServeTransport:
         finally:
             stream.cancel()
 
+    async def left_of(self, claim: str) -> list[int]:
+        """See `fleet.Transport`."""
+        try:
+            answers = await self._engine.broadcast("left_of", claim).results_async(
+                timeout_s=LIST_TIMEOUT_S, return_exceptions=True
+            )
+        except (*LOST_CALL, TimeoutError) as error:
+            logger.warning("cannot look for a broken stream", extra={"error": str(error)})
+            return []
+        found = [msgspec.msgpack.decode(one, type=list[int]) for one in answers if isinstance(one, bytes)]
+        return max(found, key=len, default=[])
+
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """See `fleet.Transport`."""
         response = self._run.remote(replica_id, encode_request(attempt))

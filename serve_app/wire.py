@@ -20,6 +20,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `prompt_token_ids` never changes between attempts; `emitted_token_ids` holds what earlier attempts gave, which the
     engine must continue after as if it had produced them itself. `max_tokens` and `min_tokens` count from the first
     token of the first attempt. `payload` is vLLM's request (without the token ids), in the buffers of vLLM's encoder.
+    `claim` is under which what it says can be asked for if its stream breaks off (`leftovers.py`); empty: under none.
     """
 
     wire_version: int
@@ -34,6 +35,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     stop_token_ids: list[int]
     priority: int
     payload: list[bytes]
+    claim: str = ""
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

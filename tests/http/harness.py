@@ -51,6 +51,10 @@ class LocalTransport:
             async for data in frames:
                 yield decode_frame(data)
 
+    async def left_of(self, claim: str) -> list[int]:
+        answers = [msgspec.msgpack.decode(await one.left_of(claim), type=list[int]) for one in self.live.values()]
+        return max(answers, key=len, default=[])
+
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         await self.live[replica_id].run_attempt(replica_id, encode_request(attempt))
 
@@ -98,9 +102,10 @@ async def service(
     max_body_bytes: int = 1 << 20,
     max_waiting: int = 100,
     hang_after_s: float = 20.0,
+    ingress_id: str = "ingress-1",
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
-    transport = LocalTransport("ingress-1")
+    transport = LocalTransport(ingress_id)
     async with contextlib.AsyncExitStack() as stack:
         for name, factory in engines.items():
             replica = EngineReplica(name, factory, hang_after_s=hang_after_s)
@@ -109,7 +114,7 @@ async def service(
             transport.live[name] = replica
         app, client = await build_api(
             flags.parse(list(argv), flags.serve_parser()),
-            lambda sink: Fleet(transport, "ingress-1", FleetLimits(deadline_s), sink),
+            lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink),
             Admission(max_waiting),
         )
         await stack.enter_async_context(client.fleet)

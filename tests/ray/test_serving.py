@@ -295,6 +295,44 @@ async def test_nothing_is_left_running_for_the_clients_of_a_killed_ingress(servi
     await service.until_answers(service.head, 30)
 
 
+async def test_what_a_killed_ingress_was_saying_is_taken_up_at_another(service: Cluster, probe: Probe) -> None:
+    await until_all_say_hello(service, probe)
+    asked = {**HELLO, "max_tokens": 400, "ignore_eos": True, "stream": True}
+
+    async def contents(lines: AsyncIterator[str], until: int = 1_000_000) -> list[str]:
+        pieces: list[str] = []
+        async for line in lines:
+            if line.startswith("data: {"):
+                pieces += [choice["delta"].get("content") or "" for choice in json.loads(line[6:])["choices"]]
+            if sum(map(len, pieces)) >= until:
+                break
+        return pieces
+
+    async def ask(**headers: str) -> list[str]:
+        async with (
+            http(service) as client,
+            client.stream("POST", "/v1/chat/completions", json=asked, headers=headers) as answer,
+        ):
+            assert answer.status_code == 200
+            return await contents(answer.aiter_lines())
+
+    whole = "".join(await ask())
+    async with (
+        http(service) as client,
+        client.stream("POST", "/v1/chat/completions", json=asked, headers={"x-request-id": "struck"}) as answer,
+    ):
+        before = "".join(await contents(answer.aiter_lines(), until=100))
+        kill(await service.replicas("ingress"))
+    assert whole.startswith(before)
+    await until_idle(probe)
+    await service.until_replicas("ingress", 2, 60)
+    await service.until_answers(service.head, 30)
+    again = await ask(**{"x-request-id": "again", "x-take-up": "struck"})
+    assert "".join(again) == whole
+    assert len(max(again, key=len)) >= 90  # what was there came at once
+    assert (await access_line(service, "again"))["taken_up_tokens"] >= 100
+
+
 async def test_without_any_engine_health_is_503_and_a_request_waits_for_the_next_one(
     service: Cluster, probe: Probe
 ) -> None:

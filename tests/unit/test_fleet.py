@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,10 @@ class LocalTransport:
     def __init__(self, *replicas: LocalReplica) -> None:
         self.live = {replica.name: replica for replica in replicas}
         self.listed: set[str] | None = None
+        self.left: dict[str, list[int]] = {}
+
+    async def left_of(self, claim: str) -> list[int]:
+        return self.left.get(claim, [])
 
     async def replicas(self) -> tuple[Sequence[Hello], bool]:
         names = self.live if self.listed is None else self.listed
@@ -150,6 +155,22 @@ async def test_tokens_come_once_and_in_order() -> None:
         await results.until_over("r")
         await until_landed(fleet)
     assert results.tokens["r"] == [100, 101, 102, 103, 104]
+
+
+async def test_what_a_broken_stream_had_said_comes_first_and_goes_on() -> None:
+    replica = LocalReplica("a")
+    transport = LocalTransport(replica)
+    transport.left["theirs"] = [100, 101, 102]
+    async with flying(transport) as (fleet, results):
+        asked = replace(request(), claim="mine", takes_up="theirs")
+        fleet.submit(asked)
+        attempt = await replica.started.get()
+        assert (attempt.emitted_token_ids, attempt.claim) == ([100, 101, 102], "mine")
+        replica.emit(attempt, 3, 2, last=True)
+        replica.end(attempt)
+        await results.until_over("r")
+    assert results.tokens["r"] == [100, 101, 102, 103, 104]
+    assert (asked.record.taken_up_tokens, asked.record.resumed) == (3, 0)
 
 
 async def test_a_killed_replica_is_not_noticed() -> None:

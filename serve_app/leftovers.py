@@ -1,0 +1,52 @@
+"""What had been said on streams that broke off, kept for a while by the replica that said it.
+
+A stream may lose its client's connection or its whole ingress. What ran for it is stopped, so that no slot is held for
+nobody; its tokens are small, and stay: who asks the same again with the same key and the broken request's id
+(`x-take-up`) gets them at once, and the answer goes on from there (`docs/decisions/0004-when-an-ingress-dies.md`).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+KEEP_S = 600.0
+"""A client that comes back later than this has most likely given up."""
+
+MAX_TOKENS = 4_000_000
+"""16 MB in one replica: ten minutes of everything that the published streams of one replica say."""
+
+
+class Leftovers:
+    """Token ids by claim, for `keep_s`, `max_tokens` in all; the oldest go first. `now_s` is the caller's clock."""
+
+    def __init__(self, keep_s: float = KEEP_S, max_tokens: int = MAX_TOKENS) -> None:
+        self._keep_s = keep_s
+        self._max_tokens = max_tokens
+        self._kept: dict[str, tuple[float, array[int]]] = {}
+        self._tokens = 0
+
+    def keep(self, claim: str, token_ids: Sequence[int], now_s: float) -> None:
+        """Keep them, in place of what the claim had."""
+        self._drop(claim)
+        self._kept[claim] = (now_s + self._keep_s, array("i", token_ids))
+        self._tokens += len(token_ids)
+        self._forget_old(now_s)
+
+    def find(self, claim: str, now_s: float) -> list[int]:
+        """What the claim has; empty if nothing. It stays: who takes it up may lose the stream again."""
+        self._forget_old(now_s)
+        kept = self._kept.get(claim)
+        return list(kept[1]) if kept is not None else []
+
+    def _forget_old(self, now_s: float) -> None:
+        while self._kept:
+            oldest = next(iter(self._kept))
+            if self._kept[oldest][0] > now_s and self._tokens <= self._max_tokens:
+                return
+            self._drop(oldest)
+
+    def _drop(self, claim: str) -> None:
+        kept = self._kept.pop(claim, None)
+        if kept is not None:
+            self._tokens -= len(kept[1])
