@@ -168,11 +168,9 @@ class Run:
         await self._ask_again(load)
 
     async def _read_log(self, lines: int, prefix: str) -> None:
-        try:
-            access = await asyncio.to_thread(self._service.access_lines, lines)
-        except StatusUnknown as error:
-            self._unseen(f"the access log: {error}")
-            return
+        access, unread = await asyncio.to_thread(self._service.access_lines, lines)
+        for replica in unread:
+            self._unseen(f"the access log of {replica}")
         ids = {one.heard.request_id for one in self._findings.streams}
         self._findings.access = {name: line for name, line in access.items() if name in ids and name.startswith(prefix)}
 

@@ -104,14 +104,20 @@ class Service:
                 self._resumes[labels] = max(value, self._resumes.get(labels, 0.0))
         return round(sum(self._resumes.values()))
 
-    def access_lines(self, lines: int) -> dict[str, Access]:
-        """The access log's last lines of every ingress replica that was ever seen, by request id."""
+    def access_lines(self, lines: int) -> tuple[dict[str, Access], list[str]]:
+        """The access log's last lines of every ingress replica that was ever seen, by request id; and of whom there are
+        none, and why: Ray loses sight of the log of one that is gone."""
         found: dict[str, Access] = {}
+        unread = []
         for actor_id, replica in self.ingresses.items():
             path = f"/api/v0/logs/file?node_id={replica.node_id}&actor_id={actor_id}&suffix=err&lines={lines}"
-            text = serve_status.ask(self._dashboard, path, TIMEOUT_S).decode(errors="replace")
-            found.update(access_of(text.splitlines()))
-        return found
+            try:
+                text = serve_status.ask(self._dashboard, path, TIMEOUT_S).decode(errors="replace")
+            except StatusUnknown as error:
+                unread.append(f"{replica.replica_id} ({' '.join(str(error).split())[:80]})")
+            else:
+                found.update(access_of(text.splitlines()))
+        return found, unread
 
 
 class Access(msgspec.Struct):
