@@ -89,6 +89,8 @@ async def test_a_closed_loop_goes_through_its_upgrades() -> None:
     assert held
     assert len(fleet.upgrades) == len(findings.upgrades_s) == 2
     assert findings.timeline
+    assert any(what.startswith("the access log of i0") for what in findings.unseen)
+    assert findings.access  # what the last one wrote is read nevertheless
 
 
 async def test_ctrl_c_reports_what_was_measured_and_leaves_nothing_standing_still() -> None:
