@@ -138,7 +138,10 @@ class Links:
         """Send nothing there until the replica itself says that it takes work."""
         self._drain(link)
         link.dismissed = link.dismissed or dismissed
-        self._look_again.set()
+        if not dismissed:
+            # One that says no and still says hello (it speaks another wire version, say) would be asked in a circle, as
+            # fast as it answers.
+            self._look_again.set()
 
     # ---- finding -----------------------------------------------------------------------------------------------------
 
