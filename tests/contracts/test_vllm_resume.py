@@ -105,6 +105,12 @@ async def test_a_continuation_longer_than_a_prefill_step_and_found_in_the_prefix
         assert subject.last(rest).finish_reason == LENGTH
 
 
+async def test_every_piece_of_a_prefill_is_a_step_though_it_gives_no_token(subject: Subject) -> None:
+    before = subject.engine.stats().steps
+    await subject.run(subject.attempt(prompt=[20 + i % 61 for i in range(400)], max_tokens=1))
+    assert subject.engine.stats().steps - before >= 400 // 96  # what hang detection goes by
+
+
 async def test_log_probabilities_go_on(subject: Subject) -> None:
     request = {"max_tokens": 20, "logprobs": 2}
     whole = subject.attempt(**request)
