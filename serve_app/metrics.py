@@ -88,16 +88,17 @@ class IngressMetrics:
                 "total_s": _round(total_s),
                 **_ways(flights),
                 "resumes": resumes,
-                "taken_up_tokens": sum(flight.taken_up_tokens for flight in flights),
             },
         )
 
 
 def _ways(flights: Sequence[FlightRecord]) -> dict[str, object]:
-    """The replicas of each attempt, and what the resumes among them could not carry to the letter."""
+    """The replicas of each attempt, what the resumes among them could not carry to the letter, and what was taken up
+    before the first."""
     return {
         "replica": [replica for flight in flights for replica in flight.replicas],
         "inexact": sorted({name for flight in flights if flight.resumed for name in flight.inexact}),
+        "taken_up_tokens": sum(flight.taken_up_tokens for flight in flights),
     }
 
 
