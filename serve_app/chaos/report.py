@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from serve_app.chaos.options import Options
+from serve_app.chaos.options import ENDS_REPLICA, Options
 from serve_app.chaos.verdict import Findings, Silences, Streamed, Verdict, longest_silence_s, passed
 
 SHOWN = 10
@@ -44,6 +44,8 @@ def _fault_rows(options: Options, findings: Findings, verdict: Verdict) -> Itera
     yield _row("faults", f"{made} {options.fault.value}")
     whose = "hit" if verdict.hit_is_known else "in flight at a fault"
     yield _row("streams hit" if verdict.hit_is_known else whose, f"{len(verdict.hit):,}")
+    if options.fault in ENDS_REPLICA:
+        yield _row("wait across the fault", f"{_silences(verdict.hit_waits)} ({whose})")
     yield _row("longest silence", f"{_silences(verdict.hit_silences)} ({whose})")
     yield _row("", f"{_silences(verdict.calm_silences)} (undisturbed)")
     yield _row("wait for first text", f"{_silences(verdict.calm_waits)} (undisturbed)")
@@ -108,6 +110,7 @@ def as_json(options: Options, findings: Findings, verdict: Verdict) -> bytes:
         "resumes": findings.resumes,
         "logged_resumes": verdict.logged_resumes,
         "unfinished": findings.unfinished,
+        "wait_across_fault": verdict.hit_waits,
         "silence_hit": verdict.hit_silences,
         "silence_undisturbed": verdict.calm_silences,
         "wait_for_text_undisturbed": verdict.calm_waits,

@@ -11,6 +11,9 @@ from serve_app.chaos.heard import Answer
 from serve_app.chaos.service import Access
 from serve_app.chaos.stream import Heard
 
+ON_ITS_WAY_S = 0.25
+"""How long after a fault text may still come that was sent before it: a few hops on a busy machine."""
+
 AROUND = 24
 """Characters that are shown on each side of where two texts part."""
 
@@ -96,6 +99,15 @@ def longest_silence_s(heard: Heard) -> float | None:
     return max((after - before for before, after in pairwise(heard.text_s)), default=None)
 
 
+def wait_across_s(heard: Heard, fault_s: float) -> float | None:
+    """Between the last text before a fault and the first after it; None for a stream that had none on either side.
+
+    What was on its way at the fault still comes: the longest silence that began by then is meant.
+    """
+    spans = [(before, after) for before, after in pairwise(heard.text_s) if before <= fault_s + ON_ITS_WAY_S]
+    return max((after - before for before, after in spans if after > fault_s), default=None)
+
+
 @dataclass(frozen=True)
 class Silences:
     """How long streams were silent, at their longest."""
@@ -131,6 +143,8 @@ class Verdict:
     hit_is_known: bool
     """Whether the access log told who was hit; otherwise all that were in flight count."""
     logged_resumes: int
+    hit_waits: Silences | None
+    """Across the fault."""
     hit_silences: Silences | None
     calm_silences: Silences | None
     calm_waits: Silences | None
@@ -152,6 +166,8 @@ def judge(findings: Findings, asked: int) -> Verdict:
             if where:
                 different.append((one, where))
     hit, known = who_was_hit(findings.streams, findings.struck, findings.access)
+    at_s = {one.wave: one.at_s for one in findings.struck if not one.error}
+    waits = [wait_across_s(one.heard, at_s[one.wave]) for one in hit]
     return Verdict(
         asked=asked,
         heard=len(findings.streams),
@@ -160,6 +176,7 @@ def judge(findings: Findings, asked: int) -> Verdict:
         hit=hit,
         hit_is_known=known,
         logged_resumes=sum(one.resumes for one in findings.access.values()),
+        hit_waits=_summed([wait for wait in waits if wait is not None]),
         hit_silences=silences([one.heard for one in hit]),
         calm_silences=silences(list(findings.undisturbed.values())),
         calm_waits=waits_for_text(list(findings.undisturbed.values())),

@@ -586,6 +586,19 @@ def test_silence_is_between_two_pieces_of_text() -> None:
     assert found == verdict.Silences(2, 2.0, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("times", "wait_s"),
+    [
+        ("1 2 5 6", 3.0),
+        ("1 2 2.1 5 9", 2.9),  # one piece was on its way; the 4 s later are another story
+        ("1 2", None),  # nothing after it
+        ("3 4", None),  # nothing before it
+    ],
+)
+def test_the_wait_is_the_one_that_the_fault_made(times: str, wait_s: float | None) -> None:
+    assert verdict.wait_across_s(heard(times=times), 2.0) == wait_s
+
+
 def test_the_report_says_what_was_seen_and_json_has_it_all() -> None:
     findings = seen(
         Streamed(0, 0, heard(name="s0")),
