@@ -110,7 +110,8 @@ class Worker:
                 runner = self._open_loop if self._job.load.open_loop else self._closed_loop
                 await runner(sessions, take, begin_ns)
                 end_ns = perf_counter_ns()
-                check = replace(watch.stop(), read_by_clock=self._pool.read_by_clock)
+                pool = self._pool
+                check = replace(watch.stop(), read_by_clock=pool.read_by_clock, ends_late_ms=pool.ends_late_ms)
                 await self._readings.join()
         finally:
             decoder.cancel()

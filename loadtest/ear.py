@@ -1,53 +1,40 @@
-"""Reads many plain sockets at little cost, and stamps nothing but what it has just read.
+"""Reads many plain sockets at little cost, each chunk with the time at which the kernel got it.
 
 A transport of uvloop costs 11 to 13 us for every read: a wake-up, a callback and a system call for each socket by
 itself. An ear keeps all sockets in one epoll set of its own, asks once which are ready and reads those with a bare
-`recv`. Where reads are rare it is woken by the set itself, and nothing waits. Where they are many (`Pace`) a wake-up,
-which costs as much as five reads, serves several: the ear looks every millisecond instead, and a chunk is read, and so
-stamped, up to 1 to 2 ms after it came. Gaps stay right on average, since both their ends are late alike.
+`recvmsg`, which also tells when the bytes came in (`clock.py`). So a chunk's time does not depend on when it is read.
+Where reads are rare the ear is woken by the set itself. Where they are many (`pace.py`) a wake-up, which costs as much
+as five reads, serves several: the ear looks every few milliseconds instead. Only the end of a response is then noticed
+later, and with it the next request of a closed loop sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
+from collections.abc import Callable
 from time import perf_counter_ns
+from typing import NamedTuple
 
-from loadtest.wire import Wire, may_be_last
+from loadtest.clock import ANCILLARY_BYTES, ArrivalClock, Stamp, ask_for_arrivals
+from loadtest.pace import Pace
+from loadtest.wire import LAST_CHUNK, Wire
 
 READ_BYTES = 16 * 1024
 """More makes the epoll set ready again; much more costs an allocation that is nearly all given back."""
-WINDOW_NS = 100_000_000
-"""Several steps of an engine, which sends all its streams' tokens at once: shorter, and the pace would flutter."""
-HEARD_AT_MOST = 256
-"""Reads kept before they are handed out: about 0.1 ms of work."""
-LOOK_EVERY_S = 0.001
-"""The finest step of uvloop's timers."""
-MANY, FEW = 200, 100
-"""Reads in a window, 2,000 and 1,000 a second. Fewer, and a wake-up for each is no burden."""
+ENDING, SHORTEST = LAST_CHUNK[2:], len(LAST_CHUNK) - 2
+Read = Callable[[int, int], tuple[bytes, Stamp, int, object]]
 
 
-class Pace:
-    """Whether reads are many, from how many came of late. Pure."""
+class Stream(NamedTuple):
+    """A body in the middle of which a line is: bytes are kept until a read may be the last."""
 
-    def __init__(self, now_ns: int) -> None:
-        self.many = False
-        self.ever_many = False
-        self._since_ns = now_ns
-        self._reads = 0
-
-    def note(self, reads: int, now_ns: int) -> None:
-        """Count reads."""
-        self._reads += reads
-        if now_ns - self._since_ns < WINDOW_NS:
-            return
-        # A window may be longer than planned: it ends with the first look after it.
-        per_window = self._reads * WINDOW_NS / (now_ns - self._since_ns)
-        self._since_ns, self._reads = now_ns, 0
-        self.many = per_window >= (FEW if self.many else MANY)
-        self.ever_many = self.ever_many or self.many
+    read: Read
+    keep: Callable[[bytes], None]
+    stamp: Callable[[Stamp | int], None]
+    reads: list[bytes]
+    stamps: list[Stamp | int]
 
 
 class Line:
@@ -59,6 +46,7 @@ class Line:
         self.wire = wire
         self._unsent = memoryview(b"")
         self.fd = sock.fileno()
+        self.read: Read = sock.recvmsg
 
     def write(self, data: bytes) -> None:
         """Send as much as fits at once, the rest when there is room."""
@@ -104,10 +92,11 @@ class Ear:
         self._loop = asyncio.get_running_loop()
         self._set = select.epoll()
         self._lines: dict[int, Line] = {}
-        self._heard: list[tuple[int, int, bytes]] = []
-        self._streaming: set[int] = set()
-        self._errors: dict[int, OSError] = {}
+        self._streams: dict[int, Stream] = {}
+        self.clock = ArrivalClock()
         self.pace = Pace(perf_counter_ns())
+        self.ends_late_ns: list[int] = []
+        """From when the last bytes of a response came to when that was noticed."""
         self._timer: asyncio.TimerHandle | None = None
         # An epoll set can itself be waited for: it is ready while any of its sockets is.
         self._loop.add_reader(self._set.fileno(), self._woken)
@@ -128,6 +117,7 @@ class Ear:
         """A wire over a connected socket, which is the ear's from now on."""
         wire = Wire()
         line = Line(self, sock, wire)
+        ask_for_arrivals(sock)
         self._lines[line.fd] = line
         self._set.register(line.fd, select.EPOLLIN)
         wire.carried_by(line)
@@ -136,59 +126,97 @@ class Ear:
     def forget(self, fd: int) -> None:
         """A line is about to close."""
         del self._lines[fd]
-        self._streaming.discard(fd)
+        self._streams.pop(fd, None)
         self._set.unregister(fd)
 
     def _woken(self) -> None:
         self._listen()
         if self.pace.many:
             self._loop.remove_reader(self._set.fileno())
-            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+            self._timer = self._loop.call_later(self.pace.look_every_s, self._look)
 
     def _look(self) -> None:
         self._listen()
         if self.pace.many:
-            self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+            self._timer = self._loop.call_later(self.pace.look_every_s, self._look)
         else:
             self._timer = None
             self._loop.add_reader(self._set.fileno(), self._woken)
 
     def _listen(self) -> None:
-        """Read every socket that is ready."""
+        """Read every socket that is ready. The loop's body runs for every chunk of a run."""
+        if self.clock.stepped():
+            self.deliver()
+            self.clock.set()
         ready = self._set.poll(0)
-        heard, streaming = self._heard, self._streaming
+        streams = self._streams
         due: list[int] = []
         for fd, _ in ready:
-            try:
-                data = os.read(fd, READ_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError as bad:
-                data, self._errors[fd] = b"", bad
-            heard.append((fd, perf_counter_ns(), data))
-            if fd not in streaming or may_be_last(data):
+            stream = streams.get(fd)
+            if stream is None:
                 due.append(fd)
-        if due or len(heard) >= HEARD_AT_MOST:
-            self.deliver()
+                continue
+            try:
+                data, stamp, _, _ = stream.read(READ_BYTES, ANCILLARY_BYTES)
+            except OSError:
+                due.append(fd)  # reading it once more tells why
+                continue
+            stream.keep(data)
+            stream.stamp(stamp or perf_counter_ns())
+            if data.endswith(ENDING) or len(data) < SHORTEST:
+                self._hand_over(fd)
+                if not data:
+                    due.append(fd)
         for fd in due:
-            if fd in self._lines and self._lines[fd].wire.streaming:
-                streaming.add(fd)
-            else:
-                streaming.discard(fd)
-        self.pace.note(len(ready), perf_counter_ns())
+            self._read_alone(fd)
+        self.pace.note(len(ready), len(streams), perf_counter_ns(), exact=self.clock.exact)
+
+    def _read_alone(self, fd: int) -> None:
+        """Read a line that is not within a stream, and hand that out at once."""
+        line = self._lines.get(fd)
+        if line is None:  # closed by what came before
+            return
+        self._hand_over(fd)
+        try:
+            data, stamp, _, _ = line.read(READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as bad:
+            line.lost(bad)
+            return
+        if not data:
+            line.lost(None)
+            return
+        self._hear(line, [data], self.clock.times([stamp or perf_counter_ns()]))
+
+    def _hand_over(self, fd: int) -> None:
+        """What was kept of a line's stream goes to its wire."""
+        stream = self._streams.pop(fd, None)
+        if stream is None:
+            return
+        if stream.reads and not stream.reads[-1]:  # the end of the connection is no read
+            stream.reads.pop()
+            stream.stamps.pop()
+        if stream.reads:
+            self._hear(self._lines[fd], stream.reads, self.clock.times(stream.stamps))
+
+    def _hear(self, line: Line, reads: list[bytes], times: list[int]) -> None:
+        """All but the last read belong to a running stream; the last may be anything."""
+        last_ns = times.pop()
+        last = reads.pop()
+        line.wire.kept(reads, times)
+        line.wire.received(last, last_ns)
+        if line.wire.streaming and line.fd in self._lines:
+            kept: list[bytes] = []
+            stamps: list[Stamp | int] = []
+            self._streams[line.fd] = Stream(line.read, kept.append, stamps.append, kept, stamps)
+        else:
+            self.ends_late_ns.append(perf_counter_ns() - last_ns)
 
     def deliver(self) -> None:
-        """Hand what was heard to the wires."""
-        heard, self._heard = self._heard, []
-        lines = self._lines
-        for fd, now_ns, data in heard:
-            line = lines.get(fd)
-            if line is None:  # closed by what came before
-                continue
-            if data:
-                line.wire.received(data, now_ns)
-            else:
-                line.lost(self._errors.pop(fd, None))
+        """Hand what was read to the wires."""
+        for fd in list(self._streams):
+            self._hand_over(fd)
 
     def close(self) -> None:
         """Close all lines and the set."""

@@ -74,8 +74,14 @@ class Pool:
 
     @property
     def read_by_clock(self) -> bool:
-        """Whether chunks ever came so often that they were read in steps of a millisecond."""
-        return self._ear is not None and self._ear.pace.ever_many
+        """Whether chunks came so often that they were read in steps, on a system that does not tell when they came."""
+        return self._ear is not None and self._ear.pace.ever_many and not self._ear.clock.exact
+
+    @property
+    def ends_late_ms(self) -> float:
+        """How long after their last bytes responses were found to be over, on average; TLS is not counted."""
+        late = self._ear.ends_late_ns if self._ear is not None else []
+        return sum(late) / len(late) / 1e6 if late else 0.0
 
     async def _connect(self) -> Wire:
         endpoint = self._endpoint

@@ -29,7 +29,9 @@ class SelfCheck:
     loop_lag_p99_ms: float
     loop_lag_max_ms: float
     read_by_clock: bool = False
-    """Chunks were so many that sockets were read in steps of a millisecond (`ear.py`): single gaps are that exact."""
+    """Sockets were read in steps of a millisecond, and the kernel did not tell when bytes came (`ear.py`)."""
+    ends_late_ms: float = 0.0
+    """Mean time from a response's last bytes to when they were read: a closed loop's next request waits for that."""
 
     @property
     def cpu_ratio(self) -> float:

@@ -118,6 +118,12 @@ class Wire(asyncio.Protocol):
         else:
             self._before_or_beside_stream(exchange, now, data)
 
+    def kept(self, reads: list[bytes], times: list[int]) -> None:
+        """Bytes of a running stream that were read one after the other; none of them ends it."""
+        if self._exchange is not None:
+            self._exchange.reads += reads
+            self._exchange.times += times
+
     def _before_or_beside_stream(self, exchange: Exchange, now: int, data: bytes) -> None:
         if exchange.first_byte_ns == 0:
             exchange.first_byte_ns = now

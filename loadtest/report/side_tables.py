@@ -128,6 +128,8 @@ def client_table(figures: Figures) -> Table:
             f"{number(chunks / wall_s, 0)} chunks/s, {number(spent_us)} us of CPU for each, start and end included"
         )
     if any(check.read_by_clock for check in figures.checks):
-        notes.append("chunks came so often that sockets were read every 1 to 2 ms: a single gap is right to about that")
+        notes.append(
+            "sockets were read every 1 to 2 ms and this system does not tell when bytes came: single gaps are that exact"
+        )
     head = ("", "CPU", "loop lag P99", "loop lag max", "fit")
     return Table("Is the client the bottleneck?", head, tuple(rows), tuple(notes))

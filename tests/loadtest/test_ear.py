@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
+from time import perf_counter_ns, time_ns
 
 import pytest
 
-from loadtest.ear import FEW, MANY, WINDOW_NS, Ear, Pace
+from loadtest.clock import ArrivalClock, Stamp
+from loadtest.ear import Ear
+from loadtest.pace import COARSEST_S, FEW, FINEST_S, MANY, WINDOW_NS, Pace
 from loadtest.wire import Wire
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
@@ -126,15 +130,77 @@ async def test_a_stream_read_while_reads_are_kept_ends_with_its_last_chunk(ear: 
     assert pairs[0][0].closed and not pairs[1][0].closed
 
 
+async def test_a_chunk_is_stamped_when_it_came_and_not_when_it_was_read(ear: Ear) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        wire = await ear.connect(*listening.getsockname())
+        server, _ = listening.accept()
+        with server:
+            exchange = wire.begin(b"GET", 1)
+            server.send(HEAD)
+            ear._listen()
+            before_ns = perf_counter_ns()
+            server.send(b"5\r\nhello\r\n")
+            sent_ns = perf_counter_ns()
+            server.setblocking(False)
+            while perf_counter_ns() < sent_ns + 5_000_000:
+                pass  # the client is busy with something else
+            ear._listen()
+            ear.deliver()
+            assert ear.clock.exact
+            assert before_ns - 100_000 < exchange.times[-1] < sent_ns + 1_000_000
+            server.send(b"0\r\n\r\n")
+            ear._listen()
+            assert exchange.done.done()
+            assert len(ear.ends_late_ns) == 1
+
+
+async def test_where_the_kernel_tells_no_times_those_of_the_reads_stand(ear: Ear, ends: Ends) -> None:
+    wire, server = ends()
+    exchange = wire.begin(b"GET", 1)
+    server.send(HEAD)
+    ear._listen()
+    begin_ns = perf_counter_ns()
+    server.send(b"5\r\nhello\r\n")
+    ear._listen()
+    end_ns = perf_counter_ns()
+    ear.deliver()
+    assert begin_ns < exchange.times[-1] < end_ns
+    assert not ear.clock.exact
+
+
+def test_a_wall_clock_that_was_set_is_noticed() -> None:
+    clock = ArrivalClock()
+    now_ns, wall_ns = perf_counter_ns(), time_ns()
+    stamp: Stamp = [(socket.SOL_SOCKET, 35, struct.pack("qq", wall_ns // 10**9, wall_ns % 10**9))]
+    assert abs(clock.times([stamp])[0] - now_ns) < 1_000_000
+    assert not clock.stepped()
+    clock._ahead_ns -= 3_600_000_000_000
+    assert clock.stepped()
+    assert clock.times([stamp])[0] < perf_counter_ns(), "never in the future"
+    clock.set()
+    assert not clock.stepped()
+
+
 def test_the_pace_follows_the_reads_and_does_not_flutter() -> None:
     pace = Pace(0)
-    pace.note(MANY, WINDOW_NS // 2)
+    pace.note(MANY, 9, WINDOW_NS // 2, exact=True)
     assert not pace.many, "half a window tells nothing"
-    pace.note(0, WINDOW_NS)
+    pace.note(0, 9, WINDOW_NS, exact=True)
     assert pace.many
-    pace.note((MANY + FEW) // 2, 2 * WINDOW_NS)
+    pace.note((MANY + FEW) // 2, 9, 2 * WINDOW_NS, exact=True)
     assert pace.many, "between the two marks it stays as it is"
-    pace.note(FEW - 1, 3 * WINDOW_NS)
+    pace.note(FEW - 1, 9, 3 * WINDOW_NS, exact=True)
     assert not pace.many and pace.ever_many
-    pace.note(MANY, 6 * WINDOW_NS)
+    pace.note(MANY, 9, 6 * WINDOW_NS, exact=True)
     assert not pace.many, "a long window counts by its length"
+
+
+@pytest.mark.parametrize(
+    ("streams", "exact", "every_s"),
+    [(1000, True, COARSEST_S), (100, True, 0.0025), (8, True, FINEST_S), (1000, False, FINEST_S)],
+)
+def test_looks_come_several_times_in_a_streams_gap(streams: int, exact: bool, every_s: float) -> None:
+    pace = Pace(0)
+    pace.note(1000, streams, WINDOW_NS, exact=exact)
+    assert pace.many
+    assert pace.look_every_s == pytest.approx(every_s)
