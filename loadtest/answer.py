@@ -66,12 +66,22 @@ def read_openai(feed: EventFeed, reads: list[bytes], reading: Reading) -> Iterat
                 number += len(texts)
             else:
                 for event in feed.feed(reads[number], number):
-                    lane = _openai_event(event, reading, chunked=feed.chunked) or lane
+                    if lane is not None and (text := lane.text_of(event.data)) is not None:
+                        _alike(reading, lane, text, event.read)
+                    else:
+                        lane = _openai_event(event, reading, chunked=feed.chunked) or lane
                 clean = feed.clean
                 number += 1
         yield
     for event in feed.finish():
         _openai_event(event, reading, chunked=feed.chunked)
+
+
+def _alike(reading: Reading, lane: Lane, text: bytes, read: int) -> None:
+    reading.chunk_reads.append(read)
+    reading.has_token.append(bool(text))
+    if lane.visible:
+        reading.text.append(text)
 
 
 def _openai_event(event: Event, reading: Reading, *, chunked: bool) -> Lane | None:

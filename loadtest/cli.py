@@ -80,6 +80,7 @@ def _other_flags(commands: Commands) -> None:
     check.add_argument(
         "--against", metavar="COMMAND", help="another client: run as COMMAND URL STREAMS CHUNKS under the same load"
     )
+    check.add_argument("--rounds", type=int, default=1, help="measure so often and give the medians (default 1)")
     check.add_argument("--json", help="file for the figures")
 
 

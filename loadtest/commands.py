@@ -134,9 +134,11 @@ async def mock(args: argparse.Namespace) -> int:
 async def selftest(args: argparse.Namespace) -> int:
     """`loadtest selftest`: exit code 1 where the client is not fit at some number of streams."""
     streams = [int(number) for number in numbers(args.streams, "--streams")]
-    if min(*streams, args.workers, args.chunks - 1) < 1:
-        raise UsageError("--streams and --workers must be at least 1, --chunks 2")
-    readings = await measure_client(streams, args.chunks, workers=args.workers, against=args.against)
+    if min(*streams, args.workers, args.rounds, args.chunks - 1) < 1:
+        raise UsageError("--streams, --workers and --rounds must be at least 1, --chunks 2")
+    readings = await measure_client(
+        streams, args.chunks, workers=args.workers, against=args.against, rounds=args.rounds
+    )
     print(selftest_text(readings))
     if args.json:
         write_json(Path(args.json), as_json(readings))

@@ -236,11 +236,12 @@ class Worker:
         limit_ns = int(self._job.timeout_s * 1e9)
         while True:
             await asyncio.sleep(SWEEP_S)
-            self._pool.settle()
-            late = perf_counter_ns() - limit_ns
-            for wire, exchange in list(self._inflight.items()):
-                if exchange.start_ns < late:
-                    wire.abandon(Outcome.TIMEOUT, f"no end within {self._job.timeout_s:g} s")
+            late_ns = perf_counter_ns() - limit_ns
+            late = [wire for wire, exchange in self._inflight.items() if exchange.start_ns < late_ns]
+            if late:
+                self._pool.settle()
+            for wire in late:
+                wire.abandon(Outcome.TIMEOUT, f"no end within {self._job.timeout_s:g} s")
 
 
 def in_order(count: int) -> Take:

@@ -15,26 +15,18 @@ import select
 import socket
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import NamedTuple
 
-from loadtest.clock import ANCILLARY_BYTES, ArrivalClock, Stamp, ask_for_arrivals
+from loadtest.clock import ANCILLARY_BYTES, ArrivalClock, Stamp, Told, ask_for_arrivals, stamp_of
 from loadtest.pace import Pace
 from loadtest.wire import LAST_CHUNK, Wire
 
 READ_BYTES = 16 * 1024
 """More makes the epoll set ready again; much more costs an allocation that is nearly all given back."""
 ENDING, SHORTEST = LAST_CHUNK[2:], len(LAST_CHUNK) - 2
-Read = Callable[[int, int], tuple[bytes, Stamp, int, object]]
-
-
-class Stream(NamedTuple):
-    """A body in the middle of which a line is: bytes are kept until a read may be the last."""
-
-    read: Read
-    keep: Callable[[bytes], None]
-    stamp: Callable[[Stamp | int], None]
-    reads: list[bytes]
-    stamps: list[Stamp | int]
+Read = Callable[[int, int], tuple[bytes, Told, int, object]]
+Stream = tuple[Read, Callable[[bytes], None], Callable[[Stamp], None], list[bytes], list[Stamp]]
+"""A body in the middle of which a line is. Bytes are kept until a read may be the last: how to read, how to keep bytes
+and their stamp, and where both are."""
 
 
 class Line:
@@ -149,21 +141,23 @@ class Ear:
             self.deliver()
             self.clock.set()
         ready = self._set.poll(0)
-        streams = self._streams
+        streams, ending, shortest = self._streams, ENDING, SHORTEST
         due: list[int] = []
         for fd, _ in ready:
             stream = streams.get(fd)
             if stream is None:
                 due.append(fd)
                 continue
+            read, keep, keep_stamp, _, _ = stream
             try:
-                data, stamp, _, _ = stream.read(READ_BYTES, ANCILLARY_BYTES)
+                data, told, _, _ = read(READ_BYTES, ANCILLARY_BYTES)
             except OSError:
                 due.append(fd)  # reading it once more tells why
                 continue
-            stream.keep(data)
-            stream.stamp(stamp or perf_counter_ns())
-            if data.endswith(ENDING) or len(data) < SHORTEST:
+            keep(data)
+            # Sixteen bytes are kept, as they are: what is let go of at once is used again while still in the cache.
+            keep_stamp(told[0][2] if told else perf_counter_ns())
+            if data.endswith(ending) or len(data) < shortest:
                 self._hand_over(fd)
                 if not data:
                     due.append(fd)
@@ -178,7 +172,7 @@ class Ear:
             return
         self._hand_over(fd)
         try:
-            data, stamp, _, _ = line.read(READ_BYTES, ANCILLARY_BYTES)
+            data, told, _, _ = line.read(READ_BYTES, ANCILLARY_BYTES)
         except BlockingIOError:
             return
         except OSError as bad:
@@ -187,18 +181,19 @@ class Ear:
         if not data:
             line.lost(None)
             return
-        self._hear(line, [data], self.clock.times([stamp or perf_counter_ns()]))
+        self._hear(line, [data], self.clock.times([stamp_of(told)]))
 
     def _hand_over(self, fd: int) -> None:
         """What was kept of a line's stream goes to its wire."""
         stream = self._streams.pop(fd, None)
         if stream is None:
             return
-        if stream.reads and not stream.reads[-1]:  # the end of the connection is no read
-            stream.reads.pop()
-            stream.stamps.pop()
-        if stream.reads:
-            self._hear(self._lines[fd], stream.reads, self.clock.times(stream.stamps))
+        _, _, _, reads, stamps = stream
+        if reads and not reads[-1]:  # the end of the connection is no read
+            reads.pop()
+            stamps.pop()
+        if reads:
+            self._hear(self._lines[fd], reads, self.clock.times(stamps))
 
     def _hear(self, line: Line, reads: list[bytes], times: list[int]) -> None:
         """All but the last read belong to a running stream; the last may be anything."""
@@ -208,8 +203,8 @@ class Ear:
         line.wire.received(last, last_ns)
         if line.wire.streaming and line.fd in self._lines:
             kept: list[bytes] = []
-            stamps: list[Stamp | int] = []
-            self._streams[line.fd] = Stream(line.read, kept.append, stamps.append, kept, stamps)
+            stamps: list[Stamp] = []
+            self._streams[line.fd] = line.read, kept.append, stamps.append, kept, stamps
         else:
             self.ends_late_ns.append(perf_counter_ns() - last_ns)
 

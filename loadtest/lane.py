@@ -15,7 +15,7 @@ from itertools import takewhile
 class Lane:
     """What one event of a channel looks like around its text."""
 
-    __slots__ = ("_before", "_chunked", "_shapes", "_tail", "visible")
+    __slots__ = ("_before", "_chunked", "_data_before", "_data_tail", "_shapes", "_tail", "visible")
 
     def __init__(self, data: bytes, key: bytes, text: str, *, visible: bool, chunked: bool) -> None:
         """Learn from an event's data, given the field that held its text; see `known`."""
@@ -27,14 +27,23 @@ class Lane:
         )
         self.visible = visible
         self._chunked = chunked
-        self._before = b"data: " + data[: at + len(key)] if sure else b""
-        self._tail = data[end:] + (b"\n\n\r\n" if chunked else b"\n\n")
+        self._data_before, self._data_tail = data[: at + len(key)], data[end:]
+        self._before = b"data: " + self._data_before if sure else b""
+        self._tail = self._data_tail + (b"\n\n\r\n" if chunked else b"\n\n")
         self._shapes: dict[int, tuple[bytes, int, int]] = {}
 
     @property
     def known(self) -> bool:
         """Whether the event was plain enough to learn from."""
         return bool(self._before)
+
+    def text_of(self, data: bytes) -> bytes | None:
+        """The text of an event of this lane, None for any other; for events that share a read."""
+        before, tail = self._data_before, self._data_tail
+        if len(data) < len(before) + len(tail) or not (data.startswith(before) and data.endswith(tail)):
+            return None
+        text = data[len(before) : len(data) - len(tail)]
+        return None if b'"' in text or b"\\" in text else text
 
     def texts_of(self, reads: Sequence[bytes]) -> list[bytes]:
         """The texts of the leading reads that are one whole event of this lane each."""

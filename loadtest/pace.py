@@ -8,7 +8,7 @@ MANY, FEW = 50, 25
 """Reads in a window, 500 and 250 a second. Fewer, and a wake-up for each is no burden."""
 FINEST_S = 0.001
 """The finest step of uvloop's timers."""
-COARSEST_S = 0.004
+COARSEST_S = 0.005
 """How late a response's end may be noticed. Half of it, on average, is lost to a slot of a closed loop."""
 LOOKS_PER_CHUNK = 4
 """A stream's chunks must not meet in a socket: there, the earlier one's time would be lost."""

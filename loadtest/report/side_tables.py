@@ -129,7 +129,7 @@ def client_table(figures: Figures) -> Table:
         )
     if any(check.read_by_clock for check in figures.checks):
         notes.append(
-            "sockets were read every 1 to 2 ms and this system does not tell when bytes came: single gaps are that exact"
+            "sockets were read every 1 to 2 ms and this system does not tell when bytes came: gaps are that exact"
         )
     head = ("", "CPU", "loop lag P99", "loop lag max", "fit")
     return Table("Is the client the bottleneck?", head, tuple(rows), tuple(notes))

@@ -207,7 +207,7 @@ def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFix
     file = tmp_path / "selftest.json"
     other = tmp_path / "other.py"
     other.write_text("""print('{"ttft_mean_ms": 70.5, "gap_p99_ms": 1.0, "cpu_us_per_chunk": 1e9}')""")
-    flags = ["--streams", "2", "--chunks", "5", "--json", str(file), "--against", f"{sys.executable} {other}"]
+    flags = ["--streams", "2", "--chunks", "5", "--rounds", "2", "--json", str(file), "--against", f"{sys.executable} {other}"]
     assert main(["selftest", *flags]) in (0, 1)
     (reading,) = json.loads(file.read_text())
     assert reading["other"]["added_ttft_ms"] == pytest.approx(20.5)

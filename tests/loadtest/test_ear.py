@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from time import perf_counter_ns, time_ns
 
 import pytest
 
-from loadtest.clock import ArrivalClock, Stamp
+from loadtest.clock import ANCILLARY_BYTES, ArrivalClock, Told, ask_for_arrivals
 from loadtest.ear import Ear
 from loadtest.pace import COARSEST_S, FEW, FINEST_S, MANY, WINDOW_NS, Pace
 from loadtest.wire import Wire
@@ -130,6 +130,23 @@ async def test_a_stream_read_while_reads_are_kept_ends_with_its_last_chunk(ear: 
     assert pairs[0][0].closed and not pairs[1][0].closed
 
 
+@pytest.fixture
+def telling_kernel() -> Iterator[None]:
+    """A kernel that tells arrival times: it begins some milliseconds after the first socket asked."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as ours:
+        ask_for_arrivals(ours)
+        theirs, _ = listening.accept()
+        with theirs:
+            deadline_ns = perf_counter_ns() + 10_000_000_000
+            told: Told = []
+            while not told and perf_counter_ns() < deadline_ns:
+                theirs.send(b"x")
+                told = ours.recvmsg(1, ANCILLARY_BYTES)[1]
+            assert told
+            yield
+
+
+@pytest.mark.usefixtures("telling_kernel")
 async def test_a_chunk_is_stamped_when_it_came_and_not_when_it_was_read(ear: Ear) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         wire = await ear.connect(*listening.getsockname())
@@ -171,12 +188,15 @@ async def test_where_the_kernel_tells_no_times_those_of_the_reads_stand(ear: Ear
 def test_a_wall_clock_that_was_set_is_noticed() -> None:
     clock = ArrivalClock()
     now_ns, wall_ns = perf_counter_ns(), time_ns()
-    stamp: Stamp = [(socket.SOL_SOCKET, 35, struct.pack("qq", wall_ns // 10**9, wall_ns % 10**9))]
+    stamp = struct.pack("qq", wall_ns // 10**9, wall_ns % 10**9)
     assert abs(clock.times([stamp])[0] - now_ns) < 1_000_000
     assert not clock.stepped()
     clock._ahead_ns -= 3_600_000_000_000
     assert clock.stepped()
     assert clock.times([stamp])[0] < perf_counter_ns(), "never in the future"
+    assert clock.exact
+    assert clock.times([5, stamp])[0] == 5
+    assert not clock.exact
     clock.set()
     assert not clock.stepped()
 
