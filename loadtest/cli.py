@@ -13,6 +13,7 @@ import uvloop
 from loadtest import __version__
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
+from loadtest.flag_values import LAST_PORT, MOST_WORKERS, above_zero, seconds, whole
 from loadtest.flags import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.plan import DEFAULT_CONCURRENCY
 from loadtest.published import PRESETS, QUICK_WAVES
@@ -61,12 +62,14 @@ def _search_flags(commands: Commands) -> None:
     add_load_flags(search)
     add_output_flags(search)
     search.add_argument("--what", choices=["concurrency", "rate"], default="concurrency", help="what to raise")
-    search.add_argument("--from", dest="low", type=float, default=None, help="lowest load (default 1, or 0.5 /s)")
-    search.add_argument("--to", dest="high", type=float, default=None, help="highest load (default 1024, or 256 /s)")
+    search.add_argument("--from", dest="low", type=above_zero, default=None, help="lowest load (default 1, or 0.5 /s)")
     search.add_argument(
-        "--step-requests", type=int, default=0, help="requests per step (default: 4 waves, at least 32)"
+        "--to", dest="high", type=above_zero, default=None, help="highest load (default 1024, or 256 /s)"
     )
-    search.add_argument("--pause", type=float, default=2.0, metavar="S", help="rest between steps (default 2)")
+    search.add_argument(
+        "--step-requests", type=whole(0), default=0, help="requests per step (default: 4 waves, at least 32)"
+    )
+    search.add_argument("--pause", type=seconds, default=2.0, metavar="S", help="rest between steps (default 2)")
 
 
 def _other_flags(commands: Commands) -> None:
@@ -75,26 +78,28 @@ def _other_flags(commands: Commands) -> None:
     compare.add_argument("--md", help="the same as Markdown")
     check = commands.add_parser("selftest", help="what this client adds to a server's times", allow_abbrev=False)
     check.add_argument("--streams", default="32,128,512,1024", help="default 32,128,512,1024")
-    check.add_argument("--chunks", type=int, default=150, help="chunks per stream (default 150, 3 s)")
-    check.add_argument("--workers", type=int, default=1, help="client processes (default 1: what one can do)")
+    check.add_argument("--chunks", type=whole(2), default=150, help="chunks per stream (default 150, 3 s)")
+    check.add_argument(
+        "--workers", type=whole(1, MOST_WORKERS), default=1, help="client processes (default 1: what one can do)"
+    )
     check.add_argument(
         "--against", metavar="COMMAND", help="another client: run as COMMAND URL STREAMS CHUNKS under the same load"
     )
-    check.add_argument("--rounds", type=int, default=1, help="measure so often and give the medians (default 1)")
+    check.add_argument("--rounds", type=whole(1), default=1, help="measure so often and give the medians (default 1)")
     check.add_argument("--json", help="file for the figures")
 
 
 def _mock_flags(commands: Commands) -> None:
     mock = commands.add_parser("mock", help="a server with known times", allow_abbrev=False)
-    mock.add_argument("--port", type=int, default=8000)
-    mock.add_argument("--first-ms", type=float, default=50.0, help="time to the first token (default 50)")
-    mock.add_argument("--gap-ms", type=float, default=20.0, help="time between chunks (default 20)")
-    mock.add_argument("--tokens-per-chunk", type=int, default=1)
+    mock.add_argument("--port", type=whole(0, LAST_PORT), default=8000)
+    mock.add_argument("--first-ms", type=seconds, default=50.0, help="time to the first token (default 50)")
+    mock.add_argument("--gap-ms", type=seconds, default=20.0, help="time between chunks (default 20)")
+    mock.add_argument("--tokens-per-chunk", type=whole(1), default=1)
     mock.add_argument("--model", default="mock")
     mock.add_argument("--root", default="mock", help="the model's root in /v1/models")
     mock.add_argument("--api-key", default="")
-    mock.add_argument("--max-inflight", type=int, default=10**9, help="requests beyond wait their turn")
-    mock.add_argument("--fail-every", type=int, default=0)
+    mock.add_argument("--max-inflight", type=whole(1), default=10**9, help="requests beyond wait their turn")
+    mock.add_argument("--fail-every", type=whole(0), default=0)
     mock.add_argument("--fault", default="", choices=["", *FAULTS])
 
 

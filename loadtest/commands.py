@@ -96,9 +96,6 @@ def check_assertions(bounds: Sequence[Bound], figures: Figures) -> int:
     return 0
 
 
-LAST_PORT = 65_535
-
-
 async def mock(args: argparse.Namespace) -> int:
     """`loadtest mock`: serve until interrupted."""
     manners = Manners(
@@ -115,8 +112,6 @@ async def mock(args: argparse.Namespace) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if not 0 <= args.port <= LAST_PORT:
-        raise UsageError(f"not a port: {args.port}", f"Give one up to {LAST_PORT}, or 0 for a free one")
     server = MockServer(manners, port=args.port)
     try:
         await server.start()
@@ -134,8 +129,8 @@ async def mock(args: argparse.Namespace) -> int:
 async def selftest(args: argparse.Namespace) -> int:
     """`loadtest selftest`: exit code 1 where the client is not fit at some number of streams."""
     streams = [int(number) for number in numbers(args.streams, "--streams")]
-    if min(*streams, args.workers, args.rounds, args.chunks - 1) < 1:
-        raise UsageError("--streams, --workers and --rounds must be at least 1, --chunks 2")
+    if min(streams) < 1:
+        raise UsageError("--streams must be at least 1")
     readings = await measure_client(
         streams, args.chunks, workers=args.workers, against=args.against, rounds=args.rounds
     )

@@ -6,6 +6,7 @@ import argparse
 import math
 
 from loadtest.api import Api
+from loadtest.flag_values import above_zero, seconds, whole
 from loadtest.options import SAMPLING
 
 
@@ -20,7 +21,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
     group.add_argument("--ca-file", help="PEM file of the CA that signed the server's certificate")
     group.add_argument("--tokenizer", help="model folder or tokenizer.json (default: the model's root, where local)")
-    group.add_argument("--timeout", type=float, default=6 * 3600.0, metavar="S", help="longest a request may take")
+    group.add_argument("--timeout", type=above_zero, default=6 * 3600.0, metavar="S", help="longest a request may take")
     group.add_argument("--new-connections", action="store_true", help="a new connection for every request")
 
 
@@ -30,19 +31,21 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: list[str]) -> None
     group.add_argument("--dataset", choices=datasets, default="random", help="default random: vLLM's own prompts")
     group.add_argument("--data-file", help="file of the data set: JSONL, ShareGPT JSON, text, or a mix")
     group.add_argument(
-        "--num-prompts", type=int, default=0, help="requests in all (default: 1000, or what the load needs)"
+        "--num-prompts", type=whole(1), default=0, help="requests in all (default: 1000, or what the load needs)"
     )
-    group.add_argument("--input-len", type=int, default=1024, help="prompt tokens (default 1024)")
-    group.add_argument("--output-len", type=int, default=128, help="answer tokens (default 128)")
+    group.add_argument("--input-len", type=whole(1), default=1024, help="prompt tokens (default 1024)")
+    group.add_argument("--output-len", type=whole(1), default=128, help="answer tokens (default 128)")
     group.add_argument("--range-ratio", default="0", help="spread of lengths, one number or INPUT,OUTPUT")
-    group.add_argument("--prefix-len", type=int, default=0, help="tokens that prompts share at their start")
-    group.add_argument("--prefixes", type=int, default=10, help="how many different shared prefixes (default 10)")
-    group.add_argument("--turns", type=int, default=4, help="turns of a session (default 4)")
-    group.add_argument("--think-time", type=float, default=0.0, metavar="S", help="pause before a session's next turn")
+    group.add_argument("--prefix-len", type=whole(0), default=0, help="tokens that prompts share at their start")
+    group.add_argument("--prefixes", type=whole(1), default=10, help="how many different shared prefixes (default 10)")
+    group.add_argument("--turns", type=whole(1), default=4, help="turns of a session (default 4)")
+    group.add_argument(
+        "--think-time", type=seconds, default=0.0, metavar="S", help="pause before a session's next turn"
+    )
     group.add_argument("--session-header", default="x-session-id", help="header that names the session")
-    group.add_argument("--images", type=int, default=1, help="images a prompt (default 1)")
+    group.add_argument("--images", type=whole(1), default=1, help="images a prompt (default 1)")
     group.add_argument("--image-size", default="448x448", metavar="WxH", help="pixels (default 448x448)")
-    group.add_argument("--seed", type=int, default=0, help="same seed, same prompts (default 0)")
+    group.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="same seed, same prompts (default 0)")
     group.add_argument(
         "--ignore-eos", action=argparse.BooleanOptionalAction, default=None, help="force the answer's length"
     )
@@ -56,14 +59,14 @@ def add_data_flags(parser: argparse.ArgumentParser, datasets: list[str]) -> None
 def add_load_flags(parser: argparse.ArgumentParser) -> None:
     """Closed loop, open loop, phases, trace."""
     group = parser.add_argument_group("load")
-    group.add_argument("--concurrency", type=int, help="closed loop: requests at a time; open loop: a cap")
-    group.add_argument("--rate", type=float, default=math.inf, help="open loop: requests per second")
-    group.add_argument("--burstiness", type=float, default=1.0, help="gaps: 1 Poisson, <1 bursty, inf constant")
+    group.add_argument("--concurrency", type=whole(1), help="closed loop: requests at a time; open loop: a cap")
+    group.add_argument("--rate", type=above_zero, default=math.inf, help="open loop: requests per second")
+    group.add_argument("--burstiness", type=above_zero, default=1.0, help="gaps: 1 Poisson, <1 bursty, inf constant")
     group.add_argument("--phases", help="open loop in phases, e.g. '30s@2,60s@2-8,10s@20,60s@2'")
     group.add_argument("--trace", help="JSONL trace with timestamps and lengths; sets data and load")
-    group.add_argument("--trace-speed", type=float, default=1.0, help="play a trace this much faster")
-    group.add_argument("--duration", type=float, default=math.inf, metavar="S", help="start nothing after this")
-    group.add_argument("--warmup", type=int, default=0, help="requests before the run, of other prompts")
+    group.add_argument("--trace-speed", type=above_zero, default=1.0, help="play a trace this much faster")
+    group.add_argument("--duration", type=above_zero, default=math.inf, metavar="S", help="start nothing after this")
+    group.add_argument("--warmup", type=whole(0), default=0, help="requests before the run, of other prompts")
     group.add_argument(
         "--workers", default="auto", metavar="N", help="client processes (default auto: as many as the load needs)"
     )

@@ -12,8 +12,11 @@ import msgspec
 
 from loadtest.api import Api
 from loadtest.errors import UsageError
+from loadtest.flag_values import MOST_WORKERS
 from loadtest.prompt import Json
 
+RATIOS = 2
+"""Of prompts and of answers."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 
 
@@ -153,12 +156,12 @@ def data_options(args: argparse.Namespace) -> DataOptions:
     """Checked flags about prompts."""
     ratios = numbers(args.range_ratio, "--range-ratio")
     width, _, height = args.image_size.partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
         raise UsageError(f"not a size: {args.image_size!r}", "Write --image-size 448x448")
-    if min(args.input_len, args.output_len) < 1:
-        raise UsageError("--input-len and --output-len must be at least 1")
-    if args.num_prompts < 0:
-        raise UsageError("--num-prompts must be at least 1")
+    if not all(0 <= ratio < 1 for ratio in ratios) or len(ratios) > RATIOS:
+        raise UsageError(
+            f"not a spread: {args.range_ratio!r}", "Write --range-ratio 0.2, or 0.2,0.5: from 0 to below 1"
+        )
     sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
     return DataOptions(
         dataset=args.dataset,
@@ -186,10 +189,6 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     ways = [args.rate < math.inf, bool(args.phases), bool(args.trace)]
     if sum(ways) > 1:
         raise UsageError("--rate, --phases and --trace exclude each other", "Choose one")
-    if args.concurrency is not None and args.concurrency < 1:
-        raise UsageError("--concurrency must be at least 1")
-    if args.trace_speed <= 0 or args.duration <= 0:
-        raise UsageError("--trace-speed and --duration must be above 0")
     return LoadOptions(
         concurrency=args.concurrency,
         rate=args.rate,
@@ -236,8 +235,10 @@ def processes(text: str) -> int | None:
     """`auto` or a number of client processes."""
     if text == "auto":
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"not a number of processes: {text!r}", "Write --workers auto or --workers 2")
+    if not text.isdigit() or not 1 <= int(text) <= MOST_WORKERS:
+        raise UsageError(
+            f"not a number of processes: {text!r}", f"Write --workers auto, or a number from 1 to {MOST_WORKERS}"
+        )
     return int(text)
 
 
@@ -246,7 +247,7 @@ def pairs(items: list[str], flag: str) -> dict[str, str]:
     out = {}
     for item in items:
         name, equals, value = item.partition("=")
-        if not equals or not name.strip():
+        if not equals or not name.strip() or not item.isprintable():
             raise UsageError(f"not NAME=VALUE: {item!r}", f"Write e.g. {flag} name=value")
         out[name.strip()] = value.strip()
     return out

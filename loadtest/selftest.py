@@ -247,7 +247,7 @@ def _exactness(readings: Sequence[Reading]) -> str:
         )
     late = ", ".join(f"{reading.ends_late_ms:.1f}" for reading in readings)
     return (
-        "times are the kernel's, whenever a socket is read; the end of a response is noticed, and the next request of a "
+        "times are the kernel's, whenever a socket is read; a response's end is noticed, and the next request of a "
         f"closed loop sent, {late} ms late on average"
     )
 

@@ -123,7 +123,20 @@ MISTAKES = {
     ("selftest", "--streams", "many"): (2, "numbers"),
     ("selftest", "--streams", "0"): (2, "at least 1"),
     ("selftest", "--streams", "1", "--chunks", "2", "--against", "no-such-program"): (4, "--against"),
-    ("mock", "--port", "99999"): (2, "up to 65535"),
+    ("selftest", "--rounds", "0"): (2, "at least 1"),
+    ("mock", "--port", "99999"): (2, "at most 65535"),
+    ("run", "--rate", "nan"): (2, "--rate: takes a number"),
+    ("run", "--rate", "0"): (2, "--rate: must be above 0"),
+    ("run", "--duration", "nan"): (2, "--duration"),
+    ("run", "--timeout", "0"): (2, "above 0"),
+    ("run", "--think-time", "-1"): (2, "takes seconds"),
+    ("run", "--warmup", "-3"): (2, "at least 0"),
+    ("run", "--seed", "-1"): (2, "at least 0"),
+    ("run", "--turns", "0"): (2, "at least 1"),
+    ("run", "--range-ratio", "1.5"): (2, "below 1"),
+    ("run", "--image-size", "0x0"): (2, "448x448"),
+    ("run", "--workers", "99999"): (2, "from 1 to 64"),
+    ("run", "--header", "x=a\r\nhost: b"): (2, "name=value"),
 }
 
 
@@ -207,7 +220,18 @@ def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFix
     file = tmp_path / "selftest.json"
     other = tmp_path / "other.py"
     other.write_text("""print('{"ttft_mean_ms": 70.5, "gap_p99_ms": 1.0, "cpu_us_per_chunk": 1e9}')""")
-    flags = ["--streams", "2", "--chunks", "5", "--rounds", "2", "--json", str(file), "--against", f"{sys.executable} {other}"]
+    flags = [
+        "--streams",
+        "2",
+        "--chunks",
+        "5",
+        "--rounds",
+        "2",
+        "--json",
+        str(file),
+        "--against",
+        f"{sys.executable} {other}",
+    ]
     assert main(["selftest", *flags]) in (0, 1)
     (reading,) = json.loads(file.read_text())
     assert reading["other"]["added_ttft_ms"] == pytest.approx(20.5)
