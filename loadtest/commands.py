@@ -38,7 +38,7 @@ from loadtest.report.text import as_markdown, as_text, markdown_table, text_tabl
 from loadtest.run import Nobody, run_here
 from loadtest.search import Range, Step, needs_slo
 from loadtest.search import search as find_highest
-from loadtest.searching import try_step
+from loadtest.searching import rest, try_step
 from loadtest.selftest import as_json, selftest_text
 from loadtest.selftest import selftest as measure_client
 from loadtest.slo import Bound, judge, parse_bounds
@@ -171,17 +171,24 @@ async def search(args: argparse.Namespace) -> int:
     )
     seeds = itertools.count(data.seed)
 
+    tried = 0
+
     async def try_load(level: float) -> Step:
+        nonlocal tried
+        if tried:
+            await rest(args.pause)
+        tried += 1
         count = args.step_requests or max(32, int(4 * level) if concurrency else int(20 * level))
         chosen = replace(data, seed=next(seeds), num_prompts=count)
         pressed = replace(load, concurrency=int(level)) if concurrency else replace(load, rate=level)
         plan = make_plan(target, chosen, pressed, endpoint, served)
         step = await try_step(plan, bounds, level)
         print(step_line(step, args.what), flush=True)
-        await asyncio.sleep(args.pause)
         return step
 
     found = await find_highest(span, try_load)
+    if found.interrupted and not found.steps:
+        raise KeyboardInterrupt
     print(found_text(found, args.what))
     if output.json:
         write_json(Path(output.json), found_json(found, args.what))

@@ -48,6 +48,12 @@ class Found:
     """Where more load stopped to bring proportionally more output."""
     exhausted: bool
     """The upper limit of the search still held."""
+    interrupted: bool = False
+    """The user ended it: the answer may not be the highest."""
+
+
+class SearchEnded(Exception):
+    """The user has had enough; the steps that were complete count."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,13 @@ async def search(span: Range, try_load: Callable[[float], Awaitable[Step]]) -> F
     good: float | None = None
     bad: float | None = None
     load = span.low
+    interrupted = False
     while len(steps) < MAX_STEPS:
-        step = await try_load(load)
+        try:
+            step = await try_load(load)
+        except SearchEnded:
+            interrupted = True
+            break
         steps.append(step)
         if step.holds:
             good = load
@@ -83,7 +94,7 @@ async def search(span: Range, try_load: Callable[[float], Awaitable[Step]]) -> F
     held = [step for step in steps if step.holds]
     best = max(held, key=lambda step: step.load) if held else None
     ordered = tuple(sorted(steps, key=lambda step: step.load))
-    return Found(ordered, best, find_knee(ordered), bad is None)
+    return Found(ordered, best, find_knee(ordered), bad is None and not interrupted, interrupted)
 
 
 def next_load(span: Range, good: float | None, bad: float | None) -> float | None:

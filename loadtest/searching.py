@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from loadtest.parity import measure
 from loadtest.plan import Plan
-from loadtest.run import Ended, run_here
-from loadtest.search import Hopeless, Step, grew_all_through
+from loadtest.run import Ended, on_interrupt, run_here
+from loadtest.search import Hopeless, SearchEnded, Step, grew_all_through
 from loadtest.slo import Bound, judge
 from loadtest.workers import run_in_workers
 
 
 async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> Step:
-    """Run one load, and end it as soon as it is lost."""
+    """Run one load, and end it as soon as it is lost. Raises SearchEnded where the user interrupted it."""
     critic = Critic(Hopeless(bounds, len(plan.job.prompts)))
     if plan.crew.count > 1:
         finished = await run_in_workers(plan.job, plan.endpoint, plan.crew.count, critic)
@@ -21,10 +23,20 @@ async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> Step:
         finished = await run_here(plan.job, plan.endpoint, critic)
     run = finished.run
     if run.interrupted:
-        raise KeyboardInterrupt
+        raise SearchEnded
     parity = measure(run.records, run.duration_s, [50.0, 99.0])
     saturated = critic.lost or (plan.job.load.open_loop and grew_all_through(run))
     return Step(level, parity, tuple(judge(bounds, run)), saturated, run)
+
+
+async def rest(seconds: float) -> None:
+    """Let the server empty its queue. Raises SearchEnded where the user interrupted it."""
+    enough = asyncio.Event()
+    with on_interrupt(enough.set), suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await enough.wait()
+    if enough.is_set():
+        raise SearchEnded
 
 
 class Critic:

@@ -27,9 +27,9 @@ def step_line(step: Step, what: str) -> str:
 
 def found_text(found: Found, what: str) -> str:
     """The answer, and the curve that shows why."""
-    unit = "requests at a time" if what == "concurrency" else "requests per second"
+    unit = "at a time" if what == "concurrency" else "per second"
     top = max((step.parity.output_throughput for step in found.steps), default=0.0) or 1.0
-    lines = ["", f"output over load ({unit})"]
+    lines = ["", f"output over load (requests {unit})"]
     for step in found.steps:
         bar = "#" * max(1, round(step.parity.output_throughput / top * WIDTH))
         mark = "  <- knee" if step is found.knee else ""
@@ -40,11 +40,18 @@ def found_text(found: Found, what: str) -> str:
             f"{number(per_user)} per user{mark}"
         )
     if found.best is None:
-        lines.append(f"no load holds, not even {found.steps[0].load:g} {unit}" if found.steps else "nothing was tried")
+        lines.append(
+            f"no load holds, not even {_requests(found.steps[0])} {unit}" if found.steps else "nothing was tried"
+        )
     else:
         more = ", and that is the most that was asked for: raise --to" if found.exhausted else ""
-        lines.append(f"highest load that holds: {found.best.load:g} {unit}{more}")
+        more = ", as far as the search came: it was interrupted" if found.interrupted else more
+        lines.append(f"highest load that holds: {_requests(found.best)} {unit}{more}")
     return "\n".join(lines)
+
+
+def _requests(step: Step) -> str:
+    return f"{step.load:g} request{'' if step.load == 1 else 's'}"
 
 
 def found_json(found: Found, what: str) -> Mapping[str, Json]:
@@ -54,6 +61,7 @@ def found_json(found: Found, what: str) -> Mapping[str, Json]:
         "best": found.best.load if found.best else None,
         "knee": found.knee.load if found.knee else None,
         "exhausted": found.exhausted,
+        "interrupted": found.interrupted,
         "steps": [
             {
                 "load": step.load,

@@ -39,7 +39,7 @@ def projection_table(figures: Figures) -> Table | None:
     head = ("", "estimate", "95 % interval", *(f"{m.name}{suffix}" for m in MACHINES for suffix in ("", " ratio")))
     estimated = (
         "an estimate, not a measurement: this run's ramp and tail, and its steady state for the rest of "
-        f"{projection.prompts} prompts; it would take about {number(projection.seconds.mean / 60)} minutes"
+        f"{projection.prompts} prompts; it would take about {_duration(projection.seconds.mean)}"
     )
     notes = (
         estimated,
@@ -67,6 +67,10 @@ def failures_table(figures: Figures) -> Table | None:
     return Table(
         "Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows), notes, words=True
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{number(seconds / 60)} minutes" if seconds >= 90 else f"{number(seconds)} s"
 
 
 def fleet_table(figures: Figures) -> Table | None:

@@ -11,6 +11,7 @@ from loadtest.report.side_tables import client_table, failures_table, fleet_tabl
 from loadtest.report.table import Table, counted, number
 from loadtest.selfcheck import BUSY_RATIO, LAG_WARN_MS
 from loadtest.slo import RATES, Verdict
+from loadtest.steady import Estimate
 
 LEAST = 0.1
 """The last digit shown: a narrower interval says no more."""
@@ -164,20 +165,21 @@ def _steady(figures: Figures) -> Table | None:
     if steady is None:
         return None
 
-    def interval(mean: float, half: float, unit: str) -> str:
-        return (
-            f"{number(mean)} {unit}"
-            if math.isinf(half)
-            else f"{number(mean)} ± {number(half) if half >= LEAST else f'<{LEAST}'} {unit}"
-        )
+    def interval(found: Estimate, unit: str) -> str:
+        if not found.count:
+            return "-"
+        if math.isinf(found.half_width):
+            return f"{number(found.mean)} {unit}"
+        half = number(found.half_width) if found.half_width >= LEAST else f"<{LEAST}"
+        return f"{number(found.mean)} ± {half} {unit}"
 
     rows = (
         ("window", f"{steady.begin_s:.1f} s to {number(steady.end_s)} s"),
-        ("output tokens", interval(steady.output_rate.mean, steady.output_rate.half_width, "tok/s")),
+        ("output tokens", interval(steady.output_rate, "tok/s")),
         ("requests", f"{number(steady.request_rate, 2)} /s"),
         ("in flight", number(steady.inflight_mean)),
-        ("TTFT mean", interval(steady.ttft.mean, steady.ttft.half_width, "ms")),
-        ("TPOT mean", interval(steady.tpot.mean, steady.tpot.half_width, "ms")),
+        ("TTFT mean", interval(steady.ttft, "ms")),
+        ("TPOT mean", interval(steady.tpot, "ms")),
     )
     return Table("Steady state", ("without ramp and tail; ± is a 95 % interval", ""), rows)
 

@@ -18,8 +18,9 @@ from loadtest.parity import measure
 from loadtest.published import MACHINES, PRESETS, Setting, differences, side_by_side
 from loadtest.record import Record, Run
 from loadtest.recovery import recoveries
+from loadtest.report.search_text import found_text
 from loadtest.schedule import Phase, parse_phases, phased_times, steady_times
-from loadtest.search import Hopeless, Range, Step, find_knee, grew_all_through, next_load, search
+from loadtest.search import Hopeless, Range, SearchEnded, Step, find_knee, grew_all_through, next_load, search
 from loadtest.series import over_time
 from loadtest.slo import joint_attainment, judge, parse_bounds
 from loadtest.steady import Estimate, find_steady
@@ -189,6 +190,19 @@ class TestSearch:
         else:
             assert found.best is None
         assert found.exhausted == (truth >= 1024)
+
+    async def test_what_was_tried_before_an_interrupt_counts(self) -> None:
+        async def try_load(load: float) -> Step:
+            if load > 4:
+                raise SearchEnded
+            records = [record(0, 10, 1, 3)]
+            return Step(load, measure(records, 1.0, [50.0, 99.0]), (), False, run_of(records))
+
+        found = await search(Range(1, 1024, whole=True), try_load)
+        assert [step.load for step in found.steps] == [1, 2, 4]
+        assert found.interrupted
+        assert not found.exhausted
+        assert "4 requests at a time, as far as the search came: it was interrupted" in found_text(found, "concurrency")
 
     def test_the_path_doubles_then_halves(self) -> None:
         span = Range(1, 100, whole=True)
