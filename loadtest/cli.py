@@ -17,6 +17,7 @@ from loadtest.flag_values import LAST_PORT, MOST_WORKERS, above_zero, seconds, w
 from loadtest.flags import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.plan import DEFAULT_CONCURRENCY
 from loadtest.published import PRESETS, QUICK_WAVES
+from loadtest.run import InterruptedEarly
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe left, as `head` does; nobody is there to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedEarly):
         print("loadtest: interrupted before there was anything to report", file=sys.stderr)
         return 130
 

@@ -35,7 +35,7 @@ from loadtest.report.lines import as_csv
 from loadtest.report.search_text import found_json, found_text, step_line
 from loadtest.report.table import Table
 from loadtest.report.text import as_markdown, as_text, markdown_table, text_table
-from loadtest.run import Nobody, run_here
+from loadtest.run import InterruptedEarly, Nobody, run_here
 from loadtest.search import Range, Step, needs_slo
 from loadtest.search import search as find_highest
 from loadtest.searching import rest, try_step
@@ -188,7 +188,7 @@ async def search(args: argparse.Namespace) -> int:
 
     found = await find_highest(span, try_load)
     if found.interrupted and not found.steps:
-        raise KeyboardInterrupt
+        raise InterruptedEarly
     print(found_text(found, args.what))
     if output.json:
         write_json(Path(output.json), found_json(found, args.what))

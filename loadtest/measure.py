@@ -41,11 +41,14 @@ async def measure_plan(plan: Plan, output: OutputOptions, fleet: FleetOptions, p
             about, finished, output, setting=setting, varying=bool(plan.load.phases or plan.load.trace)
         )
         if lookout is None:
-            return replace(figures, fleet=FleetView(marks=tuple(disturber.marks))) if disturber.marks else figures
-        await lookout.settle(figures.parity.completed)
-        view = lookout.view(finished.run, figures.parity.ttft.mean, disturber.marks)
+            view = FleetView(marks=tuple(disturber.marks))
+        else:
+            await lookout.settle(figures.parity.completed)
+            view = lookout.view(finished.run, figures.parity.ttft.mean, disturber.marks)
     moments = [mark.at_s for mark in view.marks if mark.kind in ("death", "event")] + steps_up(plan)
     felt = recoveries(finished.run, parse_bounds(output.slo or ""), sorted(moments))
+    if lookout is None and not view.marks and not felt:
+        return figures
     return replace(figures, fleet=replace(view, recoveries=felt))
 
 

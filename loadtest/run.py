@@ -21,6 +21,10 @@ from loadtest.record import Record, Run
 from loadtest.selfcheck import SelfCheck
 
 
+class InterruptedEarly(Exception):
+    """The user interrupted before the clock began: there is nothing to report."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run and what its workers cost, one entry per worker."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from loadtest.parity import measure
 from loadtest.plan import Plan
-from loadtest.run import Ended, on_interrupt, run_here
+from loadtest.run import Ended, InterruptedEarly, on_interrupt, run_here
 from loadtest.search import Hopeless, SearchEnded, Step, grew_all_through
 from loadtest.slo import Bound, judge
 from loadtest.workers import run_in_workers
@@ -17,10 +17,13 @@ from loadtest.workers import run_in_workers
 async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> Step:
     """Run one load, and end it as soon as it is lost. Raises SearchEnded where the user interrupted it."""
     critic = Critic(Hopeless(bounds, len(plan.job.prompts)))
-    if plan.crew.count > 1:
-        finished = await run_in_workers(plan.job, plan.endpoint, plan.crew.count, critic)
-    else:
-        finished = await run_here(plan.job, plan.endpoint, critic)
+    try:
+        if plan.crew.count > 1:
+            finished = await run_in_workers(plan.job, plan.endpoint, plan.crew.count, critic)
+        else:
+            finished = await run_here(plan.job, plan.endpoint, critic)
+    except InterruptedEarly:
+        raise SearchEnded from None
     run = finished.run
     if run.interrupted:
         raise SearchEnded

@@ -20,7 +20,7 @@ from loadtest.drive import Driven, Job, Take, Worker, sessions_of, wall_anchor
 from loadtest.errors import LoadTestError
 from loadtest.pool import Endpoint
 from loadtest.record import Record, Run
-from loadtest.run import Audience, Ended, Finished, on_interrupt
+from loadtest.run import Audience, Ended, Finished, InterruptedEarly, on_interrupt
 
 NEWS_S = 0.25
 START_IN_S = 0.1
@@ -120,7 +120,12 @@ async def run_in_workers(job: Job, endpoint: Endpoint, workers: int, audience: A
 
     try:
         with on_interrupt(stop) as interrupted:
-            await asyncio.gather(*(_wait_for(pipe) for pipe in pipes))
+            try:
+                await asyncio.gather(*(_wait_for(pipe) for pipe in pipes))
+            except LoadTestError:
+                if interrupted:  # a worker that is told to stop before it could listen just ends
+                    raise InterruptedEarly from None
+                raise
             begin_ns = perf_counter_ns() + int(START_IN_S * 1e9)
             for pipe in pipes:
                 pipe.send(begin_ns)

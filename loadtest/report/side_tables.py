@@ -98,7 +98,7 @@ def fleet_table(figures: Figures) -> Table | None:
         rows.append(
             (
                 f"objectives after {at_s:.0f} s",
-                f"held again after {seconds:.1f} s" if seconds is not None else "not again",
+                "not again" if seconds is None else f"held again after {seconds:.1f} s" if seconds else "never broken",
             )
         )
     notes = tuple(f"{mark.at_s:.1f} s: {mark.what}" for mark in fleet.marks[:40])
