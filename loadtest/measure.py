@@ -81,6 +81,10 @@ def steps_up(plan: Plan) -> list[float]:
     return out
 
 
+COMMAND_SHOWN = 80
+"""Characters of a user's command that a report shows: enough to know which it was."""
+
+
 class Disturber:
     """Runs the user's commands at their moments and remembers when it did."""
 
@@ -95,7 +99,7 @@ class Disturber:
 
     async def _one(self, at_s: float, command: str) -> None:
         await asyncio.sleep(at_s)
-        self.marks.append(Mark(at_s, command, "event"))
+        self.marks.append(Mark(at_s, " ".join(command.split())[:COMMAND_SHOWN], "event"))
         process = await asyncio.create_subprocess_shell(command, stdout=sys.stderr)
         code = await process.wait()
         if code:

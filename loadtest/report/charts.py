@@ -21,6 +21,10 @@ BARS = 4000
 """Bars in it; a page with more gets slow."""
 
 
+TARGET_COLOUR = 6
+"""Grey, which no state has."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve."""
@@ -34,6 +38,7 @@ class Line:
     fill: bool = False
     stack: bool = False
     step: bool = False
+    dash: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,11 @@ def _fleet_charts(
         return []
     x_label = "seconds since the start"
     states = [
-        Line(state.lower(), counts, number, stack=True, step=True)
+        Line(state.lower(), counts, number % TARGET_COLOUR, stack=True, step=True)
         for number, (state, counts) in enumerate(fleet.replicas.items())
     ]
     target = (
-        [Line("target", fleet.target_replicas, 3, step=True)]
+        [Line("target", fleet.target_replicas, TARGET_COLOUR, step=True, dash=True)]
         if any(v is not None for v in fleet.target_replicas)
         else []
     )

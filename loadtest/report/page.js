@@ -44,6 +44,12 @@
     return out;
   };
   const timed = []; // charts on the run's time axis share one crosshair
+  const halfStep = (xs) => xs.length > 1 ? (xs[1] - xs[0]) / 2 : 0.5;
+  // ... and one range, so that what happened at one moment stands at one place in all of them.
+  const lastMoment = Math.max(0, ...data.time.flatMap((chart) => chart.lines.map((line) => {
+    const xs = line.x || chart.x;
+    return xs.length ? xs[xs.length - 1] + (line.step ? halfStep(xs) : 0) : 0;
+  })));
 
   function stacked(lines) {
     let below = null;
@@ -63,8 +69,7 @@
     const ys = lines.flatMap((line) => line.y).filter((v) => v !== null);
     holder.replaceChildren();
     if (!ys.length) { holder.append(html("p", "hint", "nothing was measured")); return null; }
-    const half = chart.x.length > 1 ? (chart.x[1] - chart.x[0]) / 2 : 0.5;
-    let x0 = chart.timed ? 0 : Math.min(...xs), x1 = Math.max(...xs) + (chart.timed ? half : 0);
+    let x0 = chart.timed ? 0 : Math.min(...xs), x1 = chart.timed ? lastMoment : Math.max(...xs);
     if (chart.log_x) { x0 = Math.max(x0, 1e-3); }
     if (x1 <= x0) { x0 = x0 * 0.9; x1 = x1 * 1.1 || 1; }
     const y1 = chart.percent ? Math.max(1, ...ys) : Math.max(...ys) * 1.06 || 1;
@@ -98,22 +103,26 @@
       node.append(el("title", {}, `${number(mark.at)} s: ${mark.what}`));
       svg.append(node);
     }
-    lines.forEach((line) => path(svg, line, line.x || chart.x, fx, fy, half));
+    lines.forEach((line) => path(svg, line, line.x || chart.x, fx, fy));
     const cross = el("line", { y1: top, y2: height - bottom, class: "cross", visibility: "hidden" });
     svg.append(cross);
     holder.append(svg);
     return { svg, cross, fx, x0, x1, left, right, width, lines };
   }
 
-  function path(svg, line, xs, fx, fy, half) {
+  function path(svg, line, xs, fx, fy) {
     const points = [], base = [];
     let run = [];
     const runs = [];
+    // A step reaches half-way to its neighbours: samples of a fleet do not come at even distances.
+    const half = halfStep(xs), last = xs.length - 1;
+    const from = (i) => i ? (xs[i - 1] + xs[i]) / 2 : Math.max(0, xs[0] - half);
+    const to = (i) => i < last ? (xs[i] + xs[i + 1]) / 2 : xs[i] + half;
     xs.forEach((x, i) => {
       const y = line.y[i];
       // A latency has no value where no request ended: the line goes on to the next one that did.
       if (y === null) { if (run.length && (line.fill || line.step)) { runs.push(run); run = []; } return; }
-      if (line.step) { run.push([fx(Math.max(0, x - half)), fy(y), i], [fx(x + half), fy(y), i]); } else run.push([fx(x), fy(y), i]);
+      if (line.step) { run.push([fx(from(i)), fy(y), i], [fx(to(i)), fy(y), i]); } else run.push([fx(x), fy(y), i]);
     });
     if (run.length) runs.push(run);
     for (const part of runs) {
@@ -124,7 +133,7 @@
       }
       // A value without neighbours would be an invisible line.
       if (part.length === 1) svg.append(el("circle", { cx: part[0][0], cy: part[0][1], r: 2.5, fill: colour(line.colour) }));
-      svg.append(el("path", { d, fill: "none", stroke: colour(line.colour), "stroke-width": 1.8, "stroke-linejoin": "round" }));
+      svg.append(el("path", { d, fill: "none", stroke: colour(line.colour), "stroke-width": 1.8, "stroke-linejoin": "round", "stroke-dasharray": line.dash ? "6 4" : "none" }));
     }
   }
 
