@@ -103,6 +103,22 @@ def test_a_lane_computes_the_chunks_size(length: int) -> None:
         assert lane.texts_of([b"%x\r\n" % max(0, wrong) + rest]) == []
 
 
+def test_a_lane_knows_an_event_that_shares_its_read() -> None:
+    lane = Lane(b'{"text":"a","n":1}', b'"text":"', "a", visible=True, chunked=True)
+    assert lane.text_of(b'{"text":" word","n":1}') == b" word"
+    assert lane.text_of(b'{"text":"","n":1}') == b""
+    for other in (
+        b'{"text":"a\\n","n":1}',
+        b'{"text":"a","b":"","n":1}',
+        b'{"text":"a","n":2}',
+        b'{"text":"',
+        b"[DONE]",
+    ):
+        assert lane.text_of(other) is None
+    unsure = Lane(b'{"text":"\\u0061"}', b'"text":"', "a", visible=True, chunked=True)
+    assert not unsure.known
+
+
 def test_a_lane_knows_only_what_it_has_seen() -> None:
     chunks = WRITERS["/v1/chat/completions"](Manners(), Asked(model="m", max_tokens=5))
     data = chunks[1].partition(b"data: ")[2].rstrip()
