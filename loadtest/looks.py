@@ -113,7 +113,7 @@ def as_view(looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequ
         at_s=[round(max(0.0, (look.at_ns - run.begin_ns) / 1e9), 3) for look in inside],
         replicas={name: [float(counts.get(name, 0)) for counts in states] for name in names},
         target_replicas=[look.target() for look in inside],
-        queued=[_sum(look.gauges, "waiting", "queued_in_serve") for look in inside],
+        queued=[_queued(look.gauges) for look in inside],
         kv_usage=[look.gauges.get("kv_usage") for look in inside],
         acceptance=_acceptance(inside),
         marks=tuple(sorted([*events, *_marks(looks, run)], key=lambda mark: mark.at_s)),
@@ -122,6 +122,15 @@ def as_view(looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequ
         prefix_hit_ratio=_ratio(looks, "prefix_hits", "prefix_queries"),
         problem=problem,
     )
+
+
+def _queued(gauges: Gauges) -> float | None:
+    """Requests that wait anywhere in the fleet: in an engine, at Serve's doors, or in the ingress."""
+    told = _sum(gauges, "waiting", "queued_in_serve")
+    held = gauges.get("in_ingress")
+    if held is None or gauges.get("ttft_count") is None:  # without an engine's figures nobody knows what runs
+        return told
+    return max(told or 0.0, held - (gauges.get("running") or 0.0))
 
 
 def _sum(gauges: Gauges, *names: str) -> float | None:

@@ -28,6 +28,9 @@ def _both(names: Mapping[str, str]) -> dict[str, str]:
 
 SUMS = _both(_SUMS) | {"ray_serve_deployment_queued_queries": "queued_in_serve"}
 """Gauges that add up over engines."""
+IN_INGRESS = "ray_serve_replica_processing_queries"
+INGRESS = 'deployment="ingress"'
+"""This project's ingress: what it holds and no engine runs waits there, for room or for a replica that was lost."""
 MEANS = _both(_MEANS)
 COUNTERS = _both(_COUNTERS) | {
     "ray_step_time_to_first_token_seconds_sum": "fleet_ttft_sum_s",
@@ -74,6 +77,8 @@ class Tally:
                     self._count(server, line, COUNTERS[name])
                 elif name in SUMS and (value := _value(line)) is not None:
                     sums[SUMS[name]] = sums.get(SUMS[name], 0.0) + value
+                elif name == IN_INGRESS and INGRESS in line and (value := _value(line)) is not None:
+                    sums["in_ingress"] = sums.get("in_ingress", 0.0) + value
                 elif name in MEANS and (value := _value(line)) is not None:
                     means.setdefault(MEANS[name], []).append(value)
         self._known |= {server for server, page in pages.items() if page}

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import perf_counter_ns
 
 import msgspec
 import pytest
@@ -189,6 +190,21 @@ def test_vllm_has_the_metrics_that_are_read() -> None:
         if name.startswith("vllm:"):
             plain = name.removesuffix("_total").removesuffix("_sum").removesuffix("_count")
             assert f'"{plain}"' in source
+
+
+def test_what_the_ingress_holds_and_no_engine_runs_is_waiting() -> None:
+    def queued(*lines: str) -> float | None:
+        gauges = Tally().take({"node": "\n".join(lines)})
+        return as_view([look_of(Applications(), gauges)], run_around([perf_counter_ns()]), 0.0, [], "").queued[0]
+
+    held = 'ray_serve_replica_processing_queries{deployment="ingress",replica="a"} 18.0'
+    other = 'ray_serve_replica_processing_queries{deployment="engine",replica="b"} 40.0'
+    known = 'ray_vllm_time_to_first_token_seconds_count{ReplicaId="b"} 7'
+    running = 'ray_vllm_num_requests_running{ReplicaId="b"} 5.0'
+    assert queued(held, other, known) == 18, "the engine is gone"
+    assert queued(held, other, known, running) == 13
+    assert queued(held, other, known, running, 'ray_vllm_num_requests_waiting{ReplicaId="b"} 20.0') == 20
+    assert queued(held, other) is None, "no engine tells what it runs"
 
 
 async def test_a_missing_token_is_said_and_does_not_stop_the_run(ray: FakeRay) -> None:
