@@ -210,6 +210,9 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
         if name not in ("ttft", "tpot", "e2el") or not limit.replace(".", "", 1).isdigit():
             raise UsageError(f"not a goodput limit: {item!r}", "Write e.g. --goodput ttft:3000 tpot:30")
         goodput[name] = float(limit)
+    for flag, said in (("--slo", [args.slo]), ("--assert", args.assertions)):
+        if any(text is not None and not text.strip() for text in said):  # a variable that was not set, in CI
+            raise UsageError(f"{flag} is empty", f"Write e.g. {flag} 'ttft_p99<3s'")
     percentiles = numbers(args.percentiles, "--percentiles")
     if not all(0 <= percentile <= 100 for percentile in percentiles):
         raise UsageError(f"--percentiles are from 0 to 100, not {args.percentiles!r}")

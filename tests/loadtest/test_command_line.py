@@ -127,6 +127,8 @@ MISTAKES = {
     ("selftest", "--streams", "1", "--chunks", "2", "--against", "no-such-program"): (4, "--against"),
     ("selftest", "--rounds", "0"): (2, "at least 1"),
     ("mock", "--port", "99999"): (2, "at most 65535"),
+    ("run", "--assert", ""): (2, "--assert is empty"),
+    ("run", "--slo", " "): (2, "--slo is empty"),
     ("run", "--rate", "nan"): (2, "--rate: takes a number"),
     ("run", "--rate", "0"): (2, "--rate: must be above 0"),
     ("run", "--duration", "nan"): (2, "--duration"),
