@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -255,19 +253,3 @@ def test_a_load_step_is_felt_where_no_fleet_can_be_seen(mock_url: str, tmp_path:
     fleet = json.loads(file.read_text())["loadtest"]["fleet"]
     assert fleet["recoveries"] == [[1.0, 0.0]]
     assert fleet["at_s"] == []
-
-
-async def test_an_interrupt_before_the_workers_are_ready_is_no_dead_worker(mock_url: str) -> None:
-    flags = ("--dataset", "natural", "--concurrency", "2", "--num-prompts", "4", "--workers", "2")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest", "run", "--url", mock_url, *flags),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    await process.stdout.readline()  # what it is about to do; the workers start now
-    process.send_signal(signal.SIGINT)
-    _, said = await process.communicate()
-    assert said.decode() == "loadtest: interrupted before there was anything to report\n"
-    assert process.returncode == 130

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import numpy as np
+import pytest
 
 from loadtest.address import parse_url
-from loadtest.api import Api
+from loadtest.api import Api, BodyRules
 from loadtest.drive import Job, sessions_of
 from loadtest.mock import MockServer
 from loadtest.mock_answers import Manners
 from loadtest.outcome import Outcome
 from loadtest.pool import Endpoint
 from loadtest.prompt import Prompt
-from loadtest.run import Ended, Finished
+from loadtest.run import Ended, Finished, InterruptedEarly, Nobody
 from loadtest.schedule import Load
 from loadtest.steady import inflight
 from loadtest.workers import run_in_workers
@@ -122,8 +126,6 @@ async def test_connections_are_used_again_unless_told_otherwise(start_mock: Star
 
 
 async def test_worker_processes_send_every_request_once(start_mock: StartMock) -> None:
-    from loadtest.api import BodyRules
-    from loadtest.run import Nobody
 
     server = await start_mock()
     job = Job(prompts=prompts(12), rules=BodyRules(Api.CHAT, "mock", ignore_eos=True), load=Load(4))
@@ -135,7 +137,6 @@ async def test_worker_processes_send_every_request_once(start_mock: StartMock) -
 
 
 async def test_stopping_worker_processes_keeps_what_they_measured(start_mock: StartMock) -> None:
-    from loadtest.api import BodyRules
 
     server = await start_mock(Manners(first_s=0.05, gap_s=0.001))
     job = Job(prompts=prompts(2000), rules=BodyRules(Api.CHAT, "mock", ignore_eos=True), load=Load(4))
@@ -150,3 +151,12 @@ def test_prompts_group_into_sessions_in_order() -> None:
     sessions = [3, -1, 3, 4, -1]
     found = sessions_of([Prompt(text="x", session=session) for session in sessions])
     assert found == [[0, 2], [1], [3], [4]]
+
+
+async def test_an_interrupt_before_the_workers_are_ready_is_no_dead_worker(start_mock: StartMock) -> None:
+    server = await start_mock()
+    job = Job(prompts=prompts(4), rules=BodyRules(Api.CHAT, "mock"), load=Load(2))
+    # It comes as soon as the workers are started, which takes them longer than a turn of this loop.
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
+    with pytest.raises(InterruptedEarly):
+        await run_in_workers(job, Endpoint(parse_url(server.url), "127.0.0.1"), 2, Nobody())
