@@ -11,6 +11,7 @@ from torch import Tensor
 from models import curriculum, pictures
 from models.architecture import Rows
 from models.sample import Sample
+from models.share import Share
 from models.template import Renderer, completion
 from models.tokenizer import token_id
 
@@ -115,14 +116,6 @@ def split(rows: list[Row], budget: int) -> list[list[Row]]:
             groups.append([])
         groups[-1].append(row)
     return groups
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of so many workers this is; each takes its share of every batch's rows."""
-
-    rank: int = 0
-    workers: int = 1
 
 
 def chunk(

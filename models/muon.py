@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from models.share import Share
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Keller Jordan's quintic iteration: five rounds bring every singular value near one."""
 
@@ -25,8 +27,13 @@ def orthogonal(update: Tensor, rounds: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95, decay: float = 0.02) -> None:
+    """Each worker orthogonalises its share of the matrices; all get all of the steps."""
+
+    def __init__(
+        self, parameters: Iterable[Tensor], lr: float, share: Share, momentum: float = 0.95, decay: float = 0.02
+    ) -> None:
         super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "decay": decay})
+        self._share = share
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # nothing here re-evaluates the loss
@@ -36,10 +43,17 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault(tuple(p.shape[-2:]), []).append((p, p.grad))
+            steps = {size: self._steps(group, members) for size, members in alike.items()}
+            self._share.add_up(list(steps.values()))
             for (rows, columns), members in alike.items():
-                self._step_alike(group, members, max(1.0, rows / columns) ** 0.5)
+                scale = max(1.0, rows / columns) ** 0.5
+                parts = steps[rows, columns].split([p.numel() // (rows * columns) for p, _ in members])
+                for (p, _), s in zip(members, parts, strict=True):
+                    p.mul_(1 - group["lr"] * group["decay"])
+                    p.add_(s.view_as(p), alpha=-group["lr"] * scale)
 
-    def _step_alike(self, group: dict[str, float], members: list[tuple[Tensor, Tensor]], scale: float) -> None:
+    def _steps(self, group: dict[str, float], members: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Steps [matrices, rows, columns] of this worker's share; zero where it is another one's."""
         updates: list[Tensor] = []
         for p, gradient in members:
             state = self.state[p]
@@ -48,7 +62,9 @@ class Muon(torch.optim.Optimizer):
             state["velocity"].mul_(group["momentum"]).add_(gradient)
             nesterov = gradient + group["momentum"] * state["velocity"]
             updates.append(nesterov.reshape(-1, *p.shape[-2:]))
-        steps = orthogonal(torch.cat(updates)).split([len(u) for u in updates])
-        for (p, _), s in zip(members, steps, strict=True):
-            p.mul_(1 - group["lr"] * group["decay"])
-            p.add_(s.view_as(p), alpha=-group["lr"] * scale)
+        stacked = torch.cat(updates)
+        own = slice(self._share.rank, None, self._share.workers)
+        steps = torch.zeros_like(stacked)
+        if len(stacked[own]):
+            steps[own] = orthogonal(stacked[own])
+        return steps

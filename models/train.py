@@ -24,9 +24,10 @@ from tokenizers import Tokenizer
 from models import batches, card, checkpoint, curriculum, objective
 from models import tokenizer as tokens
 from models.architecture import Step
-from models.batches import Batch, Encoder, Share
+from models.batches import Batch, Encoder
 from models.muon import Muon
 from models.shape import Shape
+from models.share import Share
 from models.start import start
 from models.template import Renderer, completion
 from models.tool_lessons import ACTIONS, KEYS
@@ -69,7 +70,7 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
     return tokens.build(texts, spelling, slot_words() | set(KEYS + ACTIONS), shape.vocab)
 
 
-def optimizers(model: Step) -> list[torch.optim.Optimizer]:
+def optimizers(model: Step, share: Share) -> list[torch.optim.Optimizer]:
     """Each group keeps its own full rate as `peak`, which the schedule scales."""
     inner: list[Any] = []
     embedding: list[Any] = []
@@ -83,7 +84,7 @@ def optimizers(model: Step) -> list[torch.optim.Optimizer]:
         {"params": embedding, "lr": EMBEDDING_RATE, "peak": EMBEDDING_RATE},
         {"params": rest, "lr": ADAM_RATE, "peak": ADAM_RATE},
     ]
-    muon = Muon(inner, MUON_RATE)
+    muon = Muon(inner, MUON_RATE, share)
     muon.param_groups[0]["peak"] = MUON_RATE
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.97), weight_decay=0.01)]
 
@@ -96,22 +97,12 @@ def rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (steps * COOL_DOWN)))
 
 
-def add_up(tensors: list[torch.Tensor], share: Share) -> None:
-    """Replace each tensor by its sum over the workers."""
-    if share.workers == 1:
-        return
-    flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat)
-    for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        t.copy_(part.view_as(t))
-
-
 def balance(model: Step, share: Share) -> None:
     """Nudge each router's bias by the sign of its experts' shortage."""
     for layer in model.model.layers:
         if getattr(layer, "is_sparse", False):
             load = layer.moe.load
-            add_up([load], share)
+            share.add_up([load])
             layer.moe.router_bias += BALANCE_RATE * torch.sign(load.mean() - load)
             layer.moe.load = torch.zeros_like(load)
 
@@ -127,7 +118,7 @@ class Run:
         self.model = Step(Shape(), self.encoder.image)
         start(self.model)
         objective.silence_later_drafts(self.model)
-        self.optimizers = optimizers(self.model)
+        self.optimizers = optimizers(self.model, share)
         self.progress = Progress()
         self.losses = [0.0] * (1 + self.model.shape.mtp_layers)
         self.naming = 0.0
@@ -160,14 +151,13 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            heads = objective.run(self.model, batch, drafts=self.progress.step >= self.steps * DRAFTS_FROM)
+        heads = objective.run(self.model, batch, drafts=self.progress.step >= self.steps * DRAFTS_FROM)
         total, each = objective.loss(heads)
         (total / self.share.workers).backward()
         missing = [p for p in self.model.parameters() if p.requires_grad and p.grad is None]
         for p in missing:
             p.grad = torch.zeros_like(p)
-        add_up([p.grad for p in self.model.parameters() if p.grad is not None], self.share)
+        self.share.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
         clipped = [p for group in self.optimizers[1].param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         for optimizer in self.optimizers:
@@ -221,8 +211,7 @@ class Run:
         print(f"{done}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True)
 
     def quiz(self, exam: list[Batch]) -> objective.Marks:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            marks: objective.Marks = objective.examine(self.model, exam)
+        marks: objective.Marks = objective.examine(self.model, exam)
         scores = {skill: marks.score(skill) for skill in batches.WEIGHTS}
         accepted = [marks.acceptance(k) for k in range(self.model.shape.mtp_layers)]
         self.progress.history.append({"step": self.progress.step, **scores})
