@@ -31,6 +31,9 @@ LIST_TIMEOUT_S = 2.0
 """A replica that does not say hello in this time is busy or dead; the list is then incomplete, not wrong. While one
 hangs, a new one is found this much later."""
 
+PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
+"""What crosses is bytes and errors; Serve's default, which can carry functions too, takes several times as long."""
+
 OUR_ERRORS = (WrongReplica, AttemptRefused, EngineDead)
 
 LOST_CALL = (RayError, RayServeException, grpc.RpcError)
@@ -61,8 +64,8 @@ class ServeTransport:
 
     def __init__(self, engine: DeploymentHandle[Any], ingress_id: str) -> None:
         self._engine = engine
-        self._run = engine.options(method_name="run_attempt")
-        self._frames = engine.options(method_name="frames", stream=True)
+        self._run = engine.options(method_name="run_attempt", **PLAIN)
+        self._frames = engine.options(method_name="frames", stream=True, **PLAIN)
         self._ingress_id = ingress_id
 
     async def replicas(self) -> tuple[Sequence[Hello], bool]:
