@@ -22,6 +22,7 @@ from vllm.parser import metrics as parser_metrics
 from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
+from serve_app.compat import vllm_parsers
 
 TASKS = ("generate",)
 
@@ -59,6 +60,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Admission) -> tuple[FastAPI, FleetClient]:
     """vLLM's API app, and the client through which it asks the fleet."""
     media.use()
+    vllm_parsers.keep_tables()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)
@@ -74,6 +76,7 @@ def _drop_unread_metrics(app: FastAPI) -> None:
     ingress' time. Ours go to Ray (`metrics.py`), the engine's from its replica."""
     unread: object = PrometheusInstrumentatorMiddleware
     app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls != unread]
+    app.middleware_stack = None  # built when it is first asked for; `build_app` has done so already
     parser_metrics._tool_call_parser_invocations = None  # noqa: SLF001  # as it is where no parser is configured
 
 

@@ -354,3 +354,16 @@ async def test_a_stream_that_waits_is_kept_alive_and_starts_with_its_first_token
     assert events[1] == 'event: ping\ndata: {"type": "ping"}'
     assert anthropic_text.count("event: message_start") == 1
     assert "event: message_stop" in anthropic_text
+
+
+async def test_nothing_is_counted_for_a_metrics_page_that_is_not_served(
+    served: Service, http: httpx.AsyncClient
+) -> None:
+    assert (await http.get("/health")).status_code == 200  # the first request builds what it goes through
+    layer = getattr(served.gate.app, "middleware_stack")  # noqa: B009  # `App` may be any callable
+    modules = []
+    while layer is not None:
+        modules.append(type(layer).__module__)
+        layer = getattr(layer, "app", None)
+    assert len(modules) > 3
+    assert not [module for module in modules if module.startswith("prometheus")]
