@@ -25,6 +25,7 @@ from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
 from serve_app.config import AppConfig, engine_argv
 from serve_app.engine.contract import Engine, StepSink
+from serve_app.engine.vllm_start import environment_is_final
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
 from serve_app.keys import KeyStore
@@ -70,6 +71,8 @@ class EngineDeployment(EngineReplica):
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
+        if config.engine.kind == "vllm":
+            environment_is_final()
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -105,6 +108,7 @@ class Ingress:
             open_fleet,
             Admission(max_waiting=config.ingress.max_queued_requests),
         )
+        environment_is_final()
         self._fleet = await self._closing.enter_async_context(client.fleet)
         self._client = client
         keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None

@@ -138,6 +138,17 @@ def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: Progress
     return Started(llm, vllm_config, processes)
 
 
+def environment_is_final() -> None:
+    """Have vLLM look at each of its environment variables in this process once, and not for every token.
+
+    For a process that serves: what is changed in `os.environ` from now on is not seen. Engine cores do it by
+    themselves.
+    """
+    from vllm.envs import enable_envs_cache
+
+    enable_envs_cache()
+
+
 def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
     """vLLM's `AsyncEngineArgs` from the options of its server. Raises `EngineDead` for options it does not know."""
     try:
