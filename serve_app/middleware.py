@@ -298,19 +298,20 @@ class _Exchange:
 
     async def _send(self, message: Message) -> None:
         """What vLLM's app sends: streams and errors are looked after, anything else passes."""
+        if self._stream is not None:  # first: each token comes by here
+            await self._stream.body(message)
+            return
         if message["type"] == "http.response.start":
             content_type = next((v for k, v in message["headers"] if k.lower() == b"content-type"), b"")
             if content_type.startswith(b"text/event-stream"):
+                keep_alive_s = self._gate.settings.keep_alive_s
                 self._stream = EventStream(
-                    message, self._send_raw, self._api, self._context, self._gate.settings.keep_alive_s
+                    message, self._send_raw, self._raw_send, self._api, self._context, keep_alive_s
                 )
                 return
             if message["status"] >= 400:
                 self._held = message
                 return
-        elif self._stream is not None:
-            await self._stream.body(message)
-            return
         elif self._held is not None:
             await self._send_error(self._held, message)
             return

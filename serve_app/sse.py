@@ -24,21 +24,27 @@ Message = MutableMapping[str, Any]
 KEEP_ALIVE = {Api.OPENAI: b": keep-alive\n\n", Api.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
 MESSAGE_START = b"event: message_start"
 ERROR_STARTS = (b'data: {"error"', b"event: error")
+TO_BE_LOOKED_AT = (*ERROR_STARTS, MESSAGE_START)
 
 
 class EventStream:
-    """One `text/event-stream` response. `head` is the response start, which is sent when the first event is."""
+    """One `text/event-stream` response. `head` is the response start, which is sent when the first event is.
+
+    `send` gets the head and the end, `pass_on` may get what is between.
+    """
 
     def __init__(
         self,
         head: Message,
         send: Callable[[Message], Awaitable[None]],
+        pass_on: Callable[[Message], Awaitable[None]],
         api: Api,
         context: RequestContext,
         keep_alive_s: float,
     ) -> None:
         self._head: Message | None = head
         self._send = send
+        self._pass_on = pass_on
         self._api = api
         self._context = context
         self._keep_alive_s = keep_alive_s
@@ -60,6 +66,12 @@ class EventStream:
         if self._over:
             return
         body = message.get("body", b"")
+        if self._is_plain(message, body):
+            # Every token comes by here: no lock, no message of our own.
+            self._at_boundary = False  # nothing into the middle of it, however long the client takes
+            await self._pass_on(message)
+            self._sent(body)
+            return
         if body.startswith(ERROR_STARTS):
             self.failed = True
             if self._head is not None:
@@ -89,6 +101,19 @@ class EventStream:
         if head is not None:
             await self._send(head)
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sent(body)
+
+    def _is_plain(self, message: Message, body: bytes) -> bool:
+        """Whether it is an event like any other, with nobody else sending."""
+        return (
+            self._head is None
+            and len(body) > 0
+            and message.get("more_body", False)
+            and not body.startswith(TO_BE_LOOKED_AT)
+            and not self._lock.locked()
+        )
+
+    def _sent(self, body: bytes) -> None:
         self._last_sent_s = self._loop.time()
         if body:
             self._at_boundary = body.endswith((b"\n\n", b"\r\n\r\n"))
