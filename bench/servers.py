@@ -25,7 +25,7 @@ from typing import Any, Self
 import psutil
 
 from serve_app import config, deployment, machine, profile
-from serve_app.start.serve_child import CHILD_ENV, end_run
+from serve_app.start.serve_child import child_env, end_run
 from serve_app.yaml_lines import YamlDocument
 
 PROFILE = "cpu-demo"
@@ -202,7 +202,7 @@ def bare_command(settings: config.AppConfig, port: int) -> list[str]:
 
 def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
     """A Ray of its own: ours as `make serve` starts it; the default path too, but with Ray's own niceness."""
-    variables = {name: value for name, value in CHILD_ENV.items() if topology.kind == "ours" or "nice" not in name}
+    variables = {name: value for name, value in child_env().items() if topology.kind == "ours" or "nice" not in name}
     return {**variables, "RAY_TMPDIR": str(folder)}
 
 

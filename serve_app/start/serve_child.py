@@ -42,11 +42,29 @@ CHILD_ENV = {
     # third less of a core that a small machine has other uses for.
     "RAY_DASHBOARD_AGENT_CHECK_PARENT_INTERVAL_S": "5",
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
-    "REPORTER_UPDATE_INTERVAL_MS": "10000",
+    # The interval counts from so many log files on; below it, they are looked for ten times a second.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "20000",
+    # The dashboard's figures of itself.
+    "METRICS_RECORD_INTERVAL_S": "30",
+    "RAY_DASHBOARD_AGENT_POLL_INTERVAL_S": "5",
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "10",
+    # The process in which the application was built is done then; Ray would keep one such a CPU, just in case.
+    "RAY_num_workers_soft_limit": "0",
 }
+
+MOST_HAPROXY_THREADS = 4
+"""Serve's own number, whatever the machine. More than a quarter of its processors would do nothing but wake each other
+up, once for every token."""
 
 FOLLOW_S = 0.2
 """How often the child's output is looked at."""
+
+
+def child_env() -> dict[str, str]:
+    """What the child gets in its environment, unless the user has set it."""
+    threads = min(MOST_HAPROXY_THREADS, max(1, (os.cpu_count() or 1) // 4))
+    return {**CHILD_ENV, "RAY_SERVE_HAPROXY_NBTHREAD": str(threads)}
 
 
 class ServeChild:
@@ -70,7 +88,7 @@ class ServeChild:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 cwd=ROOT,
-                env={**CHILD_ENV, **self._auth(), **os.environ, machine.RUN_MARK: self._run},
+                env={**child_env(), **self._auth(), **os.environ, machine.RUN_MARK: self._run},
                 stdin=asyncio.subprocess.DEVNULL,
                 # A file and no pipe: daemons inherit it, and a pipe that they hold would never end.
                 stdout=log,
