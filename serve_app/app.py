@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from serve_app import flags
+from serve_app import flags, machine
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
-from serve_app.config import AppConfig, engine_argv
+from serve_app.config import AppConfig, ConfigError, engine_argv
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.vllm_start import environment_is_final
 from serve_app.fleet import Fleet
@@ -33,6 +34,7 @@ from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
 from serve_app.placement import replica_options
 from serve_app.replica import EngineFactory, EngineReplica
+from serve_app.start import plain_run
 from serve_app.start.preflight import checked_config
 from serve_app.transport import ServeTransport, TargetRouter
 
@@ -55,8 +57,14 @@ DRAIN_GRACE_S = 30.0
 
 
 def build(args: dict[str, object]) -> serve.Application:
-    """The application. Raises `ConfigError`, naming the line to change, for what cannot work."""
-    config = checked_config(args)
+    """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run`
+    then ends."""
+    try:
+        config = checked_config(args)
+    except ConfigError as error:
+        if machine.RUN_MARK not in os.environ:  # `make serve` sees and says it by itself
+            plain_run.end(str(error))
+        raise
     engines = _engine_deployment(config)
     return _ingress_deployment(config).bind(config, engines)
 
