@@ -32,6 +32,13 @@ class Refuse:
 
 
 @dataclass(frozen=True)
+class Never:
+    """More at a time than there is room for with nobody else here: `limit` sequences. Coming back is of no use."""
+
+    limit: int
+
+
+@dataclass(frozen=True)
 class Admission:
     """`max_waiting` bounds the sequences of this ingress beyond those that the replicas can run at the same time.
 
@@ -41,10 +48,13 @@ class Admission:
     max_waiting: int
     typical_request_s: float = 20.0
 
-    def decide(self, facts: Facts) -> Admit | Refuse:
+    def decide(self, facts: Facts) -> Admit | Refuse | Never:
         """Whether `facts.asked` more sequences may start or wait."""
-        if facts.in_flight + facts.asked <= facts.slots + self.max_waiting:
+        room = facts.slots + self.max_waiting
+        if facts.in_flight + facts.asked <= room:
             return Admit()
+        if facts.asked > room and facts.slots:
+            return Never(room)
         waiting = max(facts.in_flight - facts.slots, 0)
         rounds = 1.0 if facts.slots == 0 else waiting / facts.slots
         return Refuse(retry_after_s=round(max(1.0, rounds * self.typical_request_s / 2), 1))

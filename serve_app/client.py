@@ -29,7 +29,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.admission import Admission, Facts, Refuse
+from serve_app.admission import Admission, Facts, Never, Refuse
 from serve_app.context import CURRENT
 from serve_app.errors import QueueFull, RequestRefused, ServeError
 from serve_app.fleet import Fleet
@@ -176,7 +176,8 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         self._admission = admission
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
-        """Refuse what would wait too long, before any header is sent. Raises `FleetHTTPError` (429)."""
+        """Refuse what would wait too long, before any header is sent. Raises `FleetHTTPError` (429), and
+        `VLLMValidationError` (400) for more sequences than there is room for."""
         replicas = self.fleet.replicas_up()
         verdict = self._admission.decide(
             Facts(
@@ -185,6 +186,8 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
                 slots=sum(replica.max_num_seqs for replica in replicas),
             )
         )
+        if isinstance(verdict, Never):
+            raise VLLMValidationError(f"{n} sequences at a time are too many: at most {verdict.limit}.", parameter="n")
         if isinstance(verdict, Refuse):
             error = QueueFull(verdict.retry_after_s)
             context = CURRENT.get()

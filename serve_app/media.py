@@ -18,8 +18,9 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 NAME = "step"
 ENVIRONMENT_VARIABLE = "VLLM_MEDIA_CONNECTOR"
 
-NOT_TO_BE_HAD = (DecompressionBombError, ClientError, OSError, TimeoutError, RuntimeError)
-"""`RuntimeError`: vLLM's for a local file, and Python's `NotImplementedError` for a data URL that is not base64."""
+NOT_TO_BE_HAD = (DecompressionBombError, ClientError, OSError, TimeoutError, RuntimeError, ValueError)
+"""`ValueError`: vLLM's for what is no image and no address; it says 400 to that itself, but not which field is meant.
+`RuntimeError`: vLLM's for a local file, and Python's `NotImplementedError` for a data URL that is not base64."""
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(NAME)

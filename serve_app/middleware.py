@@ -192,7 +192,8 @@ class _Exchange:
 
     async def _may_ask(self, route: Route) -> bool:
         keys = self._gate.keys
-        if keys is None or not route.needs_key:
+        # With OPTIONS a browser asks, without its key, whether it may ask: vLLM answers that, and does nothing.
+        if keys is None or not route.needs_key or self._scope["method"] == "OPTIONS":
             return True
         presented = self._headers.get("x-api-key", "")
         scheme, _, bearer = self._headers.get("authorization", "").partition(" ")

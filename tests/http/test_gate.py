@@ -104,6 +104,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"broken"
         ("/v1/chat/completions", {"model": NAME, "messages": "hello"}, 400, "messages"),
         ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "temperature": "hot"}, 400, "temperature"),
         ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "n": -1}, 400, "n"),
+        ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "n": 10_000}, 400, "10000 sequences"),
         ("/v1/chat/completions", {"model": "nobody", "messages": HELLO}, 404, "nobody"),
         ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "min_p": 0.2}, 400, "min_p"),
         ("/v1/chat/completions", {"model": NAME, "messages": HELLO, "logit_bias": {"5": 1}}, 400, "logit_bias"),
@@ -169,6 +170,7 @@ async def test_an_image_that_cannot_be_had_is_the_clients_to_mend(
     response = await http.post(path, json={"model": NAME, **body})
     assert response.status_code == 400
     assert says in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "image_url"
 
 
 async def test_broken_json_and_the_wrong_content_type_are_refused(http: httpx.AsyncClient) -> None:
@@ -240,6 +242,8 @@ async def test_keys_work_as_bearer_and_as_x_api_key_and_nothing_else_does() -> N
         anthropic_error = (await client.post("/v1/messages", json={})).json()
         assert anthropic_error["error"]["type"] == "authentication_error"
         assert (await client.get("/health")).status_code == 200
+        asks = {"origin": "https://somewhere", "access-control-request-method": "POST"}
+        assert (await client.options("/v1/chat/completions", headers=asks)).status_code != 401
 
 
 @pytest.mark.parametrize("stream", [True, False])
