@@ -28,8 +28,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-REQUEST_ID = re.compile(r"[!-~]{1,256}")
-"""What a client may choose as request id: it is logged, and it is part of the engine's id."""
+REQUEST_ID = re.compile(r"[ -~]{1,256}")
+"""What a client may choose as request id: it is logged, and it is part of the engine's id. Any printable line, because
+Ray Serve returns to the client what it has sent, whatever we make of it."""
 
 EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """The model knows low, medium and high; the APIs know more. Anything else is left for vLLM to refuse."""

@@ -198,6 +198,9 @@ async def test_the_request_id_is_taken_or_made_and_is_the_engines(served: Servic
     given = await http.post("/v1/chat/completions", json=body, headers={"x-request-id": "mine-42"})
     assert given.headers.get_list("x-request-id") == ["mine-42"]
     assert given.json()["id"] == "chatcmpl-mine-42"
+    spaced = await http.post("/v1/chat/completions", json=body, headers={"x-request-id": "my job 7"})
+    assert spaced.headers.get_list("x-request-id") == ["my job 7"]
+    assert spaced.json()["id"] == "chatcmpl-my job 7"
     made = await http.post("/v1/chat/completions", json=body)
     assert made.headers["x-request-id"] in made.json()["id"]
     line = await last_line(served, "mine-42")
