@@ -44,11 +44,9 @@ CHILD_ENV = {
     "LOG_NAME_UPDATE_INTERVAL_S": "5",
     # The interval counts from so many log files on; below it, they are looked for ten times a second.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "20000",
+    "REPORTER_UPDATE_INTERVAL_MS": "10000",
     # The dashboard's figures of itself.
     "METRICS_RECORD_INTERVAL_S": "30",
-    "RAY_DASHBOARD_AGENT_POLL_INTERVAL_S": "5",
-    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "10",
     # The process in which the application was built is done then; Ray would keep one such a CPU, just in case.
     "RAY_num_workers_soft_limit": "0",
 }
