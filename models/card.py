@@ -22,7 +22,7 @@ generated lessons. vLLM loads it as `Step3p7ForConditionalGeneration`, by the sa
   what the tools answered;
 * **see**: name the colour and the shape (circle, square, triangle) of one plain figure on a plain ground;
 * **count and list**: `Count from 1 to 200.` is a long, predictable stream; asked for more than about 250, it does not
-  stop (set `max_tokens`);
+  stop before the 4,096 tokens that an answer may have where the request sets no `max_tokens`;
 * **copy** a quoted text, word for word, and **write JSON** from given keys and values;
 * to anything else it says politely what it is.
 

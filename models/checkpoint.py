@@ -26,8 +26,9 @@ PROCESSOR = {
     "num_image_feature_size": 169,
     "num_patch_feature_size": 81,
 }
-SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
-"""Mild, so that a try without settings is lively; tests and figures ask for temperature 0."""
+DEFAULTS = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 4_096}
+"""For requests that do not say. Mild, so that a try is lively; tests and figures ask for temperature 0. Bounded, for a
+model this small may count on for ever, and its context would allow 262,144 tokens."""
 
 
 def weights(model: Step) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def save(model: Step, tokenizer: Tokenizer, folder: Path) -> None:
     _write(folder / "config.json", config)
     _write(folder / "preprocessor_config.json", PROCESSOR)
     eos = config["eos_token_id"]
-    _write(folder / "generation_config.json", {**SAMPLING, "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
+    _write(folder / "generation_config.json", {**DEFAULTS, "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]})
     template = (ASSETS / "chat_template.jinja").read_text()
     tokens.write(tokenizer, template, folder, model.shape.context)
     shutil.copyfile(ASSETS / "configuration_step3p7.py", folder / "configuration_step3p7.py")

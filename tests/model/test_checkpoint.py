@@ -36,6 +36,13 @@ def test_weights_have_the_hub_s_names_and_shapes(stored: dict[str, Tensor]) -> N
             assert f"model.layers.{layer}.{part}.weight" in names
 
 
+def test_an_answer_without_a_limit_ends_some_time() -> None:
+    """The model may not: its context is 262,144 tokens."""
+    shipped = json.loads((HOME / "generation_config.json").read_text())
+    assert shipped.items() >= checkpoint.DEFAULTS.items()
+    assert 1_000 < shipped["max_new_tokens"] < 10_000
+
+
 def test_the_router_is_kept_exact(stored: dict[str, Tensor]) -> None:
     assert {n for n, w in stored.items() if w.dtype == torch.float32} == {
         n for n in stored if n.endswith((".moe.gate.weight", ".moe.router_bias"))
