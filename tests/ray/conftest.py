@@ -12,14 +12,15 @@ from tests.ray.cluster import Cluster, Node, Probe, fake_engine, free_ports
 
 SLOTS, MAX_WAITING = 16, 48
 """Of both engines together, and of each ingress."""
+INGRESSES = 2
 
 ARGS = {
     "profile": "cpu-demo",
     "engine": {"kind": "fake", "fake": fake_engine(max_num_seqs=SLOTS // 2)},
     "replicas": {"min": 2, "max": 2, "cpus_per_replica": 1},
     "ingress": {
-        "min_replicas": 2,
-        "max_replicas": 2,
+        "min_replicas": INGRESSES,
+        "max_replicas": INGRESSES,
         "cpus_per_replica": 1,
         "max_queued_requests": MAX_WAITING,
         "max_body_bytes": 100_000,
@@ -55,7 +56,7 @@ def service() -> Iterator[Cluster]:
 
 async def _until_up(cluster: Cluster) -> None:
     await cluster.until_replicas("engine", 2, 180)
-    await cluster.until_replicas("ingress", 2, 180)
+    await cluster.until_replicas("ingress", INGRESSES, 180)
     await cluster.until_answers(cluster.head, 60)
 
 

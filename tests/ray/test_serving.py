@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anthropic
@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.ray.cluster import Cluster, Probe, kill, until
-from tests.ray.conftest import MAX_WAITING, SLOTS
+from tests.ray.conftest import INGRESSES, MAX_WAITING, SLOTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
 
@@ -180,7 +180,7 @@ async def test_admin_routes_do_not_exist(service: Cluster, method: str, path: st
         (400, {"messages": "not a list"}),
         (404, {"model": "nobody"}),
         (413, {"messages": [{"role": "user", "content": "x" * 100_001}]}),
-        (429, {"n": SLOTS + MAX_WAITING + 1}),
+        (400, {"n": SLOTS + MAX_WAITING + 1}),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -191,8 +191,20 @@ async def test_our_statuses_reach_the_client(
         answer = await client.post("/v1/chat/completions", json={**HELLO, **change, "stream": stream})
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == status
-    if status == 429:
-        assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_full_house_and_when_to_come_back_reach_the_client(service: Cluster, probe: Probe) -> None:
+    """Each ingress counts what it has let in itself: each gets some of the streams that are held."""
+    async with http(service) as client, AsyncExitStack() as held:
+        for _ in range(2 * INGRESSES):
+            await held.enter_async_context(client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}))
+        for stream in (False, True):
+            asked = {**HELLO, "n": SLOTS + MAX_WAITING, "stream": stream}
+            answer = await client.post("/v1/chat/completions", json=asked)
+            assert answer.status_code == 429
+            assert answer.json()["error"]["code"] == 429
+            assert int(answer.headers["retry-after"]) >= 1
+    await until_idle(probe)
 
 
 # ---- clients that leave ----------------------------------------------------------------------------------------------
