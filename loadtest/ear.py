@@ -18,11 +18,10 @@ from time import perf_counter_ns
 
 from loadtest.clock import ANCILLARY_BYTES, ArrivalClock, Stamp, Told, ask_for_arrivals, stamp_of
 from loadtest.pace import Pace
-from loadtest.wire import LAST_CHUNK, Wire
+from loadtest.wire import ENDING, Wire
 
 READ_BYTES = 16 * 1024
 """More makes the epoll set ready again; much more costs an allocation that is nearly all given back."""
-ENDING, SHORTEST = LAST_CHUNK[2:], len(LAST_CHUNK) - 2
 Read = Callable[[int, int], tuple[bytes, Told, int, object]]
 Stream = tuple[Read, Callable[[bytes], None], Callable[[Stamp], None], list[bytes], list[Stamp]]
 """A body in the middle of which a line is. Bytes are kept until a read may be the last: how to read, how to keep bytes
@@ -141,7 +140,7 @@ class Ear:
             self.deliver()
             self.clock.set()
         ready = self._set.poll(0)
-        streams, ending, shortest = self._streams, ENDING, SHORTEST
+        streams, ending, shortest = self._streams, ENDING, len(ENDING)
         due: list[int] = []
         for fd, _ in ready:
             stream = streams.get(fd)
@@ -157,7 +156,7 @@ class Ear:
             keep(data)
             # Sixteen bytes are kept, as they are: what is let go of at once is used again while still in the cache.
             keep_stamp(told[0][2] if told else perf_counter_ns())
-            if data.endswith(ending) or len(data) < shortest:
+            if data.endswith(ending) or len(data) < shortest:  # `may_be_last`, without a call for each chunk
                 self._hand_over(fd)
                 if not data:
                     due.append(fd)

@@ -18,11 +18,13 @@ from loadtest.outcome import Outcome
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 """End of a chunked body. Inside SSE it would need a line that is just `0`, which no event has; the exact check comes
 when the chunks are decoded."""
+ENDING = LAST_CHUNK[2:]
+"""What the last read ends with, or is a part of: the line break before it may have come earlier."""
 
 
 def may_be_last(data: bytes) -> bool:
     """Whether a chunked body may end with this read; the rest of `LAST_CHUNK` may have come before it."""
-    return data.endswith(LAST_CHUNK[2:]) or len(data) < len(LAST_CHUNK) - 2
+    return data.endswith(ENDING) or len(data) < len(ENDING)
 
 
 class Body(Enum):
@@ -185,7 +187,7 @@ class Wire(asyncio.Protocol):
             tail = exchange.reads[-back] + tail
             back += 1
         # An empty chunked body is the bare terminator, without a chunk's line end before it.
-        if tail.endswith(LAST_CHUNK) or (back > len(exchange.reads) and tail == LAST_CHUNK[2:]):
+        if tail.endswith(LAST_CHUNK) or (back > len(exchange.reads) and tail == ENDING):
             self._finish(exchange, now)
 
     def _finish(self, exchange: Exchange, now: int, failure: str = "") -> None:
