@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import ray.util
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
@@ -75,7 +76,10 @@ class EngineDeployment(EngineReplica):
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
         super().__init__(
-            serve.get_replica_context().replica_id.unique_id, engine_factory(config), config.engine.hang_after_s
+            serve.get_replica_context().replica_id.unique_id,
+            engine_factory(config),
+            config.engine.hang_after_s,
+            line_host(),
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -157,6 +161,12 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger])
 
     return fake if config.engine.kind == "fake" else vllm
+
+
+def line_host() -> str | None:
+    """This node's address, for lines between ingresses and replicas; None where Ray encrypts what lines would not."""
+    encrypts = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    return None if encrypts else str(ray.util.get_node_ip_address())
 
 
 def _engine_deployment(config: AppConfig) -> serve.Application:

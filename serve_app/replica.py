@@ -19,9 +19,10 @@ from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
 from serve_app.flight import WrongReplica
 from serve_app.leftovers import Leftovers
+from serve_app.line import LineServer
 from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
-from serve_app.wire import WIRE_VERSION, Frame, Hello, Load, TokenDelta, decode_request, encode_frame
+from serve_app.wire import WIRE_VERSION, Frame, Hello, LineAddress, Load, TokenDelta, decode_request, encode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,13 @@ class Outbox:
 class EngineReplica:
     """One engine and its links. `start` it before anything is asked of it.
 
-    An engine with unfinished work and no step for `hang_after_s` is taken for dead (`liveness.py`).
+    An engine with unfinished work and no step for `hang_after_s` is taken for dead (`liveness.py`). Lines are offered
+    on `line_host`, an address of this node; without one, everything goes by Serve's calls.
     """
 
-    def __init__(self, replica_id: str, engine_factory: EngineFactory, hang_after_s: float) -> None:
+    def __init__(
+        self, replica_id: str, engine_factory: EngineFactory, hang_after_s: float, line_host: str | None = None
+    ) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
@@ -88,18 +92,29 @@ class EngineReplica:
         self._stopping = False
         self._hang_after_s = hang_after_s
         self._steps_seen = SilenceClock(HEARTBEAT_S)
+        self._line_host = line_host
+        self._lines = LineServer(self)
+        self._line: LineAddress | None = None
 
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
         self._heartbeat = asyncio.get_running_loop().create_task(self._beat(), name="heartbeat")
+        if self._line_host is not None:
+            self._line = await self._lines.open(self._line_host)
         logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
 
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def hello(self) -> bytes:
-        """This replica's name and load (`wire.Hello`)."""
-        return msgspec.msgpack.encode(Hello(self._replica_id, self._load()))
+        """This replica's name, load and line (`wire.Hello`)."""
+        return msgspec.msgpack.encode(Hello(self._replica_id, self._load(), self._line))
+
+    async def lease(self, target: str) -> AsyncGenerator[bytes, None]:
+        """Says nothing but that it has begun, until the caller ends it: Serve does not end a replica before."""
+        self._must_be(target)
+        yield b""
+        await asyncio.Event().wait()
 
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.
@@ -176,6 +191,7 @@ class EngineReplica:
         heartbeat: asyncio.Task[None] | None = getattr(self, "_heartbeat", None)
         if heartbeat is not None:
             heartbeat.cancel()
+        await self._lines.close()
         await self._engine.shutdown()
 
     # ---- inside ------------------------------------------------------------------------------------------------------

@@ -4,14 +4,18 @@ Serve routes a call to whichever replica its `RequestRouter` picks; the fleet ha
 its target, `TargetRouter` sends it there, and the replica checks: a call for a replica that Serve no longer routes to
 lands elsewhere and comes back as `WrongReplica`.
 
+Attempts and frames go by a line of their own where there is one (`line.py`); Serve's calls are the way to find it, to
+keep the replica, and to go where there is none.
+
 The list of replicas comes from `handle.broadcast`, Serve's public way to reach every replica that takes new work.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -23,13 +27,17 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.flight import ReplicaDied, ReplicaLost, WrongReplica
-from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_request
+from serve_app.line import Line
+from serve_app.wire import AttemptRequest, Frame, Hello, LineAddress, decode_frame, encode_request
 
 logger = logging.getLogger(__name__)
 
 LIST_TIMEOUT_S = 2.0
 """A replica that does not say hello in this time is busy or dead; the list is then incomplete, not wrong. While one
 hangs, a new one is found this much later."""
+
+VERDICT_S = 1.0
+"""How much later than the line Serve's call to a dead replica may end. The request that ran there waits so long."""
 
 PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
 """What crosses is bytes and errors; Serve's default, which can carry functions too, takes several times as long."""
@@ -41,6 +49,10 @@ LOST_CALL = (RayError, RayServeException, grpc.RpcError)
 
 NOBODY_THERE = (ActorDiedError, ActorUnavailableError)
 """Nothing listens there any more: to Serve's gRPC a killed process is unavailable, it does not ask Ray about it."""
+
+
+AnyStream = AsyncIterator[Any]
+"""Serve's `DeploymentResponseGenerator`."""
 
 
 class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by mypy
@@ -66,7 +78,10 @@ class ServeTransport:
         self._engine = engine
         self._run = engine.options(method_name="run_attempt", **PLAIN)
         self._frames = engine.options(method_name="frames", stream=True, **PLAIN)
+        self._lease = engine.options(method_name="lease", stream=True, **PLAIN)
         self._ingress_id = ingress_id
+        self._addresses: dict[str, LineAddress] = {}
+        self._lines: dict[str, Line] = {}
 
     async def replicas(self) -> tuple[Sequence[Hello], bool]:
         """See `fleet.Transport`."""
@@ -77,10 +92,60 @@ class ServeTransport:
         except (*LOST_CALL, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
         hellos = [msgspec.msgpack.decode(answer, type=Hello) for answer in answers if isinstance(answer, bytes)]
+        self._addresses = {hello.replica_id: hello.line for hello in hellos if hello.line is not None}
         return hellos, len(hellos) == len(answers)
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        """See `fleet.Transport`."""
+        """See `fleet.Transport`: by a line where one is offered and can be had, else by Serve."""
+        address = self._addresses.get(replica_id)
+        if address is not None:
+            lease = self._lease.remote(replica_id)
+            try:
+                line = await self._open_line(replica_id, address, lease)
+                if line is not None:
+                    async with contextlib.aclosing(self._by_line(replica_id, line, lease)) as frames:
+                        async for frame in frames:
+                            yield frame
+            finally:
+                lease.cancel()
+        async with contextlib.aclosing(self._by_serve(replica_id)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def _open_line(self, replica_id: str, address: LineAddress, lease: AnyStream) -> Line | None:
+        """The line, once Serve has said that this is the replica; None where there is no way for it."""
+        try:
+            await anext(lease)
+        except (*LOST_CALL, *OUR_ERRORS) as error:
+            raise as_fleet_error(error) from error
+        try:
+            return await Line.open(address, replica_id, self._ingress_id)
+        except (OSError, TimeoutError) as error:
+            where = f"{address.host}:{address.port}"
+            logger.warning("no line: tokens go by Serve, which costs more", extra={"to": where, "error": repr(error)})
+            return None
+
+    async def _by_line(self, replica_id: str, line: Line, lease: AnyStream) -> AsyncGenerator[Frame, None]:
+        """Frames until line or lease breaks; then raises what became of the replica."""
+        self._lines[replica_id] = line
+        reason: Exception = ReplicaLost("the link is closed")
+        verdict = asyncio.create_task(_how_it_ended(lease), name=f"lease of {replica_id}")
+        # A node that is gone says nothing on the line; Ray may know of it sooner than silence tells.
+        verdict.add_done_callback(lambda _: line.hang_up())
+        try:
+            async with contextlib.aclosing(line.frames()) as frames:
+                async for frame in frames:
+                    yield frame
+            await asyncio.wait({verdict}, timeout=VERDICT_S)
+            reason = verdict.result() if verdict.done() else ReplicaLost("the line broke")
+            raise reason
+        finally:
+            verdict.cancel()
+            if self._lines.get(replica_id) is line:
+                del self._lines[replica_id]
+            line.close(reason)
+
+    async def _by_serve(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         stream = self._frames.remote(replica_id, self._ingress_id)
         try:
             async for data in stream:
@@ -104,6 +169,10 @@ class ServeTransport:
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """See `fleet.Transport`."""
+        line = self._lines.get(replica_id)
+        if line is not None:
+            await line.run(encode_request(attempt))
+            return
         response = self._run.remote(replica_id, encode_request(attempt))
         try:
             await response
@@ -114,6 +183,17 @@ class ServeTransport:
             raise
         except (*LOST_CALL, *OUR_ERRORS) as error:
             raise as_fleet_error(error) from error
+
+
+async def _how_it_ended(lease: AnyStream) -> Exception:
+    """What became of a replica, as soon as Serve says that the call there has ended."""
+    try:
+        await anext(lease)
+    except (*LOST_CALL, *OUR_ERRORS) as error:
+        return as_fleet_error(error)
+    except StopAsyncIteration:
+        pass
+    return ReplicaLost("the replica ended the link")
 
 
 def as_fleet_error(error: Exception) -> Exception:

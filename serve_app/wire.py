@@ -74,11 +74,20 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
     draining: bool
 
 
+class LineAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where a replica takes lines (`line.py`), and what a caller must know to get one."""
+
+    host: str
+    port: int
+    secret: bytes
+
+
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica says of itself when asked."""
+    """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls."""
 
     replica_id: str
     load: Load
+    line: LineAddress | None = None
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):
@@ -108,6 +117,6 @@ def encode_frame(frame: Frame) -> bytes:
 _FRAME_DECODER = msgspec.msgpack.Decoder(Frame)
 
 
-def decode_frame(data: bytes) -> Frame:
+def decode_frame(data: bytes | memoryview) -> Frame:
     """The frame in `data`. Raises `msgspec.DecodeError` where it is not one."""
     return _FRAME_DECODER.decode(data)

@@ -1,0 +1,239 @@
+"""The line between an ingress and an engine replica: one TCP connection, attempts one way and frames the other.
+
+A call or a message of Ray Serve's costs each side as much as several steps' tokens do. So what comes with every step
+and with every attempt does not go that way. Serve still holds the pair together (`transport.py`): beside the line the
+ingress keeps one streaming call open, which Serve waits for before it ends a replica, and which says how the replica
+ended when the line breaks.
+
+A message is its length (4 bytes), its kind (1 byte) and its body, which is msgpack but for a frame: that is encoded
+already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import itertools
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+import msgspec
+
+from serve_app.engine.contract import AttemptRefused, EngineDead
+from serve_app.flight import ReplicaLost, WrongReplica
+from serve_app.wire import Frame, LineAddress, decode_frame
+
+logger = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 5.0
+"""What does not answer in this time is behind a firewall, or in trouble."""
+
+MAX_MESSAGE_BYTES = 1 << 30
+"""No message of ours is so long: what claims to be is no message of ours."""
+
+OPEN, RUN, STOP, ENDED, FRAME = range(5)
+"""Kinds of messages: `Opening`, `Start`, a number, `Ended`, a frame."""
+
+ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (WrongReplica, AttemptRefused, EngineDead)}
+"""How an attempt may end that did not run to its end, by the name that crosses the line."""
+
+
+class Opening(msgspec.Struct, array_like=True):
+    """The first message: who calls whom, and that it was offered the line."""
+
+    secret: bytes
+    target: str
+    ingress_id: str
+
+
+class Start(msgspec.Struct, array_like=True):
+    """An attempt (`wire.AttemptRequest`, encoded). `number` counts those of this line."""
+
+    number: int
+    attempt: bytes
+
+
+class Ended(msgspec.Struct, array_like=True):
+    """An attempt has ended: `error` is empty or a name in `ERRORS`."""
+
+    number: int
+    error: str = ""
+    text: str = ""
+
+
+class Runner(Protocol):
+    """What a line leads to: `replica.EngineReplica`."""
+
+    async def run_attempt(self, target: str, data: bytes) -> None:
+        """Run an attempt to its end; cancelling it aborts the attempt."""
+
+    def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
+        """Frames for an ingress, until closed."""
+
+
+class LineServer:
+    """Takes lines for one replica."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._secret = secrets.token_bytes(16)
+        self._server: asyncio.Server | None = None
+        self._lines: set[asyncio.Task[None]] = set()
+
+    async def open(self, host: str) -> LineAddress:
+        """Listen there, on any free port. Raises `OSError` where that is not possible."""
+        self._server = await asyncio.start_server(self._take, host, 0)
+        return LineAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
+
+    async def close(self) -> None:
+        """End every line, and what runs on it."""
+        if self._server is not None:
+            self._server.close()
+        for line in self._lines:
+            line.cancel()
+        await asyncio.gather(*self._lines, return_exceptions=True)
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = asyncio.current_task()
+        if line is None:  # asyncio runs it as a task
+            return
+        self._lines.add(line)
+        attempts: dict[int, asyncio.Task[None]] = {}
+        pump: asyncio.Task[None] | None = None
+        try:
+            opening = await self._opening(reader)
+            pump = asyncio.create_task(self._pump(writer, opening), name=f"line to {opening.ingress_id}")
+            while True:
+                kind, body = await _read(reader)
+                if kind == RUN:
+                    start = msgspec.msgpack.decode(body, type=Start)
+                    attempts[start.number] = asyncio.create_task(self._run(writer, opening.target, start))
+                    attempts = {number: task for number, task in attempts.items() if not task.done()}
+                elif kind == STOP and (stopped := attempts.get(msgspec.msgpack.decode(body, type=int))) is not None:
+                    stopped.cancel()
+        except (OSError, EOFError, TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
+            logger.debug("a line ended", extra={"error": str(error)})
+        finally:
+            writer.transport.abort()
+            left = [*attempts.values(), *([pump] if pump is not None else [])]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            self._lines.discard(line)
+
+    async def _opening(self, reader: asyncio.StreamReader) -> Opening:
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            kind, body = await _read(reader, longest=4096)
+        opening = msgspec.msgpack.decode(body, type=Opening)
+        if kind != OPEN or not hmac.compare_digest(opening.secret, self._secret):
+            raise ConnectionError("this line was not offered")
+        return opening
+
+    async def _pump(self, writer: asyncio.StreamWriter, opening: Opening) -> None:
+        try:
+            async with contextlib.aclosing(self._runner.frames(opening.target, opening.ingress_id)) as frames:
+                async for frame in frames:
+                    writer.write(_message(FRAME, frame))
+                    # Waits while the ingress does not read: steps are then merged (`replica.Outbox`).
+                    await writer.drain()
+        except (OSError, WrongReplica) as error:
+            logger.debug("a line ended", extra={"error": str(error)})
+        finally:
+            writer.transport.abort()
+
+    async def _run(self, writer: asyncio.StreamWriter, target: str, start: Start) -> None:
+        ended = Ended(start.number)
+        try:
+            await self._runner.run_attempt(target, start.attempt)
+        except tuple(ERRORS.values()) as error:
+            ended = Ended(start.number, type(error).__name__, str(error))
+        except Exception as error:  # whatever it is, the ingress must not wait for ever
+            logger.exception("an attempt failed")
+            ended = Ended(start.number, AttemptRefused.__name__, f"{type(error).__name__}: {error}")
+        writer.write(_message(ENDED, msgspec.msgpack.encode(ended)))
+
+
+class Line:
+    """The ingress' end of a line. `frames` must be read: what attempts wait for comes with it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._numbers = itertools.count()
+        self._running: dict[int, asyncio.Future[None]] = {}
+        self._broken: Exception | None = None
+
+    @classmethod
+    async def open(cls, address: LineAddress, target: str, ingress_id: str) -> Line:
+        """Raises `OSError`, `TimeoutError` where nothing answers."""
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(_message(OPEN, msgspec.msgpack.encode(Opening(address.secret, target, ingress_id))))
+        return cls(reader, writer)
+
+    async def frames(self) -> AsyncGenerator[Frame, None]:
+        """Frames until the line ends, however it does."""
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                kind, body = await _read(self._reader)
+                if kind == FRAME:
+                    yield decode_frame(body)
+                elif kind == ENDED:
+                    self._end(msgspec.msgpack.decode(body, type=Ended))
+
+    async def run(self, attempt: bytes) -> None:
+        """Run an attempt; returns when it has ended. Raises what it ended with, or what `close` was told."""
+        if self._broken is not None:
+            raise _again(self._broken)
+        number = next(self._numbers)
+        ended = self._running[number] = asyncio.get_running_loop().create_future()
+        self._writer.write(_message(RUN, msgspec.msgpack.encode(Start(number, attempt))))
+        try:
+            await ended
+        except asyncio.CancelledError:
+            self._writer.write(_message(STOP, msgspec.msgpack.encode(number)))
+            raise
+        finally:
+            del self._running[number]
+
+    def hang_up(self) -> None:
+        """End it here: `frames` ends. What runs on it waits to be told why (`close`)."""
+        self._writer.transport.abort()
+
+    def close(self, reason: Exception) -> None:
+        """End it; what runs on it ends with `reason`."""
+        self._broken = reason
+        self.hang_up()
+        for ended in self._running.values():
+            if not ended.done():
+                ended.set_exception(_again(reason))
+
+    def _end(self, how: Ended) -> None:
+        ended = self._running.get(how.number)
+        if ended is None or ended.done():
+            return
+        if how.error:
+            ended.set_exception(ERRORS.get(how.error, ReplicaLost)(how.text))
+        else:
+            ended.set_result(None)
+
+
+def _again(error: Exception) -> Exception:
+    """One exception must not be raised in several tasks: each adds to its traceback."""
+    return type(error)(*error.args)
+
+
+def _message(kind: int, body: bytes) -> bytes:
+    return (len(body) + 1).to_bytes(4, "big") + bytes((kind,)) + body
+
+
+async def _read(reader: asyncio.StreamReader, longest: int = MAX_MESSAGE_BYTES) -> tuple[int, memoryview]:
+    """Kind and body of the next message. Raises `OSError`, `EOFError` at the end of the line."""
+    length = int.from_bytes(await reader.readexactly(4), "big")
+    if not 0 < length <= longest:
+        raise ConnectionError(f"a message of {length} bytes")
+    data = memoryview(await reader.readexactly(length))
+    return data[0], data[1:]

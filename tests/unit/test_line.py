@@ -1,0 +1,195 @@
+"""Lines over real sockets: what crosses, how it ends, and what an end on one side does to the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from serve_app.engine.contract import AttemptRefused, EngineDead
+from serve_app.flight import ReplicaLost, WrongReplica
+from serve_app.line import ERRORS, Line, LineServer
+from serve_app.wire import Frame, LineAddress, Load, TokenDelta, encode_frame
+
+LOAD = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
+
+
+@dataclass
+class Replica:
+    """A `line.Runner` whose attempts wait until they are told how to end."""
+
+    outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    ends: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    started: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    cancelled: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run_attempt(self, target: str, data: bytes) -> None:
+        assert target == "a"
+        name = data.decode()
+        self.ends[name] = asyncio.get_running_loop().create_future()
+        self.started.put_nowait(name)
+        try:
+            await self.ends[name]
+        except asyncio.CancelledError:
+            self.cancelled.put_nowait(name)
+            raise
+
+    async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
+        if target != "a":
+            raise WrongReplica(target)
+        assert ingress_id == "ingress"
+        try:
+            while (frame := await self.outbox.get()) is not None:
+                yield frame
+        finally:
+            self.let_go.set()
+
+    def say(self, sequence: int, tokens: list[int]) -> None:
+        self.outbox.put_nowait(encode_frame(Frame("a", sequence, LOAD, [TokenDelta("one", 0, tokens)])))
+
+
+@dataclass
+class Reader:
+    """Reads a line as the fleet does."""
+
+    line: Line
+    seen: asyncio.Queue[Frame] = field(default_factory=asyncio.Queue)
+
+    async def read(self) -> None:
+        async with aclosing(self.line.frames()) as frames:
+            async for frame in frames:
+                self.seen.put_nowait(frame)
+
+
+@asynccontextmanager
+async def served(replica: Replica) -> AsyncIterator[tuple[LineServer, LineAddress]]:
+    server = LineServer(replica)
+    address = await server.open("127.0.0.1")
+    try:
+        yield server, address
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def read(address: LineAddress, target: str = "a") -> AsyncIterator[tuple[Line, Reader, asyncio.Task[None]]]:
+    line = await Line.open(address, target, "ingress")
+    reader = Reader(line)
+    reading = asyncio.create_task(reader.read())
+    try:
+        yield line, reader, reading
+    finally:
+        line.close(ReplicaLost("the test is over"))
+        await reading
+
+
+async def test_frames_come_and_attempts_go_on_one_line() -> None:
+    replica = Replica()
+    async with served(replica) as (_, address), read(address) as (line, reader, _):
+        running = [asyncio.create_task(line.run(name.encode())) for name in ("one", "two")]
+        assert [await replica.started.get() for _ in running] == ["one", "two"]
+        replica.say(0, [7, 8])
+        replica.say(1, [9])
+        assert [(await reader.seen.get()).deltas[0].token_ids for _ in range(2)] == [[7, 8], [9]]
+        replica.ends["two"].set_result(None)
+        await running[1]
+        assert not running[0].done()
+        replica.ends["one"].set_result(None)
+        await running[0]
+
+
+@pytest.mark.parametrize("kind", ERRORS.values())
+async def test_how_an_attempt_failed_crosses_with_its_kind(kind: type[Exception]) -> None:
+    replica = Replica()
+    async with served(replica) as (_, address), read(address) as (line, _, _):
+        running = asyncio.create_task(line.run(b"one"))
+        await replica.started.get()
+        replica.ends["one"].set_exception(kind("this is why"))
+        with pytest.raises(kind, match="this is why"):
+            await running
+
+
+async def test_a_fault_of_the_replica_refuses_the_attempt_and_not_the_line() -> None:
+    replica = Replica()
+    async with served(replica) as (_, address), read(address) as (line, _, _):
+        running = asyncio.create_task(line.run(b"one"))
+        await replica.started.get()
+        replica.ends["one"].set_exception(ZeroDivisionError("oops"))
+        with pytest.raises(AttemptRefused, match="ZeroDivisionError: oops"):
+            await running
+        running = asyncio.create_task(line.run(b"two"))
+        assert await replica.started.get() == "two"
+        replica.ends["two"].set_result(None)
+        await running
+
+
+async def test_a_cancelled_attempt_is_cancelled_there() -> None:
+    replica = Replica()
+    async with served(replica) as (_, address), read(address) as (line, _, _):
+        running = asyncio.create_task(line.run(b"one"))
+        await replica.started.get()
+        running.cancel()
+        assert await replica.cancelled.get() == "one"
+
+
+async def test_an_ingress_that_goes_takes_its_attempts_along() -> None:
+    replica = Replica()
+    async with served(replica) as (_, address):
+        async with read(address) as (line, _, _):
+            running = asyncio.create_task(line.run(b"one"))
+            await replica.started.get()
+        with pytest.raises(ReplicaLost, match="the test is over"):
+            await running
+        assert await replica.cancelled.get() == "one"
+        await replica.let_go.wait()
+        with pytest.raises(ReplicaLost):
+            await line.run(b"too late")
+
+
+async def test_a_replica_that_goes_ends_the_line_and_the_fleet_says_why() -> None:
+    replica = Replica()
+    async with served(replica) as (server, address), read(address) as (line, _, reading):
+        running = asyncio.create_task(line.run(b"one"))
+        await replica.started.get()
+        await server.close()
+        await reading
+        assert not running.done()  # not before it is known what became of the replica
+        line.close(EngineDead("it died"))
+        with pytest.raises(EngineDead, match="it died"):
+            await running
+
+
+async def test_a_replica_ends_the_line_with_its_frames() -> None:
+    replica = Replica()
+    async with served(replica) as (_, address), read(address) as (_, _, reading):
+        replica.outbox.put_nowait(None)
+        await reading
+
+
+@pytest.mark.parametrize("wrong", ["secret", "target"])
+async def test_a_line_that_was_not_offered_is_cut_without_a_word(wrong: str) -> None:
+    replica = Replica()
+    async with served(replica) as (_, offered):
+        address = LineAddress(offered.host, offered.port, bytes(16) if wrong == "secret" else offered.secret)
+        replica.say(0, [7])
+        async with read(address, "b" if wrong == "target" else "a") as (_, reader, reading):
+            await reading
+            assert reader.seen.empty()
+
+
+@pytest.mark.parametrize("noise", [b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"\0\0\0\0", b"\0\0\0\2\0\xff"])
+async def test_what_is_no_message_of_ours_ends_the_connection(noise: bytes) -> None:
+    replica = Replica()
+    async with served(replica) as (_, address):
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(noise)
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await reader.readexactly(1)
+        writer.close()
+        async with read(address) as (_, seen, _):
+            replica.say(0, [7])
+            assert (await seen.seen.get()).deltas[0].token_ids == [7]

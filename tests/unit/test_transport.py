@@ -1,0 +1,201 @@
+"""Which way a replica's tokens come, and what a broken line is told by the Serve call beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+from ray.exceptions import ActorUnavailableError
+
+from serve_app.engine.fake import FakeEngine, FakeEngineConfig
+from serve_app.flight import ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.replica import EngineReplica
+from serve_app.transport import ServeTransport
+from serve_app.wire import WIRE_VERSION, AttemptRequest, Frame, Hello, LineAddress
+
+
+@dataclass
+class Stream:
+    """Serve's streaming response, over a generator of the replica's."""
+
+    source: Any
+    ends: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        item = asyncio.ensure_future(anext(self.source))
+        try:
+            await asyncio.wait({item, self.ends}, return_when=asyncio.FIRST_COMPLETED)
+            if self.ends.done():
+                self.ends.result()
+            return bytes(await item)
+        finally:
+            item.cancel()
+
+    def cancel(self) -> None:
+        if not self.ends.done():
+            self.ends.cancel()
+
+
+@dataclass
+class Call:
+    """Serve's response."""
+
+    task: asyncio.Task[Any]
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.task.__await__()
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+
+@dataclass
+class Answers:
+    hello: bytes
+
+    async def results_async(self, timeout_s: float, *, return_exceptions: bool) -> list[bytes]:
+        assert timeout_s > 0
+        assert return_exceptions
+        return [self.hello]
+
+
+@dataclass
+class Handle:
+    """Serve's handle to one replica in this process. Counts calls by method, and keeps the streams."""
+
+    replica: EngineReplica
+    hello: bytes
+    method: str = ""
+    called: list[str] = field(default_factory=list)
+    streams: dict[str, Stream] = field(default_factory=dict)
+
+    def options(self, method_name: str, **_: object) -> Handle:
+        return Handle(self.replica, self.hello, method_name, self.called, self.streams)
+
+    def broadcast(self, method: str) -> Answers:
+        assert method == "hello"
+        return Answers(self.hello)
+
+    def remote(self, *args: Any) -> Stream | Call:
+        self.called.append(self.method)
+        made = getattr(self.replica, self.method)(*args)
+        if asyncio.iscoroutine(made):
+            return Call(asyncio.ensure_future(made))
+        stream = self.streams[self.method] = Stream(made)
+        return stream
+
+
+@dataclass
+class Follower:
+    """Reads a link as the fleet does, and keeps what it ended with."""
+
+    transport: ServeTransport
+    tokens: list[int] = field(default_factory=list)
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+    all_there: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, frame: Frame) -> None:
+        self.up.set()
+        for delta in frame.deltas:
+            self.tokens.extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                self.all_there.set()
+
+    async def follow(self, replica_id: str = "a") -> None:
+        async with aclosing(self.transport.frames(replica_id)) as frames:
+            async for frame in frames:
+                self.take(frame)
+
+
+@asynccontextmanager
+async def service(*, offers: bool = True, gap_s: float = 0.0) -> AsyncIterator[tuple[Handle, Follower]]:
+    replica = EngineReplica(
+        "a", lambda sink: FakeEngine(FakeEngineConfig(gap_s=gap_s), sink), 20.0, "127.0.0.1" if offers else None
+    )
+    await replica.start()
+    handle = Handle(replica, await replica.hello())
+    transport: Any = ServeTransport(handle, "ingress")
+    await transport.replicas()
+    try:
+        yield handle, Follower(transport)
+    finally:
+        await replica.stop()
+
+
+def attempt() -> AttemptRequest:
+    return AttemptRequest(WIRE_VERSION, "one", "one", "ingress", [1], [], 8, 0, False, [], 0, [b""])
+
+
+@pytest.mark.parametrize(("offers", "calls"), [(True, ["lease"]), (False, ["frames", "run_attempt"])])
+async def test_tokens_come_by_the_line_where_one_is_offered_and_else_by_serve(offers: bool, calls: list[str]) -> None:
+    async with service(offers=offers) as (handle, follower):
+        following = asyncio.create_task(follower.follow())
+        await follower.up.wait()
+        await follower.transport.run_attempt("a", attempt())
+        await follower.all_there.wait()
+        assert len(follower.tokens) == 8
+        assert handle.called == calls
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_port_that_cannot_be_reached_costs_the_line_and_not_the_link() -> None:
+    async with service() as (handle, follower):
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            closed = LineAddress("127.0.0.1", unused.getsockname()[1], b"")
+        hello = msgspec.msgpack.decode(handle.hello, type=Hello)
+        handle.hello = msgspec.msgpack.encode(Hello(hello.replica_id, hello.load, closed))
+        await follower.transport.replicas()
+        following = asyncio.create_task(follower.follow())
+        await follower.up.wait()
+        await follower.transport.run_attempt("a", attempt())
+        assert handle.called == ["lease", "frames", "run_attempt"]
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "means"),
+    [
+        (ActorUnavailableError("nothing listens", b"0" * 16), ReplicaDied),
+        (WrongReplica("moved"), WrongReplica),
+        (None, ReplicaLost),
+    ],
+)
+async def test_what_serve_says_of_the_lease_ends_the_line_and_what_runs_on_it(
+    error: Exception | None, means: type[Exception]
+) -> None:
+    async with service(gap_s=60.0) as (handle, follower):
+        following = asyncio.create_task(follower.follow())
+        await follower.up.wait()
+        running = asyncio.create_task(follower.transport.run_attempt("a", attempt()))
+        engine = handle.replica._engine
+        assert isinstance(engine, FakeEngine)
+        await engine.first_token_sent.wait()
+        lease = handle.streams["lease"].ends
+        if error is not None:
+            lease.set_exception(error)
+        else:
+            lease.set_exception(StopAsyncIteration())
+        for task in (following, running):
+            with pytest.raises(means):
+                await task
+
+
+async def test_a_lease_that_landed_on_another_replica_makes_no_line() -> None:
+    async with service() as (handle, follower):
+        hello = msgspec.msgpack.decode(handle.hello, type=Hello)
+        handle.hello = msgspec.msgpack.encode(Hello("b", hello.load, hello.line))
+        await follower.transport.replicas()
+        with pytest.raises(WrongReplica):
+            await follower.follow("b")
+        assert handle.called == ["lease"]
