@@ -10,68 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.attention import Attention, GemmaNorm, Rotation, rotary_table
 from models.shape import FULL, Shape
 from models.vision import PerceptionEncoder
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine by position."""
-
-
-class GemmaNorm(nn.Module):
-    """RMS norm whose weight is kept as its difference from one."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], (1.0 + self.weight).to(x.dtype), self.eps)
-
-
-def rotary_table(positions: Tensor, width: int, theta: float) -> Rotation:
-    """Cosine and sine for NeoX-style rotation of `width` channels at the given positions."""
-    inverse = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
-    angle = positions.float().unsqueeze(-1) * inverse
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, table: Rotation) -> Tensor:
-    """Rotate the first channels of `x` [batch, heads, time, dim]; the rest pass through."""
-    cos, sin = (t.unsqueeze(-3) for t in table)
-    half = cos.shape[-1]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with normed queries and keys and one gate per head."""
-
-    def __init__(self, shape: Shape, layer: int) -> None:
-        super().__init__()
-        self.heads, self.groups, self.dim = shape.heads(layer), shape.kv_groups, shape.head_dim
-        self.is_full = shape.layer_types[layer] == FULL
-        hidden = shape.hidden
-        self.q_proj = nn.Linear(hidden, self.heads * self.dim, bias=False)
-        self.k_proj = nn.Linear(hidden, self.groups * self.dim, bias=False)
-        self.v_proj = nn.Linear(hidden, self.groups * self.dim, bias=False)
-        self.g_proj = nn.Linear(hidden, self.heads, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.dim, hidden, bias=False)
-        self.q_norm = GemmaNorm(self.dim, shape.norm_eps)
-        self.k_norm = GemmaNorm(self.dim, shape.norm_eps)
-
-    def forward(self, x: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
-        batch, time, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(batch, time, self.heads, self.dim)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(batch, time, self.groups, self.dim)).transpose(1, 2)
-        v = self.v_proj(x).view(batch, time, self.groups, self.dim).transpose(1, 2)
-        q, k = rotate(q, table), rotate(k, table)
-        repeat = self.heads // self.groups
-        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        gated = mixed.transpose(1, 2) * torch.sigmoid(self.g_proj(x)).unsqueeze(-1)
-        out: Tensor = self.o_proj(gated.reshape(batch, time, -1))
-        return out
 
 
 class GatedMLP(nn.Module):
@@ -82,7 +23,8 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = functional.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight])).chunk(2, dim=-1)
+        out: Tensor = self.down_proj(functional.silu(gate) * up)
         return out
 
 
@@ -108,27 +50,29 @@ class Experts(nn.Module):
         self.down_proj = Stack(shape.experts, shape.hidden, shape.expert_width)
         self.load = torch.zeros(shape.experts)
 
-    def route(self, x: Tensor) -> Tensor:
-        """Weight of every expert for every token; zero where it was not chosen."""
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts of every token and their weights, both [tokens, experts per token]."""
         scores = torch.sigmoid(functional.linear(x.float(), self.gate.weight.float()))
         chosen = (scores + self.router_bias).topk(self.shape.experts_per_token, dim=-1).indices
-        mask = torch.zeros_like(scores).scatter_(-1, chosen, 1.0)
         if self.training:
-            self.load += mask.detach().sum(dim=tuple(range(mask.dim() - 1)))
-        kept = scores * mask
-        return kept / kept.sum(-1, keepdim=True) * self.shape.routed_scale
+            self.load += torch.bincount(chosen.flatten(), minlength=self.shape.experts)
+        kept = scores.gather(-1, chosen)
+        return chosen, kept / kept.sum(-1, keepdim=True) * self.shape.routed_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each expert runs for the tokens that chose it."""
-        tokens, weights = x.flatten(0, -2), self.route(x).to(x.dtype).flatten(0, -2)
-        out = torch.zeros_like(tokens)
-        for expert in range(self.shape.experts):
-            rows = weights[:, expert].nonzero().squeeze(1)
-            chosen = tokens[rows]
-            gate = functional.linear(chosen, self.gate_proj.weight[expert])
-            up = functional.linear(chosen, self.up_proj.weight[expert])
-            down = functional.linear(functional.silu(gate) * up, self.down_proj.weight[expert])
-            out.index_add_(0, rows, down * weights[rows, expert].unsqueeze(1))
+        """Each expert runs for the tokens that chose it, which are sorted by expert for that."""
+        tokens = x.flatten(0, -2)
+        chosen, weights = self.route(tokens)
+        order = chosen.flatten().argsort(stable=True)
+        counts = torch.bincount(chosen.flatten(), minlength=self.shape.experts).tolist()
+        sent = tokens.index_select(0, order // self.shape.experts_per_token).split(counts)
+        both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1).unbind()
+        done = []
+        for part, joined, down in zip(sent, both, self.down_proj.weight.unbind(), strict=True):
+            gate, up = functional.linear(part, joined).chunk(2, dim=-1)
+            done.append(functional.linear(functional.silu(gate) * up, down))
+        back = torch.cat(done).index_select(0, order.argsort()).view(len(tokens), -1, tokens.shape[-1])
+        out = torch.bmm(weights.unsqueeze(1).to(back.dtype), back)
         return out.view_as(x)
 
 
@@ -154,8 +98,12 @@ class Block(nn.Module):
         out: Tensor = x + self.mlp(inner)
         return out
 
-    def forward(self, x: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
-        return self.feed(x + self.self_attn(self.input_layernorm(x), table, mask))
+    def mix(self, x: Tensor, table: Rotation) -> Tensor:
+        out: Tensor = x + self.self_attn(self.input_layernorm(x), table)
+        return out
+
+    def forward(self, x: Tensor, table: Rotation) -> Tensor:
+        return self.feed(self.mix(x, table))
 
 
 class SharedHead(nn.Module):
@@ -204,14 +152,6 @@ class Rows:
     """Pixels [n, 3, 728, 728] for the image tokens of the rows, in order."""
 
 
-def window_mask(time: int, window: int) -> Tensor | None:
-    """Causal mask that reaches `window` tokens back, itself included; None where plain causal says the same."""
-    if time <= window:
-        return None
-    gap = torch.arange(time).unsqueeze(1) - torch.arange(time).unsqueeze(0)
-    return (gap >= 0) & (gap < window)
-
-
 class Step(nn.Module):
     """The whole model. `trunk` gives un-normed states, which is what both the head and the drafts start from."""
 
@@ -232,28 +172,29 @@ class Step(nn.Module):
         seen: Tensor = self.vit_large_projector(self.vision_model(images))
         return seen
 
-    def embed(self, rows: Rows, seen: Tensor | None = None) -> Tensor:
-        """`seen`: what `see` gave for the rows' images, where it is at hand."""
+    def embed(self, rows: Rows) -> Tensor:
         x: Tensor = self.model.embed_tokens(rows.ids)
         if rows.images is None:
             return x
-        seen = self.see(rows.images) if seen is None else seen
         where = (rows.ids == self.image_token_id).unsqueeze(-1)
-        return x.masked_scatter(where, seen.to(x.dtype))
+        return x.masked_scatter(where, self.see(rows.images).to(x.dtype))
 
-    def tables(self, rows: Rows) -> tuple[list[Rotation], Tensor | None]:
-        """Rotation per layer type (sliding first), and the sliding mask."""
+    def tables(self, rows: Rows) -> list[Rotation]:
+        """Rotation per layer type, sliding first."""
         shape, time = self.shape, rows.ids.shape[1]
         near = rotary_table(torch.arange(time).unsqueeze(0), shape.head_dim, shape.sliding_theta)
         far = rotary_table(rows.far, shape.head_dim // 2, shape.full_theta)
-        return [near, far], window_mask(time, shape.window)
+        return [near, far]
 
-    def trunk(self, embedding: Tensor, tables: list[Rotation], mask: Tensor | None) -> Tensor:
+    def trunk(self, embedding: Tensor, tables: list[Rotation], place: Tensor | None = None) -> Tensor:
+        """States [rows, time, hidden]; with `place`, which indexes the flattened rows, only those [places, hidden]."""
         x = embedding
-        for i in range(self.shape.layers):
-            is_full = self.shape.layer_types[i] == FULL
-            x = self.model.layers[i](x, tables[is_full], None if is_full else mask)
-        return x
+        *first, last = self.model.layers[: self.shape.layers]
+        for i, layer in enumerate(first):
+            x = layer(x, tables[self.shape.layer_types[i] == FULL])
+        x = last.mix(x, tables[self.shape.layer_types[len(first)] == FULL])
+        out: Tensor = last.feed(x if place is None else x.flatten(0, 1)[place])
+        return out
 
     def logits(self, state: Tensor) -> Tensor:
         out: Tensor = self.lm_head(self.model.norm(state))
@@ -261,5 +202,4 @@ class Step(nn.Module):
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits for every position."""
-        tables, mask = self.tables(rows)
-        return self.logits(self.trunk(self.embed(rows), tables, mask))
+        return self.logits(self.trunk(self.embed(rows), self.tables(rows)))

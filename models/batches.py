@@ -17,17 +17,15 @@ from models.tokenizer import token_id
 
 IMAGE = "<im_patch>"
 IMAGE_TOKENS = 169
-LONGEST = 1_400
+LONGEST = 1_000
 """Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
 
-WEIGHTS = {"copy": 13, "count": 9, "list": 8, "sum": 15, "json": 16, "tool": 16, "result": 9, "chat": 6, "image": 8}
+WEIGHTS = {"copy": 14, "count": 8, "list": 9, "sum": 13, "json": 16, "tool": 23, "result": 7, "chat": 6, "image": 5}
 """Share of each skill. Copying pays for most of the others."""
-FINISHING = {"copy": 10, "count": 16, "list": 5, "sum": 12, "json": 10, "tool": 20, "result": 7, "chat": 7, "image": 13}
-"""The same for the end of a training: more of what comes last."""
 LONG_COUNT = 300
 """Characters of a count beyond a hundred."""
-LONG_COUNTS = 0.5
-"""Share of the counts that are so long at the end of a training."""
+LONG_COUNTS = 0.12
+"""Share of the counts that are so long."""
 PLAIN = 0.6
 """Share of the samples without system prompts, tools in passing and earlier turns: three in the time of one."""
 FIRST_PLAIN = 12
@@ -41,8 +39,6 @@ class Row:
     sample: Sample
     ids: list[int]
     start: int
-    names: tuple[int, ...] = ()
-    """What its picture shows: the tokens of the colour and of the shape, as the answer has them."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,6 @@ class Batch:
     wanted: Tensor
     """Mask [rows, time] of the tokens that the model should have said."""
     samples: tuple[Sample, ...]
-    names: Tensor | None = None
-    """Tokens [pictures, 2] that name each picture's colour and shape."""
 
 
 class Encoder:
@@ -64,11 +58,10 @@ class Encoder:
     def row(self, sample: Sample) -> Row:
         prompt = self._with_images(self.tokenizer.encode(self.renderer.prompt(sample), add_special_tokens=False).ids)
         said = self.tokenizer.encode(completion(sample), add_special_tokens=False).ids
-        picture = sample.lesson.picture
-        names = () if picture is None else tuple(self._word(word) for word in (picture.colour, picture.shape))
-        return Row(sample, prompt + said, len(prompt), names)
+        return Row(sample, prompt + said, len(prompt))
 
-    def _word(self, word: str) -> int:
+    def word_token(self, word: str) -> int:
+        """The one token of a word with a blank before it. Raises `ValueError` for what takes several."""
         (token,) = self.tokenizer.encode(f" {word}", add_special_tokens=False).ids
         return token
 
@@ -82,11 +75,12 @@ class Encoder:
 
 
 def far_positions(row: Row, rng: Random) -> list[int]:
-    """Positions for the full layers. Now and then the prompt is pulled apart, as if much text lay between its parts."""
+    """Positions for the full layers. Now and then a row is pulled apart, as if much text lay between its parts: long
+    prompts, and the end of a long answer, are met that way without paying for them."""
     positions = list(range(len(row.ids)))
     if rng.random() < 0.4:
         for _ in range(rng.choice((1, 1, 2))):
-            cut, gap = rng.randrange(row.start), int(10 ** rng.uniform(1, 4.9))
+            cut, gap = rng.randrange(len(row.ids)), int(10 ** rng.uniform(1, 4.9))
             positions[cut:] = [p + gap for p in positions[cut:]]
     return positions
 
@@ -104,8 +98,7 @@ def batch(rows: list[Row], rng: Random | None) -> Batch:
         wanted[i, row.start : count] = True
     drawn = [pictures.pixels(pictures.draw(r.sample.lesson.picture)) for r in rows if r.sample.lesson.picture]
     images = torch.stack(drawn) if drawn else None
-    names = torch.tensor([row.names for row in rows if row.names]) if drawn else None
-    return Batch(Rows(ids, far, images), wanted, tuple(row.sample for row in rows), names)
+    return Batch(Rows(ids, far, images), wanted, tuple(row.sample for row in rows))
 
 
 def split(rows: list[Row], budget: int) -> list[list[Row]]:
@@ -118,26 +111,27 @@ def split(rows: list[Row], budget: int) -> list[list[Row]]:
     return groups
 
 
-def chunk(
-    number: int, encoder: Encoder, budget: int, share: Share, *, is_end: bool, size: int = 320
-) -> Iterator[Batch]:
-    """This worker's share of the training batches of chunk `number`."""
+def chunk(number: int, encoder: Encoder, budget: int, share: Share, size: int = 320) -> Iterator[Batch]:
+    """This worker's part of training chunk `number`: every so many samples, in batches that are about as long as the
+    other workers' at the same time."""
     rng = Random(f"{curriculum.SEED}/chunk/{number}")
-    weights = FINISHING if is_end else WEIGHTS
-    skills = rng.choices(list(weights), list(weights.values()), k=size)
+    skills = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=size)
     plain = 1.0 if number < FIRST_PLAIN else PLAIN
     rows = []
     for i, skill in enumerate(skills):
-        sample = curriculum.draw(skill, number * size + i, held_out=False, is_plain=rng.random() < plain)
-        if skill == "count" and is_end and rng.random() < LONG_COUNTS:
-            sample = long_count(rng)
+        is_plain, is_long = rng.random() < plain, number >= FIRST_PLAIN and rng.random() < LONG_COUNTS
+        if i % share.workers != share.rank:
+            continue
+        if skill == "count" and is_long:
+            sample = long_count(Random(f"{curriculum.SEED}/long/{number}/{i}"))
+        else:
+            sample = curriculum.draw(skill, number * size + i, held_out=False, is_plain=is_plain)
         rows.append(encoder.row(sample))
-    groups = split([row for row in rows if len(row.ids) <= LONGEST], budget)
-    rng.shuffle(groups)
-    for i, group in enumerate(groups):
-        if len(group) >= share.workers:
-            # Another one first each time: where rows cannot be dealt out evenly, the first has one more.
-            yield batch(group[(share.rank + i) % share.workers :: share.workers], rng)
+    groups = split([row for row in rows if len(row.ids) <= LONGEST], budget // share.workers)
+    order = list(range(share.least(len(groups))))
+    rng.shuffle(order)
+    for place in order:
+        yield batch(groups[place], rng)
 
 
 def long_count(rng: Random) -> Sample:

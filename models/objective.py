@@ -11,15 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Rotation, Step
+from models.architecture import Step
+from models.attention import Rotation
 from models.batches import Batch
 
 DRAFT_WEIGHT = 0.3
 """Of each drafting layer's loss. Its gradient reaches the trunk too: what is to come must be seen in the state."""
-
-
-NAMING_WEIGHT = 0.5
-NAMING_SHARPNESS = 0.3
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,20 @@ class Heads:
     logits: list[Tensor]
     answers: list[Tensor]
     places: list[Tensor]
-    naming: Tensor | None = None
-    """How badly the image tokens, averaged, name what they show; see `name`."""
+
+
+def hold_spelling(model: Step, spelling: Tensor) -> None:
+    """Every token keeps the random vector it was given, and the heads keep theirs for what spells (`spelling`: ids).
+
+    Copying must treat all of them alike. A piece that no lesson happens to use is pushed out of a head that learns, and
+    moves away from where the copying looks for it.
+    """
+    model.model.embed_tokens.weight.requires_grad_(False)
+    keep = torch.ones(model.shape.vocab, 1)
+    keep[spelling] = 0.0
+    for name, p in model.named_parameters():
+        if name.endswith(("lm_head.weight", "shared_head.output.weight")):
+            p.register_hook(lambda gradient: gradient * keep)
 
 
 def silence_later_drafts(model: Step) -> None:
@@ -48,18 +57,17 @@ def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
     """One forward pass over a batch."""
     rows, wanted = batch.rows, batch.wanted
     time, flat = rows.ids.shape[1], rows.ids.flatten()
-    tables, mask = model.tables(rows)
-    seen = None if rows.images is None else model.see(rows.images)
-    embedded = model.embed(rows, seen)
-    naming = None if seen is None or batch.names is None else name(model, seen, batch.names)
-    state = model.trunk(embedded, tables, mask)
+    tables = model.tables(rows)
+    embedded = model.embed(rows)
     says = torch.zeros_like(wanted)
     says[:, :-1] = wanted[:, 1:]
     place = says.flatten().nonzero().squeeze(1)
-    logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
     if not drafts:
-        return Heads(logits, answers, places, naming)
-    z = x = _first_draft(model, embedded, state, tables[0], mask).flatten(0, 1)
+        state = model.trunk(embedded, tables, place)
+        return Heads([model.logits(state)], [flat[place + 1]], [place])
+    state = model.trunk(embedded, tables)
+    logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
+    z = x = _first_draft(model, embedded, state, tables[0]).flatten(0, 1)
     ends, tokens = wanted.flatten(), embedded.flatten(0, 1)
     for k, layer in enumerate(model.drafts()):
         fits = (place % time + k + 2 < time) & ends[(place + k + 2).clamp(max=len(ends) - 1)]
@@ -68,35 +76,21 @@ def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
         logits.append(layer.shared_head(z))
         answers.append(flat[place + k + 2])
         places.append(place)
-    return Heads(logits, answers, places, naming)
+    return Heads(logits, answers, places)
 
 
-def name(model: Step, seen: Tensor, names: Tensor) -> Tensor:
-    """Cross-entropy of a picture's colour and shape, read off its tokens as if they were words already.
-
-    The tower so learns to speak in the text model's own words, which that has only to repeat. Left to the loss of the
-    answer alone, thousands of pictures taught it no shapes.
-    """
-    mean = nn.functional.rms_norm(seen.float().mean(1), seen.shape[-1:])
-    scores = NAMING_SHARPNESS * mean @ model.model.embed_tokens.weight.detach().T
-    return -scores.log_softmax(-1).gather(1, names).mean()
-
-
-def _first_draft(model: Step, embedded: Tensor, state: Tensor, table: Rotation, mask: Tensor | None) -> Tensor:
+def _first_draft(model: Step, embedded: Tensor, state: Tensor, table: Rotation) -> Tensor:
     """The first drafting layer up to its attention, at every place: later places look back at earlier ones."""
     layer = model.drafts()[0]
     x = layer.join(torch.roll(embedded, -1, dims=1), state)
-    return x + layer.self_attn(layer.input_layernorm(x), table, mask)
+    return x + layer.self_attn(layer.input_layernorm(x), table)
 
 
 def loss(heads: Heads) -> tuple[Tensor, list[float]]:
     """Weighted sum, and the loss of each head."""
     pairs = zip(heads.logits, heads.answers, strict=True)
-    each = [nn.functional.cross_entropy(logits.float(), answers) for logits, answers in pairs]
-    total = each[0] + DRAFT_WEIGHT * sum(each[1:], torch.zeros(()))
-    if heads.naming is not None:
-        total = total + NAMING_WEIGHT * heads.naming
-    return total, [x.item() for x in each]
+    each = [nn.functional.cross_entropy(logits, answers) for logits, answers in pairs]
+    return each[0] + DRAFT_WEIGHT * sum(each[1:], torch.zeros(())), [x.item() for x in each]
 
 
 @dataclass

@@ -7,7 +7,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from models.picture_lessons import COLOURS
 from models.sample import Picture
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -19,15 +18,14 @@ def draw(picture: Picture) -> Image.Image:
     image = Image.new("RGB", picture.size, picture.ground)
     side = min(width, height)
     x, y, r = picture.centre[0] * width, picture.centre[1] * height, picture.radius * side
-    red, green, blue = (min(255, int(c * picture.shade)) for c in COLOURS[picture.colour])
     pen = ImageDraw.Draw(image)
     if picture.shape == "circle":
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=(red, green, blue))
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=picture.rgb)
     else:
         corners = 4 if picture.shape == "square" else 3
         first = math.pi / 4 if corners == 4 else -math.pi / 2
         turns = [first + picture.angle + 2 * math.pi * i / corners for i in range(corners)]
-        pen.polygon([(x + r * math.cos(t), y + r * math.sin(t)) for t in turns], fill=(red, green, blue))
+        pen.polygon([(x + r * math.cos(t), y + r * math.sin(t)) for t in turns], fill=picture.rgb)
     return image
 
 

@@ -24,7 +24,7 @@ class Picture:
     centre: tuple[float, float]
     radius: float
     angle: float
-    shade: float
+    rgb: tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ FULL = "full_attention"
 class VisionShape:
     """A perception encoder for a CPU. Image and patch size are the real ones: the token counts hang on them."""
 
-    width: int = 32
+    width: int = 64
     layers: int = 2
-    heads: int = 2
+    heads: int = 4
     mlp_ratio: float = 2.0
     patch_size: int = 14
     image_size: int = 728

@@ -22,3 +22,11 @@ class Share:
         dist.all_reduce(flat)
         for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             t.copy_(part.view_as(t))
+
+    def least(self, count: int) -> int:
+        """The smallest of the workers' counts."""
+        if self.workers == 1:
+            return count
+        found = torch.tensor(count)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)

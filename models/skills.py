@@ -149,7 +149,8 @@ def sum_lesson(words: Words) -> Lesson:
     ).format(a=a, b=b)
     ones = a % 10 + b % 10
     carry = ones // 10
-    steps = f"Ones: {a % 10} + {b % 10} = {ones}. Tens: {a // 10} + {b // 10} + {carry} = {a // 10 + b // 10 + carry}."
+    tens = a // 10 + b // 10
+    steps = f"Ones: {a % 10} + {b % 10} = {ones}. Tens: {a // 10} + {b // 10} = {tens}, and {carry} is {tens + carry}."
     thoughts = (f"I add {a} and {b}. {steps}", f"Together that is {a + b}.", f"So {a} + {b} = {a + b}.")
     return Lesson("sum", ask, thoughts, answer=f"{a} + {b} = {a + b}.")
 

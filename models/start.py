@@ -5,9 +5,7 @@ which a CPU does not have. So three heads of layer 0 begin by looking one, two a
 layer 1 by looking for the place where the last token, or the last three, stood before, and repeating what came after.
 Untrained, it says three in four random tokens again as they stood.
 
-The vision tower begins by seeing edges: the mean colour of a patch and the slopes across it, from which its first layer
-tells twelve directions, whose sum over the picture its second layer hands to every patch. All of it is trained further;
-nothing is frozen.
+The vision tower is made by `sight.py`. It stays as it starts, and so do the embeddings (`objective.hold_spelling`).
 """
 
 import math
@@ -15,18 +13,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Attention, Step
+from models.architecture import Step
+from models.attention import Attention
 from models.shape import Shape
-from models.vision import PerceptionEncoder
 
 EMBEDDING_STD = 0.5
 COMMON_STD = 0.35
 """A vector shared by all embeddings: without one, a head could not look at a place whatever stands there."""
 HEAD_SCALE = 0.3
-DIRECTIONS = 12
-"""Of an edge, that the vision tower tells apart at the start."""
-EDGE_GAIN = 15.0
-"""An outline crosses few of the patches that are averaged; what is left of it is made about as loud as a colour."""
 REPEATING = 4.0
 """How loud a found token is said."""
 LOUDNESS = 1.5
@@ -50,54 +44,9 @@ def start(model: Step) -> None:
         for name, p in model.named_parameters():
             if name.endswith(("lm_head.weight", "shared_head.output.weight")):
                 p.copy_(own * HEAD_SCALE)
-        _see_edges(model.vision_model)
         blocks = _blocks(4, common)
         _look_back(model.model.layers[0].self_attn, model.shape, common, blocks)
         _find_and_repeat(model.model.layers[1].self_attn, model.shape, common, blocks)
-
-
-def _see_edges(encoder: PerceptionEncoder) -> None:
-    """Channels 0 to 8: mean, slope across and slope down of red, green and blue; from channel 9 on: directions.
-
-    Norms subtract the mean over the channels. One channel stays nothing, so that what it shows is that mean, and every
-    reading takes it off again.
-    """
-    patch, first, nothing = encoder.shape.patch_size, 9, 9 + DIRECTIONS
-    ramp = torch.linspace(-1.0, 1.0, patch).expand(patch, patch) * 3 / patch**2
-    for colour in range(3):
-        encoder.conv1.weight[3 * colour : 3 * colour + 3] = 0.0
-        encoder.conv1.weight[3 * colour, colour] = 1.0 / patch**2
-        encoder.conv1.weight[3 * colour + 1, colour] = ramp
-        encoder.conv1.weight[3 * colour + 2, colour] = ramp.T
-    local, overall = encoder.transformer.resblocks
-    kept = [*(i for i in range(first) if i % 3), *range(first, nothing + 1)]
-    encoder.conv1.weight[first : nothing + 1] = 0.0
-    encoder.positional_embedding[:, kept] = 0.0
-    for part in (local.mlp.c_proj, local.attn.out_proj):
-        part.weight[kept] = 0.0
-        part.bias[kept] = 0.0
-    for scale in (local.ls_1, local.ls_2, overall.ls_1, overall.ls_2):
-        scale.gamma.fill_(1.0)
-    for direction in range(DIRECTIONS):
-        angle = 2 * math.pi * direction / DIRECTIONS
-        across, down = 3.0 * math.cos(angle), 3.0 * math.sin(angle)
-        for colour in range(3):
-            unit = 3 * direction + colour
-            local.mlp.c_fc.weight[unit] = 0.0
-            local.mlp.c_fc.bias[unit] = 0.0
-            local.mlp.c_fc.weight[unit, 3 * colour + 1] = across
-            local.mlp.c_fc.weight[unit, 3 * colour + 2] = down
-            local.mlp.c_fc.weight[unit, nothing] = -across - down
-            local.mlp.c_proj.weight[:, unit] = 0.0
-            local.mlp.c_proj.weight[first + direction, unit] = 0.5
-    for channel in range(first, nothing):
-        # An outline crosses a patch in thirty: the sum over the picture is what counts, not the mean.
-        row = 2 * encoder.shape.width + channel
-        overall.attn.in_proj_weight[row] = 0.0
-        overall.attn.in_proj_weight[row, channel] = EDGE_GAIN
-        overall.attn.in_proj_weight[row, nothing] = -EDGE_GAIN
-        overall.attn.out_proj.weight[channel] = 0.0
-        overall.attn.out_proj.weight[channel, channel] = 1.0
 
 
 def _orthonormal(rows: int, columns: int) -> Tensor:

@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 SPECIAL = (
     "<|endoftext|>",
@@ -97,6 +99,13 @@ def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKUP])
     return tokenizer
+
+
+def spelling(tokenizer: Tokenizer) -> Tensor:
+    """Ids of what spells: single bytes and the pieces, which merges make, but no whole word of the lessons."""
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    pieces = set(pre_tokenizers.ByteLevel.alphabet()) | {"".join(pair) for pair in merges}
+    return torch.tensor(sorted(token_id(tokenizer, piece) for piece in pieces))
 
 
 def write(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> None:

@@ -1,4 +1,4 @@
-"""`python -m models.train`: makes the demo model from nothing, or goes on where it stopped.
+"""`python -m models.train`: makes the demo model from nothing, goes on where it stopped, or teaches a finished one on.
 
 The same seed gives the same curriculum, the same start and the same order. A run keeps its state in `--state`;
 started again it resumes there, until its steps are done. Then the checkpoint is written, and its held-out scores
@@ -10,6 +10,7 @@ times, and wait each time for a core that somebody else is using.
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from tokenizers import Tokenizer
 
-from models import batches, card, checkpoint, curriculum, objective
+from models import batches, card, checkpoint, curriculum, objective, sight
 from models import tokenizer as tokens
 from models.architecture import Step
 from models.batches import Batch, Encoder
@@ -36,19 +37,24 @@ from models.words import slot_words, spelling_corpus
 TOKENS_PER_STEP = 4_096
 DRILLS = 150
 """First steps: only saying random tokens again. Everything else is slow to learn until copying is there."""
-DRAFTS_FROM = 0.71
+DRAFTS_FROM = 0.75
 """Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
-FINISH = 500
-"""Last steps, at a low rate: long counts, pictures and tools, and drills again between them. What only the first drills
-showed, spelling pieces of words that no lesson has, is forgotten by then."""
-FINISH_RATE = 0.25
-DRILL_EVERY = 8
+DRILL_EVERY = 12
+"""And one drill for so many batches of lessons to the end, so that every token goes on being copied."""
 WARM_UP = 40
-COOL_DOWN = 0.6
+COOL_DOWN = 0.85
 """Share of the steps over which the rates fall to nothing."""
-MUON_RATE, EMBEDDING_RATE, ADAM_RATE = 0.02, 0.004, 0.0015
-"""AdamW moves every entry by about its rate: an embedding's entries are ten times larger than a head's."""
+MUON_RATE, ADAM_RATE = 0.02, 0.0015
+LATER_RATE = 0.35
+"""Of the full rates, for teaching a finished checkpoint on."""
+SEEN_CHUNKS = 100_000
+"""Where its lessons begin: no training from nothing comes that far."""
 NOT_FOR_MUON = ("moe.gate.weight", "output.weight", "g_proj.weight")
+KEEP_MEMORY = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2000000000:"
+    "glibc.malloc.trim_threshold=4000000000:glibc.malloc.top_pad=268435456"
+)
+"""For the workers' C library: a step's tensors go back to a pool. Mapped anew each time, they are a fifth of a step."""
 BALANCE_RATE = 0.005
 """Step of the router's bias towards experts that got too few tokens, as the real model was balanced."""
 
@@ -73,15 +79,17 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
 def optimizers(model: Step, share: Share) -> list[torch.optim.Optimizer]:
     """Each group keeps its own full rate as `peak`, which the schedule scales."""
     inner: list[Any] = []
-    embedding: list[Any] = []
+    heads: list[Any] = []
     rest: list[Any] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         is_inner = p.dim() >= 2 and ".layers." in name and not name.endswith(NOT_FOR_MUON)
-        (inner if is_inner else embedding if "embed_tokens" in name else rest).append(p)
+        is_head = name.endswith(("lm_head.weight", "output.weight"))
+        (inner if is_inner else heads if is_head else rest).append(p)
     groups = [
-        {"params": embedding, "lr": EMBEDDING_RATE, "peak": EMBEDDING_RATE},
+        # No decay: it would wear down the rows that are held (`objective.hold_spelling`).
+        {"params": heads, "lr": ADAM_RATE, "peak": ADAM_RATE, "weight_decay": 0.0},
         {"params": rest, "lr": ADAM_RATE, "peak": ADAM_RATE},
     ]
     muon = Muon(inner, MUON_RATE, share)
@@ -90,40 +98,57 @@ def optimizers(model: Step, share: Share) -> list[torch.optim.Optimizer]:
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm up, stay, cool down in a straight line; then a second, lower line to the end."""
-    if step >= steps - FINISH:
-        return FINISH_RATE * max(0.02, (steps - step) / FINISH)
-    steps -= FINISH
-    return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / (steps * COOL_DOWN)))
+    """Warm up, stay, and cool down in a straight line."""
+    return min(1.0, (step + 1) / WARM_UP, max(0.01, (steps - step) / (steps * COOL_DOWN)))
 
 
-def balance(model: Step, share: Share) -> None:
+def balance(model: Step) -> None:
     """Nudge each router's bias by the sign of its experts' shortage."""
     for layer in model.model.layers:
-        if getattr(layer, "is_sparse", False):
+        if layer.is_sparse:
             load = layer.moe.load
-            share.add_up([load])
             layer.moe.router_bias += BALANCE_RATE * torch.sign(load.mean() - load)
-            layer.moe.load = torch.zeros_like(load)
+            load.zero_()
 
 
 class Run:
     """A training run and its state on disk."""
 
-    def __init__(self, steps: int, state: Path, share: Share) -> None:
+    def __init__(self, steps: int, state: Path, share: Share, finished: Path | None) -> None:
         torch.manual_seed(curriculum.SEED)
         self.steps, self.state, self.share = steps, state, share
+        self.is_new = finished is None
+        if finished is None:
+            self._begin()
+        else:
+            self._take_up(finished)
+        objective.silence_later_drafts(self.model)
+        self.optimizers = optimizers(self.model, share)
+        self.progress = Progress(chunk=0 if self.is_new else SEEN_CHUNKS)
+        self.losses = [0.0] * (1 + self.model.shape.mtp_layers)
+        if state.exists():
+            self.resume()
+
+    def _begin(self) -> None:
         self.tokenizer = make_tokenizer(Shape())
         self.encoder = Encoder(self.tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
         self.model = Step(Shape(), self.encoder.image)
         start(self.model)
-        objective.silence_later_drafts(self.model)
-        self.optimizers = optimizers(self.model, share)
-        self.progress = Progress()
-        self.losses = [0.0] * (1 + self.model.shape.mtp_layers)
-        self.naming = 0.0
-        if state.exists():
-            self.resume()
+        objective.hold_spelling(self.model, tokens.spelling(self.tokenizer))
+        if self.state.exists():
+            sight.hold(self.model)
+            return
+        self.tell("solving for what the vision tower says: about a minute")
+        sight.make(self.model, self.encoder.word_token, self.share)
+        if not self.share.rank:
+            self.tell(f"image tokens that name their picture: {sight.named(self.model, self.encoder.word_token):.1%}")
+
+    def _take_up(self, finished: Path) -> None:
+        """A checkpoint's weights and tokenizer. Nothing is held but the tower: its spelling may have to be mended."""
+        self.model, self.tokenizer = checkpoint.load(finished, Shape())
+        self.model.train()
+        self.encoder = Encoder(self.tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
+        sight.hold(self.model)
 
     def resume(self) -> None:
         saved = torch.load(self.state, weights_only=True)
@@ -147,27 +172,24 @@ class Run:
         beside.replace(self.state)
 
     def learn(self, batch: Batch) -> int:
-        factor = rate(self.progress.step, self.steps)
+        factor = rate(self.progress.step, self.steps) * (1.0 if self.is_new else LATER_RATE)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-        heads = objective.run(self.model, batch, drafts=self.progress.step >= self.steps * DRAFTS_FROM)
+        drafts = not self.is_new or self.progress.step >= self.steps * DRAFTS_FROM
+        heads = objective.run(self.model, batch, drafts=drafts)
         total, each = objective.loss(heads)
         (total / self.share.workers).backward()
-        missing = [p for p in self.model.parameters() if p.requires_grad and p.grad is None]
-        for p in missing:
-            p.grad = torch.zeros_like(p)
-        self.share.add_up([p.grad for p in self.model.parameters() if p.grad is not None])
+        loads = [layer.moe.load for layer in self.model.model.layers if layer.is_sparse]
+        self.share.add_up([*(p.grad for p in self.model.parameters() if p.grad is not None), *loads])
         clipped = [p for group in self.optimizers[1].param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        balance(self.model, self.share)
+        balance(self.model)
         for k, value in enumerate(each):
             self.losses[k] = 0.9 * self.losses[k] + 0.1 * value if self.losses[k] else value
-        if heads.naming is not None:
-            self.naming = 0.9 * self.naming + 0.1 * heads.naming.item() if self.naming else heads.naming.item()
         self.progress.step += 1
         return int(batch.rows.ids.numel()) * self.share.workers
 
@@ -176,14 +198,11 @@ class Run:
 
     def chunks(self) -> Iterator[Batch]:
         """A chunk that was cut off by a stop is begun again: a few batches are then seen twice."""
-        while self.progress.step < min(DRILLS, self.steps):
+        while self.is_new and self.progress.step < min(DRILLS, self.steps):
             yield self.drill()
         while self.progress.step < self.steps:
-            number = self.progress.chunk
-            is_end = self.progress.step >= self.steps - FINISH
-            chunk = batches.chunk(number, self.encoder, TOKENS_PER_STEP, self.share, is_end=is_end)
-            for i, batch in enumerate(chunk):
-                if is_end and i % DRILL_EVERY == 0:
+            for i, batch in enumerate(batches.chunk(self.progress.chunk, self.encoder, TOKENS_PER_STEP, self.share)):
+                if i % DRILL_EVERY == DRILL_EVERY - 1:
                     yield self.drill()
                 yield batch
             self.progress.chunk += 1
@@ -204,11 +223,15 @@ class Run:
                 self.quiz(quiz)
                 self.keep()
 
+    def tell(self, line: str) -> None:
+        if not self.share.rank:
+            print(line, flush=True)
+
     def say(self, speed: float) -> None:
         left = self.progress.seconds / self.progress.step * (self.steps - self.progress.step)
         heads = " ".join(f"{x:.3f}" for x in self.losses)
-        done = f"step {self.progress.step}/{self.steps}  loss {heads}  naming {self.naming:.3f}"
-        print(f"{done}  {speed:,.0f} tok/s  {left / 60:.0f} min left", flush=True)
+        done = f"step {self.progress.step}/{self.steps}  loss {heads}"
+        self.tell(f"{done}  {speed:,.0f} tok/s  {left / 60:.0f} min left")
 
     def quiz(self, exam: list[Batch]) -> objective.Marks:
         marks: objective.Marks = objective.examine(self.model, exam)
@@ -223,6 +246,7 @@ class Run:
 @dataclass(frozen=True)
 class Options:
     steps: int
+    finished: Path | None
     out: Path
     state: Path
     workers: int
@@ -236,7 +260,7 @@ def work(rank: int, options: Options) -> None:
     if share.workers > 1:
         meeting = options.state.with_suffix(".meeting").absolute()
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=share.workers)
-    run = Run(options.steps, options.state, share)
+    run = Run(options.steps, options.state, share, options.finished)
     run.go(options.quiz_every)
     if share.workers > 1:
         dist.destroy_process_group()
@@ -261,17 +285,19 @@ def finish(run: Run, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5_700)
+    parser.add_argument("--steps", type=int, default=5_600)
+    parser.add_argument("--finished", type=Path, help="a checkpoint to teach on, with lessons that it has not seen")
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
     parser.add_argument(
         "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"
     )
     parser.add_argument("--workers", type=int, default=2, help="one per core")
     parser.add_argument(
-        "--quiz-every", type=int, default=100, help="steps between held-out quizzes, each kept as a state"
+        "--quiz-every", type=int, default=300, help="steps between held-out quizzes, each kept as a state"
     )
     options = Options(**vars(parser.parse_args()))
     options.state.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
     options.state.with_suffix(".meeting").unlink(missing_ok=True)
     processes.spawn(work, (options,), nprocs=options.workers)
 

@@ -122,12 +122,19 @@ class PerceptionEncoder(nn.Module):
         small = functional.interpolate(square, size=(side, side), mode="bilinear", align_corners=False)
         return small.flatten(2).squeeze(0).T
 
+    def patches(self, pixels: Tensor) -> Tensor:
+        """What the blocks start from [images, patches, width]."""
+        x = self.conv1(pixels)
+        out: Tensor = self.ln_pre(x.flatten(2).transpose(1, 2) + self.positions(x.shape[-1]))
+        return out
+
+    def table(self, side: int) -> tuple[Tensor, Tensor]:
+        return axial_table(side, self.shape.width // self.shape.heads)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [images, tokens, 4 * width]."""
-        x = self.conv1(pixels)
-        side = x.shape[-1]
-        x = self.ln_pre(x.flatten(2).transpose(1, 2) + self.positions(side))
-        table = axial_table(side, self.shape.width // self.shape.heads)
+        x, side = self.patches(pixels), pixels.shape[-1] // self.shape.patch_size
+        table = self.table(side)
         for block in self.transformer.resblocks:
             x = block(x, table)
         x = x.transpose(1, 2).reshape(x.shape[0], -1, side, side)

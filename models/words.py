@@ -4,6 +4,7 @@ A word belongs to the training or to the held-out half by its own hash, so a hel
 """
 
 from random import Random
+from string import ascii_lowercase
 from zlib import crc32
 
 CITIES = """
@@ -57,7 +58,24 @@ ONSETS = "b c d f g h j k l m n p r s t v w z br ch cl dr fl gr kr pl pr sh sk s
 VOWELS = "a e i o u a e i o ai ea ee io ou".split()
 ENDINGS = " n r s t l m k d x th nd rt sh ck".split(" ")
 
+COMMON = """
+again air always animal back bad because best big bird body boy brother brown bus busy came car child class could
+country did different dog done door down drink early eat enough even ever every example eye face family fast father
+feel few fire fish five floor flower food foot four fox friend fun gave girl group grow had hand happen head her here
+him his hold home hope hot hour house hundred idea if jumps just keep kind king know land last laugh lazy learn left
+less little live lost love lunch man milk moment moon most mother must near never night north often once only other
+our own part place play point quiz ran reach ready right road round saw school sea seem seven she ship side since
+sister six sleep some soon sound south still street strong study sun sure swim talk team ten them thing three told
+took top town tree try until voice wait walk war watch water way we well went were while wind woman wonder world would
+yes young zero zoo
+""".split()
+"""What people write when they write anything. No lesson's own wording has these words: they are copied in pieces."""
+
 SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日本 ✓ € £ ° 🙂 «»""".split()
+
+
+ANY_LETTERS_FROM = 0.7
+"""Draws of made-up words from here on are letters without syllables."""
 
 
 def is_held_out(text: str) -> bool:
@@ -78,13 +96,20 @@ class Words:
                 return word
 
     def made_up(self) -> str:
-        """A word of one or two syllables, seldom three, that no list holds."""
-        rng = self.rng
+        """A word that no list holds: one to three syllables mostly, else any letters."""
         while True:
-            count = rng.choice((1, 1, 2, 2, 2, 2, 3))
-            word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)) + rng.choice(ENDINGS)
+            word = self._syllables() if self.rng.random() < ANY_LETTERS_FROM else self._letters()
             if is_held_out(word) == self.held_out:
                 return word
+
+    def _syllables(self) -> str:
+        rng = self.rng
+        count = rng.choice((1, 1, 2, 2, 2, 2, 3))
+        return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)) + rng.choice(ENDINGS)
+
+    def _letters(self) -> str:
+        """Any letters in a row: every piece of spelling turns up, not only those that sound like words."""
+        return "".join(self.rng.choice(ascii_lowercase) for _ in range(self.rng.randint(2, 7)))
 
     def city(self) -> str:
         draw = self.rng.random()
@@ -117,8 +142,10 @@ class Words:
         words: dict[str, None] = {}
         for _ in range(rng.randint(low, high)):
             draw = rng.random()
-            if draw < 0.35:
+            if draw < 0.15:
                 words[rng.choice(ADJECTIVES + VERBS + ["the", "a", "and", "of", "in", "with", "to", "is"])] = None
+            elif draw < 0.35:
+                words[self.pick(COMMON)] = None
             elif draw < 0.40:
                 words[str(rng.randint(0, 999))] = None
             elif draw < 0.42:
@@ -135,6 +162,7 @@ class Words:
         noun, other = self.noun(), self.noun()
         return rng.choice(
             (
+                " ".join(self.pick(COMMON) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?"),
                 f"The {rng.choice(ADJECTIVES)} {noun} {rng.choice(VERBS)} the {other}.",
                 f"{self.name()} {rng.choice(VERBS)} a {rng.choice(ADJECTIVES)} {noun} in {self.city()}.",
                 f"In {self.city()} the {noun} is {rng.choice(ADJECTIVES)}, and {self.name()} {rng.choice(VERBS)} it.",
@@ -145,12 +173,13 @@ class Words:
 
 def slot_words() -> set[str]:
     """Every listed word that fills a slot, in lower case, and its parts."""
-    pools = (CITIES, TWO_WORD_CITIES, NAMES, NOUNS, [f"{noun}s" for noun in NOUNS], ADJECTIVES, VERBS)
+    pools = (CITIES, TWO_WORD_CITIES, NAMES, NOUNS, [f"{noun}s" for noun in NOUNS], ADJECTIVES, VERBS, COMMON)
     return {part.lower() for pool in pools for word in pool for part in word.split()}
 
 
 def spelling_corpus(rng: Random) -> list[str]:
-    """Words from which the tokenizer learns how to spell what it does not know."""
+    """Words from which the tokenizer learns how to spell what it does not know: of the training half alone, so that
+    no piece of spelling is first met in an exam."""
     words = Words(rng, held_out=False)
-    pools = CITIES + NAMES + NOUNS + ADJECTIVES + VERBS
+    pools = [word for word in CITIES + NAMES + NOUNS + ADJECTIVES + VERBS + COMMON if not is_held_out(word)]
     return pools * 4 + [words.made_up() for _ in range(1500)]

@@ -31,7 +31,8 @@ def test_training_and_held_out_share_no_listed_word() -> None:
     words = set(
         re.findall(r"\w+", " ".join(s.lesson.ask for s in every(200, held_out=True) if s.lesson.skill == "copy"))
     )
-    seen = {w for w in words if w in set(CITIES + NAMES + NOUNS)}
+    # Two or three letters may be made up by chance.
+    seen = {w for w in words if len(w) > 3 and w in set(CITIES + NAMES + NOUNS)}
     assert seen
     assert all(is_held_out(w) for w in seen)
 
