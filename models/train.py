@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +25,7 @@ from models import batches, card, checkpoint, curriculum, objective, sight
 from models import tokenizer as tokens
 from models.architecture import Step
 from models.batches import Batch, Encoder
-from models.muon import Muon
+from models.rates import balance, optimizers, rate
 from models.shape import Shape
 from models.share import Share
 from models.start import start
@@ -41,22 +40,15 @@ DRAFTS_FROM = 0.75
 """Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
 DRILL_EVERY = 12
 """And one drill for so many batches of lessons to the end, so that every token goes on being copied."""
-WARM_UP = 40
-COOL_DOWN = 0.85
-"""Share of the steps over which the rates fall to nothing."""
-MUON_RATE, ADAM_RATE = 0.02, 0.0015
 LATER_RATE = 0.35
 """Of the full rates, for teaching a finished checkpoint on."""
 SEEN_CHUNKS = 100_000
 """Where its lessons begin: no training from nothing comes that far."""
-NOT_FOR_MUON = ("moe.gate.weight", "output.weight", "g_proj.weight")
 KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2000000000:"
     "glibc.malloc.trim_threshold=4000000000:glibc.malloc.top_pad=268435456"
 )
 """For the workers' C library: a step's tensors go back to a pool. Mapped anew each time, they are a fifth of a step."""
-BALANCE_RATE = 0.005
-"""Step of the router's bias towards experts that got too few tokens, as the real model was balanced."""
 
 
 @dataclass
@@ -74,41 +66,6 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
     texts = [renderer.prompt(sample) + completion(sample) for sample in samples]
     spelling = spelling_corpus(curriculum.lesson_rng("train", "spelling", 0))
     return tokens.build(texts, spelling, slot_words() | set(KEYS + ACTIONS), shape.vocab)
-
-
-def optimizers(model: Step, share: Share) -> list[torch.optim.Optimizer]:
-    """Each group keeps its own full rate as `peak`, which the schedule scales."""
-    inner: list[Any] = []
-    heads: list[Any] = []
-    rest: list[Any] = []
-    for name, p in model.named_parameters():
-        if not p.requires_grad:
-            continue
-        is_inner = p.dim() >= 2 and ".layers." in name and not name.endswith(NOT_FOR_MUON)
-        is_head = name.endswith(("lm_head.weight", "output.weight"))
-        (inner if is_inner else heads if is_head else rest).append(p)
-    groups = [
-        # No decay: it would wear down the rows that are held (`objective.hold_spelling`).
-        {"params": heads, "lr": ADAM_RATE, "peak": ADAM_RATE, "weight_decay": 0.0},
-        {"params": rest, "lr": ADAM_RATE, "peak": ADAM_RATE},
-    ]
-    muon = Muon(inner, MUON_RATE, share)
-    muon.param_groups[0]["peak"] = MUON_RATE
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.97), weight_decay=0.01)]
-
-
-def rate(step: int, steps: int) -> float:
-    """Warm up, stay, and cool down in a straight line."""
-    return min(1.0, (step + 1) / WARM_UP, max(0.01, (steps - step) / (steps * COOL_DOWN)))
-
-
-def balance(model: Step) -> None:
-    """Nudge each router's bias by the sign of its experts' shortage."""
-    for layer in model.model.layers:
-        if layer.is_sparse:
-            load = layer.moe.load
-            layer.moe.router_bias += BALANCE_RATE * torch.sign(load.mean() - load)
-            load.zero_()
 
 
 class Run:
