@@ -38,8 +38,8 @@ from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
 logger = logging.getLogger(__name__)
 
 LAST_FRAME_S = 5.0
-"""How long a finished attempt's last tokens may lag behind its control call. They are on their way on another stream of
-the same pair; a longer wait means that the link is broken."""
+"""How long a finished attempt's last tokens may lag behind its control call. They are on their way in another frame or
+stream of the same pair; a longer wait means that the link is broken."""
 
 
 @dataclass(eq=False)

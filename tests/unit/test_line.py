@@ -87,6 +87,13 @@ async def read(address: LineAddress, target: str = "a") -> AsyncIterator[tuple[L
         await reading
 
 
+async def attempt_that_fails(replica: Replica, line: Line, error: Exception) -> asyncio.Task[None]:
+    running = asyncio.create_task(line.run(b"one"))
+    await replica.started.get()
+    replica.ends["one"].set_exception(error)
+    return running
+
+
 async def test_frames_come_and_attempts_go_on_one_line() -> None:
     replica = Replica()
     async with served(replica) as (_, address), read(address) as (line, reader, _):
@@ -106,9 +113,7 @@ async def test_frames_come_and_attempts_go_on_one_line() -> None:
 async def test_how_an_attempt_failed_crosses_with_its_kind(kind: type[Exception]) -> None:
     replica = Replica()
     async with served(replica) as (_, address), read(address) as (line, _, _):
-        running = asyncio.create_task(line.run(b"one"))
-        await replica.started.get()
-        replica.ends["one"].set_exception(kind("this is why"))
+        running = await attempt_that_fails(replica, line, kind("this is why"))
         with pytest.raises(kind, match="this is why"):
             await running
 
@@ -116,9 +121,7 @@ async def test_how_an_attempt_failed_crosses_with_its_kind(kind: type[Exception]
 async def test_a_fault_of_the_replica_refuses_the_attempt_and_not_the_line() -> None:
     replica = Replica()
     async with served(replica) as (_, address), read(address) as (line, _, _):
-        running = asyncio.create_task(line.run(b"one"))
-        await replica.started.get()
-        replica.ends["one"].set_exception(ZeroDivisionError("oops"))
+        running = await attempt_that_fails(replica, line, ZeroDivisionError("oops"))
         with pytest.raises(AttemptRefused, match="ZeroDivisionError: oops"):
             await running
         running = asyncio.create_task(line.run(b"two"))
