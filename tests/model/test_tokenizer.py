@@ -1,5 +1,8 @@
 """The tokenizer loses nothing and spells unknown words alike everywhere; our rendering is transformers' own."""
 
+import json
+from dataclasses import replace
+
 import pytest
 from tokenizers import Tokenizer
 
@@ -58,6 +61,21 @@ def test_our_rendering_is_that_of_transformers() -> None:
                 **({"reasoning_effort": sample.effort} if sample.effort else {}),
             )
             assert rendered == ours.prompt(sample)
+
+
+def test_what_a_server_fills_in_with_null_is_not_shown_to_the_model() -> None:
+    """vLLM adds `"description": null` where a client sent none; no lesson has that."""
+    sample = curriculum.draw("tool", 1, held_out=True)
+    (tool, *_) = sample.tools
+    function = tool["function"]
+    assert isinstance(function, dict)
+    bare = {**tool, "function": {k: v for k, v in function.items() if k != "description"}}
+    filled = {**tool, "function": {**function, "description": None}}
+    ours = Renderer(HOME / "chat_template.jinja")
+    said, wanted = (ours.prompt(replace(sample, tools=(each,))) for each in (filled, bare))
+    assert "null" not in said
+    assert said == wanted
+    assert json.dumps(bare) in said
 
 
 def test_thinking_is_opened_and_closed(shipped: Tokenizer) -> None:
