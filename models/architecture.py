@@ -15,6 +15,12 @@ from models.shape import FULL, Shape
 from models.vision import PerceptionEncoder
 
 
+def gated(x: Tensor, gate_and_up: Tensor, down: Tensor) -> Tensor:
+    """SwiGLU, with the weights of gate and up joined in one matrix [2 * width, hidden]: one product instead of two."""
+    gate, up = functional.linear(x, gate_and_up).chunk(2, dim=-1)
+    return functional.linear(functional.silu(gate) * up, down)
+
+
 class GatedMLP(nn.Module):
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -23,9 +29,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(width, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = functional.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight])).chunk(2, dim=-1)
-        out: Tensor = self.down_proj(functional.silu(gate) * up)
-        return out
+        return gated(x, torch.cat([self.gate_proj.weight, self.up_proj.weight]), self.down_proj.weight)
 
 
 class Stack(nn.Module):
@@ -67,10 +71,7 @@ class Experts(nn.Module):
         counts = torch.bincount(chosen.flatten(), minlength=self.shape.experts).tolist()
         sent = tokens.index_select(0, order // self.shape.experts_per_token).split(counts)
         both = torch.cat([self.gate_proj.weight, self.up_proj.weight], dim=1).unbind()
-        done = []
-        for part, joined, down in zip(sent, both, self.down_proj.weight.unbind(), strict=True):
-            gate, up = functional.linear(part, joined).chunk(2, dim=-1)
-            done.append(functional.linear(functional.silu(gate) * up, down))
+        done = [gated(*weighed) for weighed in zip(sent, both, self.down_proj.weight.unbind(), strict=True)]
         back = torch.cat(done).index_select(0, order.argsort()).view(len(tokens), -1, tokens.shape[-1])
         out = torch.bmm(weights.unsqueeze(1).to(back.dtype), back)
         return out.view_as(x)
@@ -166,6 +167,10 @@ class Step(nn.Module):
     def drafts(self) -> list[DraftBlock]:
         """The drafting layers, in the order they run."""
         return [layer for layer in self.model.layers if isinstance(layer, DraftBlock)]
+
+    def heads(self) -> list[nn.Linear]:
+        """The trunk's head and the drafting layers' own: what turns states into tokens."""
+        return [self.lm_head, *(layer.shared_head.output for layer in self.drafts())]
 
     def see(self, images: Tensor) -> Tensor:
         """Embeddings [pictures, tokens, hidden] of the image tokens."""

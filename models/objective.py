@@ -40,9 +40,8 @@ def hold_spelling(model: Step, spelling: Tensor) -> None:
     model.model.embed_tokens.weight.requires_grad_(False)
     keep = torch.ones(model.shape.vocab, 1)
     keep[spelling] = 0.0
-    for name, p in model.named_parameters():
-        if name.endswith(("lm_head.weight", "shared_head.output.weight")):
-            p.register_hook(lambda gradient: gradient * keep)
+    for head in model.heads():
+        head.weight.register_hook(lambda gradient: gradient * keep)
 
 
 def silence_later_drafts(model: Step) -> None:

@@ -12,21 +12,22 @@ WARM_UP = 40
 COOL_DOWN = 0.85
 """Share of the steps over which the rates fall to nothing."""
 MUON_RATE, ADAM_RATE = 0.02, 0.0015
-NOT_FOR_MUON = ("moe.gate.weight", "output.weight", "g_proj.weight")
+NOT_FOR_MUON = ("moe.gate.weight", "g_proj.weight")
 BALANCE_RATE = 0.005
 """Step of the router's bias towards experts that got too few tokens, as the real model was balanced."""
 
 
 def optimizers(model: Step, share: Share) -> list[torch.optim.Optimizer]:
     """Each group keeps its own full rate as `peak`, which the schedule scales."""
+    of_heads = {id(head.weight) for head in model.heads()}
     inner: list[Any] = []
     heads: list[Any] = []
     rest: list[Any] = []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        is_inner = p.dim() >= 2 and ".layers." in name and not name.endswith(NOT_FOR_MUON)
-        is_head = name.endswith(("lm_head.weight", "output.weight"))
+        is_head = id(p) in of_heads
+        is_inner = p.dim() >= 2 and ".layers." in name and not is_head and not name.endswith(NOT_FOR_MUON)
         (inner if is_inner else heads if is_head else rest).append(p)
     groups = [
         # No decay: it would wear down the rows that are held (`objective.hold_spelling`).

@@ -229,8 +229,8 @@ def _speak(model: Step, word_token: WordToken, from_means: Tensor) -> None:
 
 
 def _hidden(block: VisionBlock, x: Tensor) -> Tensor:
-    inner = block.mlp.c_fc(block.ln_2(x))
-    return inner * torch.sigmoid(1.702 * inner)
+    units: Tensor = block.mlp.hidden(block.ln_2(x))
+    return units
 
 
 def _with_one(features: Tensor) -> Tensor:

@@ -41,9 +41,8 @@ def start(model: Step) -> None:
         common = torch.randn(model.shape.hidden) * COMMON_STD
         own = _without(torch.randn_like(model.model.embed_tokens.weight) * EMBEDDING_STD, common)
         model.model.embed_tokens.weight.copy_(own + common)
-        for name, p in model.named_parameters():
-            if name.endswith(("lm_head.weight", "shared_head.output.weight")):
-                p.copy_(own * HEAD_SCALE)
+        for head in model.heads():
+            head.weight.copy_(own * HEAD_SCALE)
         blocks = _blocks(4, common)
         _look_back(model.model.layers[0].self_attn, model.shape, common, blocks)
         _find_and_repeat(model.model.layers[1].self_attn, model.shape, common, blocks)

@@ -73,9 +73,13 @@ class VisionMLP(nn.Module):
         self.c_fc = nn.Linear(width, int(width * ratio))
         self.c_proj = nn.Linear(int(width * ratio), width)
 
+    def hidden(self, x: Tensor) -> Tensor:
+        """The hidden units, by the quick GELU."""
+        inner: Tensor = self.c_fc(x)
+        return inner * torch.sigmoid(1.702 * inner)
+
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.c_fc(x)
-        out: Tensor = self.c_proj(inner * torch.sigmoid(1.702 * inner))
+        out: Tensor = self.c_proj(self.hidden(x))
         return out
 
 
