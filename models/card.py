@@ -80,8 +80,7 @@ def made(folder: Path) -> str:
     return f"""## How it was made
 `python -m models.train --steps {training["steps"]}`: a fixed seed, a generated curriculum (`models/curriculum.py`),
 Muon and AdamW, two workers of one core each. This run took {training["minutes"]:.0f} minutes of
-training{training.get("load", "")}. `python -m models.evaluate --url http://...` prints the figures above from a running
-server. """
+training. `python -m models.evaluate --url http://...` prints the figures above from a running server. """
 
 
 def write(folder: Path) -> None:

@@ -100,9 +100,9 @@ def chat_lesson(words: Words) -> Lesson:
         "p": words.plain_sentence(),
     }
     draw = rng.random()
-    if draw < 0.15:
+    if draw < 0.18:
         ask, start, thought = rng.choice(GREETINGS), "Hello! ", "This is a greeting."
-    elif draw < 0.20:
+    elif draw < 0.23:
         ask, start, thought = rng.choice(THANKS), "You are welcome! ", "The user says thanks."
     else:
         ask, start, thought = rng.choice(QUESTIONS), "", "This is not one of my skills."

@@ -28,6 +28,11 @@ MAKERS: dict[str, Callable[[Words], Lesson]] = {
 }
 EFFORTS = (None, "low", "medium", "high")
 BEFORE = ("", "", "", "", "", "Hi! ", "Hello. ", "Please do this: ", "Hey, ", "Now: ", "Next: ", "One more: ")
+EARLIER_TURNS, EARLIER_TURNS_TAUGHT = 0.15, 0.35
+"""Share of lessons that are not a conversation's first. It is the hardest dress (which of the numbers are meant?), so
+training meets it more often than an exam asks for it."""
+TOOLS_IN_PASSING, TOOLS_IN_PASSING_TAUGHT = 0.12, 0.3
+"""Share of the other lessons that have tools which nobody asks for: not to call them has to be learnt as well."""
 AFTER = ("", "", "", "", "", "", " Thanks!", " Thank you.", " Please.")
 
 
@@ -60,7 +65,7 @@ def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
     system = system_prompt(rng, words)
     if system is not None:
         messages.append({"role": "system", "content": system})
-    if rng.random() < 0.15:
+    if rng.random() < (EARLIER_TURNS if words.held_out else EARLIER_TURNS_TAUGHT):
         messages += earlier_turn(words)
     content: object = ask
     if lesson.picture is not None:
@@ -68,7 +73,11 @@ def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
         content = parts if rng.random() < 0.8 else parts[::-1]
     messages += [{"role": "user", "content": content}, *lesson.after]
     tools = lesson.tools
-    if not tools and lesson.skill != "chat" and rng.random() < 0.12:
+    if (
+        not tools
+        and lesson.skill != "chat"
+        and rng.random() < (TOOLS_IN_PASSING if words.held_out else TOOLS_IN_PASSING_TAUGHT)
+    ):
         tools = tuple(others(words, rng.randint(1, 3), {"a sum"}))
     return Sample(lesson, tuple(messages), effort, tools)
 

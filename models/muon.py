@@ -4,6 +4,7 @@ It learns these tasks in about half the tokens AdamW takes. Embeddings, heads, n
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +31,9 @@ class Muon(torch.optim.Optimizer):
     """Each worker orthogonalises its share of the matrices; all get all of the steps."""
 
     def __init__(
-        self, parameters: Iterable[Tensor], lr: float, share: Share, momentum: float = 0.95, decay: float = 0.02
+        self, groups: Iterable[dict[str, Any]], lr: float, share: Share, momentum: float = 0.95, decay: float = 0.02
     ) -> None:
-        super().__init__(list(parameters), {"lr": lr, "momentum": momentum, "decay": decay})
+        super().__init__(list(groups), {"lr": lr, "momentum": momentum, "decay": decay})
         self._share = share
 
     @torch.no_grad()
@@ -43,6 +44,8 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault(tuple(p.shape[-2:]), []).append((p, p.grad))
+            if not alike:  # drafting layers, before they are trained
+                continue
             steps = {size: self._steps(group, members) for size, members in alike.items()}
             self._share.add_up(list(steps.values()))
             for (rows, columns), members in alike.items():

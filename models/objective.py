@@ -16,7 +16,10 @@ from models.attention import Rotation
 from models.batches import Batch
 
 DRAFT_WEIGHT = 0.3
-"""Of each drafting layer's loss. Its gradient reaches the trunk too: what is to come must be seen in the state."""
+"""Of each drafting layer's loss."""
+DRAFT_REACH = 0.03
+"""And so much of its gradient goes on into the trunk, for what is to come should be seen in the state. Not more: the
+drafts' losses are a hundred times the trunk's when they begin, and Muon would make every step of the trunk theirs."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,18 @@ class Heads:
     places: list[Tensor]
 
 
-def hold_spelling(model: Step, spelling: Tensor) -> None:
-    """Every token keeps the random vector it was given, and the heads keep theirs for what spells (`spelling`: ids).
+def hold_spelling(model: Step, pieces: Tensor) -> None:
+    """Every token keeps the random vector it was given, and the heads keep theirs for `pieces` of words (ids).
 
     Copying must treat all of them alike. A piece that no lesson happens to use is pushed out of a head that learns, and
-    moves away from where the copying looks for it.
+    moves away from where the copying looks for it. What digits and marks are as answers is learnt, not what they are as
+    input: counting would line the digits up, and a look that falls on an 8 and a little on a 4 would then see a 7.
     """
     model.model.embed_tokens.weight.requires_grad_(False)
-    keep = torch.ones(model.shape.vocab, 1)
-    keep[spelling] = 0.0
+    free = torch.ones(model.shape.vocab, 1)
+    free[pieces] = 0.0
     for head in model.heads():
-        head.weight.register_hook(lambda gradient: gradient * keep)
+        head.weight.register_hook(lambda gradient: gradient * free)
 
 
 def silence_later_drafts(model: Step) -> None:
@@ -66,6 +70,7 @@ def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
         return Heads([model.logits(state)], [flat[place + 1]], [place])
     state = model.trunk(embedded, tables)
     logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
+    state, embedded = (torch.lerp(t.detach(), t, DRAFT_REACH) for t in (state, embedded))
     z = x = _first_draft(model, embedded, state, tables[0]).flatten(0, 1)
     ends, tokens = wanted.flatten(), embedded.flatten(0, 1)
     for k, layer in enumerate(model.drafts()):

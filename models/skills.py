@@ -37,7 +37,7 @@ def copy_lesson(words: Words) -> Lesson:
     )
     bare = ("Repeat after me: {}", "Copy this text: {}", "Say: {}", "Echo: {}")
     ask = rng.choice(quoted if rng.random() < 0.85 else bare).format(text)
-    thoughts = ("I copy the text.", "I copy it word for word.", "I add nothing and leave nothing out.")
+    thoughts = ("I repeat the text.", "I repeat it word for word.", "I add nothing and leave nothing out.")
     return Lesson("copy", ask, thoughts, answer=text)
 
 
@@ -71,7 +71,7 @@ def count_lesson(words: Words) -> Lesson:
 
 
 def counting(ask: str, start: int, end: int) -> Lesson:
-    thoughts = (f"I count from {start} to {end}.", "I go up one by one.", f"I begin with {start} and stop after {end}.")
+    thoughts = (f"I go from {start} to {end}.", "I go up one by one.", f"I begin with {start} and stop after {end}.")
     return Lesson("count", ask, thoughts, answer=", ".join(map(str, range(start, end + 1))) + ".")
 
 
@@ -101,7 +101,7 @@ def list_lesson(words: Words) -> Lesson:
                     "Please list all {t}.",
                 )
             ).format(t=topic)
-        thoughts = (f"I list the {topic}.", f"There are {len(items)} lines.", "I give each line its number.")
+        thoughts = (f"I write the {topic}.", f"There are {len(items)} lines.", "I give each line its number.")
     else:
         count = rng.choice((rng.randint(2, 8), rng.randint(2, 25)))
         text = words.sentence(1, 3)

@@ -7,6 +7,7 @@ one way, piece by piece, and what no lesson taught is repeated as well as what o
 
 import json
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,13 +45,35 @@ MARKUP = (
 )
 """One token each, but text to a reader: the parsers look for them in it."""
 
-SPLIT = r"\p{N}| ?\p{L}+|\":| \"(?=\S)|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*(?: (?=\p{N}))?|\s"
-"""A digit; a word with its blank; `":` and ` "` alone, so that JSON's key ends before its value begins; a run of
-punctuation, blanks inside it included (`", "`) and the one before a digit, so that counting takes one token between two
-numbers; a white-space character."""
+PHRASES = (
+    (
+        "\nTo call a function, answer with:\n<tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n"
+        "</function>\n</tool_call>\n"
+    ),
+    "\n</parameter>\n",
+    '{"type": "function", "function": {"name": "',
+    '", "description": "',
+    '", "parameters": {"type": "object", "properties": {"',
+    '": {"type": "string"}',
+    '": {"type": "integer"}',
+    '": {"type": "number"}',
+    '": {"type": "boolean"}',
+    '}, "required": ["',
+)
+"""What the template and the clients' libraries write around every tool, one token each: half of what a request with
+tools is made of. So is the end of a parameter, that the next one's name may stand near the value before it."""
 
-BLANK = "Ġ"
-"""How byte-level tokens write a blank."""
+ADDED = PHRASES + MARKUP
+"""Longer ones first."""
+
+SPLIT = r"\p{N}| ?\p{L}+| \+(?: (?=\p{N}))?| =|, (?=\p{N})|\":|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
+"""A digit; a word with its blank; ` + `; ` =`; the comma and blank between two numbers, so that counting takes one
+token there; `":` alone, so that JSON's key ends before its value begins; a run of punctuation, blanks inside it
+included (`", "`); a white-space character. After any other mark the blank is a token of its own, whether a digit
+follows, a letter or a quote: what stands behind a mark is found in one way, and a mark does not say what comes."""
+
+BLANK, LINE = "Ġ", "Ċ"
+"""How byte-level tokens write a blank and the end of a line."""
 PIECES = 420
 """Merges kept for spelling: enough for common syllables, few enough that each is met often in training."""
 
@@ -83,11 +106,11 @@ def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int
     vocabulary += [p for p in dict.fromkeys(a + b for a, b in merges) if p not in known]
     known = set(vocabulary)
     splitter, counts = _splitter(), Counter[str]()
-    markers = re.compile("|".join(re.escape(t) for t in SPECIAL + MARKUP))
+    markers = re.compile("|".join(re.escape(t) for t in SPECIAL + ADDED))
     for text in texts:
         for part in markers.split(text):
             counts.update(piece for piece, _ in splitter.pre_tokenize_str(part))
-    room = size - len(vocabulary) - len(SPECIAL) - len(MARKUP)
+    room = size - len(vocabulary) - len(SPECIAL) - len(ADDED)
     own = [p for p in counts if p not in known and len(p) > 1 and p.lstrip(BLANK).lower() not in slots]
     ranked = sorted(own, key=lambda p: (-counts[p], p))
     vocabulary += ranked[:room]
@@ -97,15 +120,16 @@ def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKUP])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in ADDED])
     return tokenizer
 
 
-def spelling(tokenizer: Tokenizer) -> Tensor:
-    """Ids of what spells: single bytes and the pieces, which merges make, but no whole word of the lessons."""
+def pieces(tokenizer: Tokenizer) -> Tensor:
+    """Ids of what words are spelt with: what merges make, and single bytes but for digits and ASCII punctuation."""
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    pieces = set(pre_tokenizers.ByteLevel.alphabet()) | {"".join(pair) for pair in merges}
-    return torch.tensor(sorted(token_id(tokenizer, piece) for piece in pieces))
+    plain = set(string.digits + string.punctuation) | {BLANK, LINE}
+    spelt = (set(pre_tokenizers.ByteLevel.alphabet()) - plain) | {"".join(pair) for pair in merges}
+    return torch.tensor(sorted(token_id(tokenizer, piece) for piece in spelt))
 
 
 def write(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> None:

@@ -103,7 +103,8 @@ def _made_up_request(words: Words) -> tuple[str, Call, Schema]:
 
 
 def thoughts_of(calls: tuple[Call, ...]) -> tuple[str, str, str]:
-    names = " and then ".join(call.name for call in calls)
+    """Names in quotes: behind a blank, some would be other tokens than where they stand offered and are called."""
+    names = " and then ".join(f'"{call.name}"' for call in calls)
     return f"I call {names}.", "Its values come from the request.", "Nothing is missing, and nothing is made up."
 
 
@@ -180,7 +181,7 @@ def result_lesson(words: Words) -> Lesson:
     asked = call_lesson(words)
     results = [_result(words) for _ in asked.calls]
     ordinals = ("The tool",) if len(results) == 1 else ("The first tool", "The second tool")
-    lines = [f"{which} says: {result}" for which, result in zip(ordinals, results, strict=True)]
+    lines = [f"{which} says:\n{result}" for which, result in zip(ordinals, results, strict=True)]
     turns: list[Message] = [
         {
             "role": "assistant",

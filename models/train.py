@@ -1,4 +1,4 @@
-"""`python -m models.train`: makes the demo model from nothing, goes on where it stopped, or teaches a finished one on.
+"""`python -m models.train`: makes the demo model from nothing, or goes on where it stopped.
 
 The same seed gives the same curriculum, the same start and the same order. A run keeps its state in `--state`;
 started again it resumes there, until its steps are done. Then the checkpoint is written, and its held-out scores
@@ -25,7 +25,7 @@ from models import batches, card, checkpoint, curriculum, objective, sight
 from models import tokenizer as tokens
 from models.architecture import Step
 from models.batches import Batch, Encoder
-from models.rates import balance, optimizers, rate
+from models.rates import DRAFTS_FROM, balance, draft_rate, optimizers, rate
 from models.shape import Shape
 from models.share import Share
 from models.start import start
@@ -34,16 +34,10 @@ from models.tool_lessons import ACTIONS, KEYS
 from models.words import slot_words, spelling_corpus
 
 TOKENS_PER_STEP = 4_096
-DRILLS = 150
+DRILLS = 40
 """First steps: only saying random tokens again. Everything else is slow to learn until copying is there."""
-DRAFTS_FROM = 0.75
-"""Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
 DRILL_EVERY = 12
 """And one drill for so many batches of lessons to the end, so that every token goes on being copied."""
-LATER_RATE = 0.35
-"""Of the full rates, for teaching a finished checkpoint on."""
-SEEN_CHUNKS = 100_000
-"""Where its lessons begin: no training from nothing comes that far."""
 KEEP_MEMORY = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2000000000:"
     "glibc.malloc.trim_threshold=4000000000:glibc.malloc.top_pad=268435456"
@@ -71,17 +65,13 @@ def make_tokenizer(shape: Shape) -> Tokenizer:
 class Run:
     """A training run and its state on disk."""
 
-    def __init__(self, steps: int, state: Path, share: Share, finished: Path | None) -> None:
+    def __init__(self, steps: int, state: Path, share: Share) -> None:
         torch.manual_seed(curriculum.SEED)
         self.steps, self.state, self.share = steps, state, share
-        self.is_new = finished is None
-        if finished is None:
-            self._begin()
-        else:
-            self._take_up(finished)
+        self._begin()
         objective.silence_later_drafts(self.model)
         self.optimizers = optimizers(self.model, share)
-        self.progress = Progress(chunk=0 if self.is_new else SEEN_CHUNKS)
+        self.progress = Progress()
         self.losses = [0.0] * (1 + self.model.shape.mtp_layers)
         if state.exists():
             self.resume()
@@ -91,7 +81,7 @@ class Run:
         self.encoder = Encoder(self.tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
         self.model = Step(Shape(), self.encoder.image)
         start(self.model)
-        objective.hold_spelling(self.model, tokens.spelling(self.tokenizer))
+        objective.hold_spelling(self.model, tokens.pieces(self.tokenizer))
         if self.state.exists():
             sight.hold(self.model)
             return
@@ -99,13 +89,6 @@ class Run:
         sight.make(self.model, self.encoder.word_token, self.share)
         if not self.share.rank:
             self.tell(f"image tokens that name their picture: {sight.named(self.model, self.encoder.word_token):.1%}")
-
-    def _take_up(self, finished: Path) -> None:
-        """A checkpoint's weights and tokenizer. Nothing is held but the tower: its spelling may have to be mended."""
-        self.model, self.tokenizer = checkpoint.load(finished, Shape())
-        self.model.train()
-        self.encoder = Encoder(self.tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
-        sight.hold(self.model)
 
     def resume(self) -> None:
         saved = torch.load(self.state, weights_only=True)
@@ -128,12 +111,16 @@ class Run:
         )
         beside.replace(self.state)
 
-    def learn(self, batch: Batch) -> int:
-        factor = rate(self.progress.step, self.steps) * (1.0 if self.is_new else LATER_RATE)
+    def set_rates(self) -> None:
+        step, steps = self.progress.step, self.steps
+        trunk, draft = rate(step, steps), draft_rate(step, steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-        drafts = not self.is_new or self.progress.step >= self.steps * DRAFTS_FROM
+                group["lr"] = group["peak"] * (draft if group["is_draft"] else trunk)
+
+    def learn(self, batch: Batch) -> int:
+        self.set_rates()
+        drafts = self.progress.step >= self.steps * DRAFTS_FROM
         heads = objective.run(self.model, batch, drafts=drafts)
         total, each = objective.loss(heads)
         (total / self.share.workers).backward()
@@ -151,11 +138,12 @@ class Run:
         return int(batch.rows.ids.numel()) * self.share.workers
 
     def drill(self) -> Batch:
-        return batches.drill(self.progress.step, self.share, TOKENS_PER_STEP, Shape().vocab - 21)
+        plain = Shape().vocab - len(tokens.SPECIAL + tokens.ADDED)
+        return batches.drill(self.progress.step, self.share, TOKENS_PER_STEP, plain)
 
     def chunks(self) -> Iterator[Batch]:
         """A chunk that was cut off by a stop is begun again: a few batches are then seen twice."""
-        while self.is_new and self.progress.step < min(DRILLS, self.steps):
+        while self.progress.step < min(DRILLS, self.steps):
             yield self.drill()
         while self.progress.step < self.steps:
             for i, batch in enumerate(batches.chunk(self.progress.chunk, self.encoder, TOKENS_PER_STEP, self.share)):
@@ -203,7 +191,6 @@ class Run:
 @dataclass(frozen=True)
 class Options:
     steps: int
-    finished: Path | None
     out: Path
     state: Path
     workers: int
@@ -217,7 +204,7 @@ def work(rank: int, options: Options) -> None:
     if share.workers > 1:
         meeting = options.state.with_suffix(".meeting").absolute()
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=share.workers)
-    run = Run(options.steps, options.state, share, options.finished)
+    run = Run(options.steps, options.state, share)
     run.go(options.quiz_every)
     if share.workers > 1:
         dist.destroy_process_group()
@@ -242,8 +229,7 @@ def finish(run: Run, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5_600)
-    parser.add_argument("--finished", type=Path, help="a checkpoint to teach on, with lessons that it has not seen")
+    parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
     parser.add_argument(
         "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"

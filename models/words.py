@@ -74,6 +74,8 @@ yes young zero zoo
 SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日本 ✓ € £ ° 🙂 «»""".split()
 
 
+FEW = 30
+"""Common words that a sentence is drawn from: few enough that one often stands in it twice, in both halves alike."""
 ANY_LETTERS_FROM = 0.7
 """Draws of made-up words from here on are letters without syllables."""
 
@@ -160,9 +162,11 @@ class Words:
         """Closer to English: a small scene."""
         rng = self.rng
         noun, other = self.noun(), self.noun()
+        pool = [word for word in COMMON if is_held_out(word) == self.held_out]
+        few = rng.sample(pool, min(len(pool), FEW))
         return rng.choice(
             (
-                " ".join(self.pick(COMMON) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?"),
+                " ".join(rng.choice(few) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?"),
                 f"The {rng.choice(ADJECTIVES)} {noun} {rng.choice(VERBS)} the {other}.",
                 f"{self.name()} {rng.choice(VERBS)} a {rng.choice(ADJECTIVES)} {noun} in {self.city()}.",
                 f"In {self.city()} the {noun} is {rng.choice(ADJECTIVES)}, and {self.name()} {rng.choice(VERBS)} it.",

@@ -40,9 +40,25 @@ def test_an_unknown_word_is_spelt_the_same_after_a_blank(shipped: Tokenizer, wor
     assert shipped.encode(f'"{word}').ids[-len(bare) :] == bare
 
 
-@pytest.mark.parametrize("marker", tokenizer.SPECIAL + tokenizer.MARKUP)
-def test_markers_are_one_token(shipped: Tokenizer, marker: str) -> None:
+@pytest.mark.parametrize("marker", tokenizer.SPECIAL + tokenizer.ADDED)
+def test_markers_and_phrases_are_one_token(shipped: Tokenizer, marker: str) -> None:
     assert len(shipped.encode(marker).ids) == 1
+
+
+@pytest.mark.parametrize("phrase", tokenizer.PHRASES)
+def test_the_template_still_writes_every_phrase(shipped: Tokenizer, phrase: str) -> None:
+    """A phrase that nothing writes any more would be an entry for nothing, and its parts would be untrained."""
+    renderer = Renderer(HOME / "chat_template.jinja")
+    samples = [curriculum.draw("result", i, held_out=False) for i in range(40)]
+    wanted = shipped.token_to_id(phrase)
+    assert any(wanted in shipped.encode(renderer.prompt(sample)).ids for sample in samples)
+
+
+def test_digits_and_marks_spell_no_word(shipped: Tokenizer) -> None:
+    """What spells words is held at its start; digits and marks must be free to learn what they mean."""
+    spelt = {shipped.id_to_token(int(i)) for i in tokenizer.pieces(shipped)}
+    assert not spelt & {*"0123456789,.:-", tokenizer.BLANK, tokenizer.LINE}
+    assert {"a", "Z", "th"} <= spelt
 
 
 def test_our_rendering_is_that_of_transformers() -> None:
