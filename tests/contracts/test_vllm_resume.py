@@ -80,11 +80,13 @@ async def expect_continuations(subject: Subject, cuts: tuple[int, ...], **reques
 
 @pytest.mark.parametrize(
     "penalty",
-    [{"presence_penalty": 2.0, "frequency_penalty": 0.5}, {"frequency_penalty": 0.9}, {"repetition_penalty": 5.0}],
+    [{"presence_penalty": 2.0, "frequency_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 5.0}],
 )
 async def test_penalties_count_what_was_emitted_before(subject: Subject, penalty: dict[str, float]) -> None:
-    tokens = await expect_continuations(subject, (1, 13, 30), max_tokens=40, **penalty)
-    plain = await subject.run(subject.attempt(max_tokens=40))
+    # Two tokens in turn: the answer goes on with them, until what was said of each weighs more than the copying.
+    request = {"prompt": [40, 41] * 20, "max_tokens": 40}
+    tokens = await expect_continuations(subject, (1, 13, 30), **request, **penalty)
+    plain = await subject.run(subject.attempt(**request))
     assert tokens != plain, "the penalty changes this answer, or the test shows nothing"
 
 
