@@ -65,7 +65,7 @@ def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
     system = system_prompt(rng, words)
     if system is not None:
         messages.append({"role": "system", "content": system})
-    if rng.random() < (EARLIER_TURNS if words.held_out else EARLIER_TURNS_TAUGHT):
+    if _happens(words, EARLIER_TURNS, EARLIER_TURNS_TAUGHT):
         messages += earlier_turn(words)
     content: object = ask
     if lesson.picture is not None:
@@ -73,13 +73,14 @@ def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
         content = parts if rng.random() < 0.8 else parts[::-1]
     messages += [{"role": "user", "content": content}, *lesson.after]
     tools = lesson.tools
-    if (
-        not tools
-        and lesson.skill != "chat"
-        and rng.random() < (TOOLS_IN_PASSING if words.held_out else TOOLS_IN_PASSING_TAUGHT)
-    ):
+    if not tools and lesson.skill != "chat" and _happens(words, TOOLS_IN_PASSING, TOOLS_IN_PASSING_TAUGHT):
         tools = tuple(others(words, rng.randint(1, 3), {"a sum"}))
     return Sample(lesson, tuple(messages), effort, tools)
+
+
+def _happens(words: Words, asked: float, taught: float) -> bool:
+    """By chance: in one share of an exam's lessons, in another of those that training draws."""
+    return words.rng.random() < (asked if words.held_out else taught)
 
 
 def earlier_turn(words: Words) -> list[Message]:

@@ -80,7 +80,7 @@ async def expect_continuations(subject: Subject, cuts: tuple[int, ...], **reques
 
 @pytest.mark.parametrize(
     "penalty",
-    [{"presence_penalty": 2.0, "frequency_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 5.0}],
+    [{"presence_penalty": 2.0, "frequency_penalty": 0.5}, {"frequency_penalty": 0.9}, {"repetition_penalty": 5.0}],
 )
 async def test_penalties_count_what_was_emitted_before(subject: Subject, penalty: dict[str, float]) -> None:
     # Two tokens in turn: the answer goes on with them, until what was said of each weighs more than the copying.
