@@ -20,7 +20,7 @@ IMAGE_TOKENS = 169
 LONGEST = 1_000
 """Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
 
-WEIGHTS = {"copy": 12, "count": 11, "list": 10, "sum": 12, "json": 18, "tool": 26, "result": 6, "chat": 8, "image": 3}
+WEIGHTS = {"copy": 14, "count": 10, "list": 9, "sum": 10, "json": 20, "tool": 30, "result": 4, "chat": 9, "image": 3}
 """Share of each skill. Copying pays for most of the others."""
 LONG_COUNT = 300
 """Characters of a count beyond a hundred."""
@@ -61,8 +61,8 @@ class Encoder:
         return Row(sample, prompt + said, len(prompt))
 
     def word_token(self, word: str) -> int:
-        """The one token of a word with a blank before it. Raises `ValueError` for what takes several."""
-        (token,) = self.tokenizer.encode(f" {word}", add_special_tokens=False).ids
+        """The one token of a word that stands behind another one. Raises `ValueError` for what takes several."""
+        _, token = self.tokenizer.encode(f"a {word}", add_special_tokens=False).ids
         return token
 
     def _with_images(self, ids: list[int]) -> list[int]:

@@ -110,15 +110,13 @@ def chat_lesson(words: Words) -> Lesson:
     if draw > 0.9:
         ask = unanswerable(words)
     thoughts = (thought, "I say what I am.", "I am polite and say what I can do.")
-    tools = (
-        tuple(others(words, rng.randint(1, 4), {"the time", "the weather", "a search"})) if rng.random() < 0.25 else ()
-    )
+    tools = tuple(others(words, rng.randint(1, 4), {"time", "weather", "search"})) if rng.random() < 0.25 else ()
     return Lesson("chat", ask, thoughts, answer=start + ABOUT, tools=tools)
 
 
 def unanswerable(words: Words) -> str:
     """What a known tool is for, asked where no such tool is offered."""
-    tool = words.rng.choice([tool for tool in KNOWN if tool.topic in ("the time", "the weather", "a search")])
+    tool = words.rng.choice([tool for tool in KNOWN if tool.topic in ("time", "weather", "search")])
     values = {key: fill(words) for key, (_, fill) in tool.values.items()}
     return words.rng.choice(tool.asks).format(**values)
 

@@ -74,7 +74,7 @@ def dress(lesson: Lesson, words: Words, effort: str | None) -> Sample:
     messages += [{"role": "user", "content": content}, *lesson.after]
     tools = lesson.tools
     if not tools and lesson.skill != "chat" and _happens(words, TOOLS_IN_PASSING, TOOLS_IN_PASSING_TAUGHT):
-        tools = tuple(others(words, rng.randint(1, 3), {"a sum"}))
+        tools = tuple(others(words, rng.randint(1, 3), {"sum"}))
     return Sample(lesson, tuple(messages), effort, tools)
 
 

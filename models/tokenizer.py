@@ -66,11 +66,15 @@ tools is made of. So is the end of a parameter, that the next one's name may sta
 ADDED = PHRASES + MARKUP
 """Longer ones first."""
 
-SPLIT = r"\p{N}| ?\p{L}+| \+(?: (?=\p{N}))?| =|, (?=\p{N})|\":|[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
-"""A digit; a word with its blank; ` + `; ` =`; the comma and blank between two numbers, so that counting takes one
-token there; `":` alone, so that JSON's key ends before its value begins; a run of punctuation, blanks inside it
-included (`", "`); a white-space character. After any other mark the blank is a token of its own, whether a digit
-follows, a letter or a quote: what stands behind a mark is found in one way, and a mark does not say what comes."""
+SPLIT = (
+    r"\p{N}|(?:(?<=[\p{L}\p{N}]) )?\p{L}+| \+(?: (?=\p{N}))?| =|, (?=\p{N})|\":|"
+    r"[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
+)
+"""A digit; a word, with its blank if another word or a digit stands before it; ` + `; ` =`; the comma and blank
+between two numbers, so that counting takes one token there; `":` alone, so that JSON's key ends before its value
+begins; a run of punctuation, blanks inside it included (`", "`); a white-space character. After any other mark the
+blank is a token of its own, whether a digit follows, a letter or a quote: what stands behind a mark is found in one
+way, and a mark does not say what comes."""
 
 BLANK, LINE = "Ġ", "Ċ"
 """How byte-level tokens write a blank and the end of a line."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_uppercase
 
 from models.words import Words
 
@@ -18,6 +19,7 @@ class Known:
     """Parameter name to JSON type and filler."""
     asks: tuple[str, ...]
     topic: str
+    """One word, which is one token in the thoughts."""
 
 
 def integer(low: int, high: int) -> Fill:
@@ -35,12 +37,19 @@ def _path(words: Words) -> str:
 
 
 def _command(words: Words) -> str:
-    verb = words.rng.choice(("ls", "cat", "git status", "pytest", "make", "grep -n", "rm", "mkdir"))
+    """Of any words half of the time: a few known commands would be guessed, and not read."""
+    known = ("ls", "cat", "git status", "pytest", "make", "grep -n", "rm", "mkdir")
+    verb = words.rng.choice((words.rng.choice(known), words.noun()))
     return verb if words.rng.random() < 0.2 else f"{verb} {_path(words)}"
 
 
 def _time(words: Words) -> str:
     return f"{words.rng.randint(0, 23):02d}:{words.rng.choice(('00', '15', '30', '45'))}"
+
+
+def _currency(*known: str) -> Fill:
+    """One of the known ones, or any three letters, for the same reason."""
+    return lambda words: words.rng.choice((words.rng.choice(known), "".join(words.rng.choices(ascii_uppercase, k=3))))
 
 
 def _phrase(words: Words) -> str:
@@ -71,7 +80,7 @@ KNOWN = (
             "Will I need an umbrella in {city}?",
             "What's the weather like in {city}?",
         ),
-        "the weather",
+        "weather",
     ),
     Known(
         "get_current_weather",
@@ -82,7 +91,7 @@ KNOWN = (
             "Weather for {location}, in {unit} please.",
             "How warm is it in {location}? Use {unit}.",
         ),
-        "the weather",
+        "weather",
     ),
     Known(
         "get_forecast",
@@ -93,7 +102,7 @@ KNOWN = (
             "What will the weather be in {city} over the next {days} days?",
             "Give me a {days} day forecast for {city}.",
         ),
-        "a forecast",
+        "forecast",
     ),
     Known(
         "get_time",
@@ -105,7 +114,7 @@ KNOWN = (
             "What is the local time in {city} now?",
             "How late is it in {city}?",
         ),
-        "the time",
+        "time",
     ),
     Known(
         "send_email",
@@ -116,7 +125,7 @@ KNOWN = (
             "Email {to} with the subject {subject}.",
             "Please write a mail to {to}, subject: {subject}.",
         ),
-        "an email",
+        "email",
     ),
     Known(
         "search",
@@ -128,7 +137,7 @@ KNOWN = (
             "Find pages about {query}.",
             "Search the web for {query}.",
         ),
-        "a search",
+        "search",
     ),
     Known(
         "book_table",
@@ -139,14 +148,14 @@ KNOWN = (
             "I need a table for {people} at {time} in {city}.",
             "Reserve a table for {people} people in {city} at {time}.",
         ),
-        "a table",
+        "booking",
     ),
     Known(
         "add",
         "Add two numbers.",
         {"a": ("integer", integer(0, 999)), "b": ("integer", integer(0, 999))},
         ("Use the tool to add {a} and {b}.", "Call add with {a} and {b}.", "With the add tool, what is {a} + {b}?"),
-        "a sum",
+        "sum",
     ),
     Known(
         "get_stock_price",
@@ -157,7 +166,7 @@ KNOWN = (
             "How much is a share of {symbol}?",
             "Price of {symbol} stock, please.",
         ),
-        "a stock price",
+        "stocks",
     ),
     Known(
         "translate",
@@ -168,7 +177,7 @@ KNOWN = (
             'How do you say "{text}" in {language}?',
             '"{text}" in {language}, please.',
         ),
-        "a translation",
+        "translation",
     ),
     Known(
         "find_flights",
@@ -186,29 +195,29 @@ KNOWN = (
         "Set a reminder.",
         {"text": PHRASE, "time": ("string", _time)},
         ('Remind me at {time}: "{text}".', 'Set a reminder "{text}" for {time}.'),
-        "a reminder",
+        "reminder",
     ),
     Known(
         "get_user",
         "Look up a user.",
         {"name": NAME},
         ("Look up the user {name}.", "Who is the user {name}?", "Find the user {name}."),
-        "a user",
+        "user",
     ),
     Known(
         "turn_light",
         "Turn a light on or off.",
         {"room": NOUN, "on": ("boolean", choice("true", "false"))},
         ("Light in the {room}: {on}.", "Set the light in the {room} to {on}."),
-        "a light",
+        "lights",
     ),
     Known(
         "convert_currency",
         "Convert money.",
         {
             "amount": ("number", integer(1, 9999)),
-            "source": ("string", choice("USD", "EUR", "GBP", "JPY", "CHF")),
-            "target": ("string", choice("SEK", "CAD", "AUD", "NOK", "INR")),
+            "source": ("string", _currency("USD", "EUR", "GBP", "JPY", "CHF")),
+            "target": ("string", _currency("SEK", "CAD", "AUD", "NOK", "INR")),
         },
         ("Convert {amount} {source} to {target}.", "How much is {amount} {source} in {target}?"),
         "money",
@@ -218,27 +227,27 @@ KNOWN = (
         "Run a shell command.",
         {"command": ("string", _command)},
         ("Run `{command}`.", "Run the command `{command}`, please.", "Execute `{command}` in the shell."),
-        "a command",
+        "command",
     ),
     Known(
         "Read",
         "Read a file.",
         {"file_path": PATH},
         ("Read the file {file_path}.", "Show me what is in {file_path}.", "Open {file_path} and read it."),
-        "a file",
+        "reading",
     ),
     Known(
         "Write",
         "Write a file.",
         {"file_path": PATH, "content": PHRASE},
         ('Write "{content}" to the file {file_path}.', 'Create the file {file_path} with the text "{content}".'),
-        "a file",
+        "writing",
     ),
     Known(
         "Grep",
         "Search in files.",
         {"pattern": NOUN, "path": PATH},
-        ("Search for {pattern} in {path}.", "Grep {pattern} in {path}."),
-        "a search in files",
+        ("Search for {pattern} in the file {path}.", "Grep {pattern} in {path}."),
+        "pattern",
     ),
 )

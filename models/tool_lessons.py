@@ -103,9 +103,15 @@ def _made_up_request(words: Words) -> tuple[str, Call, Schema]:
 
 
 def thoughts_of(calls: tuple[Call, ...]) -> tuple[str, str, str]:
-    """Names in quotes: behind a blank, some would be other tokens than where they stand offered and are called."""
-    names = " and then ".join(f'"{call.name}"' for call in calls)
-    return f"I call {names}.", "Its values come from the request.", "Nothing is missing, and nothing is made up."
+    """How many calls, and for each what it is for before which tool it is: one decision at a time.
+
+    Names stand in quotes: behind a blank, some would be other tokens than where they stand offered and are called.
+    """
+    topics = {tool.name: tool.topic for tool in KNOWN}
+    why = (f"For {topics[call.name]}" if call.name in topics else "As named" for call in calls)
+    used = " ".join(f'{reason}: "{call.name}".' for reason, call in zip(why, calls, strict=True))
+    number = "One call." if len(calls) == 1 else "Two calls."
+    return f"{number} {used}", "Its values come from the request.", "Nothing is missing, and nothing is made up."
 
 
 def call_lesson(words: Words) -> Lesson:
@@ -131,17 +137,17 @@ def _double_request(words: Words) -> tuple[str, tuple[Call, ...], list[Schema], 
     if rng.random() < 0.5:
         name, about, topic = rng.choice(
             (
-                ("get_weather", "Get the weather in a city.", "the weather"),
-                ("get_time", "Get the local time in a city.", "the time"),
+                ("get_weather", "Get the weather in a city.", "weather"),
+                ("get_time", "Get the local time in a city.", "time"),
             )
         )
         one, two = words.city(), words.city()
         ask = rng.choice(
             (
-                f"What is {topic} in {one} and in {two}?",
-                f"Tell me {topic} in {one} and {two}.",
-                f"Compare {topic} in {one} with {topic} in {two}.",
-                f"I need {topic} for {one} and also for {two}.",
+                f"What is the {topic} in {one} and in {two}?",
+                f"Tell me the {topic} in {one} and {two}.",
+                f"Compare the {topic} in {one} with the {topic} in {two}.",
+                f"I need the {topic} for {one} and also for {two}.",
             )
         )
         return (

@@ -30,6 +30,7 @@ from models.shape import Shape
 from models.share import Share
 from models.start import start
 from models.template import Renderer, completion
+from models.tool_catalogue import KNOWN
 from models.tool_lessons import ACTIONS, KEYS
 from models.words import slot_words, spelling_corpus
 
@@ -54,12 +55,13 @@ class Progress:
 
 
 def make_tokenizer(shape: Shape) -> Tokenizer:
-    """From the curriculum's own texts: the same every time."""
+    """From the curriculum's own texts, the same every time; what a call is for is always an entry (`Known.topic`)."""
     renderer = Renderer(checkpoint.ASSETS / "chat_template.jinja")
     samples = [curriculum.draw(skill, i, held_out=False) for skill in curriculum.MAKERS for i in range(600)]
+    topics = [f"For {tool.topic}" for tool in KNOWN] * len(samples)
     texts = [renderer.prompt(sample) + completion(sample) for sample in samples]
     spelling = spelling_corpus(curriculum.lesson_rng("train", "spelling", 0))
-    return tokens.build(texts, spelling, slot_words() | set(KEYS + ACTIONS), shape.vocab)
+    return tokens.build(texts + topics, spelling, slot_words() | set(KEYS + ACTIONS), shape.vocab)
 
 
 class Run:
@@ -229,7 +231,7 @@ def finish(run: Run, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--steps", type=int, default=5_900)
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
     parser.add_argument(
         "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"

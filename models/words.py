@@ -71,11 +71,17 @@ yes young zero zoo
 """.split()
 """What people write when they write anything. No lesson's own wording has these words: they are copied in pieces."""
 
+SMALL = "the a and of in with to is".split()
+"""Words of the lessons' own wording that what is copied has as well. Behind a blank each is one token, and another one
+at the start of a value: often enough, therefore, that both are learnt."""
+
 SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日本 ✓ € £ ° 🙂 «»""".split()
 
 
 FEW = 30
 """Common words that a sentence is drawn from: few enough that one often stands in it twice, in both halves alike."""
+REPEATING_TAUGHT = 0.25
+"""Training has such sentences more often than an exam: where a word stands twice, it is hardest to keep one's place."""
 ANY_LETTERS_FROM = 0.7
 """Draws of made-up words from here on are letters without syllables."""
 
@@ -117,7 +123,10 @@ class Words:
         draw = self.rng.random()
         if draw < 0.5:
             return self.pick(CITIES)
-        return self.pick(TWO_WORD_CITIES) if draw < 0.6 else self.made_up().capitalize()
+        if draw < 0.6:
+            return self.pick(TWO_WORD_CITIES)
+        made_up = self.made_up().capitalize()
+        return made_up if draw < 0.9 else f"{made_up} {self.made_up().capitalize()}"
 
     def name(self) -> str:
         return self.pick(NAMES) if self.rng.random() < 0.5 else self.made_up().capitalize()
@@ -144,8 +153,10 @@ class Words:
         words: dict[str, None] = {}
         for _ in range(rng.randint(low, high)):
             draw = rng.random()
-            if draw < 0.15:
-                words[rng.choice(ADJECTIVES + VERBS + ["the", "a", "and", "of", "in", "with", "to", "is"])] = None
+            if draw < 0.06:
+                words[rng.choice(SMALL)] = None
+            elif draw < 0.15:
+                words[rng.choice(ADJECTIVES + VERBS)] = None
             elif draw < 0.35:
                 words[self.pick(COMMON)] = None
             elif draw < 0.40:
@@ -164,9 +175,12 @@ class Words:
         noun, other = self.noun(), self.noun()
         pool = [word for word in COMMON if is_held_out(word) == self.held_out]
         few = rng.sample(pool, min(len(pool), FEW))
+        repeating = " ".join(rng.choice(few) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?")
+        if not self.held_out and rng.random() < REPEATING_TAUGHT:
+            return repeating
         return rng.choice(
             (
-                " ".join(rng.choice(few) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?"),
+                repeating,
                 f"The {rng.choice(ADJECTIVES)} {noun} {rng.choice(VERBS)} the {other}.",
                 f"{self.name()} {rng.choice(VERBS)} a {rng.choice(ADJECTIVES)} {noun} in {self.city()}.",
                 f"In {self.city()} the {noun} is {rng.choice(ADJECTIVES)}, and {self.name()} {rng.choice(VERBS)} it.",

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from models import checkpoint, curriculum, tokenizer
 from models.shape import Shape
 from models.template import Renderer, completion
+from models.tool_catalogue import KNOWN
 
 HOME = checkpoint.HOME
 
@@ -38,6 +39,19 @@ def test_an_unknown_word_is_spelt_the_same_after_a_blank(shipped: Tokenizer, wor
     bare = shipped.encode(word).ids
     assert shipped.encode(f"in {word}").ids[-len(bare) :] == bare
     assert shipped.encode(f'"{word}').ids[-len(bare) :] == bare
+
+
+@pytest.mark.parametrize("before", ['"', "\n", "1. ", ": ", ", "])
+def test_a_word_of_the_lessons_own_is_the_same_after_any_mark(shipped: Tokenizer, before: str) -> None:
+    """What is quoted in a request is found again at the start of a value or of a list's item."""
+    said = "the end"
+    assert shipped.encode(before + said).tokens[-len(shipped.encode(said)) :] == shipped.encode(said).tokens
+
+
+@pytest.mark.parametrize("topic", sorted({tool.topic for tool in KNOWN}))
+def test_what_a_call_is_for_is_one_token(shipped: Tokenizer, topic: str) -> None:
+    """One decision, which the tool's name then follows from."""
+    assert len(shipped.encode(f"For {topic}").ids) == len(shipped.encode("For").ids) + 1
 
 
 @pytest.mark.parametrize("marker", tokenizer.SPECIAL + tokenizer.ADDED)
