@@ -304,7 +304,7 @@ async def test_a_stream_is_followed_to_its_end_and_tells_how_far_it_is() -> None
 )
 async def test_what_goes_wrong_with_a_request_is_data(answer: bytes, *, closes: bool, error: str) -> None:
     async with server(answer, closes=closes) as client:
-        heard = await hear(client, ASK, "id-1", 10.0 if closes else 0.3, lambda _: None)
+        heard = await hear(client, ASK, "id-1", 10.0 if closes else 2.0, lambda _: None)
     assert error in heard.error
     assert not heard.finished
     assert heard.body
