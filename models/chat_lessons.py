@@ -85,6 +85,8 @@ GREETINGS = (
     "Hello from {c}!",
 )
 THANKS = ("Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "ok thanks", "Thanks, {a}.")
+NOT_OFFERED = {"time", "weather", "search"}
+"""Topics that no chat has a tool for, so that asking for one is a chat."""
 
 
 def chat_lesson(words: Words) -> Lesson:
@@ -110,13 +112,13 @@ def chat_lesson(words: Words) -> Lesson:
     if draw > 0.9:
         ask = unanswerable(words)
     thoughts = (thought, "I say what I am.", "I am polite and say what I can do.")
-    tools = tuple(others(words, rng.randint(1, 4), {"time", "weather", "search"})) if rng.random() < 0.25 else ()
+    tools = tuple(others(words, rng.randint(1, 4), NOT_OFFERED)) if rng.random() < 0.25 else ()
     return Lesson("chat", ask, thoughts, answer=start + ABOUT, tools=tools)
 
 
 def unanswerable(words: Words) -> str:
     """What a known tool is for, asked where no such tool is offered."""
-    tool = words.rng.choice([tool for tool in KNOWN if tool.topic in ("time", "weather", "search")])
+    tool = words.rng.choice([tool for tool in KNOWN if tool.topic in NOT_OFFERED])
     values = {key: fill(words) for key, (_, fill) in tool.values.items()}
     return words.rng.choice(tool.asks).format(**values)
 

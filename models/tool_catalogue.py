@@ -251,3 +251,6 @@ KNOWN = (
         "pattern",
     ),
 )
+
+TOPICS = {tool.name: tool.topic for tool in KNOWN}
+"""What a known tool is for, by its name."""

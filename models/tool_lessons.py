@@ -4,7 +4,7 @@ import json
 from random import Random
 
 from models.sample import Call, Lesson, Message
-from models.tool_catalogue import KNOWN, Fill, Known, choice, integer
+from models.tool_catalogue import KNOWN, TOPICS, Fill, Known, choice, integer
 from models.words import Words
 
 Schema = dict[str, object]
@@ -105,10 +105,9 @@ def _made_up_request(words: Words) -> tuple[str, Call, Schema]:
 def thoughts_of(calls: tuple[Call, ...]) -> tuple[str, str, str]:
     """How many calls, and for each what it is for before which tool it is: one decision at a time.
 
-    Names stand in quotes: behind a blank, some would be other tokens than where they stand offered and are called.
+    Names stand in quotes: behind another word, some would be other tokens than where they stand offered and are called.
     """
-    topics = {tool.name: tool.topic for tool in KNOWN}
-    why = (f"For {topics[call.name]}" if call.name in topics else "As named" for call in calls)
+    why = (f"For {TOPICS[call.name]}" if call.name in TOPICS else "As named" for call in calls)
     used = " ".join(f'{reason}: "{call.name}".' for reason, call in zip(why, calls, strict=True))
     number = "One call." if len(calls) == 1 else "Two calls."
     return f"{number} {used}", "Its values come from the request.", "Nothing is missing, and nothing is made up."

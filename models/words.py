@@ -72,8 +72,8 @@ yes young zero zoo
 """What people write when they write anything. No lesson's own wording has these words: they are copied in pieces."""
 
 SMALL = "the a and of in with to is".split()
-"""Words of the lessons' own wording that what is copied has as well. Behind a blank each is one token, and another one
-at the start of a value: often enough, therefore, that both are learnt."""
+"""Words of the lessons' own wording that what is copied has as well. Behind another word each is one token with
+its blank, and another one at the start of a value: often enough, therefore, that both are learnt."""
 
 SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日本 ✓ € £ ° 🙂 «»""".split()
 
