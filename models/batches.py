@@ -20,7 +20,7 @@ IMAGE_TOKENS = 169
 LONGEST = 1_000
 """Rows beyond this are left out: they would cost a whole step and teach what shorter ones teach."""
 
-WEIGHTS = {"copy": 14, "count": 10, "list": 9, "sum": 10, "json": 20, "tool": 30, "result": 4, "chat": 9, "image": 3}
+WEIGHTS = {"copy": 14, "count": 12, "list": 8, "sum": 9, "json": 20, "tool": 30, "result": 4, "chat": 8, "image": 3}
 """Share of each skill. Copying pays for most of the others."""
 LONG_COUNT = 300
 """Characters of a count beyond a hundred."""
@@ -149,7 +149,7 @@ def drill(number: int, share: Share, budget: int, vocabulary: int) -> Batch:
     count = budget // (2 * length + 20)
     made: list[tuple[list[int], int]] = []
     for _ in range(count):
-        pool = range(vocabulary) if rng.random() < 0.6 else rng.sample(range(vocabulary), rng.randint(8, 40))
+        pool = range(vocabulary) if rng.random() < 0.6 else rng.sample(range(vocabulary), rng.randint(4, 40))
         said = [rng.choice(pool) for _ in range(length)]
         before, between = rng.randint(0, 10), rng.randint(0, 10)
         other = [rng.randrange(vocabulary) for _ in range(20)]

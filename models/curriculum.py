@@ -33,6 +33,9 @@ EARLIER_TURNS, EARLIER_TURNS_TAUGHT = 0.15, 0.35
 training meets it more often than an exam asks for it."""
 TOOLS_IN_PASSING, TOOLS_IN_PASSING_TAUGHT = 0.12, 0.3
 """Share of the other lessons that have tools which nobody asks for: not to call them has to be learnt as well."""
+ALIKE_TAUGHT = 0.25
+"""Share of training's lessons whose numbers and made-up words are alike. An exam has such by chance, and most of what
+goes wrong in it."""
 AFTER = ("", "", "", "", "", "", " Thanks!", " Thank you.", " Please.")
 
 
@@ -43,7 +46,7 @@ def lesson_rng(half: str, skill: str, number: int) -> Random:
 def draw(skill: str, number: int, *, held_out: bool, is_plain: bool = False) -> Sample:
     """Sample `number` of a skill. A plain one has no dress: short, for the first minutes of training."""
     rng = lesson_rng("held-out" if held_out else "train", skill, number)
-    words = Words(rng, held_out=held_out)
+    words = Words(rng, held_out=held_out, are_alike=not held_out and rng.random() < ALIKE_TAUGHT)
     lesson = MAKERS[skill](words)
     effort = rng.choice(EFFORTS)
     if is_plain:

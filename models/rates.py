@@ -12,7 +12,7 @@ from models.share import Share
 WARM_UP = 40
 COOL_DOWN = 0.85
 """Share of the steps over which the rates fall to nothing."""
-DRAFTS_FROM = 0.7
+DRAFTS_FROM = 0.8
 """Share of the steps after which the drafting layers are trained as well: before that there is little to draft."""
 MUON_RATE, ADAM_RATE = 0.02, 0.002
 NOT_FOR_MUON = ("moe.gate.weight", "g_proj.weight")

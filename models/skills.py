@@ -4,7 +4,7 @@ import json
 
 from models.sample import Lesson
 from models.tool_lessons import KEYS, TYPES
-from models.words import Words, is_held_out
+from models.words import SEARCHES, Words, is_held_out
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
@@ -43,13 +43,9 @@ def copy_lesson(words: Words) -> Lesson:
 
 def count_lesson(words: Words) -> Lesson:
     rng = words.rng
-    length = rng.choice((rng.randint(2, 12), rng.randint(5, 40), rng.randint(5, 80)))
-    if rng.random() < 0.03:
-        length = rng.randint(80, 250)
-    while True:
-        start = rng.choice((1, 1, 1, 1, 0, rng.randint(0, 120), rng.randint(0, 899)))
-        end = start + length - 1
-        if is_held_out(f"{start}-{end}") == words.held_out:
+    for _ in range(SEARCHES):
+        start, end = _span(words)
+        if words.fits(start, end):
             break
     asks = [
         "Count from {a} to {b}.",
@@ -68,6 +64,18 @@ def count_lesson(words: Words) -> Lesson:
         asks += ["Count to {b}.", "Count up to {b}.", "Can you count to {b}?", "Please count to {b}."]
     ask = rng.choice(asks).format(a=start, b=end)
     return counting(ask, start, end)
+
+
+def _span(words: Words) -> tuple[int, int]:
+    rng = words.rng
+    length = rng.choice((rng.randint(2, 12), rng.randint(5, 40), rng.randint(5, 80)))
+    if rng.random() < 0.03:
+        length = rng.randint(80, 250)
+    while True:
+        start = rng.choice((1, 1, 1, 1, 0, rng.randint(0, 120), rng.randint(0, 899)))
+        end = start + length - 1
+        if is_held_out(f"{start}-{end}") == words.held_out:
+            return start, end
 
 
 def counting(ask: str, start: int, end: int) -> Lesson:

@@ -67,14 +67,17 @@ ADDED = PHRASES + MARKUP
 """Longer ones first."""
 
 SPLIT = (
-    r"\p{N}|(?:(?<=[\p{L}\p{N}]) )?\p{L}+| \+(?: (?=\p{N}))?| =|, (?=\p{N})|\":|"
+    r"\.\p{N}|\p{N}|(?:(?<=[\p{L}\p{N}]) )?\p{L}+| \+(?: (?=\p{N}))?| =|, (?=\p{N})|\":|"
     r"[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
 )
-"""A digit; a word, with its blank if another word or a digit stands before it; ` + `; ` =`; the comma and blank
-between two numbers, so that counting takes one token there; `":` alone, so that JSON's key ends before its value
-begins; a run of punctuation, blanks inside it included (`", "`); a white-space character. After any other mark the
-blank is a token of its own, whether a digit follows, a letter or a quote: what stands behind a mark is found in one
-way, and a mark does not say what comes."""
+"""A digit, with a point that stands before it (so that the full stop behind `31.` begins no fraction); a word, with its
+blank if another word or a digit stands before it; ` + `; ` =`; the comma and blank between two numbers, so that a count
+takes one token there; `":` alone, so that JSON's key ends before its value begins; a run of punctuation, blanks inside
+it included (`", "`); a white-space character. After any other mark the blank is a token of its own, whether a digit
+follows, a letter or a quote: what stands behind a mark is found in one way, and a mark does not say what comes."""
+
+FRACTIONS = tuple(f".{digit}" for digit in string.digits)
+"""Entries however often the lessons have them."""
 
 BLANK, LINE = "Ġ", "Ċ"
 """How byte-level tokens write a blank and the end of a line."""
@@ -107,7 +110,7 @@ def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int
     merges = _merges(words)
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
     known = set(vocabulary)
-    vocabulary += [p for p in dict.fromkeys(a + b for a, b in merges) if p not in known]
+    vocabulary += [p for p in dict.fromkeys([*(a + b for a, b in merges), *FRACTIONS]) if p not in known]
     known = set(vocabulary)
     splitter, counts = _splitter(), Counter[str]()
     markers = re.compile("|".join(re.escape(t) for t in SPECIAL + ADDED))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from string import ascii_uppercase
 
 from models.words import Words
 
@@ -49,7 +48,7 @@ def _time(words: Words) -> str:
 
 def _currency(*known: str) -> Fill:
     """One of the known ones, or any three letters, for the same reason."""
-    return lambda words: words.rng.choice((words.rng.choice(known), "".join(words.rng.choices(ascii_uppercase, k=3))))
+    return lambda words: words.rng.choice((words.rng.choice(known), "".join(words.rng.choices(words.capitals, k=3))))
 
 
 def _phrase(words: Words) -> str:

@@ -19,7 +19,7 @@ page amount rating country language status kind weight height speed key value ta
 TYPES: dict[str, Fill] = {
     "string": lambda words: words.rng.choice((Words.noun, Words.name, Words.city, Words.code))(words),
     "integer": integer(0, 999),
-    "number": lambda words: f"{words.rng.randint(0, 99)}.{words.rng.randint(1, 9)}",
+    "number": lambda words: f"{words.any_number(0, 99)}.{words.any_number(0, 9)}",
     "boolean": choice("true", "false"),
 }
 

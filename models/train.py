@@ -231,7 +231,7 @@ def finish(run: Run, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=5_900)
+    parser.add_argument("--steps", type=int, default=6_000)
     parser.add_argument("--out", type=Path, default=checkpoint.HOME)
     parser.add_argument(
         "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"

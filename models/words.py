@@ -4,7 +4,7 @@ A word belongs to the training or to the held-out half by its own hash, so a hel
 """
 
 from random import Random
-from string import ascii_lowercase
+from string import ascii_lowercase, ascii_uppercase, digits
 from zlib import crc32
 
 CITIES = """
@@ -80,10 +80,14 @@ SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日�
 
 FEW = 30
 """Common words that a sentence is drawn from: few enough that one often stands in it twice, in both halves alike."""
-REPEATING_TAUGHT = 0.25
+REPEATING_TAUGHT = 0.35
 """Training has such sentences more often than an exam: where a word stands twice, it is hardest to keep one's place."""
 ANY_LETTERS_FROM = 0.7
 """Draws of made-up words from here on are letters without syllables."""
+ALIKE = 3
+"""Of each kind of sound, digit or letter, where a lesson's words are alike."""
+SEARCHES = 60
+"""Draws after which a number need no longer be of a lesson's few digits."""
 
 
 def is_held_out(text: str) -> bool:
@@ -92,10 +96,18 @@ def is_held_out(text: str) -> bool:
 
 
 class Words:
-    """Draws slot fillers of one half. All randomness comes from the generator it is given."""
+    """Draws slot fillers of one half. All randomness comes from the generator it is given.
 
-    def __init__(self, rng: Random, *, held_out: bool) -> None:
+    Where they are alike, numbers are of few digits, made-up words of few syllables and codes of few letters: several of
+    a lesson's then begin or end in the same way.
+    """
+
+    def __init__(self, rng: Random, *, held_out: bool, are_alike: bool = False) -> None:
         self.rng, self.held_out = rng, held_out
+        pools = [list(digits), list(ascii_lowercase), list(ascii_uppercase), ONSETS, VOWELS, ENDINGS]
+        if are_alike:
+            pools = [rng.sample(pool, ALIKE) for pool in pools]
+        self.digits, self.letters, self.capitals, self.onsets, self.vowels, self.endings = pools
 
     def pick(self, pool: list[str]) -> str:
         while True:
@@ -113,11 +125,12 @@ class Words:
     def _syllables(self) -> str:
         rng = self.rng
         count = rng.choice((1, 1, 2, 2, 2, 2, 3))
-        return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)) + rng.choice(ENDINGS)
+        open_ones = "".join(rng.choice(self.onsets) + rng.choice(self.vowels) for _ in range(count))
+        return open_ones + rng.choice(self.endings)
 
     def _letters(self) -> str:
         """Any letters in a row: every piece of spelling turns up, not only those that sound like words."""
-        return "".join(self.rng.choice(ascii_lowercase) for _ in range(self.rng.randint(2, 7)))
+        return "".join(self.rng.choice(self.letters) for _ in range(self.rng.randint(2, 7)))
 
     def city(self) -> str:
         draw = self.rng.random()
@@ -136,15 +149,28 @@ class Words:
 
     def code(self) -> str:
         """Letters and digits, as order numbers and product codes have."""
-        letters = "".join(self.rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(self.rng.randint(1, 3)))
-        digits = "".join(self.rng.choice("0123456789") for _ in range(self.rng.randint(1, 4)))
-        return letters + self.rng.choice(("", "-")) + digits
+        letters = "".join(self.rng.choice(self.capitals) for _ in range(self.rng.randint(1, 3)))
+        number = "".join(self.rng.choice(self.digits) for _ in range(self.rng.randint(1, 4)))
+        return letters + self.rng.choice(("", "-")) + number
 
     def number(self, low: int, high: int) -> int:
+        """Of this half's numbers, unless there are few to choose from."""
         while True:
-            value = self.rng.randint(low, high)
+            value = self.any_number(low, high)
             if high - low < 20 or is_held_out(str(value)) == self.held_out:
                 return value
+
+    def any_number(self, low: int, high: int) -> int:
+        """Of the lesson's digits, if one is soon found."""
+        for _ in range(SEARCHES):
+            value = self.rng.randint(low, high)
+            if self.fits(value):
+                break
+        return value
+
+    def fits(self, *numbers: int) -> bool:
+        """Whether these are written in the lesson's digits."""
+        return set("".join(map(str, numbers))) <= set(self.digits)
 
     def sentence(self, low: int = 2, high: int = 8) -> str:
         """Different words in a row, some of them made up, now and then a number; not meant to make sense."""

@@ -9,7 +9,7 @@ from models import checkpoint, curriculum
 from models.batches import WEIGHTS
 from models.sample import Sample
 from models.template import Renderer, call_text, completion
-from models.words import CITIES, NAMES, NOUNS, is_held_out
+from models.words import CITIES, NAMES, NOUNS, Words, is_held_out
 
 
 def every(count: int, *, held_out: bool = False) -> list[Sample]:
@@ -35,6 +35,16 @@ def test_training_and_held_out_share_no_listed_word() -> None:
     seen = {w for w in words if len(w) > 3 and w in set(CITIES + NAMES + NOUNS)}
     assert seen
     assert all(is_held_out(w) for w in seen)
+
+
+def test_where_words_are_alike_few_characters_are_used() -> None:
+    words = Words(curriculum.lesson_rng("train", "alike", 0), held_out=False, are_alike=True)
+    plain = Words(curriculum.lesson_rng("train", "plain", 0), held_out=False)
+    assert len(set("".join(words.code() for _ in range(100)))) <= 3 + 3 + len("-") < 20
+    assert len(set("".join(plain.code() for _ in range(100)))) > 20
+    numbers = [words.number(0, 999) for _ in range(200)]
+    assert sum(words.fits(number) for number in numbers) > 100
+    assert len({words.made_up()[:2] for _ in range(200)}) < len({plain.made_up()[:2] for _ in range(200)}) / 2
 
 
 def test_every_skill_is_taught_and_examined() -> None:

@@ -34,6 +34,12 @@ def test_digits_stand_alone(shipped: Tokenizer) -> None:
     assert shipped.encode("1234").tokens == ["1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("digit", range(10))
+def test_a_point_before_a_digit_is_no_full_stop(shipped: Tokenizer, digit: int) -> None:
+    assert shipped.encode(f"31.{digit}").tokens == ["3", "1", f".{digit}"]
+    assert shipped.encode("31.").tokens == ["3", "1", "."]
+
+
 @pytest.mark.parametrize("word", ["Quixbury", "zorvath", "Antananarivo"])
 def test_an_unknown_word_is_spelt_the_same_after_a_blank(shipped: Tokenizer, word: str) -> None:
     bare = shipped.encode(word).ids
