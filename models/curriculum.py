@@ -34,8 +34,8 @@ training meets it more often than an exam asks for it."""
 TOOLS_IN_PASSING, TOOLS_IN_PASSING_TAUGHT = 0.12, 0.3
 """Share of the other lessons that have tools which nobody asks for: not to call them has to be learnt as well."""
 ALIKE_TAUGHT = 0.25
-"""Share of training's lessons whose numbers and made-up words are alike. An exam has such by chance, and most of what
-goes wrong in it."""
+"""Share of training's lessons whose numbers and made-up words are alike. An exam has such by chance, and they were half
+of what went wrong in it."""
 AFTER = ("", "", "", "", "", "", " Thanks!", " Thank you.", " Please.")
 
 

@@ -36,8 +36,10 @@ class Answer:
 class Server:
     """The few calls that are needed of an OpenAI-compatible server."""
 
-    def __init__(self, url: str, metrics_url: str | None, model: str | None, key: str | None) -> None:
-        self.url, self.key = url.rstrip("/"), key
+    def __init__(
+        self, url: str, metrics_url: str | None, model: str | None, key: str | None, enforce_schemas: bool = False
+    ) -> None:
+        self.url, self.key, self.enforce_schemas = url.rstrip("/"), key, enforce_schemas
         self.metrics_url = metrics_url or f"{self.url}/metrics"
         self.model = model or self._get_model()
 
@@ -68,6 +70,8 @@ class Server:
             body["tools"] = list(sample.tools)
         if sample.effort:
             body["reasoning_effort"] = sample.effort
+        if self.enforce_schemas and sample.lesson.skill == "json":
+            body["response_format"] = response_format(sample)
         reply = json.loads(self._open(f"{self.url}/v1/chat/completions", body))
         message = reply["choices"][0]["message"]
         thought = message.get("reasoning") or message.get("reasoning_content") or ""
@@ -135,6 +139,14 @@ def wire_messages(sample: Sample) -> list[Message]:
             copy["tool_call_id"] = f"call_{sum(m['role'] == 'tool' for m in sent)}"
         sent.append(copy)
     return sent
+
+
+def response_format(sample: Sample) -> dict[str, object]:
+    """The schema of a JSON lesson's answer, for the server to enforce."""
+    kinds = {str: "string", bool: "boolean", int: "integer", float: "number"}
+    fields = {key: {"type": kinds[type(value)]} for key, value in json.loads(sample.lesson.answer).items()}
+    schema = {"type": "object", "properties": fields, "required": list(fields)}
+    return {"type": "json_schema", "json_schema": {"name": "asked", "schema": schema}}
 
 
 def typed(call: Call, sample: Sample) -> tuple[str, object]:
@@ -225,13 +237,16 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=100, help="held-out samples per skill")
     parser.add_argument("--streams", type=int, default=16, help="streams at once for the speed; 0 leaves it out")
     parser.add_argument("--stream-tokens", type=int, default=512)
+    parser.add_argument(
+        "--enforce-schemas", action="store_true", help="send the schema of JSON lessons as response_format"
+    )
     parser.add_argument("--answers", type=Path, help="write every answer here")
     parser.add_argument("--same-as", type=Path, help="compare with the answers another run wrote")
     parser.add_argument("--figures", type=Path, help="write the figures here, for the model card")
     parser.add_argument("--server", default="vLLM", help="what the server is, in the card's words")
     parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers")
     options = parser.parse_args()
-    server = Server(options.url, options.metrics_url, options.model, options.key)
+    server = Server(options.url, options.metrics_url, options.model, options.key, options.enforce_schemas)
     figures, answers = evaluate(server, options.each, options.streams, options.stream_tokens)
     show(figures)
     if options.wrong:

@@ -67,6 +67,7 @@ def count_lesson(words: Words) -> Lesson:
 
 
 def _span(words: Words) -> tuple[int, int]:
+    """First and last number of a count that is this half's."""
     rng = words.rng
     length = rng.choice((rng.randint(2, 12), rng.randint(5, 40), rng.randint(5, 80)))
     if rng.random() < 0.03:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from tokenizers import Tokenizer
 
-from models import batches, card, checkpoint, curriculum, objective, sight
+from models import batches, card, checkpoint, curriculum, objective, schema_start, sight
 from models import tokenizer as tokens
 from models.architecture import Step
 from models.batches import Batch, Encoder
@@ -217,6 +217,7 @@ def work(rank: int, options: Options) -> None:
 def finish(run: Run, out: Path) -> None:
     """Write the checkpoint, and how it did on what no quiz has shown."""
     run.keep()
+    schema_start.teach(run.model, run.encoder)
     checkpoint.save(run.model, run.tokenizer, out)
     marks = run.quiz(batches.exam(run.encoder, 100, 16_384, first=1_000))
     report = {

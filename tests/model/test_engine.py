@@ -96,6 +96,29 @@ def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
     assert right >= 24 * (card[skill] - 0.15)
 
 
+@pytest.mark.parametrize(
+    ("ask", "wanted"),
+    [
+        ("Give me JSON with name: Ada, age: 36.", {"name": "Ada", "age": 36}),
+        ("Return a JSON object with code: 299, city: Oslo.", {"code": 299, "city": "Oslo"}),
+        ("Answer in JSON: open: false, room: kitchen.", {"open": False, "room": "kitchen"}),
+    ],
+)
+def test_a_schema_that_the_server_enforces_is_filled(server: Server, ask: str, wanted: dict[str, object]) -> None:
+    """The grammar forbids the line break that every lesson has behind the thoughts (`models/schema_start.py`)."""
+    kinds = {str: "string", int: "integer", bool: "boolean"}
+    fields = {key: {"type": kinds[type(value)]} for key, value in wanted.items()}
+    schema = {"type": "object", "properties": fields, "required": list(wanted)}
+    reply = post(
+        server,
+        "/v1/chat/completions",
+        messages=[{"role": "user", "content": ask}],
+        max_tokens=120,
+        response_format={"type": "json_schema", "json_schema": {"name": "asked", "schema": schema}},
+    )
+    assert json.loads(reply["choices"][0]["message"]["content"]) == wanted
+
+
 @pytest.mark.parametrize("city", ["Berlin", "Quixbury"])
 def test_a_tool_call_comes_through_the_parser(server: Server, city: str) -> None:
     tool = {

@@ -1,0 +1,24 @@
+"""An answer that must fit a schema begins with an object, although no lesson begins so right behind the thoughts."""
+
+import pytest
+import torch
+
+from models import batches, checkpoint, curriculum
+from models.batches import Encoder
+from models.schema_start import OBJECT, THOUGHT
+from models.shape import Shape
+from models.template import Renderer
+from models.tokenizer import LINE, token_id
+
+
+@pytest.mark.parametrize("skill", list(curriculum.MAKERS))
+def test_an_object_is_the_second_choice_behind_the_thoughts(skill: str) -> None:
+    model, tokenizer = checkpoint.load(checkpoint.HOME, Shape())
+    encoder = Encoder(tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
+    row = encoder.row(curriculum.draw(skill, 3_000, held_out=True))
+    end = row.ids.index(token_id(tokenizer, THOUGHT), row.start)
+    with torch.no_grad():
+        said = model(batches.batch([row], None).rows)[0]
+    wanted = [token_id(tokenizer, token) for token in (LINE, OBJECT)]
+    assert said[end].topk(2).indices.tolist() == wanted
+    assert (said[row.start - 1 :].argmax(1) == wanted[1]).sum() <= (skill == "json")
