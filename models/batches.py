@@ -48,6 +48,13 @@ class Batch:
     """Mask [rows, time] of the tokens that the model should have said."""
     samples: tuple[Sample, ...]
 
+    @property
+    def places(self) -> Tensor:
+        """Where each wanted token is said from: the place before it, as indices of the flattened rows."""
+        says = torch.zeros_like(self.wanted)
+        says[:, :-1] = self.wanted[:, 1:]
+        return says.flatten().nonzero().squeeze(1)
+
 
 class Encoder:
     def __init__(self, tokenizer: Tokenizer, renderer: Renderer) -> None:

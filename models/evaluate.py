@@ -71,7 +71,7 @@ class Server:
         if sample.effort:
             body["reasoning_effort"] = sample.effort
         if self.enforce_schemas and sample.lesson.skill == "json":
-            body["response_format"] = response_format(sample)
+            body["response_format"] = response_format(json.loads(sample.lesson.answer))
         reply = json.loads(self._open(f"{self.url}/v1/chat/completions", body))
         message = reply["choices"][0]["message"]
         thought = message.get("reasoning") or message.get("reasoning_content") or ""
@@ -141,10 +141,10 @@ def wire_messages(sample: Sample) -> list[Message]:
     return sent
 
 
-def response_format(sample: Sample) -> dict[str, object]:
-    """The schema of a JSON lesson's answer, for the server to enforce."""
+def response_format(answer: dict[str, object]) -> dict[str, object]:
+    """A flat object's schema, for the server to enforce."""
     kinds = {str: "string", bool: "boolean", int: "integer", float: "number"}
-    fields = {key: {"type": kinds[type(value)]} for key, value in json.loads(sample.lesson.answer).items()}
+    fields = {key: {"type": kinds[type(value)]} for key, value in answer.items()}
     schema = {"type": "object", "properties": fields, "required": list(fields)}
     return {"type": "json_schema", "json_schema": {"name": "asked", "schema": schema}}
 

@@ -48,8 +48,7 @@ def _states(model: Step, encoder: Encoder) -> Iterator[tuple[Tensor, Tensor]]:
         rows = [encoder.row(curriculum.draw(skill, i, held_out=False)) for i in range(LESSONS)]
         for group in batches.split(rows, 8_192):
             batch = batches.batch(group, None)
-            normed = model.model.norm(model.trunk(model.embed(batch.rows), model.tables(batch.rows)))
-            says = batch.wanted.roll(-1, dims=1)
-            is_end = batch.rows.ids == end
-            yield normed[says & is_end], normed[says & ~is_end]
+            states = model.trunk(model.embed(batch.rows), model.tables(batch.rows), batch.places)
+            normed, is_end = model.model.norm(states), batch.rows.ids.flatten()[batch.places] == end
+            yield normed[is_end], normed[~is_end]
     model.train()

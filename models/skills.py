@@ -4,7 +4,7 @@ import json
 
 from models.sample import Lesson
 from models.tool_lessons import KEYS, TYPES
-from models.words import SEARCHES, Words, is_held_out
+from models.words import Words, is_held_out
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
@@ -43,10 +43,7 @@ def copy_lesson(words: Words) -> Lesson:
 
 def count_lesson(words: Words) -> Lesson:
     rng = words.rng
-    for _ in range(SEARCHES):
-        start, end = _span(words)
-        if words.fits(start, end):
-            break
+    start, end = words.fitting(lambda: _span(words))
     asks = [
         "Count from {a} to {b}.",
         "Please count from {a} to {b}.",

@@ -3,6 +3,7 @@
 A word belongs to the training or to the held-out half by its own hash, so a held-out slot never met training.
 """
 
+from collections.abc import Callable
 from random import Random
 from string import ascii_lowercase, ascii_uppercase, digits
 from zlib import crc32
@@ -161,12 +162,16 @@ class Words:
                 return value
 
     def any_number(self, low: int, high: int) -> int:
-        """Of the lesson's digits, if one is soon found."""
-        for _ in range(SEARCHES):
-            value = self.rng.randint(low, high)
-            if self.fits(value):
-                break
+        (value,) = self.fitting(lambda: (self.rng.randint(low, high),))
         return value
+
+    def fitting(self, draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """The first draw that is of the lesson's digits, or the last one if none is soon found."""
+        for _ in range(SEARCHES):
+            numbers = draw()
+            if self.fits(*numbers):
+                break
+        return numbers
 
     def fits(self, *numbers: int) -> bool:
         """Whether these are written in the lesson's digits."""

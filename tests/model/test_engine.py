@@ -12,7 +12,7 @@ from PIL import Image
 from models import checkpoint, curriculum, pictures
 from models.architecture import Rows
 from models.card import FIGURES
-from models.evaluate import Server, data_url, is_right
+from models.evaluate import Server, data_url, is_right, response_format
 from models.picture_lessons import COLOURS
 from models.sample import Picture, Sample
 from models.shape import Shape
@@ -106,15 +106,12 @@ def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
 )
 def test_a_schema_that_the_server_enforces_is_filled(server: Server, ask: str, wanted: dict[str, object]) -> None:
     """The grammar forbids the line break that every lesson has behind the thoughts (`models/schema_start.py`)."""
-    kinds = {str: "string", int: "integer", bool: "boolean"}
-    fields = {key: {"type": kinds[type(value)]} for key, value in wanted.items()}
-    schema = {"type": "object", "properties": fields, "required": list(wanted)}
     reply = post(
         server,
         "/v1/chat/completions",
         messages=[{"role": "user", "content": ask}],
         max_tokens=120,
-        response_format={"type": "json_schema", "json_schema": {"name": "asked", "schema": schema}},
+        response_format=response_format(wanted),
     )
     assert json.loads(reply["choices"][0]["message"]["content"]) == wanted
 

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from models import batches, checkpoint, curriculum
+from models.architecture import Step
 from models.batches import Encoder
 from models.schema_start import OBJECT, THOUGHT
 from models.shape import Shape
@@ -11,9 +13,14 @@ from models.template import Renderer
 from models.tokenizer import LINE, token_id
 
 
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Step, Tokenizer]:
+    return checkpoint.load(checkpoint.HOME, Shape())
+
+
 @pytest.mark.parametrize("skill", list(curriculum.MAKERS))
-def test_an_object_is_the_second_choice_behind_the_thoughts(skill: str) -> None:
-    model, tokenizer = checkpoint.load(checkpoint.HOME, Shape())
+def test_an_object_is_the_second_choice_behind_the_thoughts(shipped: tuple[Step, Tokenizer], skill: str) -> None:
+    model, tokenizer = shipped
     encoder = Encoder(tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
     row = encoder.row(curriculum.draw(skill, 3_000, held_out=True))
     end = row.ids.index(token_id(tokenizer, THOUGHT), row.start)
