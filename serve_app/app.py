@@ -28,6 +28,7 @@ from serve_app.autoscaling import FullnessPolicy
 from serve_app.config import AppConfig, ConfigError, engine_argv
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.vllm_start import environment_is_final
+from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
 from serve_app.keys import KeyStore
@@ -78,7 +79,7 @@ class EngineDeployment(EngineReplica):
         super().__init__(
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),
-            config.engine.hang_after_s,
+            WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
             line_host(),
         )
         async with asyncio.timeout(config.engine.start_timeout_s):

@@ -78,8 +78,14 @@ class EngineConfig(Section):
     start_timeout_s: PositiveFloat = 3600.0
     """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
     hang_after_s: Annotated[float, Field(gt=1, le=29)] = 20.0
-    """An engine with work that finishes no step for this long is taken for dead and replaced. A step is at most
-    `max-num-batched-tokens` long, whatever the prompt's length: on a GPU, a second."""
+    """An engine with work of which nothing moves for this long (no step, no CPU time of its processes, no GPU at work)
+    is taken for dead and replaced. A slow step is not a hang, however long its prompt."""
+    stuck_after_s: Annotated[float, Field(gt=1)] = 100.0
+    """An engine that moves but finishes no step for this long is taken for stuck and replaced: a loop that spins, a
+    collective that waits for a peer. Three times the slowest step that it has made counts, where that is longer."""
+    compile_limit_s: Annotated[float, Field(gt=1)] = 900.0
+    """The same while a compiler (`nvcc`, `ptxas`, `gcc`, TorchInductor) runs below the engine: kernels that are built
+    at their first use take minutes on a cold cache."""
     fake: dict[str, object] = {}
     """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
 

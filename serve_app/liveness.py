@@ -1,9 +1,8 @@
 """Who is alive: signs of life that are owed, counted in the watcher's own time.
 
-A replica watches its engine (sign: the number of steps; owed while something is unfinished), an ingress its links
-(sign: the number of frames; always owed). A prompt's length does not matter: a prefill of any length is cut into steps
-of `max_num_batched_tokens`. Nor does the watcher's own sleep: a process that was stopped, or whose machine was, finds
-everything silent for as long as it was away, and would otherwise take everybody else for dead.
+An ingress watches its links (sign: the number of frames). The watcher's own sleep does not count: a process that was
+stopped, or whose machine was, finds everything silent for as long as it was away, and would otherwise take everybody
+else for dead. A replica's engine is watched by `engine/watchdog.py`, which wants more evidence than silence.
 """
 
 from __future__ import annotations

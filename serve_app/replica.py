@@ -17,10 +17,10 @@ import msgspec
 
 from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
+from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
 from serve_app.flight import WrongReplica
 from serve_app.leftovers import Leftovers
 from serve_app.line import LineServer
-from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import WIRE_VERSION, Frame, Hello, LineAddress, Load, TokenDelta, decode_request, encode_frame
 
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
 """An idle link still says that the replica lives, and what its load is, this often."""
+
+SLOW_STEP_S = 10.0
+"""A step that takes longer is worth a line in the log, with what the engine is doing and on what."""
 
 EngineFactory = Callable[[StepSink], Engine]
 """Builds the engine, not yet started, with the sink that its steps go to."""
@@ -76,12 +79,16 @@ class Outbox:
 class EngineReplica:
     """One engine and its links. `start` it before anything is asked of it.
 
-    An engine with unfinished work and no step for `hang_after_s` is taken for dead (`liveness.py`). Lines are offered
+    An engine that owes steps and hangs or is stuck is killed (`engine/watchdog.py`). Lines are offered
     on `line_host`, an address of this node; without one, everything goes by Serve's calls.
     """
 
     def __init__(
-        self, replica_id: str, engine_factory: EngineFactory, hang_after_s: float, line_host: str | None = None
+        self,
+        replica_id: str,
+        engine_factory: EngineFactory,
+        watchdog_limits: WatchdogLimits,
+        line_host: str | None = None,
     ) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
@@ -90,8 +97,8 @@ class EngineReplica:
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
         self._stopping = False
-        self._hang_after_s = hang_after_s
-        self._steps_seen = SilenceClock(HEARTBEAT_S)
+        self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
+        self._slow = False
         self._line_host = line_host
         self._lines = LineServer(self)
         self._line: LineAddress | None = None
@@ -240,12 +247,22 @@ class EngineReplica:
 
     def _look_at_engine(self) -> None:
         stats = self._engine.stats()
-        silence_s = self._steps_seen.look(time.monotonic(), stats.steps, owed=stats.unfinished > 0)
-        if silence_s >= self._hang_after_s and not self._engine_dead:
-            reason = f"no step for {silence_s:.0f} s with {stats.unfinished} requests unfinished"
-            logger.error("the engine hangs", extra={"replica": self._replica_id, "reason": reason})
+        if self._engine_dead:
+            return
+        judgement = self._watchdog.observe(
+            time.monotonic(), stats.steps, self._engine.activity, owed=stats.unfinished > 0
+        )
+        if judgement.verdict in (Verdict.HUNG, Verdict.STUCK):
+            reason = f"{judgement.verdict}: {judgement.evidence} (under way: {self._engine.under_way()})"
+            logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
             self._engine_dead = True
             self._engine.fail(reason)
+        elif judgement.silence_s >= SLOW_STEP_S and not self._slow:
+            self._slow = True
+            facts = {"evidence": judgement.evidence, "under_way": self._engine.under_way()}
+            logger.warning("the engine is slow, not dead", extra={"replica": self._replica_id, **facts})
+        elif judgement.verdict is Verdict.WORKING:
+            self._slow = False
 
     async def _abandon(self, ingress_id: str) -> None:
         """Stop what runs for an ingress that is gone: nobody can read it any more."""

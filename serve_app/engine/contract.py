@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.engine.watchdog import EngineActivity
 from serve_app.wire import AttemptRequest, TokenDelta
 
 StepSink = Callable[[Sequence[TokenDelta]], None]
@@ -85,6 +86,12 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """The figures of now, without waiting on anything."""
+
+    def activity(self) -> EngineActivity:
+        """What its processes have done so far. Reads the process table: some milliseconds, so not for every step."""
+
+    def under_way(self) -> str:
+        """What it is working on, in words for the log: requests, the longest context, tokens that wait for prefill."""
 
     async def drain(self, deadline_s: float) -> int:
         """Wait until nothing is unfinished, `deadline_s` at most. Returns how many attempts are left."""

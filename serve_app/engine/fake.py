@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from serve_app.engine.contract import AttemptRefused, EngineDead, EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.fake_config import FakeEngineConfig, Fault, FaultKind, Script
+from serve_app.engine.watchdog import EngineActivity
 from serve_app.wire import AttemptRequest, TokenDelta
 
 __all__ = ["FakeEngine", "FakeEngineConfig", "Fault", "FaultKind"]
@@ -74,6 +75,7 @@ class FakeEngine:
         self._admitted = 0
         self._steps = 0
         self._last_step_s = time.monotonic()
+        self._hung_at_s: float | None = None
         self.first_token_sent = asyncio.Event()
         """Set when any attempt's first token has gone to the sink. For tests."""
         self.aborted = asyncio.Event()
@@ -140,6 +142,15 @@ class FakeEngine:
             steps=self._steps,
             last_step_s=self._last_step_s,
         )
+
+    def activity(self) -> EngineActivity:
+        """See `contract.Engine`. It moves all the time, unless it hangs."""
+        return EngineActivity({0: self._hung_at_s if self._hung_at_s is not None else self._clock()})
+
+    def under_way(self) -> str:
+        """See `contract.Engine`."""
+        longest = max((running.tokens for running in self._queues.all()), default=0)
+        return f"{len(self._queues.all())} requests, longest context {longest:,} tokens"
 
     async def drain(self, deadline_s: float) -> int:
         """See `contract.Engine`."""
@@ -215,6 +226,8 @@ class FakeEngine:
                 self._die("it crashed, as it was told to")
                 return
             if FaultKind.HANG in struck:
+                self._hung_at_s = self._clock()
+            if FaultKind.HANG in struck or FaultKind.SPIN in struck:
                 return  # alive to whoever asks, but no step ever comes again
             self._step(due)
 

@@ -16,6 +16,8 @@ class FaultKind(Enum):
 
     CRASH = "crash"
     HANG = "hang"
+    SPIN = "spin"
+    """It makes no step any more, and burns CPU time all the same."""
     SLOW = "slow"
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serve_app.engine import vllm_tap
+from serve_app.engine import activity, vllm_tap
 from serve_app.engine.contract import (
     AttemptRefused,
     EngineDead,
@@ -39,6 +39,7 @@ from serve_app.engine.vllm_start import (
     stop_engine,
 )
 from serve_app.engine.vllm_wire import engine_request, token_delta
+from serve_app.engine.watchdog import EngineActivity
 from serve_app.wire import AttemptRequest, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
@@ -94,6 +95,7 @@ class VllmEngine:
         self._idle.set()
         self._queued_prompt_tokens = 0
         self._scheduler: Any = None
+        self._gpu: activity.GpuReader = lambda: None
         self._steps = 0
         self._last_step_s = time.monotonic()
 
@@ -133,6 +135,7 @@ class VllmEngine:
             started.llm, max_model_len, encoder=MsgpackEncoder(), decoder=MsgpackDecoder(EngineCoreRequest)
         )
         self._dead = None
+        self._gpu = activity.gpu_reader()
         self._last_step_s = time.monotonic()
         vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
@@ -147,6 +150,20 @@ class VllmEngine:
     async def check(self) -> None:
         """See `contract.Engine`."""
         self._must_live()
+
+    def activity(self) -> EngineActivity:
+        """See `contract.Engine`."""
+        return activity.read([core for core in engine_core_processes() if core.pid not in self._others], self._gpu)
+
+    def under_way(self) -> str:
+        """See `contract.Engine`."""
+        attempts = self._attempts.values()
+        longest = max((one.prompt_tokens if not one.has_token else one.position for one in attempts), default=0)
+        prefilling = sum(not one.has_token for one in attempts)
+        return (
+            f"{len(attempts)} requests, {prefilling} without a token yet ({self._queued_prompt_tokens:,} tokens), "
+            f"longest {longest:,} tokens"
+        )
 
     async def drain(self, deadline_s: float) -> int:
         """See `contract.Engine`."""

@@ -16,6 +16,7 @@ from serve_app.admission import Admission
 from serve_app.api import build_api
 from serve_app.client import FleetClient
 from serve_app.context import RequestContext
+from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits
 from serve_app.middleware import Gate, GateSettings, Keys
@@ -108,7 +109,7 @@ async def service(
     transport = LocalTransport(ingress_id)
     async with contextlib.AsyncExitStack() as stack:
         for name, factory in engines.items():
-            replica = EngineReplica(name, factory, hang_after_s=hang_after_s)
+            replica = EngineReplica(name, factory, WatchdogLimits(hang_after_s))
             stack.push_async_callback(replica.stop)
             await replica.start()
             transport.live[name] = replica

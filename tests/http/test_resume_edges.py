@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
+from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.outcome import Outcome
 from serve_app.replica import EngineFactory, EngineReplica
 from tests.http.harness import NAME, Service, service
@@ -140,7 +141,7 @@ async def test_a_request_that_two_engines_die_of_is_told_so(path: str, event: st
 
 @asynccontextmanager
 async def started(name: str) -> AsyncIterator[EngineReplica]:
-    replica = EngineReplica(name, engine(), hang_after_s=20.0)
+    replica = EngineReplica(name, engine(), WatchdogLimits())
     await replica.start()
     try:
         yield replica

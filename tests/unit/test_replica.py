@@ -10,6 +10,7 @@ import pytest
 
 from serve_app.engine.contract import EngineDead
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
+from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.flight import WrongReplica
 from serve_app.replica import EngineReplica
 from serve_app.wire import WIRE_VERSION, AttemptRequest, encode_request
@@ -24,7 +25,9 @@ def attempt(attempt_id: str) -> bytes:
 @asynccontextmanager
 async def linked(*faults: Fault, gap_s: float = 0.0) -> AsyncIterator[EngineReplica]:
     """A replica with a link that somebody reads."""
-    replica = EngineReplica("a", lambda sink: FakeEngine(FakeEngineConfig(gap_s=gap_s, faults=faults), sink), 20.0)
+    replica = EngineReplica(
+        "a", lambda sink: FakeEngine(FakeEngineConfig(gap_s=gap_s, faults=faults), sink), WatchdogLimits()
+    )
     await replica.start()
     up = asyncio.Event()
 

@@ -1,0 +1,87 @@
+"""Reads what the processes of an engine are doing: CPU time from the process table, utilization from NVML.
+
+The watchdog (`watchdog.py`) asks for it only when a step is overdue, so a reading may cost some milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psutil
+
+from serve_app.engine.watchdog import EngineActivity
+
+COMPILERS: Final = frozenset(
+    "as c++ cc cc1 cc1plus cicc clang clang++ collect2 cudafe++ fatbinary g++ gcc ld ld.lld lld ninja nvcc nvlink "
+    "ptxas".split()
+)
+"""Programs that Triton, Inductor, FlashInfer and DeepGEMM run to build a kernel."""
+
+COMPILE_WORKER: Final = "compile_worker"
+"""In the command line of TorchInductor's own compile processes, which are Python's."""
+
+GpuReader = Callable[[], float | None]
+
+
+def read(roots: Sequence[psutil.Process], gpu: GpuReader) -> EngineActivity:
+    """The activity of the processes `roots` and everything below them. Processes that end meanwhile are left out."""
+    cpu_s: dict[int, float] = {}
+    compiler_cpu_s: dict[int, float] = {}
+    for root in roots:
+        with contextlib.suppress(psutil.Error):
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    # Compilers live for a second: those that have ended are found in their parent's account.
+                    ended_s = times.children_user + times.children_system
+                    own = compiler_cpu_s if _compiles(process) else cpu_s
+                    own[process.pid] = times.user + times.system + ended_s
+    return EngineActivity(cpu_s, compiler_cpu_s, gpu())
+
+
+def _compiles(process: psutil.Process) -> bool:
+    name = process.name()
+    is_python = name.startswith(("python", "pt_main"))  # torch renames its processes
+    return name in COMPILERS or (is_python and any(COMPILE_WORKER in part for part in process.cmdline()))
+
+
+def gpu_reader(nvml: Any | None = None) -> GpuReader:
+    """What reads the utilization of the busiest GPU that this process may use; a reader of None where there is none.
+
+    `nvml` is the NVML module: vLLM's own copy unless given.
+    """
+    if nvml is None:
+        try:
+            from vllm.utils.import_utils import import_pynvml
+
+            nvml = import_pynvml()
+        except ImportError:
+            return lambda: None
+    try:
+        nvml.nvmlInit()
+        handles = [_handle(nvml, name) for name in _visible(nvml)]
+    except nvml.NVMLError:
+        return lambda: None
+
+    def utilization() -> float | None:
+        try:
+            return max((nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in handles), default=None)
+        except nvml.NVMLError:
+            return None
+
+    return utilization
+
+
+def _visible(nvml: Any) -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them (indices or UUIDs)."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [name.strip() for name in named.split(",") if name.strip()]
+
+
+def _handle(nvml: Any, name: str) -> Any:
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)

@@ -1,0 +1,154 @@
+"""Watchdog: tells a hung engine from a slow one by what its processes do, not by the clock alone.
+
+An engine with unfinished requests owes steps. While they come, all is well. When none comes, its processes are looked
+at:
+
+    working   steps come, or none is owed
+    busy      no step yet, but something moves: CPU time of the engine's processes, their compilers, or a GPU
+    hung      no step and nothing moves for `hung_after_s`: stopped, dead-locked, waiting for what never comes
+    stuck     no step for so long that no step can take it, whatever moves: a loop that spins, a collective that waits
+
+Slow is not dead: a first step of its kind compiles kernels (minutes, where a compiler runs), and a chunk of a long
+prompt takes as long as its context is deep. So the limit for `stuck` grows with the slowest step that this engine has
+made, and a compiler at work has a limit of its own.
+
+Time is counted in the watcher's own observations: a watcher that was away itself (its machine was stopped) adds two
+periods at most, and so takes nobody else for dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+LOOK_AFTER_S = 2.0
+"""A step that takes longer is looked into. Before that, reading the process table would cost more than it tells."""
+
+MOVING_CPU_RATIO = 0.02
+"""Share of a core that a process must use to count as moving: an engine that waits uses less (its timers and polling
+threads: 0.1 to 0.5 % measured), one that works but gets little of a crowded machine uses more."""
+
+SLOWEST_STEP_FACTOR = 3.0
+"""An engine is stuck when a step takes this many times as long as the slowest before it, and not before."""
+
+
+@dataclass(frozen=True)
+class EngineActivity:
+    """What the processes of an engine have done so far.
+
+    `cpu_s`: CPU seconds since their start, by process id, ended children included. `compiler_cpu_s`: the same of
+    compilers below them. `gpu_busy_ratio`: the busiest GPU's utilization (0 to 1) of the last moment; None without one.
+    """
+
+    cpu_s: Mapping[int, float]
+    compiler_cpu_s: Mapping[int, float] = field(default_factory=dict)
+    gpu_busy_ratio: float | None = None
+
+
+class Verdict(StrEnum):
+    """What the watchdog takes an engine for."""
+
+    WORKING = "working"
+    BUSY = "busy"
+    HUNG = "hung"
+    STUCK = "stuck"
+
+
+@dataclass(frozen=True)
+class WatchdogLimits:
+    """Seconds without a step. `compile_limit_s` takes the place of `stuck_after_s` while a compiler runs."""
+
+    hung_after_s: float = 20.0
+    stuck_after_s: float = 100.0
+    compile_limit_s: float = 900.0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and the evidence for it, in a sentence for the log. `silence_s`: since the last step that was owed."""
+
+    verdict: Verdict
+    silence_s: float
+    evidence: str = ""
+
+
+class Watchdog:
+    """Judges one engine; `observe` it every `period_s` or so."""
+
+    def __init__(self, limits: WatchdogLimits, period_s: float) -> None:
+        self._limits = limits
+        self._longest_look_s = 2 * period_s
+        self._observed_s: float | None = None
+        self._steps = -1
+        self._silence_s = 0.0
+        self._slowest_step_s = 0.0
+        self._still_s = 0.0
+        self._compiler_still_s: float | None = None
+        self._last: tuple[float, EngineActivity] | None = None
+        self._moved = ""
+
+    def observe(
+        self, now_s: float, steps: int, read_activity: Callable[[], EngineActivity], *, owed: bool
+    ) -> Judgement:
+        """Judge the engine by its count of `steps` and, where none has come for a while, by its activity.
+
+        `owed`: it has unfinished requests. `read_activity` is called only when a step is overdue.
+        """
+        elapsed_s = 0.0 if self._observed_s is None else min(now_s - self._observed_s, self._longest_look_s)
+        self._observed_s = now_s
+        if steps != self._steps or not owed:
+            if owed and steps != self._steps:
+                self._slowest_step_s = max(self._slowest_step_s, self._silence_s)
+            self._steps, self._silence_s, self._still_s = steps, 0.0, 0.0
+            self._last, self._compiler_still_s = None, None
+            return Judgement(Verdict.WORKING, 0.0)
+        self._silence_s += elapsed_s
+        self._still_s += elapsed_s
+        if self._compiler_still_s is not None:
+            self._compiler_still_s += elapsed_s
+        if self._silence_s < LOOK_AFTER_S:
+            return Judgement(Verdict.WORKING, self._silence_s)
+        self._look(now_s, read_activity())
+        return self._judge()
+
+    def _look(self, now_s: float, activity: EngineActivity) -> None:
+        before, self._last = self._last, (now_s, activity)
+        if before is None:
+            return  # nothing to compare with yet
+        elapsed_s = max(now_s - before[0], 1e-3)
+        moved = []
+        compiled = _busiest(before[1].compiler_cpu_s, activity.compiler_cpu_s) / elapsed_s
+        if compiled >= MOVING_CPU_RATIO:
+            self._compiler_still_s = 0.0
+            moved.append(f"a compiler at {compiled:.0%} of a core")
+        worked = _busiest(before[1].cpu_s, activity.cpu_s) / elapsed_s
+        if worked >= MOVING_CPU_RATIO:
+            moved.append(f"its busiest process at {worked:.0%} of a core")
+        if activity.gpu_busy_ratio:
+            moved.append(f"a GPU at {activity.gpu_busy_ratio:.0%}")
+        if moved:
+            self._still_s = 0.0
+            self._moved = ", ".join(moved)
+
+    def _judge(self) -> Judgement:
+        silence_s, limits = self._silence_s, self._limits
+        if self._still_s >= limits.hung_after_s:
+            evidence = f"no step for {silence_s:.0f} s, and no process or GPU of it has moved for {self._still_s:.0f} s"
+            return Judgement(Verdict.HUNG, silence_s, evidence)
+        limit_s = max(limits.stuck_after_s, SLOWEST_STEP_FACTOR * self._slowest_step_s)
+        # A compilation is many short runs of a compiler with work of its caller between them.
+        if self._compiler_still_s is not None and self._compiler_still_s < limits.hung_after_s:
+            limit_s = max(limit_s, limits.compile_limit_s)
+        evidence = f"no step for {silence_s:.0f} s, {self._moved or 'activity unknown yet'}"
+        if silence_s >= limit_s:
+            evidence += (
+                f"; no step of it may take longer than {limit_s:.0f} s (slowest yet {self._slowest_step_s:.0f} s)"
+            )
+            return Judgement(Verdict.STUCK, silence_s, evidence)
+        return Judgement(Verdict.BUSY, silence_s, evidence)
+
+
+def _busiest(before: Mapping[int, float], now: Mapping[int, float]) -> float:
+    """CPU seconds of the process that used most of them between two readings. A new one counts from its start."""
+    return max((cpu_s - before.get(pid, 0.0) for pid, cpu_s in now.items()), default=0.0)
