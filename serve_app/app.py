@@ -159,7 +159,7 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         from serve_app.engine.vllm import VllmEngine
         from serve_app.engine.vllm_stats import LateStatLogger
 
-        return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger])
+        return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger], warms_up=config.engine.warm_up)
 
     return fake if config.engine.kind == "fake" else vllm
 

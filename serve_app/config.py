@@ -77,6 +77,9 @@ class EngineConfig(Section):
     """Environment of the engine and its workers (`VLLM_*`, `NCCL_*` ...)."""
     start_timeout_s: PositiveFloat = 3600.0
     """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
+    warm_up: bool = True
+    """Whether an engine runs requests of every kind before it is ready (log probabilities, grammars, images, batches),
+    so that no kernel is compiled while a user waits."""
     hang_after_s: Annotated[float, Field(gt=1, le=29)] = 20.0
     """An engine with work of which nothing moves for this long (no step, no CPU time of its processes, no GPU at work)
     is taken for dead and replaced. A slow step is not a hang, however long its prompt."""

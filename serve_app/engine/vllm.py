@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serve_app.engine import activity, vllm_tap
+from serve_app.engine import activity, vllm_tap, warm_up
 from serve_app.engine.contract import (
     AttemptRefused,
     EngineDead,
@@ -78,10 +78,16 @@ class _Live:
 
 
 class VllmEngine:
-    """`contract.Engine` over vLLM. `argv` are the options of vLLM's server, `stat_loggers` vLLM's own factories."""
+    """`contract.Engine` over vLLM. `argv` are the options of vLLM's server, `stat_loggers` vLLM's own factories.
 
-    def __init__(self, argv: Sequence[str], sink: StepSink, stat_loggers: Sequence[Any] = ()) -> None:
+    With `warms_up`, `start` returns when requests of every kind have been run (`warm_up.py`).
+    """
+
+    def __init__(
+        self, argv: Sequence[str], sink: StepSink, stat_loggers: Sequence[Any] = (), *, warms_up: bool = False
+    ) -> None:
         self._argv = tuple(argv)
+        self._warms_up = warms_up
         self._sink = sink
         self._stat_loggers = tuple(stat_loggers)
         self._others: set[int] = set()
@@ -123,6 +129,12 @@ class VllmEngine:
             raise EngineDead(reports.error or f"{type(error).__name__}: {error}") from error
         reports.started()
         self._go_live(started)
+        if self._warms_up:
+            try:
+                await self._warm_up(started, reports.say)
+            except BaseException:
+                await self.shutdown()
+                raise
         reports.say("ready")
         return engine_info(started.vllm_config, time.monotonic() - began_s)
 
@@ -139,6 +151,27 @@ class VllmEngine:
         self._last_step_s = time.monotonic()
         vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
+
+    async def _warm_up(self, started: Started, say: ProgressSink) -> None:
+        """Run requests of every kind. Nobody reads their tokens, and they are in none of vLLM's figures."""
+        live = self._must_live()
+        sink, self._sink = self._sink, lambda _deltas: None
+        figures, live.llm._logger_ref[0] = live.llm._logger_ref[0], None  # noqa: SLF001  # vLLM's own switch of them
+        kinds = warm_up.kinds(started.vllm_config)
+        try:
+            # Making an image's request takes seconds; the loop has to listen to the engine's processes meanwhile.
+            while (kind := await asyncio.to_thread(next, kinds, None)) is not None:
+                say(f"warming up: {kind.name}")
+                attempts = [warm_up.attempt_of(request, live.encoder) for request in kind.requests]
+                for ended in await asyncio.gather(*map(self.run, attempts), return_exceptions=True):
+                    if isinstance(ended, AttemptRefused):
+                        logger.warning("a warm-up request was refused: %s: %s", kind.name, ended)
+                    elif ended is not None:
+                        raise ended
+            await live.llm.reset_prefix_cache()
+        finally:
+            self._sink = sink
+            live.llm._logger_ref[0] = figures  # noqa: SLF001  # see above
 
     def _must_live(self) -> _Live:
         if self._live is not None and self._live.llm.engine_core.resources.engine_dead:

@@ -9,9 +9,18 @@ import time
 
 import pytest
 
+from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_start import engine_core_processes
 from serve_app.engine.watchdog import Judgement, Verdict, Watchdog, WatchdogLimits
-from tests.contracts.harness import ENVIRONMENT, START_TIMEOUT_S, Subject, start_vllm
+from tests.contracts.harness import (
+    ENVIRONMENT,
+    MTP_ARGV,
+    START_TIMEOUT_S,
+    VLLM_ARGV,
+    Recorder,
+    Subject,
+    start_vllm,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(START_TIMEOUT_S)]
 
@@ -58,3 +67,24 @@ async def test_a_long_step_is_busy_and_a_stopped_engine_is_hung(monkeypatch: pyt
         assert "no process or GPU of it has moved" in str(stopped.exception())
     finally:
         await subject.engine.shutdown()
+
+
+async def test_an_engine_runs_requests_of_every_kind_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    sink, phases = Recorder(), list[str]()
+    engine = VllmEngine([*VLLM_ARGV, *MTP_ARGV, "--max-num-batched-tokens", "256"], sink, warms_up=True)
+    try:
+        await engine.start(phases.append)
+        warmed = [phase for phase in phases if phase.startswith("warming up")]
+        kinds = (
+            "a request, log probabilities, prompt log, sampling, penalties, drafts, grammars, a long, an image of 900"
+        )
+        for kind in kinds.split(", "):
+            assert any(phase.startswith(f"warming up: {kind}") for phase in warmed), kind
+        assert phases[-1].startswith("ready")
+        assert not sink.deltas, "a replica is not told of warm-up tokens"
+        stats = engine.stats()
+        assert (stats.unfinished, stats.queued_prompt_tokens) == (0, 0)
+    finally:
+        await engine.shutdown()
