@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from serve_app.compat.patching import Function, Target, UnexpectedVllmError, minor_version, replace
+from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
 """Seen in the source of both. A new version is added here once its source has been read."""
@@ -38,7 +39,7 @@ EXPANSION: Final = Target(
     "expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
 )
-TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION)
+TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def close_gaps() -> None:
     replace(EXPERTS, honour_expert_map)
     replace(IMAGE_FEATURES, make_features_contiguous)
     replace(EXPANSION, expand_in_torch)
+    replace(FORWARD, attend_long_contexts)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:
