@@ -5,11 +5,16 @@ vLLM's kernel for AVX2 reaches 27 GFLOPS on a core (Zen 3, measured), PyTorch's 
 of the batch: its keys and values are gathered from the cache, what it sees of earlier tokens and what it sees of itself
 are computed apart (the flash kernel's causal mask starts at the first key) and put together by their log-sum-exp. All
 other requests of the step go to vLLM's kernel as before.
+
+It runs on all cores that the process may use, whatever the number of OpenMP threads is otherwise: a decode step is too
+small for more than one, and such a chunk has nothing in it that must wait for another thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -85,14 +90,30 @@ def attend_long_contexts(original: Function, cpu_attn: ModuleType) -> Function:
         split = _split(self, layer, query, kv_cache, attn_metadata, cpu_attn)
         if not split.chunks:
             return as_before()
-        for chunk in split.chunks:
-            _attend(self.scale, query, kv_cache, attn_metadata, output, chunk)
+        with _threads(len(os.sched_getaffinity(0))):
+            for chunk in split.chunks:
+                _attend(self.scale, query, kv_cache, attn_metadata, output, chunk)
         if split.others is not None:
             rows = query[split.other_rows]
             output[split.other_rows] = as_before(rows, split.others, rows.new_empty(rows.shape))
         return output
 
     return forward
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run with this many threads of PyTorch's, and give the rest of the step its own number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    # Not `torch.set_num_threads`, which vLLM's CPU worker has replaced by a warning.
+    set_num_threads = torch._C.set_num_threads  # noqa: SLF001  # see above
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 def _is_plain(attention: Any, layer: Any) -> bool:
