@@ -30,6 +30,7 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.vllm_start import environment_is_final
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
+from serve_app.ingress.cors import Cors
 from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
@@ -130,6 +131,7 @@ class Ingress:
             max_body_bytes=config.ingress.max_body_bytes,
             keep_alive_s=config.ingress.keep_alive_s,
             sets_request_id=False,
+            cors=Cors(config.ingress.allowed_origins),
         )
         return Gate(app, settings, keys, IngressMetrics())
 
