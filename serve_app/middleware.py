@@ -165,6 +165,9 @@ class _Exchange:
         except asyncio.CancelledError:
             self._client_left = self._client_left or not self._complete
             raise
+        except Exception:  # the request's edge: what neither the gate nor vLLM's app expected
+            logger.exception("request_failed", extra={"id": self._context.request_id})
+            await self._end_failed()
         finally:
             if self._stream is not None:
                 self._stream.close()
@@ -227,7 +230,10 @@ class _Exchange:
                 return
             read = await self._plain_json(read)
             self._context.body_digest = hashlib.blake2b(read, digest_size=16).digest()
-            body = self._rewrite(read)
+            try:
+                body = self._rewrite(read)
+            except RecursionError:
+                raise RequestRefused("The request is nested too deeply.") from None
             replaced += [b"content-encoding", b"content-type"]
             added += [(b"content-length", str(len(body)).encode("ascii")), (b"content-type", b"application/json")]
         headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced] + added
@@ -256,9 +262,6 @@ class _Exchange:
             finally:
                 app.cancel()
             raise
-        except Exception:  # the request's edge: what vLLM's app did not expect
-            logger.exception("request_failed", extra={"id": self._context.request_id})
-            await self._end_failed()
 
     async def _end_failed(self) -> None:
         """End a response that the app has left unfinished."""

@@ -22,6 +22,10 @@ ENCODE_ARGUMENTS: Final = Target(*_LIMITS, "get_encode_kwargs", ())
 TEXT_LIMIT: Final = Target(*_LIMITS, "_text_len_check", ("tokenizer", "text"))
 TOKEN_LIMIT: Final = Target(*_LIMITS, "_token_len_check", ("tokenizer", "tokens"))
 
+_MAX_TOKENS = ("max_model_len", "input_length", "truncate_prompt_tokens")
+CHAT_MAX_TOKENS: Final = Target("vllm.entrypoints.openai.chat_completion.serving", "", "get_max_tokens", _MAX_TOKENS)
+COMPLETION_MAX_TOKENS: Final = Target("vllm.entrypoints.openai.completion.serving", "", "get_max_tokens", _MAX_TOKENS)
+
 TARGETS: Final = (
     SERVING_ERROR,
     ANTHROPIC_ERROR,
@@ -30,4 +34,6 @@ TARGETS: Final = (
     ENCODE_ARGUMENTS,
     TEXT_LIMIT,
     TOKEN_LIMIT,
+    CHAT_MAX_TOKENS,
+    COMPLETION_MAX_TOKENS,
 )

@@ -43,7 +43,13 @@ from serve_app.ingress.error_format import (
     openai_code,
     plain_sentence,
 )
+from serve_app.ingress.request_fields import find_problem
 from serve_app.ingress.validation_errors import Problem, describe
+
+SHAPELESS = "A field of the request has a value of the wrong type or shape."
+NOT_UNDERSTOOD = (TypeError, AttributeError, LookupError, AssertionError)
+"""What Python raises where code meets a value that it did not expect: before an engine has the request, it is the
+request's."""
 
 TEMPLATE_FAULT = "The messages cannot be rendered by the model's chat template."
 
@@ -80,7 +86,7 @@ def use(app: FastAPI) -> None:
     """Have `app`, and vLLM's code in this process, report errors here."""
     for kind in (
         RequestValidationError, HTTPException, VLLMError, jinja2.TemplateError, RecursionError,
-        ValueError, TypeError, OverflowError, NotImplementedError, ServeError, Exception,
+        ValueError, OverflowError, NotImplementedError, ServeError, *NOT_UNDERSTOOD, Exception,
     ):  # fmt: skip
         app.add_exception_handler(kind, _answer)
     app.middleware_stack = None  # built when it is first asked for; vLLM's `build_app` may have done so
@@ -103,6 +109,11 @@ def classify(error: BaseException) -> ServeError:
     for kinds, meaning in MEANINGS:
         if isinstance(error, kinds):
             return meaning(error)
+    context = CURRENT.get()
+    if isinstance(error, NOT_UNDERSTOOD) and context is not None and not context.flights:
+        # vLLM checks many fields less than it relies on them. The line in the log is for whoever mends that.
+        logger.warning("request_not_understood", extra={"id": context.request_id, "error": repr(error)[:200]})
+        return RequestRefused(SHAPELESS)
     return ServeError(SERVER_FAULT, HTTPStatus(getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)))
 
 
@@ -156,7 +167,7 @@ MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Cal
     (jinja2.TemplateError, _of_template),
     (RecursionError, lambda _: RequestRefused("The request is nested too deeply.")),
     (
-        (VLLMClientError, ValueError, TypeError, OverflowError, NotImplementedError),
+        (VLLMClientError, ValueError, OverflowError, NotImplementedError),
         lambda error: _worded(str(error), HTTPStatus.BAD_REQUEST),
     ),
 )
@@ -175,8 +186,12 @@ def report(error: ServeError) -> ServeError:
     return context.error or error
 
 
-async def _answer(_request: Request, raised: Exception) -> Response:
-    error = report(classify(raised))
+async def _answer(request: Request, raised: Exception) -> Response:
+    if isinstance(raised, NOT_UNDERSTOOD) and not isinstance(raised, UnicodeError):
+        problem = await find_problem(request)
+        error = report(_refused(problem) if problem is not None else classify(raised))
+    else:
+        error = report(classify(raised))
     headers = getattr(raised, "headers", None)
     return JSONResponse(error_object(Api.OPENAI, error, ""), error.status, headers=headers)
 

@@ -24,6 +24,8 @@ def patch() -> None:
     replace(vllm_api.ENCODE_ARGUMENTS, _counting_all)
     replace(vllm_api.TEXT_LIMIT, _text_check)
     replace(vllm_api.TOKEN_LIMIT, _token_check)
+    replace(vllm_api.CHAT_MAX_TOKENS, _no_room)
+    replace(vllm_api.COMPLETION_MAX_TOKENS, _no_room)
 
 
 def _output_check(original: Function, _module: ModuleType) -> Function:
@@ -75,3 +77,16 @@ def _token_check(original: Function, _module: ModuleType) -> Function:
         return original(self, tokenizer, tokens)
 
     return _token_len_check
+
+
+def _no_room(original: Function, _module: ModuleType) -> Function:
+    """A prompt that fills the context to its last token leaves none for an answer: vLLM would clamp `max_tokens` to 0
+    and find fault with that."""
+
+    def get_max_tokens(max_model_len: int, max_tokens: int | None, input_length: int, *rest: Any, **named: Any) -> int:
+        if input_length >= max_model_len and named.get("truncate_prompt_tokens") is None:
+            raise FleetHTTPError(prompt_too_long(input_length, max_model_len))
+        allowed: int = original(max_model_len, max_tokens, input_length, *rest, **named)
+        return allowed
+
+    return get_max_tokens
