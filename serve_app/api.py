@@ -6,12 +6,11 @@ and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`mid
 from __future__ import annotations
 
 from argparse import Namespace
-from http import HTTPStatus
 from types import SimpleNamespace
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from vllm import AsyncEngineArgs
 from vllm import __version__ as vllm_version
 from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
@@ -23,6 +22,8 @@ from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
 from serve_app.compat import vllm_parsers
+from serve_app.ingress import own_routes, vllm_errors, vllm_limits
+from serve_app.ingress.own_routes import OwnFacts
 
 TASKS = ("generate",)
 
@@ -61,40 +62,24 @@ async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Adm
     """vLLM's API app, and the client through which it asks the fleet."""
     media.use()
     vllm_parsers.keep_tables()
+    vllm_errors.patch()
+    vllm_limits.patch()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)
-    _drop_unread_metrics(app)
+    _drop_unread_middleware(app)
     # vLLM's handler of engine errors sets `should_exit` on its own launcher's server; here Serve decides who exits.
     app.state.server = SimpleNamespace()
-    _add_what_sdks_expect(app, args)
+    vllm_errors.use(app)
+    own_routes.add(app, OwnFacts(args.served_model_name[0], vllm_version))
     return app, client
 
 
-def _drop_unread_metrics(app: FastAPI) -> None:
-    """Leave out what vLLM counts for a `/metrics` that is not served here, one of it for every token: a twentieth of an
-    ingress' time. Ours go to Ray (`metrics.py`), the engine's from its replica."""
-    unread: object = PrometheusInstrumentatorMiddleware
-    app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls != unread]
+def _drop_unread_middleware(app: FastAPI) -> None:
+    """Leave out what the gate does itself (CORS: our own refusals need it, too), and what vLLM counts for a `/metrics`
+    that is not served here, one of it for every token: a twentieth of an ingress' time. Ours go to Ray (`metrics.py`),
+    the engine's from its replica."""
+    unread: tuple[object, ...] = (PrometheusInstrumentatorMiddleware, CORSMiddleware)
+    app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls not in unread]
     app.middleware_stack = None  # built when it is first asked for; `build_app` has done so already
     parser_metrics._tool_call_parser_invocations = None  # noqa: SLF001  # as it is where no parser is configured
-
-
-def _add_what_sdks_expect(app: FastAPI, args: Namespace) -> None:
-    names = list(args.served_model_name)
-
-    @app.get("/v1/models/{model_id:path}")
-    async def show_model(model_id: str) -> Response:
-        """One entry of `/v1/models`, which vLLM leaves out and SDKs ask for."""
-        models = (await app.state.openai_serving_models.show_available_models()).model_dump()
-        for model in models["data"]:
-            if model["id"] == model_id:
-                return JSONResponse(model)
-        message = f"The model `{model_id}` does not exist. Available: {', '.join(names)}."
-        error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
-        return JSONResponse({"error": error}, HTTPStatus.NOT_FOUND)
-
-    @app.api_route("/", methods=["GET", "HEAD"])
-    async def root() -> Response:
-        """What this is; coding agents probe it with HEAD before they start."""
-        return JSONResponse({"model": names[0], "engine": f"vllm {vllm_version}", "apis": ["openai", "anthropic"]})

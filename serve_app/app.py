@@ -31,6 +31,7 @@ from serve_app.engine.vllm_start import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
+from serve_app.ingress.cors import Cors
 from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
@@ -131,6 +132,7 @@ class Ingress:
             max_body_bytes=config.ingress.max_body_bytes,
             keep_alive_s=config.ingress.keep_alive_s,
             sets_request_id=False,
+            cors=Cors(config.ingress.allowed_origins),
         )
         return Gate(app, settings, keys, IngressMetrics())
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
@@ -31,21 +30,14 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.admission import Admission, Facts, Never, Refuse
 from serve_app.context import CURRENT
-from serve_app.errors import QueueFull, RequestRefused, ServeError
+from serve_app.errors import QueueFull, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
+from serve_app.ingress.vllm_errors import FleetHTTPError
 from serve_app.wire import TokenDelta
 
 FleetFactory = Callable[["FleetCore"], Fleet]
 """Builds the fleet that delivers to the given sink."""
-
-
-class FleetHTTPError(GracefulHTTPError):  # type: ignore[misc]  # vLLM is not read by mypy
-    """Our error in the form that vLLM's handlers turn into a response of the right status and shape."""
-
-    def __init__(self, error: ServeError) -> None:
-        super().__init__(error.message, error.status)
-        self.error = error
 
 
 class FleetCore:
@@ -210,16 +202,9 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
             self.fleet.cancel(sibling)
         if queue is not None:
             # After the abort: that put an "aborted" output in the queue, which the error replaces.
-            queue.put(_for_vllm(error))
+            queue.put(FleetHTTPError(error))
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:
     """What of a request does not survive its replica to the letter (see `compat/vllm_resume.py`)."""
     return ("seed",) if params.seed is not None and params.temperature else ()
-
-
-def _for_vllm(error: ServeError) -> Exception:
-    if isinstance(error, RequestRefused) and error.status is HTTPStatus.BAD_REQUEST:
-        refusal: Exception = VLLMValidationError(error.message)
-        return refusal
-    return FleetHTTPError(error)

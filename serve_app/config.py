@@ -8,6 +8,7 @@ serve_app docs`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -156,6 +157,10 @@ class IngressConfig(Section):
     """File of hashed API keys (`python -m serve_app hash-key`). None: no key is asked for."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages that may call the service from a browser (CORS), by origin: `https://app.example`,
+    `http://localhost:*` (any port), or `*` for all. Empty: none, so that no page that somebody visits can use an
+    endpoint without keys behind their back. Programs are not browsers and need no entry."""
     keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 8.0
     """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on
     silence."""
@@ -165,6 +170,16 @@ class IngressConfig(Section):
     """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
     max_queued_requests: PositiveInt = 512
     """Requests that may wait for room at one ingress replica. Beyond it they are refused at once (429)."""
+
+    @model_validator(mode="after")
+    def _origins_are_origins(self) -> IngressConfig:
+        for origin in self.allowed_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+(:\*)?", origin):
+                raise ValueError(
+                    f"allowed_origins: {origin!r} is no origin; write scheme://host[:port] without a path, "
+                    "`:*` for any port, or `*`"
+                )
+        return self
 
     @model_validator(mode="after")
     def _counts_are_in_order(self) -> IngressConfig:

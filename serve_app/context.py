@@ -31,7 +31,7 @@ class RequestContext:
     model: str | None = None
     flights: list[FlightRecord] = field(default_factory=list)
     refused: ServeError | None = None
-    """Why the request was not let in, if so."""
+    """Why the request failed outside the fleet, if so."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
 
@@ -46,6 +46,11 @@ class RequestContext:
         digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.flights)}\0".encode())
         digest.update(array("i", prompt_token_ids))
         return digest.hexdigest()
+
+    def fail(self, error: ServeError) -> None:
+        """Keep why the request failed. The first reason stands: what follows is often a consequence of it."""
+        if self.error is None:
+            self.refused = error
 
     @property
     def error(self) -> ServeError | None:

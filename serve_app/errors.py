@@ -1,17 +1,22 @@
 """The errors a client can meet, and the one place that gives them a status, a code and a retry hint.
 
     ServeError
-    |-- RequestRefused     400  the engine will never run this request
+    |-- RequestRefused     4xx  the request itself is wrong; nobody would run it
+    |   |-- PromptTooLong      400  the prompt does not fit into the context
+    |   |-- OutputTooLong      400  `max_tokens` is more than the context holds
+    |   `-- ModelNotFound      404  no such model here
     |-- QueueFull          429  we are full; come back after `retry_after_s`
     |-- NoReplica          503  nobody can serve now
     |-- CutOff             503  the replicas cannot be reached, one after the other
     `-- PoisonRequest      500  the request has taken too many replicas with it
 
+How an error is worded where the APIs differ (a prompt that is too long) is `ingress/error_format.py`'s.
 429 means that we are full, 503 that nobody can serve: a client may treat them differently, and so does our metric.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -26,16 +31,73 @@ class ServeError(Exception):
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     outcome: Outcome = Outcome.SERVER_ERROR
     retry_after_s: float | None = None
+    param: str | None = None
+    """The field of the request that is at fault, as its API names it: `messages`, `messages.0.content`."""
+    code: str | None = None
+    """OpenAI's code of the error where clients look for one; None: that of the status."""
 
     def __str__(self) -> str:
         return self.message
 
 
 class RequestRefused(ServeError):
-    """The engine said no to the request itself. Another replica would say the same."""
+    """The request itself is at fault. Another replica would say the same."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, HTTPStatus.BAD_REQUEST, Outcome.BAD_REQUEST)
+    def __init__(
+        self,
+        message: str,
+        status: HTTPStatus = HTTPStatus.BAD_REQUEST,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, status, Outcome.from_status(status), param=param, code=code)
+
+
+class PromptTooLong(RequestRefused):
+    """The prompt has `prompt_tokens` tokens, and the context holds `limit`. Agents read both and shorten the prompt."""
+
+    def __init__(self, prompt_tokens: int, limit: int, param: str | None = None) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens; at most {limit} fit into the model's context.",
+            param=param,
+            code="context_length_exceeded",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.limit = limit
+
+
+class OutputTooLong(RequestRefused):
+    """`asked` tokens of output are more than the whole context of `limit`."""
+
+    def __init__(self, asked: int, limit: int, param: str | None = "max_tokens") -> None:
+        super().__init__(f"`{param}` is {asked}; the model's context holds {limit} tokens.", param=param)
+        self.asked = asked
+        self.limit = limit
+
+
+class ModelNotFound(RequestRefused):
+    """The request asks for a model that is not served here."""
+
+    def __init__(self, model: str, available: str) -> None:
+        super().__init__(
+            f"The model `{model[:100]}` does not exist. Available: {available}.",
+            HTTPStatus.NOT_FOUND,
+            param="model",
+            code="model_not_found",
+        )
+
+
+ENGINE_TOO_LONG = re.compile(r"the prompt has (\d+) tokens; the engine holds (\d+)")
+
+
+def refused_by_engine(text: str) -> RequestRefused:
+    """The refusal of an engine (`engine/contract.py`), which comes over the wire as its text."""
+    too_long = ENGINE_TOO_LONG.search(text)
+    if too_long is None:
+        return RequestRefused(text)
+    prompt_tokens, limit = (int(number) for number in too_long.groups())
+    return PromptTooLong(prompt_tokens, min(limit, prompt_tokens - 1))
 
 
 class QueueFull(ServeError):

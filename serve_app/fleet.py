@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import CutOff, NoReplica, PoisonRequest, RequestRefused, ServeError
+from serve_app.errors import CutOff, NoReplica, PoisonRequest, ServeError, refused_by_engine
 from serve_app.flight import (
     End,
     FleetLimits,
@@ -256,7 +256,7 @@ class Fleet:
             try:
                 control.result()
             except AttemptRefused as error:
-                raise RequestRefused(str(error)) from error
+                raise refused_by_engine(str(error)) from error
             except (WrongReplica, ReplicaLost, EngineDead) as error:
                 logger.warning("lost an attempt", extra={"request": flight.request.request_id, "error": str(error)})
                 how = link.end_by(error)

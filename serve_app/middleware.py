@@ -1,26 +1,34 @@
 """The gate in front of vLLM's API app: who is asking, for what, and in which shape errors come back. Pure ASGI.
 
-In order: request id; routes that are served at all; the key; the body (size, aliases, effort); then vLLM's app. On the
-way back: the request id, errors in the API's own shape with a retry hint, streams that never go silent (`sse.py`), and
-one log line. Nothing here waits for anything but the client and the app.
+In order: request id; routes that are served at all (`ingress/routes.py`); the key; the body (encoding, size, aliases,
+effort); then vLLM's app. On the way back: the request id, errors in the API's own shape with a retry hint, streams that
+never go silent (`sse.py`), and one log line. Nothing here waits for anything but the client and the app.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
 
 from serve_app.context import CURRENT, RequestContext
+from serve_app.errors import PoisonRequest, PromptTooLong, RequestRefused, ServeError
+from serve_app.ingress import body as request_body
+from serve_app.ingress import routes
+from serve_app.ingress.cors import Cors
+from serve_app.ingress.error_format import SERVER_FAULT, Api, error_body, foreign_error, status_of
 from serve_app.outcome import Outcome
-from serve_app.shapes import Api, error_body, reshape_error
 from serve_app.sse import EventStream
+
+logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -36,42 +44,11 @@ EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """The model knows low, medium and high; the APIs know more. Anything else is left for vLLM to refuse."""
 
 
+ABOUT_THE_BODY = (b"content-type", b"content-length", b"transfer-encoding")
+"""Headers of an answer that go when its body is replaced."""
+
 DISCONNECT_GRACE_S = 0.25
 """What vLLM's handlers get to stop by themselves when the client is gone: a few turns of the event loop are enough."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """A served path. `needs_key` is False for what load balancers and probes ask."""
-
-    methods: frozenset[str]
-    pattern: re.Pattern[str]
-    api: Api
-    needs_key: bool = True
-
-
-def _route(methods: str, pattern: str, api: Api = Api.OPENAI, *, needs_key: bool = True) -> Route:
-    return Route(frozenset(methods.split()), re.compile(pattern), api, needs_key)
-
-
-SERVED = (
-    _route("POST", "/v1/chat/completions"),
-    _route("POST", "/v1/completions"),
-    _route("POST", "/v1/responses"),
-    _route("GET", "/v1/responses/[^/]+"),
-    _route("POST", "/v1/responses/[^/]+/cancel"),
-    _route("POST", "/v1/messages", Api.ANTHROPIC),
-    _route("POST", "/v1/messages/count_tokens", Api.ANTHROPIC),
-    _route("GET", "/v1/models"),
-    _route("GET", "/v1/models/.+"),
-    _route("POST", "/tokenize"),
-    _route("POST", "/detokenize"),
-    _route("GET", "/health", needs_key=False),
-    _route("GET", "/version", needs_key=False),
-    _route("GET HEAD", "/", needs_key=False),
-)
-"""Everything else is 404: vLLM's app has administration routes that nobody may reach from outside, some without a
-key."""
 
 
 class Keys(Protocol):
@@ -85,7 +62,7 @@ class AccessLog(Protocol):
     """Told of every request once, when it is over (`serve_app/metrics.py`)."""
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
-        """One request has ended. `route` is a pattern of `SERVED`, or "unserved"."""
+        """One request has ended. `route` is a pattern of `routes.SERVED`, or "unserved"."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +75,7 @@ class GateSettings:
     keep_alive_s: float
     sets_request_id: bool = True
     """Whether the response's `x-request-id` is ours to set. Not behind Ray Serve, which sets the same one itself."""
+    cors: Cors = field(default_factory=Cors)
 
 
 class Gate:
@@ -137,6 +115,11 @@ class Gate:
                 return self.settings.served_name
         return name
 
+    def resolve_path(self, path: str) -> str:
+        """The path with the served name where it names an alias."""
+        prefix, found, model = path.partition(routes.MODELS + "/")
+        return routes.MODELS + "/" + self.resolve_model(model) if found and not prefix else path
+
 
 class _Exchange:
     """One request and its response."""
@@ -151,12 +134,16 @@ class _Exchange:
         context: RequestContext,
     ) -> None:
         self._gate = gate
-        self._scope = scope
         self._receive = receive
         self._raw_send = send
         self._headers = headers
         self._context = context
-        self._api = Api.OPENAI
+        path = gate.resolve_path(routes.tidy_path(scope["path"]))
+        self._method: str = scope["method"]
+        # HEAD is a GET whose body is kept back.
+        self._scope = {**scope, "path": path, "raw_path": path.encode(), "method": self._app_method()}
+        self._route = routes.find(path, self._method)
+        self._api = routes.api_of(self._route, path, headers)
         self._status = 0
         self._client_left = False
         self._complete = False
@@ -164,37 +151,60 @@ class _Exchange:
         self._held_body = bytearray()
         self._stream: EventStream | None = None
 
+    def _app_method(self) -> str:
+        return "GET" if self._method == "HEAD" else self._method
+
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         started_s = loop.time()
-        route = self._match()
+        route = self._route
         try:
-            if route is None:
-                await self._refuse(404, f"{self._scope['method']} {self._scope['path']} is not served here.")
-            elif await self._may_ask(route):
-                await self._serve()
+            await self._handle(route)
+        except RequestRefused as refused:
+            await self._refuse(refused)
         except asyncio.CancelledError:
             self._client_left = self._client_left or not self._complete
             raise
+        except Exception:  # the request's edge: what neither the gate nor vLLM's app expected
+            logger.exception("request_failed", extra={"id": self._context.request_id})
+            await self._end_failed()
         finally:
             if self._stream is not None:
                 self._stream.close()
             pattern = route.pattern.pattern if route is not None else "unserved"
             self._gate.log.request(self._context, pattern, self._status, self._outcome(), loop.time() - started_s)
 
-    def _match(self) -> Route | None:
-        path = self._scope["path"]
-        self._api = Api.ANTHROPIC if path.startswith("/v1/messages") else Api.OPENAI
-        matching = [route for route in SERVED if route.pattern.fullmatch(path)]
-        # A served path with another method goes through: the app says 405 and what is allowed.
-        return next((route for route in matching if self._scope["method"] in route.methods), None) or next(
-            iter(matching), None
-        )
+    async def _handle(self, route: routes.Route | None) -> None:
+        method, path = self._method, self._scope["path"]
+        if route is None:
+            raise RequestRefused(f"{method} {path[:200]} is not served here.", HTTPStatus.NOT_FOUND, code="unknown_url")
+        if method == "OPTIONS":
+            await self._answer_options(route)
+        elif not route.allows(method):
+            problem = RequestRefused(
+                f"{method} is not possible on {path[:200]}; use {route.allow}.", HTTPStatus.METHOD_NOT_ALLOWED
+            )
+            await self._refuse(problem, [(b"allow", route.allow.encode())])
+        elif await self._may_ask(route):
+            await self._serve()
 
-    async def _may_ask(self, route: Route) -> bool:
+    async def _answer_options(self, route: routes.Route) -> None:
+        """What may be asked here. A browser wants to know, without its key, before it asks for a page of elsewhere."""
+        cors, origin = self._gate.settings.cors, self._headers.get("origin", "")
+        headers = [(b"allow", route.allow.encode())]
+        if "access-control-request-method" in self._headers:
+            if not cors.allows(origin):
+                raise RequestRefused(
+                    f"Pages of the origin `{origin[:100]}` may not call this service; see `ingress.allowed_origins`.",
+                    HTTPStatus.FORBIDDEN,
+                )
+            headers += cors.preflight(self._headers.get("access-control-request-headers", ""))
+        await self._send_raw({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT.value, "headers": headers})
+        await self._send_raw({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _may_ask(self, route: routes.Route) -> bool:
         keys = self._gate.keys
-        # With OPTIONS a browser asks, without its key, whether it may ask: vLLM answers that, and does nothing.
-        if keys is None or not route.needs_key or self._scope["method"] == "OPTIONS":
+        if keys is None or not route.needs_key:
             return True
         presented = self._headers.get("x-api-key", "")
         scheme, _, bearer = self._headers.get("authorization", "").partition(" ")
@@ -204,24 +214,29 @@ class _Exchange:
         if self._context.key_name is not None:
             return True
         problem = "The API key is not known." if presented else "No API key was given."
-        await self._refuse(401, f"{problem} Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.")
+        text = f"{problem} Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
+        await self._refuse(RequestRefused(text, HTTPStatus.UNAUTHORIZED), [(b"www-authenticate", b"Bearer")])
         return False
 
     # ---- the request -------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         body = b""
-        if self._scope["method"] == "POST":
+        replaced = [b"x-request-id", b"content-length"]
+        added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
+        if self._method == "POST":
             read = await self._read_body()
             if read is None:
                 return
+            read = await self._plain_json(read)
             self._context.body_digest = hashlib.blake2b(read, digest_size=16).digest()
-            body = self._rewrite(read)
-        replaced = (b"x-request-id", b"content-length")
-        headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced]
-        headers.append((b"x-request-id", self._context.request_id.encode("latin-1")))
-        if self._scope["method"] == "POST":
-            headers.append((b"content-length", str(len(body)).encode("ascii")))
+            try:
+                body = self._rewrite(read)
+            except RecursionError:
+                raise RequestRefused("The request is nested too deeply.") from None
+            replaced += [b"content-encoding", b"content-type"]
+            added += [(b"content-length", str(len(body)).encode("ascii")), (b"content-type", b"application/json")]
+        headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced] + added
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.Event()
 
@@ -248,12 +263,21 @@ class _Exchange:
                 app.cancel()
             raise
 
+    async def _end_failed(self) -> None:
+        """End a response that the app has left unfinished."""
+        self._context.fail(ServeError(SERVER_FAULT))
+        if self._complete or self._context.error is None:
+            return
+        if self._stream is not None:
+            await self._stream.fail()
+        elif self._status == 0:
+            await self._refuse(self._context.error)
+
     async def _read_body(self) -> bytes | None:
         limit = self._gate.settings.max_body_bytes
         declared = self._headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > limit:
-            await self._refuse(413, f"The request body has {declared} bytes; the limit is {limit}.")
-            return None
+        if declared.isdecimal() and int(declared[:20]) > limit:
+            raise request_body.too_large(limit, int(declared[:20]))
         body = bytearray()
         while True:
             message = await self._receive()
@@ -262,10 +286,20 @@ class _Exchange:
                 return None
             body += message.get("body", b"")
             if len(body) > limit:
-                await self._refuse(413, f"The request body is larger than the limit of {limit} bytes.")
-                return None
+                raise request_body.too_large(limit)
             if not message.get("more_body", False):
                 return bytes(body)
+
+    async def _plain_json(self, read: bytes) -> bytes:
+        """The body as plain JSON. Raises `RequestRefused` for what cannot be that."""
+        content_type, encoding = self._headers.get("content-type", ""), self._headers.get("content-encoding", "")
+        if not request_body.is_json(content_type, from_browser="origin" in self._headers):
+            problem = f"Content-Type `{content_type[:60]}` is not supported; send JSON with `application/json`."
+            raise RequestRefused(problem, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+        if encoding:
+            limit = self._gate.settings.max_body_bytes
+            read = await asyncio.to_thread(request_body.decode, read, encoding, limit)
+        return request_body.as_utf8(read, content_type)
 
     def _rewrite(self, body: bytes) -> bytes:
         """Aliases become the served name, efforts those the model knows; the rest stays as it is."""
@@ -290,12 +324,17 @@ class _Exchange:
 
     # ---- the response ------------------------------------------------------------------------------------------------
 
-    async def _refuse(self, status: int, message: str) -> None:
-        body = error_body(self._api, status, message, self._context.request_id)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        await self._send_raw({"type": "http.response.start", "status": status, "headers": headers})
+    async def _refuse(self, error: ServeError, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        """Answer with an error, in the API's shape."""
+        self._context.fail(error)
+        if isinstance(error, PromptTooLong) and error.param is None and self._route is not None:
+            error.param = self._route.prompt_field
+        body = error_body(self._api, error, self._context.request_id)
+        kept = [(name, value) for name, value in headers or () if name.lower() not in ABOUT_THE_BODY]
+        kept += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
+        if error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+            kept.append((b"accept-encoding", request_body.ENCODINGS.encode()))
+        await self._send_raw({"type": "http.response.start", "status": status_of(self._api, error), "headers": kept})
         await self._send_raw({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send(self, message: Message) -> None:
@@ -308,7 +347,7 @@ class _Exchange:
             if content_type.startswith(b"text/event-stream"):
                 keep_alive_s = self._gate.settings.keep_alive_s
                 self._stream = EventStream(
-                    message, self._send_raw, self._raw_send, self._api, self._context, keep_alive_s
+                    message, self._send_raw, self._raw_send, self._refuse, self._api, self._context, keep_alive_s
                 )
                 return
             if message["status"] >= 400:
@@ -324,33 +363,39 @@ class _Exchange:
         if message.get("more_body", False):
             return
         self._held = None
-        body = reshape_error(self._api, head["status"], bytes(self._held_body), self._context.request_id)
-        dropped = (b"content-length", b"content-type")
-        headers = [(name, value) for name, value in head["headers"] if name.lower() not in dropped]
-        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
-        if self._scope["method"] == "HEAD":
-            body = b""
-        await self._send_raw({**head, "headers": headers})
-        await self._send_raw({"type": "http.response.body", "body": body, "more_body": False})
+        error = self._context.error or foreign_error(head["status"], bytes(self._held_body))
+        await self._refuse(error, head["headers"])
 
     async def _send_raw(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
-            if self._gate.settings.sets_request_id:
-                headers.append((b"x-request-id", self._context.request_id.encode("latin-1")))
-            error = self._context.error
-            if message["status"] in (429, 503) and error is not None and error.retry_after_s is not None:
-                headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode("ascii")))
-            message = {**message, "headers": headers}
+            message = {**message, "headers": headers + self._headers_of_ours()}
         elif not message.get("more_body", False):
             self._complete = True
+        if self._method == "HEAD" and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._raw_send(message)
+
+    def _headers_of_ours(self) -> list[tuple[bytes, bytes]]:
+        request_id = self._context.request_id.encode("latin-1")
+        headers = [(b"x-request-id", request_id)] if self._gate.settings.sets_request_id else []
+        if self._api is Api.ANTHROPIC:
+            headers.append((b"request-id", request_id))
+        headers += self._gate.settings.cors.headers(self._headers.get("origin"))
+        error = self._context.error
+        if self._status >= HTTPStatus.BAD_REQUEST and error is not None:
+            if error.retry_after_s is not None:
+                headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode("ascii")))
+            if isinstance(error, PoisonRequest):
+                headers.append((b"x-should-retry", b"false"))  # OpenAI's and Anthropic's SDKs would try a 500 again
+        return headers
 
     def _outcome(self) -> Outcome:
         if self._client_left:
             return Outcome.CLIENT_LEFT
-        if self._context.error is not None:
+        failed = self._status >= HTTPStatus.BAD_REQUEST or (self._stream is not None and self._stream.failed)
+        if failed and self._context.error is not None:
             return self._context.error.outcome
         if self._stream is not None and self._stream.failed:
             return Outcome.SERVER_ERROR

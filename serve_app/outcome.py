@@ -27,7 +27,13 @@ class Outcome(StrEnum):
         """The outcome of an HTTP response that nothing has described more closely."""
         if status < 400:
             return cls.OK
-        by_status = {401: cls.UNAUTHENTICATED, 404: cls.NOT_FOUND, 429: cls.SHED_QUEUE_FULL, 503: cls.NO_REPLICA}
+        by_status = {
+            401: cls.UNAUTHENTICATED,
+            404: cls.NOT_FOUND,
+            429: cls.SHED_QUEUE_FULL,
+            503: cls.NO_REPLICA,
+            529: cls.NO_REPLICA,
+        }
         if status in by_status:
             return by_status[status]
         return cls.BAD_REQUEST if status < 500 else cls.SERVER_ERROR

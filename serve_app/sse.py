@@ -3,9 +3,10 @@
 * Nothing is sent before there is something to say: the head is held back until the first event, so that a request which
   fails before it gets a real status. No OpenAI stream gets a first chunk before the engine has its first token.
 * A stream with nothing to say for `keep_alive_s` gets a comment (OpenAI) or a `ping` event (Anthropic).
-* An Anthropic stream gets its `message_start` as soon as the request is on its way, with the true number of prompt
-tokens:
-  clients show it, and give up on silence. vLLM sends its own with the first token; that one is then dropped.
+* An event that only says that a stream has begun (`response.created`) goes out with the next one: vLLM sends it before
+  the engine has seen the request.
+* An Anthropic stream gets its `message_start` soon after the request is on its way, with the true number of prompt
+  tokens: clients show it, and give up on silence. vLLM sends its own with the first token; that one is then dropped.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ from typing import Any
 import msgspec
 
 from serve_app.context import RequestContext
-from serve_app.shapes import Api, anthropic_type, error_body, parse_error
+from serve_app.errors import ServeError
+from serve_app.ingress.error_format import Api, error_object, foreign_error
 
 Message = MutableMapping[str, Any]
 
 KEEP_ALIVE = {Api.OPENAI: b": keep-alive\n\n", Api.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
 MESSAGE_START = b"event: message_start"
-ERROR_STARTS = (b'data: {"error"', b"event: error")
+RESPONSE_FAILED = b"event: response.failed"
+ERROR_STARTS = (b'data: {"error"', b"event: error", RESPONSE_FAILED)
+ONLY_BEGUN = (b"event: response.created", b"event: response.in_progress")
+MESSAGE_START_AFTER_S = 0.5
+"""An engine that refuses a request does so at once; until then the answer's status is open."""
+
 TO_BE_LOOKED_AT = (*ERROR_STARTS, MESSAGE_START)
 
 
 class EventStream:
     """One `text/event-stream` response. `head` is the response start, which is sent when the first event is.
 
-    `send` gets the head and the end, `pass_on` may get what is between.
+    `send` gets the head and the end, `pass_on` may get what is between. `refuse` answers with an error in the place of
+    a stream that has not begun.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class EventStream:
         head: Message,
         send: Callable[[Message], Awaitable[None]],
         pass_on: Callable[[Message], Awaitable[None]],
+        refuse: Callable[[ServeError], Awaitable[None]],
         api: Api,
         context: RequestContext,
         keep_alive_s: float,
@@ -45,6 +54,8 @@ class EventStream:
         self._head: Message | None = head
         self._send = send
         self._pass_on = pass_on
+        self._refuse = refuse
+        self._held = b""
         self._api = api
         self._context = context
         self._keep_alive_s = keep_alive_s
@@ -72,13 +83,15 @@ class EventStream:
             await self._pass_on(message)
             self._sent(body)
             return
+        if self._head is not None and body.startswith(ONLY_BEGUN):
+            self._held += body
+            return
         if body.startswith(ERROR_STARTS):
             self.failed = True
             if self._head is not None:
-                await self._fail(self._head, body)
+                await self._answer(self._error(body))
                 return
-            if self._api is Api.ANTHROPIC:
-                body = self._anthropic_error()
+            body = self._error_event(body)
         async with self._lock:
             if self._message_started and body.startswith(MESSAGE_START):
                 return
@@ -86,6 +99,17 @@ class EventStream:
             await self._emit(body, more=message.get("more_body", False))
         if not message.get("more_body", False):
             self.close()
+
+    async def fail(self) -> None:
+        """End the stream with the request's error, for an app that has broken it off."""
+        self.failed = True
+        error = self._error(b"{}")
+        if self._head is not None:
+            await self._answer(error)
+            return
+        async with self._lock:
+            await self._emit(self._error_event(b""), more=False)
+        self.close()
 
     def close(self) -> None:
         """Stop the clock. Nothing is sent after this."""
@@ -100,6 +124,7 @@ class EventStream:
         head, self._head = self._head, None
         if head is not None:
             await self._send(head)
+            body, self._held = self._held + body, b""
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self._sent(body)
 
@@ -118,48 +143,48 @@ class EventStream:
         if body:
             self._at_boundary = body.endswith((b"\n\n", b"\r\n\r\n"))
 
-    async def _fail(self, head: Message, body: bytes) -> None:
+    async def _answer(self, error: ServeError) -> None:
         """The stream's first event is an error: answer with its status, as if no stream had been begun."""
-        payload = body[body.index(b"{") :].split(b"\n\n")[0]
-        message, param, _ = parse_error(payload)
-        error = self._context.error
-        status = int(error.status) if error is not None else _code(payload)
-        text = error.message if error is not None else message
-        answer = error_body(self._api, status, text, self._context.request_id, param)
-        dropped = (b"content-type", b"content-length", b"transfer-encoding")
-        headers = [(name, value) for name, value in head["headers"] if name.lower() not in dropped]
-        headers += [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode("ascii"))]
         self._head = None
         self.close()
-        await self._send({**head, "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": answer, "more_body": False})
+        await self._refuse(error)
 
-    def _anthropic_error(self) -> bytes:
-        """vLLM reports what its stream converter tripped over; the client should read what went wrong."""
-        error = self._context.error
-        kind = anthropic_type(int(error.status)) if error is not None else "api_error"
-        text = error.message if error is not None else "The request failed on the server. Please retry."
-        event = {"type": "error", "error": {"type": kind, "message": text}}
-        return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
+    def _error(self, body: bytes) -> ServeError:
+        """What went wrong with the request: what was reported of it, else what the event says."""
+        if self._context.error is not None:
+            return self._context.error
+        payload = body[body.index(b"{") :].split(b"\n\n")[0]
+        return foreign_error(_code(payload), payload)
+
+    def _error_event(self, body: bytes) -> bytes:
+        """The error as an event in the API's shape. vLLM's may report what its stream converter tripped over."""
+        if body.startswith(RESPONSE_FAILED):
+            return body
+        event = msgspec.json.encode(error_object(self._api, self._error(body or b"{}"), self._context.request_id))
+        name = b"event: error\n" if self._api is Api.ANTHROPIC else b""
+        return name + b"data: " + event + b"\n\n"
 
     async def _start_message(self) -> None:
         await self._context.submitted.wait()
+        await asyncio.sleep(MESSAGE_START_AFTER_S)
         async with self._lock:
-            if self._message_started or self._over:
-                return
-            self._message_started = True
-            message: dict[str, Any] = {
-                "id": f"chatcmpl-{self._context.request_id}",
-                "type": "message",
-                "role": "assistant",
-                "content": [],
-                "model": self._context.model,
-                "stop_reason": None,
-                "stop_sequence": None,
-                "usage": {"input_tokens": self._context.flights[0].prompt_tokens, "output_tokens": 0},
-            }
-            event = msgspec.json.encode({"type": "message_start", "message": message})
-            await self._emit(MESSAGE_START + b"\ndata: " + event + b"\n\n")
+            if not (self._message_started or self._over):
+                await self._emit_message_start()
+
+    async def _emit_message_start(self) -> None:
+        self._message_started = True
+        message: dict[str, Any] = {
+            "id": f"chatcmpl-{self._context.request_id}",
+            "type": "message",
+            "role": "assistant",
+            "content": [],
+            "model": self._context.model,
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": self._context.flights[0].prompt_tokens, "output_tokens": 0},
+        }
+        event = msgspec.json.encode({"type": "message_start", "message": message})
+        await self._emit(MESSAGE_START + b"\ndata: " + event + b"\n\n")
 
     def _tick(self) -> None:
         idle_s = self._loop.time() - self._last_sent_s
@@ -171,7 +196,11 @@ class EventStream:
 
     async def _beat(self) -> None:
         async with self._lock:
-            if not self._over:
+            if self._over:
+                return
+            if self._api is Api.ANTHROPIC and not self._message_started and self._context.submitted.is_set():
+                await self._emit_message_start()
+            else:
                 await self._emit(KEEP_ALIVE[self._api])
 
     def _spawn(self, coroutine: Any) -> None:
@@ -181,6 +210,10 @@ class EventStream:
 
 
 def _code(payload: bytes) -> int:
-    error = msgspec.json.decode(payload).get("error", {})
+    """The status that an error event of vLLM's names."""
+    try:
+        error = msgspec.json.decode(payload).get("error", {})
+    except (msgspec.DecodeError, AttributeError):
+        return 500
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500

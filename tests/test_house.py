@@ -18,6 +18,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 VLLM_IMPORTERS = {
     "serve_app/api.py": "vLLM's API app",
     "serve_app/client.py": "the seam",
+    "serve_app/ingress/vllm_*": "vLLM's errors and limits, as ours",
     "serve_app/media.py": "vLLM's image fetching, with refusals in place of failures",
     "serve_app/flags.py": "vLLM's parser of its flags",
     "serve_app/engine/*": "vLLM's engine",
@@ -33,7 +34,8 @@ RAY_IMPORTERS = {"serve_app/app.py", "serve_app/transport.py", "serve_app/metric
                  "serve_app/config_checks.py", "serve_app/chaos/hands.py"}  # fmt: skip
 """Decisions are pure: what decides has no client, no task, no Ray."""
 
-PURE = ("admission", "routing", "wire", "shapes", "outcome", "errors")
+PURE = ("admission", "routing", "wire", "outcome", "errors", "ingress/error_format", "ingress/validation_errors",
+        "ingress/routes", "ingress/cors", "ingress/body")  # fmt: skip
 """Facts in, verdict out: these import neither asyncio nor anything that talks to somebody."""
 
 LONG_FILE, LONG_FUNCTION = 300, 40

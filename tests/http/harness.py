@@ -19,6 +19,7 @@ from serve_app.context import RequestContext
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits
+from serve_app.ingress.cors import Cors
 from serve_app.middleware import Gate, GateSettings, Keys
 from serve_app.outcome import Outcome
 from serve_app.replica import EngineFactory, EngineReplica
@@ -26,6 +27,7 @@ from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_re
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 NAME = "step3p7-flash"
+ALIASES = ("claude-*", "gpt-4o")
 
 FLAGS = [
     *("--model", str(MODEL), "--served-model-name", NAME, "--trust-remote-code", "--enforce-eager"),
@@ -102,6 +104,7 @@ async def service(
     deadline_s: float = 30.0,
     max_body_bytes: int = 1 << 20,
     max_waiting: int = 100,
+    allowed_origins: tuple[str, ...] = (),
     hang_after_s: float = 20.0,
     ingress_id: str = "ingress-1",
 ) -> AsyncIterator[Service]:
@@ -122,7 +125,8 @@ async def service(
         if engines:
             await client.fleet.wait_for_replica(30)
         log = Log()
-        gate = Gate(app, GateSettings(NAME, ("claude-*", "gpt-4o"), max_body_bytes, keep_alive_s), keys, log)
+        settings = GateSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
+        gate = Gate(app, settings, keys, log)
         yield Service(await stack.enter_async_context(_listening(gate)), log, gate, client, transport)
 
 

@@ -1,0 +1,81 @@
+"""What is served: one table of routes for the gate, the OpenAPI description and the metrics' labels.
+
+Everything else is 404: vLLM's app has administration routes that nobody may reach from outside, some without a key.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from serve_app.ingress.error_format import Api
+
+
+@dataclass(frozen=True)
+class Route:
+    """A served path. `needs_key` is False for what load balancers and probes ask."""
+
+    methods: frozenset[str]
+    pattern: re.Pattern[str]
+    api: Api | None
+    """None: OpenAI's, or Anthropic's for a client that sends `anthropic-version`."""
+    needs_key: bool = True
+    prompt_field: str | None = None
+    """The field that holds the prompt, for a prompt that is too long."""
+
+    @property
+    def allow(self) -> str:
+        """The value of the header `Allow`."""
+        head = {"HEAD"} if "GET" in self.methods else set()
+        return ", ".join(sorted(self.methods | head | {"OPTIONS"}))
+
+    def allows(self, method: str) -> bool:
+        """Whether a request with this method is served; HEAD goes where GET goes."""
+        return method in self.methods or (method == "HEAD" and "GET" in self.methods)
+
+
+def _route(
+    methods: str, pattern: str, api: Api | None = Api.OPENAI, *, needs_key: bool = True, prompt: str | None = None
+) -> Route:
+    return Route(frozenset(methods.split()), re.compile(pattern, re.DOTALL), api, needs_key, prompt)
+
+
+MODELS = "/v1/models"
+
+SERVED = (
+    _route("POST", "/v1/chat/completions", prompt="messages"),
+    _route("POST", "/v1/completions", prompt="prompt"),
+    _route("POST", "/v1/responses", prompt="input"),
+    _route("GET", "/v1/responses/[^/]+"),
+    _route("POST", "/v1/responses/[^/]+/cancel"),
+    _route("POST", "/v1/messages", Api.ANTHROPIC, prompt="messages"),
+    _route("POST", "/v1/messages/count_tokens", Api.ANTHROPIC, prompt="messages"),
+    _route("GET", MODELS, None),
+    _route("GET", f"{MODELS}/.+", None),
+    _route("POST", "/tokenize", prompt="prompt"),
+    _route("POST", "/detokenize"),
+    _route("GET", "/health", needs_key=False),
+    _route("GET", "/version", needs_key=False),
+    _route("GET", "/openapi.json", needs_key=False),
+    _route("GET", "/", needs_key=False),
+)
+
+
+def tidy_path(path: str) -> str:
+    """The path as it is meant: clients put an address that ends in `/` before paths that begin with one."""
+    path = re.sub(r"/{2,}", "/", path)
+    return path.rstrip("/") or "/"
+
+
+def find(path: str, method: str) -> Route | None:
+    """The route of a path; with several, the one that takes the method. None: it is not served."""
+    matching = [route for route in SERVED if route.pattern.fullmatch(path)]
+    return next((route for route in matching if route.allows(method)), None) or next(iter(matching), None)
+
+
+def api_of(route: Route | None, path: str, headers: dict[str, str]) -> Api:
+    """Whose shapes the client expects: the route's, or what it says itself where both APIs have the path."""
+    if route is not None and route.api is not None:
+        return route.api
+    anthropic = "anthropic-version" in headers or path.startswith("/v1/messages")
+    return Api.ANTHROPIC if anthropic else Api.OPENAI

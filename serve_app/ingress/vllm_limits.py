@@ -1,0 +1,92 @@
+"""What does not fit into the context is refused with the true number of tokens, which agents read.
+
+vLLM clamps `max_tokens` to what the prompt leaves, and so do we: a request is refused only for a prompt that leaves
+nothing, or for more output than the whole context holds.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from serve_app.compat import vllm_api
+from serve_app.compat.patching import Function, replace
+from serve_app.errors import OutputTooLong
+from serve_app.ingress.vllm_errors import FleetHTTPError, prompt_too_long
+
+SAMPLE_CHARS = 65536
+"""How much is tokenised of a prompt that cannot fit by its characters alone, to say about how many tokens it has."""
+
+
+def patch() -> None:
+    """Replace vLLM's checks. Calling it again changes nothing."""
+    replace(vllm_api.OUTPUT_LIMIT, _output_check)
+    replace(vllm_api.ENCODE_ARGUMENTS, _counting_all)
+    replace(vllm_api.TEXT_LIMIT, _text_check)
+    replace(vllm_api.TOKEN_LIMIT, _token_check)
+    replace(vllm_api.CHAT_MAX_TOKENS, _no_room)
+    replace(vllm_api.COMPLETION_MAX_TOKENS, _no_room)
+
+
+def _output_check(original: Function, _module: ModuleType) -> Function:
+    def check_output(self: Any) -> None:
+        limit, asked = self.max_total_tokens, self.max_output_tokens
+        if limit is not None and asked is not None and asked > limit:
+            raise FleetHTTPError(OutputTooLong(asked, limit, self.max_output_tokens_param))
+        original(self)
+
+    return check_output
+
+
+def _counting_all(original: Function, _module: ModuleType) -> Function:
+    """Tokenise the whole prompt. vLLM stops at one token more than fits, and then cannot say how many there are; the
+    tokenizer works through all of the text either way."""
+
+    def get_encode_kwargs(self: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = original(self)
+        return (
+            arguments
+            if self.truncate_prompt_tokens is not None
+            else {**arguments, "truncation": False, "max_length": None}
+        )
+
+    return get_encode_kwargs
+
+
+def _text_check(original: Function, _module: ModuleType) -> Function:
+    """A text with more characters than the context could hold is not tokenised: its length is estimated."""
+
+    def _text_len_check(self: Any, tokenizer: Any, text: str) -> Any:
+        limit = self.max_input_tokens
+        if limit is None or tokenizer is None or self.truncate_prompt_tokens is not None:
+            return original(self, tokenizer, text)
+        if len(text) > limit * tokenizer.max_chars_per_token:
+            sample = text[:SAMPLE_CHARS]
+            tokens = len(tokenizer.encode(sample)) * len(text) // len(sample)
+            raise FleetHTTPError(prompt_too_long(max(tokens, limit + 1), self.max_total_tokens))
+        return text
+
+    return _text_len_check
+
+
+def _token_check(original: Function, _module: ModuleType) -> Function:
+    def _token_len_check(self: Any, tokenizer: Any, tokens: Any) -> Any:
+        limit = self.max_input_tokens
+        if limit is not None and len(tokens) > limit:
+            raise FleetHTTPError(prompt_too_long(len(tokens), self.max_total_tokens))
+        return original(self, tokenizer, tokens)
+
+    return _token_len_check
+
+
+def _no_room(original: Function, _module: ModuleType) -> Function:
+    """A prompt that fills the context to its last token leaves none for an answer: vLLM would clamp `max_tokens` to 0
+    and find fault with that."""
+
+    def get_max_tokens(max_model_len: int, max_tokens: int | None, input_length: int, *rest: Any, **named: Any) -> int:
+        if input_length >= max_model_len and named.get("truncate_prompt_tokens") is None:
+            raise FleetHTTPError(prompt_too_long(input_length, max_model_len))
+        allowed: int = original(max_model_len, max_tokens, input_length, *rest, **named)
+        return allowed
+
+    return get_max_tokens
