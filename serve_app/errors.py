@@ -26,16 +26,18 @@ class ServeError(Exception):
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     outcome: Outcome = Outcome.SERVER_ERROR
     retry_after_s: float | None = None
+    param: str | None = None
+    """The field of the request that is at fault, as its API names it: `messages`, `messages.0.content`."""
 
     def __str__(self) -> str:
         return self.message
 
 
 class RequestRefused(ServeError):
-    """The engine said no to the request itself. Another replica would say the same."""
+    """The request itself is at fault. Another replica would say the same."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, HTTPStatus.BAD_REQUEST, Outcome.BAD_REQUEST)
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, HTTPStatus.BAD_REQUEST, Outcome.BAD_REQUEST, param=param)
 
 
 class QueueFull(ServeError):

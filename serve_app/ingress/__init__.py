@@ -1,0 +1,1 @@
+"""The HTTP edge: what happens to a request between the client and the router."""
