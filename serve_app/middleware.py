@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
-
 from serve_app.context import CURRENT, RequestContext
+from serve_app.errors import RequestRefused
+from serve_app.ingress import json_body, request_body
+from serve_app.ingress.edits import HEADER, Edits, header_value
 from serve_app.outcome import Outcome
 from serve_app.shapes import Api, error_body, reshape_error
 from serve_app.sse import EventStream
@@ -213,10 +214,10 @@ class _Exchange:
         body = b""
         if self._scope["method"] == "POST":
             read = await self._read_body()
-            if read is None:
+            rewritten = None if read is None else await self._rewrite_or_refuse(read)
+            if rewritten is None:
                 return
-            self._context.body_digest = hashlib.blake2b(read, digest_size=16).digest()
-            body = self._rewrite(read)
+            body = rewritten
         replaced = (b"x-request-id", b"content-length")
         headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced]
         headers.append((b"x-request-id", self._context.request_id.encode("latin-1")))
@@ -267,31 +268,41 @@ class _Exchange:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    def _rewrite(self, body: bytes) -> bytes:
-        """Aliases become the served name, efforts those the model knows; the rest stays as it is."""
+    async def _rewrite_or_refuse(self, body: bytes) -> bytes | None:
+        self._context.body_digest = hashlib.blake2b(body, digest_size=16).digest()
         try:
-            request = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return body  # vLLM's to refuse, in its own words.
-        if not isinstance(request, dict):
+            return self._rewrite(body)
+        except RequestRefused as error:
+            self._context.refused = error
+            await self._refuse(error.status, error.message, error.param)
+            return None
+
+    def _rewrite(self, body: bytes) -> bytes:
+        """Aliases become the served name, efforts those the model knows; what agents send and vLLM does not take is
+        mended or left out (`ingress/request_body.py`). Raises `RequestRefused`."""
+        path = self._scope["path"]
+        if path not in request_body.WITH_BODY:
             return body
-        changed = False
+        request, repaired = json_body.decode(body)
+        edits = Edits(changed=repaired)
         model = request.get("model")
         if isinstance(model, str):
             self._context.model = self._gate.resolve_model(model)
-            changed = self._context.model != model
+            edits.changed |= self._context.model != model
             request["model"] = self._context.model
+        request_body.prepare(path, request, edits)
+        self._context.ignored = edits.ignored
         for holder in (
             request,
             *(request.get(name) for name in ("reasoning", "output_config", "chat_template_kwargs")),
         ):
-            changed |= _clamp_effort(holder)
-        return msgspec.json.encode(request) if changed else body
+            edits.changed |= _clamp_effort(holder)
+        return json_body.encode(request) if edits.changed else body
 
     # ---- the response ------------------------------------------------------------------------------------------------
 
-    async def _refuse(self, status: int, message: str) -> None:
-        body = error_body(self._api, status, message, self._context.request_id)
+    async def _refuse(self, status: int, message: str, param: str | None = None) -> None:
+        body = error_body(self._api, status, message, self._context.request_id, param)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
@@ -342,6 +353,8 @@ class _Exchange:
             error = self._context.error
             if message["status"] in (429, 503) and error is not None and error.retry_after_s is not None:
                 headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode("ascii")))
+            if self._context.ignored:
+                headers.append((HEADER, header_value(self._context.ignored)))
             message = {**message, "headers": headers}
         elif not message.get("more_body", False):
             self._complete = True
