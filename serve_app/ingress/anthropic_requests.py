@@ -11,7 +11,7 @@ from typing import Any
 
 from serve_app.errors import RequestRefused
 from serve_app.ingress import anthropic_tools, json_body
-from serve_app.ingress.content import Block, as_list, document_parts, history_block, placeholder, readable, settle
+from serve_app.ingress.content import Block, as_list, document_parts, history_block, placeholder, readable, settle, word
 from serve_app.ingress.edits import Edits
 
 KNOWN = frozenset({"text", "image", "tool_use", "tool_result", "thinking", "tool_addition", "tool_removal"})
@@ -175,7 +175,7 @@ def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None
     content = last.get("content")
     if isinstance(content, list):
         blocks = [block for block in content if isinstance(block, dict)]
-        kinds = {block.get("type") for block in blocks}
+        kinds = {word(block.get("type")) for block in blocks}
         if "tool_use" in kinds:
             raise RequestRefused(
                 "The last message calls a tool: its result must follow, in a `tool_result` of a user message.",

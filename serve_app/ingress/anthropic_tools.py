@@ -113,7 +113,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
     kept, left_out = [], set()
     for number, tool in enumerate(tools):
         function = _as_function(tool)
-        if function is None:
+        if function is None and isinstance(tool, dict):
             kind = str(tool.get("type"))
             edits.note(f"tools.{number}", kind)
             left_out.add(str(tool.get("name") or kind))
@@ -148,7 +148,7 @@ def _as_function(tool: Any) -> Any:
 def _choose_among(request: dict[str, Any], kept: list[Any], left_out: set[str], edits: Edits) -> None:
     raw = request.get("tool_choice")
     choice: Tool = raw if isinstance(raw, dict) else {}
-    forced = choice.get("type") == "any" or (choice.get("type") == "tool" and choice.get("name") in left_out)
+    forced = choice.get("type") == "any" or (choice.get("type") == "tool" and str(choice.get("name")) in left_out)
     if not kept:
         request.pop("tools")
         request.pop("tool_choice", None)
@@ -172,6 +172,6 @@ def _check_choice(request: dict[str, Any]) -> None:
         return  # system messages may bring further tools
     if not tools:
         raise RequestRefused("`tool_choice` demands a tool, and `tools` holds none.", param="tool_choice")
-    names = {tool.get("name") for tool in tools if isinstance(tool, dict)}
+    names = {str(tool.get("name")) for tool in tools if isinstance(tool, dict)}
     if choice.get("type") == "tool" and isinstance(choice.get("name"), str) and choice["name"] not in names:
         raise RequestRefused(f"Tool {choice['name'][:100]!r} not found in `tools`.", param="tool_choice.name")

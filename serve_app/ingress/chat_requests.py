@@ -107,8 +107,8 @@ def _calls(message: dict[str, Any], edits: Edits) -> None:
             continue
         custom = entry.pop("custom", None)
         if isinstance(custom, dict):
-            arguments = json.dumps({"input": custom.get("input")}, ensure_ascii=False)
-            entry["type"], entry["function"] = "function", {"name": custom.get("name"), "arguments": arguments}
+            told = json.dumps({"input": custom.get("input")}, ensure_ascii=False)
+            entry["type"], entry["function"] = "function", {"name": custom.get("name"), "arguments": told}
             edits.changed = True
         for name, value in (("id", f"call_{number}"), ("type", "function")):
             if entry.get(name) is None:

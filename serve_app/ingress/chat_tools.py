@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.errors import RequestRefused
-from serve_app.ingress.content import as_list
+from serve_app.ingress.content import as_list, word
 from serve_app.ingress.edits import Edits
 
 
@@ -67,16 +67,18 @@ def _allowed(request: dict[str, Any], tools: list[Any], allowed: object, edits: 
     """Only the tools that `tool_choice` allows; the others might be called as long as the model sees them."""
     fields = allowed if isinstance(allowed, dict) else {}
     names = {
-        (entry.get("function") or {}).get("name") for entry in as_list(fields.get("tools")) if isinstance(entry, dict)
+        word(entry["function"].get("name"))
+        for entry in as_list(fields.get("tools"))
+        if isinstance(entry, dict) and isinstance(entry.get("function"), dict)
     }
     request["tool_choice"] = fields.get("mode") or "auto"
     edits.changed = True
-    return [tool for tool in tools if isinstance(tool, dict) and tool["function"].get("name") in names]
+    return [tool for tool in tools if isinstance(tool, dict) and word(tool["function"].get("name")) in names]
 
 
 def _choose_among(request: dict[str, Any], kept: list[Any], left_out: set[str], edits: Edits) -> None:
     choice = request.get("tool_choice")
-    kind = choice.get("type") if isinstance(choice, dict) else None
+    kind = word(choice.get("type")) if isinstance(choice, dict) else ""
     wants_left_out = kind in left_out
     if not kept:
         request.pop("tools")

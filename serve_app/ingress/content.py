@@ -37,6 +37,11 @@ TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml"
               "application/javascript", "application/x-sh", "application/sql", "application/toml")  # fmt: skip
 
 
+def word(value: object) -> str:
+    """`value` where a name or a kind is expected; nothing for what is none, which vLLM then refuses."""
+    return value if isinstance(value, str) else ""
+
+
 def as_list(content: object) -> list[Any]:
     """Content as a list of parts, whichever way a client has written it."""
     if content is None:

@@ -23,6 +23,7 @@ from serve_app.ingress.content import (
     placeholder,
     readable,
     settle,
+    word,
 )
 from serve_app.ingress.edits import Edits
 
@@ -99,7 +100,7 @@ def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
         return [{"role": "user", "content": item}]
     if not isinstance(item, dict):
         return [item]
-    kind = item.get("type") or ("message" if "role" in item else None)
+    kind = word(item.get("type")) or ("message" if "role" in item else "")
     if kind == "message":
         return _message(item, path, edits, is_last=is_last)
     if kind == "function_call":
@@ -117,7 +118,7 @@ def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
         call_id = item.get("call_id") or item.get("id") or ""
         arguments = compact(item.get(field) or item.get(f"{field}s") or {})
         return [{"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}]
-    if isinstance(kind, str) and kind.removesuffix("_output") in CALLS:
+    if kind.removesuffix("_output") in CALLS:
         return [_output({**item, "call_id": item.get("call_id") or item.get("id")}, item.get("output"), path, edits)]
     return _history(item, kind or "item", path, edits)
 
@@ -263,7 +264,7 @@ def _image(part: Block, path: str, edits: Edits) -> Block:
 
 def _prefill(request: dict[str, Any], sent: Block, items: list[Any], edits: Edits) -> None:
     """A last message from the assistant is the beginning of the answer. vLLM continues one that says "incomplete"."""
-    kind, place = sent.get("type"), f"input.{len(request['input']) - 1}"
+    kind, place = word(sent.get("type")), f"input.{len(request['input']) - 1}"
     if kind in ("function_call", "custom_tool_call", *CALLS):
         raise RequestRefused("The last item calls a tool: its output must follow.", param=place)
     if kind == "reasoning":

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from serve_app.errors import RequestRefused
-from serve_app.ingress.content import as_list
+from serve_app.ingress.content import as_list, word
 from serve_app.ingress.edits import Edits
 
 Tool = dict[str, Any]
@@ -22,7 +22,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
     left_out: set[str] = set()
     for number, tool in enumerate(tools):
         made = _tool(tool, f"tools.{number}", edits)
-        if made is None:
+        if made is None and isinstance(tool, dict):
             left_out |= {str(tool.get("type")), str(tool.get("name") or tool.get("server_label") or tool.get("type"))}
         else:
             kept.append(made)
@@ -70,17 +70,17 @@ def _free_form(tool: Tool, path: str, edits: Edits) -> Tool:
 
 def _allowed(request: dict[str, Any], tools: list[Any], choice: Tool, edits: Edits) -> list[Any]:
     """Only the tools that `tool_choice` allows; the others might be called as long as the model sees them."""
-    names = {entry.get("name") for entry in as_list(choice.get("tools")) if isinstance(entry, dict)}
+    names = {word(entry.get("name")) for entry in as_list(choice.get("tools")) if isinstance(entry, dict)}
     request["tool_choice"] = choice.get("mode") or "auto"
     edits.changed = True
-    return [tool for tool in tools if isinstance(tool, dict) and tool.get("name") in names]
+    return [tool for tool in tools if isinstance(tool, dict) and word(tool.get("name")) in names]
 
 
 def _choose_among(request: dict[str, Any], kept: list[Any], left_out: set[str], edits: Edits) -> None:
     choice = request["tool_choice"]
     wanted = None
     if isinstance(choice, dict):
-        named = choice.get("name") or choice.get("server_label") or choice.get("type")
+        named = word(choice.get("name") or choice.get("server_label") or choice.get("type"))
         wanted = named if named in left_out and choice.get("type") not in ("function", "custom") else None
     if not kept and (wanted or choice == "required"):
         asked = wanted or json.dumps(choice)
