@@ -29,6 +29,8 @@ class RequestContext:
     body_digest: bytes = b""
     key_name: str | None = None
     model: str | None = None
+    ignored: list[str] = field(default_factory=list)
+    """What was asked for and left out, by field (`ingress/edits.py`)."""
     flights: list[FlightRecord] = field(default_factory=list)
     refused: ServeError | None = None
     """Why the request failed outside the fleet, if so."""

@@ -9,13 +9,14 @@ own route patterns, never from users.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from ray.serve import metrics
 
 from serve_app.context import RequestContext
-from serve_app.flight import FlightRecord
 from serve_app.outcome import Outcome
+
+LOGGED_IGNORED = 20
+"""Of what a request asked for in vain, so many entries are in its line: a long history holds hundreds."""
 
 logger = logging.getLogger("serve_app.access")
 
@@ -86,16 +87,18 @@ class IngressMetrics:
                 "queue_s": _round(queue_s),
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
-                **_ways(flights),
+                **_ways(context),
                 "resumes": resumes,
             },
         )
 
 
-def _ways(flights: Sequence[FlightRecord]) -> dict[str, object]:
-    """The replicas of each attempt, what the resumes among them could not carry to the letter, and what was taken up
-    before the first."""
+def _ways(context: RequestContext) -> dict[str, object]:
+    """What was left out of the request, the replicas of each attempt, what the resumes among them could not carry to
+    the letter, and what was taken up before the first."""
+    flights = context.flights
     return {
+        "ignored": context.ignored[:LOGGED_IGNORED],
         "replica": [replica for flight in flights for replica in flight.replicas],
         "inexact": sorted({name for flight in flights if flight.resumed for name in flight.inexact}),
         "taken_up_tokens": sum(flight.taken_up_tokens for flight in flights),

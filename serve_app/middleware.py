@@ -17,13 +17,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
-import msgspec
-
 from serve_app.context import CURRENT, RequestContext
 from serve_app.errors import PoisonRequest, PromptTooLong, RequestRefused, ServeError
-from serve_app.ingress import body as request_body
-from serve_app.ingress import routes
+from serve_app.ingress import content_encoding, json_body, request_body, routes
 from serve_app.ingress.cors import Cors
+from serve_app.ingress.edits import HEADER, Edits, header_value
 from serve_app.ingress.error_format import SERVER_FAULT, Api, error_body, foreign_error, status_of
 from serve_app.outcome import Outcome
 from serve_app.sse import EventStream
@@ -277,7 +275,7 @@ class _Exchange:
         limit = self._gate.settings.max_body_bytes
         declared = self._headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > limit:
-            raise request_body.too_large(limit, int(declared[:20]))
+            raise content_encoding.too_large(limit, int(declared[:20]))
         body = bytearray()
         while True:
             message = await self._receive()
@@ -286,41 +284,42 @@ class _Exchange:
                 return None
             body += message.get("body", b"")
             if len(body) > limit:
-                raise request_body.too_large(limit)
+                raise content_encoding.too_large(limit)
             if not message.get("more_body", False):
                 return bytes(body)
 
     async def _plain_json(self, read: bytes) -> bytes:
         """The body as plain JSON. Raises `RequestRefused` for what cannot be that."""
         content_type, encoding = self._headers.get("content-type", ""), self._headers.get("content-encoding", "")
-        if not request_body.is_json(content_type, from_browser="origin" in self._headers):
+        if not content_encoding.is_json(content_type, from_browser="origin" in self._headers):
             problem = f"Content-Type `{content_type[:60]}` is not supported; send JSON with `application/json`."
             raise RequestRefused(problem, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         if encoding:
             limit = self._gate.settings.max_body_bytes
-            read = await asyncio.to_thread(request_body.decode, read, encoding, limit)
-        return request_body.as_utf8(read, content_type)
+            read = await asyncio.to_thread(content_encoding.decode, read, encoding, limit)
+        return content_encoding.as_utf8(read, content_type)
 
     def _rewrite(self, body: bytes) -> bytes:
-        """Aliases become the served name, efforts those the model knows; the rest stays as it is."""
-        try:
-            request = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return body  # vLLM's to refuse, in its own words.
-        if not isinstance(request, dict):
+        """Aliases become the served name, efforts those the model knows; what agents send and vLLM does not take is
+        mended or left out (`ingress/request_body.py`). Raises `RequestRefused`."""
+        path = self._scope["path"]
+        if path not in request_body.WITH_BODY:
             return body
-        changed = False
+        request, repaired = json_body.decode(body)
+        edits = Edits(changed=repaired)
         model = request.get("model")
         if isinstance(model, str):
             self._context.model = self._gate.resolve_model(model)
-            changed = self._context.model != model
+            edits.changed |= self._context.model != model
             request["model"] = self._context.model
+        request_body.prepare(path, request, edits)
+        self._context.ignored = edits.ignored
         for holder in (
             request,
             *(request.get(name) for name in ("reasoning", "output_config", "chat_template_kwargs")),
         ):
-            changed |= _clamp_effort(holder)
-        return msgspec.json.encode(request) if changed else body
+            edits.changed |= _clamp_effort(holder)
+        return json_body.encode(request) if edits.changed else body
 
     # ---- the response ------------------------------------------------------------------------------------------------
 
@@ -333,7 +332,7 @@ class _Exchange:
         kept = [(name, value) for name, value in headers or () if name.lower() not in ABOUT_THE_BODY]
         kept += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode("ascii"))]
         if error.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
-            kept.append((b"accept-encoding", request_body.ENCODINGS.encode()))
+            kept.append((b"accept-encoding", content_encoding.ENCODINGS.encode()))
         await self._send_raw({"type": "http.response.start", "status": status_of(self._api, error), "headers": kept})
         await self._send_raw({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -383,6 +382,8 @@ class _Exchange:
         if self._api is Api.ANTHROPIC:
             headers.append((b"request-id", request_id))
         headers += self._gate.settings.cors.headers(self._headers.get("origin"))
+        if self._context.ignored:
+            headers.append((HEADER, header_value(self._context.ignored)))
         error = self._context.error
         if self._status >= HTTPStatus.BAD_REQUEST and error is not None:
             if error.retry_after_s is not None:

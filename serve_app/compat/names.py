@@ -17,11 +17,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.compat import vllm_api, vllm_cpu, vllm_resume
+from serve_app.compat import vllm_api, vllm_cpu, vllm_prefill, vllm_resume
 from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import Definition, SourceTree
 
 PACKAGE = "vllm"
+
+TARGETS = (*vllm_api.TARGETS, *vllm_cpu.TARGETS, *vllm_prefill.TARGETS, *vllm_resume.TARGETS)
+"""What we change in vLLM, all of it."""
 
 APPLICATION = Path(__file__).parents[1]
 
@@ -306,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = Path(spec.origin).parent
     source = SourceTree.open(PACKAGE, path)
     problems, checked = check(source, users())
-    problems += check_targets(source, (*vllm_api.TARGETS, *vllm_cpu.TARGETS, *vllm_resume.TARGETS))
+    problems += check_targets(source, TARGETS)
     for problem in problems:
         print(problem)
     print(f"{checked} uses of vLLM compared with {path.name}: {len(problems)} missing")

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.compat import vllm_api, vllm_cpu, vllm_resume
-from serve_app.compat.names import PACKAGE, check, check_targets, main, users
+from serve_app.compat.names import PACKAGE, TARGETS, check, check_targets, main, users
 from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import SourceTree
 
@@ -115,7 +114,7 @@ def test_every_name_we_use_is_in_the_installed_vllm() -> None:
     problems, checked = check(source, users())
     assert problems == []
     assert checked > 100
-    assert check_targets(source, (*vllm_api.TARGETS, *vllm_cpu.TARGETS, *vllm_resume.TARGETS)) == []
+    assert check_targets(source, TARGETS) == []
 
 
 def test_a_function_to_change_that_is_gone_or_takes_other_things_is_named(wheel: Path) -> None:

@@ -1,0 +1,206 @@
+"""A request of Anthropic's Messages API as vLLM's server can serve it: see `prepare`.
+
+vLLM knows text, images, tool calls, tool results and thinking. Everything else that clients send is told to the model
+as text; what nobody can read is named and noted.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from serve_app.errors import RequestRefused
+from serve_app.ingress import anthropic_tools, json_body
+from serve_app.ingress.content import Block, as_list, document_parts, history_block, placeholder, readable, settle, word
+from serve_app.ingress.edits import Edits
+
+KNOWN = frozenset({"text", "image", "tool_use", "tool_result", "thinking", "tool_addition", "tool_removal"})
+"""Blocks that vLLM takes as they are (images and tool results once they have been looked into)."""
+
+REMOTE = ("mcp_servers", "container")
+"""Fields that ask for something on Anthropic's servers. What is asked for beside them is served."""
+
+
+def prepare(request: dict[str, Any], edits: Edits) -> None:
+    """Make the request, in place, one that vLLM serves. Raises `RequestRefused` where there is no right way to."""
+    anthropic_tools.prepare(request, edits)
+    _options(request, edits)
+    system = request.get("system")
+    if isinstance(system, list):
+        request["system"] = _text_blocks(system, "system", edits)
+    messages = request.get("messages")
+    if not isinstance(messages, list):
+        return
+    request["messages"] = messages = _after_compaction(messages, edits)
+    for number, message in enumerate(messages):
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            _message(message, f"messages.{number}", edits, is_last=number == len(messages) - 1)
+    _prefill(request, messages, edits)
+
+
+def _options(request: dict[str, Any], edits: Edits) -> None:
+    for name in REMOTE:
+        if request.get(name):
+            edits.note(name, _names(request[name]))
+    management = request.get("context_management")
+    for edit in as_list(management.get("edits")) if isinstance(management, dict) else ():
+        # To keep all thinking is what happens anyway.
+        if isinstance(edit, dict) and edit.get("keep") != "all":
+            edits.note("context_management", str(edit.get("type")))
+    # The name that the first beta of structured outputs had.
+    output_format = request.pop("output_format", None)
+    if isinstance(output_format, dict):
+        config = request.get("output_config")
+        request["output_config"] = {"format": output_format, **(config if isinstance(config, dict) else {})}
+        edits.changed = True
+
+
+def _names(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(entry.get("name", "")) if isinstance(entry, dict) else str(entry) for entry in value)
+    return value if isinstance(value, str) else "object"
+
+
+def _text_blocks(blocks: list[Any], path: str, edits: Edits) -> list[Any]:
+    """The system prompt and system messages hold text only."""
+    made: list[Any] = []
+    for number, block in enumerate(blocks):
+        if not isinstance(block, dict) or block.get("type") in ("text", "tool_addition", "tool_removal"):
+            made.append(block)
+        elif block.get("type") == "document":
+            made += settle(document_parts(block, f"{path}.{number}", edits), path, may_stand_alone=True)
+            edits.changed = True
+        else:
+            edits.note(f"{path}.{number}", str(block.get("type")))
+    return made
+
+
+def _after_compaction(messages: list[Any], edits: Edits) -> list[Any]:
+    """A `compaction` block stands for all that was said before it: Anthropic's server ignores that, and so do we."""
+    for number in range(len(messages) - 1, -1, -1):
+        content = messages[number].get("content") if isinstance(messages[number], dict) else None
+        if not isinstance(content, list):
+            continue
+        for position in range(len(content) - 1, -1, -1):
+            block = content[position]
+            if isinstance(block, dict) and block.get("type") == "compaction" and block.get("content"):
+                summary = f"The conversation so far, summarised:\n{readable(block['content'])}"
+                edits.changed = True
+                rest = {**messages[number], "content": content[position + 1 :]}
+                head: list[Any] = [{"role": "user", "content": summary}]
+                return head + ([rest] if rest["content"] else []) + messages[number + 1 :]
+    return messages
+
+
+def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool) -> None:
+    if message.get("role") == "system":
+        message["content"] = _text_blocks(message["content"], f"{path}.content", edits)
+        return
+    parts: list[Any] = []
+    for number, block in enumerate(message["content"]):
+        parts += _block(block, f"{path}.content.{number}", edits)
+    message["content"] = settle(parts, f"{path}.content", may_stand_alone=not is_last)
+
+
+def _block(block: Any, path: str, edits: Edits) -> list[Any]:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if not isinstance(kind, str):
+        return [block]
+    if kind == "tool_result":
+        return [_tool_result(block, path, edits)]
+    if kind == "tool_use":
+        return [_tool_use(block, edits)]
+    if kind in ("image", "document"):
+        return _seen(block, path, edits)
+    if kind in KNOWN:
+        return [block]
+    if kind == "redacted_thinking":
+        edits.note(path, kind)  # encrypted: for Anthropic's servers only
+        return []
+    if kind == "container_upload":
+        return [placeholder("file", str(block.get("file_id") or ""), "", None, path, edits)]
+    if kind == "tool_reference":
+        edits.changed = True
+        return [{"type": "text", "text": f"[Tool found: {block.get('tool_name') or block.get('name')}]"}]
+    if kind == "compaction":
+        edits.changed = True
+        return []  # one without content: a summary that failed
+    edits.note(path, f"{kind} as text")
+    return [history_block(block)]
+
+
+def _seen(block: Block, path: str, edits: Edits) -> list[Block]:
+    """An image or a document: kept, inlined, or named."""
+    if block["type"] == "document":
+        edits.changed = True
+        return document_parts(block, path, edits)
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") == "file":
+        return [placeholder("image", str(source.get("file_id") or ""), "", None, path, edits)]
+    return [block]
+
+
+def _tool_use(block: Block, edits: Edits) -> Block:
+    """With an object as input: some clients send the arguments as the string in which they came."""
+    arguments = block.get("input")
+    if not isinstance(arguments, str):
+        return block
+    edits.changed = True
+    try:
+        decoded = json.loads(json_body.mended_arguments(arguments)) if arguments else {}
+    except (ValueError, RecursionError):
+        decoded = {"input": arguments}
+    return {**block, "input": decoded if isinstance(decoded, dict) else {"input": decoded}}
+
+
+def _tool_result(block: Block, path: str, edits: Edits) -> Block:
+    """With text and images as content. What a tool has returned stands alone: the turn goes on with a placeholder."""
+    content = block.get("content")
+    if content is None or isinstance(content, str):
+        return block
+    parts: list[Any] = []
+    for number, part in enumerate(as_list(content)):
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}  # noqa: PLW2901  # the same part in the form of the others
+        parts += _block(part, f"{path}.content.{number}", edits)
+    parts = settle(parts, path, may_stand_alone=True)
+    return {**block, "content": parts}
+
+
+def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None:
+    """A last message from the assistant is the beginning of the answer; `compat/vllm_prefill.py` has it continued."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        return
+    content = last.get("content")
+    if isinstance(content, list):
+        blocks = [block for block in content if isinstance(block, dict)]
+        kinds = {word(block.get("type")) for block in blocks}
+        if "tool_use" in kinds:
+            raise RequestRefused(
+                "The last message calls a tool: its result must follow, in a `tool_result` of a user message.",
+                param=f"messages.{len(messages) - 1}.content",
+            )
+        words = [block for block in blocks if block.get("type") == "text" and block.get("text")]
+        if not words and "thinking" in kinds:
+            raise RequestRefused(
+                "The last message ends in thinking, which cannot be continued; end it with text, or leave it out.",
+                param=f"messages.{len(messages) - 1}.content",
+            )
+        content = "".join(str(block["text"]) for block in words)
+        # One block: the template would put something between two, and the answer goes on from the last character.
+        thinking = [block for block in blocks if block.get("type") == "thinking"]
+        last["content"] = [*thinking, {"type": "text", "text": content}]
+        edits.changed = True
+    if content == "":
+        messages.pop()
+        edits.changed = True
+        return
+    config = request.get("output_config")
+    choice = request.get("tool_choice")
+    is_format = isinstance(config, dict) and config.get("format")
+    if is_format or (isinstance(choice, dict) and choice.get("type") in ("any", "tool")):
+        named = "output_config.format" if is_format else "tool_choice"
+        raise RequestRefused(
+            f"The last message is the beginning of an answer, which cannot be combined with `{named}`.", param=named
+        )

@@ -1,0 +1,240 @@
+"""A request of OpenAI's chat completions as vLLM's server can serve it: see `prepare`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from serve_app.errors import RequestRefused
+from serve_app.ingress import chat_tools, json_body
+from serve_app.ingress.content import (
+    Block,
+    compact,
+    document_parts,
+    file_parts,
+    history_block,
+    placeholder,
+    settle,
+    split_data_url,
+)
+from serve_app.ingress.edits import Edits
+
+ROLES = {"developer": "system", "function": "tool"}
+"""The model's template knows the newer name of one and the newer form of the other."""
+
+KNOWN = frozenset(
+    {"image_url", "refusal", "thinking", "image_embeds", "prompt_embeds", "image_pil", "tool_reference"}
+)  # fmt: skip
+"""Parts that vLLM and the template know."""
+
+TEXTS = ("text", "input_text", "output_text")
+
+THINKING = ("thinking", "redacted_thinking", "reasoning")
+
+UNHEARD = {"input_audio": "audio", "audio_url": "audio", "video_url": "video", "input_video": "video"}
+
+
+def prepare(request: dict[str, Any], edits: Edits) -> None:
+    """Make the request, in place, one that vLLM serves. Raises `RequestRefused` where there is no right way to."""
+    chat_tools.prepare(request, edits)
+    messages = request.get("messages")
+    if not isinstance(messages, list):
+        return
+    for number, message in enumerate(messages):
+        if isinstance(message, dict):
+            _message(message, f"messages.{number}", edits, is_last=number == len(messages) - 1)
+    _prefill(request, messages, edits)
+
+
+def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool) -> None:
+    _fields(message, edits)
+    content = message.get("content")
+    if isinstance(content, dict):
+        content = [content]
+        edits.changed = True
+    if isinstance(content, list):
+        parts: list[Any] = []
+        for number, part in enumerate(content):
+            parts += _part(part, f"{path}.content.{number}", edits)
+        may_stand_alone = not is_last or message.get("role") == "tool"
+        message["content"] = settle(parts, f"{path}.content", may_stand_alone=may_stand_alone)
+
+
+def _fields(message: dict[str, Any], edits: Edits) -> None:
+    """All of a message but its content's parts."""
+    if None in message.values():
+        # A field that is null is one that the client's library knows and has not been told of.
+        for name in [name for name, entry in message.items() if entry is None and name != "content"]:
+            del message[name]
+            edits.changed = True
+    role = message.get("role")
+    if isinstance(role, str) and role in ROLES:
+        message["role"] = ROLES[role]
+        edits.changed = True
+        if role == "function":
+            message.setdefault("tool_call_id", f"call_{message.get('name', '')}")
+    if role == "assistant":
+        _calls(message, edits)
+        _thinking(message, edits)
+    elif "content" in message and message["content"] is None:
+        message["content"] = ""
+        edits.changed = True
+
+
+def _thinking(message: dict[str, Any], edits: Edits) -> None:
+    """Thinking among an assistant's parts is reasoning; vLLM would read it as part of what was said."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return
+    thinking = [part for part in content if isinstance(part, dict) and part.get("type") in THINKING]
+    if thinking:
+        message["content"] = [part for part in content if part not in thinking]
+        words = "".join(str(part.get("thinking") or part.get("text") or "") for part in thinking)
+        message.setdefault("reasoning", words)
+        edits.changed = True
+
+
+def _calls(message: dict[str, Any], edits: Edits) -> None:
+    """Tool calls of an assistant's message, with what vLLM's check of types requires."""
+    call = message.pop("function_call", None)
+    if isinstance(call, dict):
+        identity = f"call_{call.get('name', '')}"
+        message.setdefault("tool_calls", [{"id": identity, "type": "function", "function": call}])
+        edits.changed = True
+    calls = message.get("tool_calls")
+    for number, entry in enumerate(calls if isinstance(calls, list) else ()):
+        if not isinstance(entry, dict):
+            continue
+        custom = entry.pop("custom", None)
+        if isinstance(custom, dict):
+            told = json.dumps({"input": custom.get("input")}, ensure_ascii=False)
+            entry["type"], entry["function"] = "function", {"name": custom.get("name"), "arguments": told}
+            edits.changed = True
+        for name, value in (("id", f"call_{number}"), ("type", "function")):
+            if entry.get(name) is None:
+                entry[name] = value
+                edits.changed = True
+        function = entry.get("function")
+        if isinstance(function, dict):
+            arguments = function.get("arguments")
+            made = json_body.mended_arguments(arguments) if isinstance(arguments, str) else compact(arguments or {})
+            edits.changed |= made is not arguments
+            function["arguments"] = made
+    if calls == []:
+        del message["tool_calls"]
+        edits.changed = True
+
+
+def _part(part: Any, path: str, edits: Edits) -> list[Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        return [part]
+    made = _other_part(part, kind, path, edits)
+    if made is None:
+        return [part]
+    edits.changed = True
+    return made
+
+
+def _other_part(part: Block, kind: str, path: str, edits: Edits) -> list[Block] | None:
+    """What vLLM takes in place of a part; None for one that it takes as it is."""
+    if kind == "image_url" and isinstance(part.get("image_url"), str):
+        return [{"type": "image_url", "image_url": {"url": part["image_url"]}}]
+    if kind == "input_image":
+        return image_url_parts(part, path, edits)
+    if kind in TEXTS:
+        if part.get("text") is None:
+            return []
+        return None if kind == "text" else [{"type": "text", "text": part["text"]}]
+    if kind in KNOWN:
+        return None
+    if kind in ("file", "input_file"):
+        return file_parts(part.get("file", part), path, edits)
+    if kind == "document":
+        return [each for made in document_parts(part, path, edits) for each in _image_of(made, path, edits)]
+    if kind == "image":
+        return _image_of(part, path, edits)
+    if kind in UNHEARD:
+        return [unheard(part, kind, path, edits)]
+    edits.note(path, f"{kind} as text")
+    return [history_block(part)]
+
+
+def unheard(part: Block, kind: str, path: str, edits: Edits) -> Block:
+    """Sound or moving pictures, by name."""
+    inner = part.get(kind)
+    fields = inner if isinstance(inner, dict) else {"url": inner}
+    source = str(fields.get("data") or fields.get("url") or "")
+    is_address = source.startswith(("http:", "https:", "file:"))
+    media_type, data = ("", None) if is_address else split_data_url(source)
+    media_type = str(fields.get("format") or media_type)
+    return placeholder(UNHEARD[kind], source if is_address else "", media_type, data, path, edits)
+
+
+def image_url_parts(part: Block, path: str, edits: Edits) -> list[Block]:
+    """The image of the Responses API in the form of chat completions."""
+    url = part.get("image_url")
+    url = url.get("url") if isinstance(url, dict) else url
+    if not isinstance(url, str):
+        return [placeholder("image", str(part.get("file_id") or ""), "", None, path, edits)]
+    return [{"type": "image_url", "image_url": {"url": url}}]
+
+
+def _image_of(part: Block, path: str, edits: Edits) -> list[Block]:
+    """Anthropic's image in OpenAI's form; any other part as it is."""
+    source = part.get("source")
+    if part.get("type") != "image" or not isinstance(source, dict):
+        return [part]
+    if source.get("type") == "file":
+        return [placeholder("image", str(source.get("file_id") or ""), "", None, path, edits)]
+    data = f"data:{source.get('media_type', 'image/jpeg')};base64,{source.get('data', '')}"
+    return [{"type": "image_url", "image_url": {"url": source.get("url") or data}}]
+
+
+def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None:
+    """A last message from the assistant is the beginning of the answer, unless the client has said what it is."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        return
+    if "continue_final_message" in request or "add_generation_prompt" in request:
+        return
+    path = f"messages.{len(messages) - 1}"
+    if last.get("tool_calls"):
+        raise RequestRefused(
+            "The last message calls a tool: its result must follow, in a message with the role `tool`.", param=path
+        )
+    content = last.get("content")
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, dict)]
+        content = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
+    if not content:
+        if last.get("reasoning") or last.get("reasoning_content"):
+            raise RequestRefused(
+                "The last message ends in reasoning, which cannot be continued; end it with text, or leave it out.",
+                param=path,
+            )
+        if len(messages) > 1:
+            messages.pop()
+            edits.changed = True
+        return
+    refuse_with_format(request, ("response_format", "structured_outputs"))
+    last["content"] = content
+    request["continue_final_message"], request["add_generation_prompt"] = True, False
+    edits.changed = True
+
+
+def refuse_with_format(request: dict[str, Any], fields: tuple[str, ...]) -> None:
+    """A grammar would begin anew in the middle of the answer. Raises `RequestRefused`."""
+    for name in fields:
+        asked = request.get(name)
+        if asked and not (isinstance(asked, dict) and asked.get("type") == "text"):
+            raise _not_with(name)
+    choice = request.get("tool_choice")
+    if choice == "required" or isinstance(choice, dict):
+        raise _not_with("tool_choice")
+
+
+def _not_with(name: str) -> RequestRefused:
+    return RequestRefused(
+        f"The last message is the beginning of an answer, which cannot be combined with `{name}`.", param=name
+    )

@@ -1,0 +1,184 @@
+"""Parts of a conversation that the model cannot be shown as they are, as text: documents, files, sound, and the history
+of tools that ran on a vendor's servers.
+
+What can be read is inlined. What cannot is named by a placeholder, so that the model can say so instead of guessing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+from typing import Any
+
+from serve_app.errors import RequestRefused
+from serve_app.ingress.edits import Edits
+
+Block = dict[str, Any]
+
+
+class Told(dict[str, Any]):
+    """A text block of ours, in place of what the model does not know."""
+
+
+class Placeholder(Told):
+    """One that stands for what could not be read."""
+
+
+OPAQUE = frozenset(
+    {"type", "id", "tool_use_id", "cache_control", "citations", "encrypted_content", "encrypted_index",
+     "encrypted_stdout", "signature", "data", "result", "caller", "logprobs", "annotations", "status", "call_id",
+     "tool_call_id", "server_label", "pending_safety_checks", "acknowledged_safety_checks", "fingerprint"}
+)  # fmt: skip
+"""Fields that say nothing to a model: ids, and what only its issuer can decrypt. (`result`: a generated image.)"""
+
+TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml",
+              "application/javascript", "application/x-sh", "application/sql", "application/toml")  # fmt: skip
+
+
+def word(value: object) -> str:
+    """`value` where a name or a kind is expected; nothing for what is none, which vLLM then refuses."""
+    return value if isinstance(value, str) else ""
+
+
+def as_list(content: object) -> list[Any]:
+    """Content as a list of parts, whichever way a client has written it."""
+    if content is None:
+        return []
+    return content if isinstance(content, list) else [content]
+
+
+def readable(value: object) -> str:
+    """A block of a kind that the model does not know, as text: its words, and its fields by name."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n".join(text for text in map(readable, value) if text)
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    if value.get("type") in ("text", "input_text", "output_text"):
+        words = value.get("text", value.get("data"))  # `data`: the source of a document
+        if isinstance(words, str):
+            return words
+    lines = []
+    for name, entry in value.items():
+        if name in OPAQUE or entry in (None, "", [], {}):
+            continue
+        text = compact(entry) if name in ("input", "arguments", "action") else readable(entry)
+        if text:
+            lines.append(f"{name}: {text}" if not isinstance(entry, list) else text)
+    return "\n".join(lines)
+
+
+def compact(value: object) -> str:
+    """JSON in one line; a string as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def history_block(block: Block) -> Told:
+    """A block of a conversation's history that was made by somebody's hosted tool, as text."""
+    return Told(type="text", text=history_text(block))
+
+
+def history_text(block: Block) -> str:
+    """What `history_block` tells."""
+    kind = block.get("type", "block")
+    text = readable(block)
+    return f"[{kind}]\n{text}\n[end of {kind}]" if text else f"[{kind}]"
+
+
+def document_parts(block: Block, path: str, edits: Edits) -> list[Block]:
+    """An Anthropic `document` block as text and image blocks."""
+    raw = block.get("source")
+    source: Block = raw if isinstance(raw, dict) else {}
+    title = str(block.get("title") or source.get("filename") or source.get("url") or source.get("file_id") or "")
+    media_type = str(source.get("media_type") or "")
+    if source.get("type") == "content":
+        inner = source.get("content")
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in as_list(inner)]
+        words = [part for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+        others = [part for part in parts if isinstance(part, dict) and part.get("type") == "image"]
+        return [_inlined(title, block.get("context"), "\n".join(str(part.get("text")) for part in words)), *others]
+    if source.get("type") == "text":
+        return [_inlined(title, block.get("context"), str(source.get("data") or ""))]
+    data = source.get("data")
+    if isinstance(data, str) and (text := text_of(data, media_type, f"{path}.source.data")) is not None:
+        return [_inlined(title, block.get("context"), text)]
+    if not media_type and source.get("type") == "base64":
+        media_type = "application/pdf"
+    return [placeholder("document", title, media_type, data, path, edits)]
+
+
+def _inlined(title: str, context: object, text: str) -> Block:
+    named = f" title={json.dumps(title, ensure_ascii=False)}" if title else ""
+    about = f"{context}\n" if isinstance(context, str) and context else ""
+    return Told(type="text", text=f"<document{named}>\n{about}{text}\n</document>")
+
+
+def file_parts(file: object, path: str, edits: Edits) -> list[Block]:
+    """OpenAI's file (`file` of chat completions, `input_file` of responses) as text blocks."""
+    fields = file if isinstance(file, dict) else {}
+    name = str(fields.get("filename") or fields.get("file_url") or fields.get("file_id") or "")
+    media_type, data = split_data_url(fields.get("file_data"))
+    if data and not media_type and name.lower().endswith((".txt", ".md", ".csv", ".json", ".py", ".html", ".xml")):
+        media_type = "text/plain"
+    if data and (text := text_of(data, media_type, f"{path}.file_data")) is not None:
+        return [_inlined(name, None, text)]
+    return [placeholder("file", name, media_type, data, path, edits)]
+
+
+def split_data_url(value: object) -> tuple[str, str | None]:
+    """Media type and base64 data of a data URL; a bare base64 string has no type."""
+    if not isinstance(value, str):
+        return "", None
+    if not value.startswith("data:"):
+        return "", value
+    head, _, data = value.partition(",")
+    return head[5:].split(";")[0], data
+
+
+def text_of(data: str, media_type: str, path: str) -> str | None:
+    """The text of a base64 document; None for one that is not text. Raises `RequestRefused` for what is no base64."""
+    if not media_type.lower().startswith(TEXT_TYPES):
+        return None
+    try:
+        return base64.b64decode(data, validate=False).decode("utf-8-sig", "replace")
+    except (binascii.Error, ValueError) as error:
+        raise RequestRefused(f"`{path}` is not valid base64.", param=path) from error
+
+
+def placeholder(kind: str, name: str, media_type: str, data: object, path: str, edits: Edits) -> Block:
+    """What the model is told in place of something that this server cannot read, which is noted too."""
+    size = f"{max(1, len(data) * 3 // 4096)} KB" if isinstance(data, str) and data else ""
+    facts = ", ".join(fact for fact in (media_type, size) if fact)
+    named = f" {name[:200]!r}" if name else ""
+    edits.note(path, f"{kind} {name[:80]} {media_type}".strip().replace("  ", " "))
+    what = f"{kind}{named}{f' ({facts})' if facts else ''}"
+    return Placeholder(type="text", text=f"[The {what} cannot be read by this server.]")
+
+
+def settle(parts: list[Any], path: str, *, may_stand_alone: bool) -> list[Any]:
+    """Parts of one message, final: what we tell is set apart from what follows it.
+
+    Raises `RequestRefused` where all of a message is unreadable, if nothing may stand for it.
+    """
+    told = [part for part in parts if isinstance(part, Told)]
+    if not told:
+        return parts
+    unread = next((part for part in told if isinstance(part, Placeholder)), None)
+    if unread is not None and not may_stand_alone and not any(map(_says_something, parts)):
+        said = unread["text"].strip("[]").removesuffix(".")
+        raise RequestRefused(f"{said}, and the message has nothing else. Send its text, or images of it.", param=path)
+    for part, following in itertools.pairwise(parts):
+        if isinstance(part, Told) and isinstance(following, dict) and "text" in following:
+            part["text"] += "\n"
+    return [dict(part) if isinstance(part, Told) else part for part in parts]
+
+
+def _says_something(part: object) -> bool:
+    if isinstance(part, Placeholder):
+        return False
+    return not isinstance(part, dict) or "text" not in part or bool(part["text"])

@@ -1,0 +1,34 @@
+"""A request's body on its way to vLLM's server: decoded once, prepared for what vLLM can serve, encoded if changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from serve_app.ingress import anthropic_requests, chat_requests, responses_requests
+from serve_app.ingress.edits import Edits
+
+Prepare = Callable[[dict[str, Any], Edits], None]
+
+PREPARED: dict[str, Prepare] = {
+    "/v1/chat/completions": chat_requests.prepare,
+    "/v1/responses": responses_requests.prepare,
+    "/v1/messages": anthropic_requests.prepare,
+    "/v1/messages/count_tokens": anthropic_requests.prepare,
+}
+"""Other routes hold nothing that vLLM does not take."""
+
+WITH_BODY = frozenset({*PREPARED, "/v1/completions", "/tokenize", "/detokenize"})
+"""Routes whose requests are JSON objects."""
+
+
+def prepare(path: str, request: dict[str, Any], edits: Edits) -> None:
+    """Make the request, in place, one that vLLM serves. Raises `RequestRefused`, with the field at fault."""
+    if None in request.values():
+        # All three APIs let a field be null for "not set"; vLLM does for most of them only.
+        for name in [name for name, entry in request.items() if entry is None]:
+            del request[name]
+        edits.changed = True
+    apply = PREPARED.get(path)
+    if apply is not None:
+        apply(request, edits)
