@@ -309,6 +309,8 @@ class _Exchange:
             return body  # vLLM's to refuse, in its own words.
         if not isinstance(request, dict):
             return body
+        if request_body.is_nested_too_deeply(request):
+            raise RequestRefused("The request is nested too deeply.")
         changed = False
         model = request.get("model")
         if isinstance(model, str):

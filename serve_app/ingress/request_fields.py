@@ -45,7 +45,7 @@ def _problem_with(model: type[BaseModel], body: dict[str, Any]) -> Problem | Non
         except ValidationError as error:
             errors = [{**details, "loc": (name, *details["loc"])} for details in error.errors(include_url=False)]
             return describe(errors, body)
-        except Exception:  # noqa: BLE001, S112  # a validator of vLLM's that breaks down here as it did before
+        except Exception:  # noqa: BLE001  # a validator of vLLM's that breaks down here as it did before
             return Problem(f"`{name}` is not valid.", name)
     return None
 

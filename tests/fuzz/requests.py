@@ -147,7 +147,8 @@ HEADERS: tuple[tuple[str, str], ...] = (
     ("content-type", "application/json; charset=rot13"), ("content-type", "application/json; charset=\u00e9"),
     ("content-encoding", "gzip"), ("content-encoding", "br"), ("content-encoding", ",,,"), ("origin", "null"),
     ("accept", "nothing/at-all"), ("accept-encoding", "x"), ("authorization", "Bearer"),
-    ("authorization", "Basic \u00e9"), ("x-data-parallel-rank", "-1"), ("x-data-parallel-rank", "99999999999999999999"), ("traceparent", "00-zz"),
+    ("authorization", "Basic \u00e9"), ("x-data-parallel-rank", "-1"),
+    ("x-data-parallel-rank", "99999999999999999999"), ("traceparent", "00-zz"),
     ("endpoint-load-metrics-format", "JSON"), ("endpoint-load-metrics-format", "x"), ("cookie", "a=b" * 100),
     ("x-correlation-id", "1"), ("range", "bytes=0-1"), ("if-none-match", "*"),
 )  # fmt: skip

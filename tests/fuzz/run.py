@@ -21,7 +21,9 @@ from tests.http.harness import Service, service
 AT_A_TIME = 8
 ANSWER_WITHIN_S = 60
 
-FOREIGN = re.compile(r"validation error|pydantic|Traceback|<class|\[type=|input_value|object at 0x|NoneType|__\w+__")
+FOREIGN = re.compile(
+    r"validation error|pydantic|Traceback|<class|\[type=|input_value|object at 0x|NoneType|__\w+__|: None|\['|\{'"
+)
 """Pydantic's and Python's own words, which no client should be shown."""
 
 
