@@ -119,12 +119,13 @@ def _locate(error: ErrorDetails, body: object) -> _Fault:
     loc = list(error.get("loc") or ())
     if loc and loc[0] in ("body", "query", "path", "header"):
         loc = loc[1:]
-    if loc and isinstance(loc[0], int) and isinstance(body, dict):
+    if loc and isinstance(loc[0], int) and not isinstance(body, list):
         # Some lists are read lazily, and what is wrong in them is then told from the list on.
         for start, inner in islice(_lists(body), LISTS_SEARCHED):
             fault, value = _walk(error, loc, inner)
             if value == error.get("input"):
                 return _Fault(start + fault.path, fault.branches, error)
+        return _walk(error, loc[1:], None)[0]  # which list it was cannot be said
     return _walk(error, loc, body)[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -94,6 +95,8 @@ async def _send(running: Service, request: RawRequest) -> bytes:
         return await reader.read()
     finally:
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def _dechunked(head: bytes, body: bytes) -> bytes:
