@@ -12,6 +12,9 @@ WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 CHUNK_BYTES = 1 << 16
 
+DEEPEST = 100
+"""Deepest nesting of a request. The JSON schemas of real tools have a tenth of that."""
+
 ENCODINGS = "gzip, deflate"
 """What can be decoded, for the header `Accept-Encoding` of a refusal."""
 
@@ -61,6 +64,22 @@ def _unpack(body: bytes, window_bits: int, limit: int) -> bytes:
     if not unpacker.eof:
         raise zlib.error("the data ends too early")
     return bytes(unpacked)
+
+
+def is_nested_too_deeply(value: object) -> bool:
+    """Whether decoded JSON is nested deeper than pydantic can write back (an answer of `/v1/responses` repeats parts of
+    its request: that would fail when all the tokens are there)."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def is_json(content_type: str, *, from_browser: bool) -> bool:

@@ -125,6 +125,9 @@ FOREIGN = re.compile(
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 """An object of Python's, as it prints itself."""
 
+PYTHON_LITERAL = re.compile(r"[:,]?\s*(?:[\[({]+'|\{[^{}]*: None|[\[(]None\b).*$", re.DOTALL)
+"""A list or dictionary as Python prints it, to the end of the text: it repeats the request, or vLLM's own state."""
+
 SERVER_PATH = re.compile(r"(?<![\w:/])/(?:home|usr|opt|var|tmp|root|lib|mnt|srv)(?:/[\w.\-]+)+")
 
 
@@ -134,6 +137,7 @@ def plain_sentence(text: str, fallback: str) -> str:
     text = " ".join(OBJECT.sub("", text).split())
     if not text or FOREIGN.search(text):
         return fallback
+    text = PYTHON_LITERAL.sub(".", text)
     text = SERVER_PATH.sub("<path>", text)
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3].rstrip() + "..."
 

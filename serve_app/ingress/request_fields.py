@@ -52,4 +52,5 @@ def _problem_with(model: type[BaseModel], body: dict[str, Any]) -> Problem | Non
 
 @lru_cache(512)
 def _checker(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(model.model_fields[name].annotation)
+    annotation: Any = model.model_fields[name].annotation
+    return TypeAdapter(annotation)

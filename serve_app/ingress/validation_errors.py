@@ -9,8 +9,9 @@ put together ("must be a string or an array").
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from serve_app.ingress.error_format import NOT_VALID, plain_sentence
@@ -59,8 +60,11 @@ BOUNDS = {
     "string_pattern_mismatch": "a string that matches {pattern}",
 }
 
-NAMES_SHOWN = 12
+VALUES_SHOWN = 12
 """How many allowed values a sentence lists; the longest lists (tool types) would fill a screen."""
+
+LISTS_SEARCHED = 500
+"""Lists of a request that are looked at for one that an error is about; a long conversation has as many."""
 
 PATH_SEGMENT = re.compile(r"[A-Za-z_][\w.\-]{0,63}")
 
@@ -115,6 +119,18 @@ def _locate(error: ErrorDetails, body: object) -> _Fault:
     loc = list(error.get("loc") or ())
     if loc and loc[0] in ("body", "query", "path", "header"):
         loc = loc[1:]
+    if loc and isinstance(loc[0], int) and not isinstance(body, list):
+        # Some lists are read lazily, and what is wrong in them is then told from the list on.
+        for start, inner in islice(_lists(body), LISTS_SEARCHED):
+            fault, value = _walk(error, loc, inner)
+            if value == error.get("input"):
+                return _Fault(start + fault.path, fault.branches, error)
+        return _walk(error, loc[1:], None)[0]  # which list it was cannot be said
+    return _walk(error, loc, body)[0]
+
+
+def _walk(error: ErrorDetails, loc: list[str | int], body: object) -> tuple[_Fault, object]:
+    """The fault, and the value at the end of its path."""
     path: list[str | int] = []
     branches: list[tuple[int, str | int]] = []
     names_what_is_not_there = error.get("type") in ("missing", "extra_forbidden", "value_error")
@@ -131,7 +147,16 @@ def _locate(error: ErrorDetails, body: object) -> _Fault:
             path.append(part)
         else:
             branches.append((len(path), part))
-    return _Fault(tuple(path), tuple(branches), error)
+    return _Fault(tuple(path), tuple(branches), error), value
+
+
+def _lists(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], list[object]]]:
+    """Every list in a request, with its path."""
+    if isinstance(value, list):
+        yield path, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from _lists(item, (*path, key))
 
 
 def _is_in(value: object, part: str | int) -> bool:
@@ -179,31 +204,41 @@ def _sentence(path: tuple[str | int, ...], faults: list[_Fault]) -> Problem:
     said = [_own_words(fault) for fault in faults if fault.kind in ("value_error", "assertion_error")]
     if said and said[0] is not None:
         return said[0] if said[0].param or not param else Problem(said[0].message, param)
+    if "union_tag_not_found" in kinds:
+        field = str((faults[0].details.get("ctx") or {}).get("discriminator", "type")).strip("'")
+        param = f"{param}.{field}" if param else field
+        return Problem(f"`{param}` is required.", param)
     if "missing" in kinds:
         return Problem(f"{name} is required.", param)
     if kinds & {"extra_forbidden", "unexpected_keyword_argument"}:
         return Problem(f"{name} is not a known field.", param)
+    values = list(dict.fromkeys(name for fault in faults for name in _allowed_values(fault)))
     wanted = list(dict.fromkeys(word for fault in faults if (word := _wanted(fault)) is not None))
+    if values:
+        shown = ", ".join(f'"{value}"' for value in values[:VALUES_SHOWN]) + (" ..." if values[VALUES_SHOWN:] else "")
+        wanted.append(shown if len(values) == 1 else f"one of {shown}")
     if not wanted:
         return Problem(f"{name} is not valid.", param)
     return Problem(f"{name} must be {' or '.join(wanted)}.", param)
 
 
 def _wanted(fault: _Fault) -> str | None:
-    context = fault.details.get("ctx") or {}
     if fault.kind in KINDS:
         return KINDS[fault.kind]
     if fault.kind in BOUNDS:
         try:
-            return BOUNDS[fault.kind].format(**context)
+            return BOUNDS[fault.kind].format(**(fault.details.get("ctx") or {}))
         except (KeyError, IndexError):
             return None
-    expected = context.get("expected") or context.get("expected_tags")
-    if fault.kind in ("literal_error", "enum", "union_tag_invalid") and expected:
-        names = re.findall(r"'([^']*)'", str(expected)) or [str(expected)]
-        shown = ", ".join(f'"{name}"' for name in names[:NAMES_SHOWN])
-        return ("one of " if len(names) > 1 else "") + shown + (" ..." if len(names) > NAMES_SHOWN else "")
     return None
+
+
+def _allowed_values(fault: _Fault) -> list[str]:
+    context = fault.details.get("ctx") or {}
+    expected = str(context.get("expected") or context.get("expected_tags") or "")
+    if fault.kind not in ("literal_error", "enum", "union_tag_invalid") or not expected:
+        return []
+    return re.findall(r"'([^']*)'", expected) or [expected]
 
 
 def _own_words(fault: _Fault) -> Problem | None:

@@ -29,6 +29,7 @@ from vllm.exceptions import (
     VLLMUnprocessableEntityError,
     VLLMValidationError,
 )
+from vllm.v1.engine.exceptions import EngineGenerateError
 
 from serve_app.compat import vllm_api
 from serve_app.compat.patching import Function, replace
@@ -51,6 +52,7 @@ NOT_UNDERSTOOD = (TypeError, AttributeError, LookupError, AssertionError)
 """What Python raises where code meets a value that it did not expect: before an engine has the request, it is the
 request's."""
 
+TOO_DEEP = "The request is nested too deeply."
 TEMPLATE_FAULT = "The messages cannot be rendered by the model's chat template."
 
 TOO_LONG = re.compile(
@@ -109,6 +111,8 @@ def classify(error: BaseException) -> ServeError:
     for kinds, meaning in MEANINGS:
         if isinstance(error, kinds):
             return meaning(error)
+    if isinstance(error, EngineGenerateError) and error.__cause__ is not None:
+        return classify(error.__cause__)
     context = CURRENT.get()
     if isinstance(error, NOT_UNDERSTOOD) and context is not None and not context.flights:
         # vLLM checks many fields less than it relies on them. The line in the log is for whoever mends that.
@@ -126,6 +130,13 @@ def _refused(problem: Problem) -> ServeError:
     if problem.message.startswith("Unsupported Media Type"):
         return RequestRefused("Send the body with `Content-Type: application/json`.", HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
     return RequestRefused(problem.message, param=problem.param)
+
+
+def _of_framework(error: HTTPException) -> ServeError:
+    if error.status_code == HTTPStatus.BAD_REQUEST and error.__cause__ is not None:  # FastAPI could not read the body
+        deep = isinstance(error.__cause__, RecursionError)
+        return RequestRefused(TOO_DEEP if deep else "The request body is not valid JSON in UTF-8.")
+    return _worded(str(error.detail), HTTPStatus(error.status_code))
 
 
 def _of_pydantic(error: ValidationError) -> ServeError:
@@ -157,7 +168,7 @@ MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Cal
     (FleetHTTPError, lambda error: error.error),
     (RequestValidationError, lambda error: _refused(describe(error.errors(), error.body))),
     (ValidationError, _of_pydantic),
-    (HTTPException, lambda error: _worded(str(error.detail), HTTPStatus(error.status_code))),
+    (HTTPException, _of_framework),
     (GracefulHTTPError, lambda error: _worded(error.message, HTTPStatus(error.http_status))),
     (VLLMNotFoundError, lambda error: _worded(str(error), HTTPStatus.NOT_FOUND)),
     (
@@ -165,7 +176,7 @@ MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Cal
         lambda error: _worded(str(error.args[0]) if error.args else "", HTTPStatus.BAD_REQUEST, error.parameter),
     ),
     (jinja2.TemplateError, _of_template),
-    (RecursionError, lambda _: RequestRefused("The request is nested too deeply.")),
+    (RecursionError, lambda _: RequestRefused(TOO_DEEP)),
     (
         (VLLMClientError, ValueError, OverflowError, NotImplementedError),
         lambda error: _worded(str(error), HTTPStatus.BAD_REQUEST),

@@ -33,6 +33,9 @@ FIELDS = {
     "/detokenize": list(DetokenizeRequest.model_fields),
 }
 
+NOT_FUZZED = ("logprobs", "prompt_logprobs")
+"""The fake engine has no log probabilities to give, where vLLM's always has."""
+
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -147,7 +150,8 @@ HEADERS: tuple[tuple[str, str], ...] = (
     ("content-type", "application/json; charset=rot13"), ("content-type", "application/json; charset=\u00e9"),
     ("content-encoding", "gzip"), ("content-encoding", "br"), ("content-encoding", ",,,"), ("origin", "null"),
     ("accept", "nothing/at-all"), ("accept-encoding", "x"), ("authorization", "Bearer"),
-    ("authorization", "Basic \u00e9"), ("x-data-parallel-rank", "-1"), ("x-data-parallel-rank", "99999999999999999999"), ("traceparent", "00-zz"),
+    ("authorization", "Basic \u00e9"), ("x-data-parallel-rank", "-1"),
+    ("x-data-parallel-rank", "99999999999999999999"), ("traceparent", "00-zz"),
     ("endpoint-load-metrics-format", "JSON"), ("endpoint-load-metrics-format", "x"), ("cookie", "a=b" * 100),
     ("x-correlation-id", "1"), ("range", "bytes=0-1"), ("if-none-match", "*"),
 )  # fmt: skip
@@ -218,7 +222,7 @@ def _mutated(rng: Random, body: Any, path: str) -> Any:
     if not isinstance(body, dict):
         return body
     if rng.random() < 0.3:
-        body[rng.choice(FIELDS[path])] = rng.choice(JUNK)(rng)
+        body[rng.choice([name for name in FIELDS[path] if name not in NOT_FUZZED])] = rng.choice(JUNK)(rng)
         return body
     places = list(_places(body))
     if not places:

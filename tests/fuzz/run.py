@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -21,7 +22,9 @@ from tests.http.harness import Service, service
 AT_A_TIME = 8
 ANSWER_WITHIN_S = 60
 
-FOREIGN = re.compile(r"validation error|pydantic|Traceback|<class|\[type=|input_value|object at 0x|NoneType|__\w+__")
+FOREIGN = re.compile(
+    r"validation error|pydantic|Traceback|<class|\[type=|input_value|object at 0x|NoneType|__\w+__|: None|\['|\{'"
+)
 """Pydantic's and Python's own words, which no client should be shown."""
 
 
@@ -92,6 +95,8 @@ async def _send(running: Service, request: RawRequest) -> bytes:
         return await reader.read()
     finally:
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 def _dechunked(head: bytes, body: bytes) -> bytes:

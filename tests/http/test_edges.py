@@ -59,6 +59,7 @@ async def raw(served: Service, request: bytes) -> bytes:
     await writer.drain()
     answer = await asyncio.wait_for(reader.read(), 20)
     writer.close()
+    await writer.wait_closed()
     return answer
 
 

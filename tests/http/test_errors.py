@@ -135,7 +135,6 @@ async def test_what_is_refused_without_stream_is_refused_alike_with_it(http: htt
         {"logit_bias": {"999999": 1}},
         {"allowed_token_ids": [999_999]},
         {"logprobs": 500},
-        {"top_logprobs": 500, "logprobs": True},
         {"n": 10_000},
         {"bad_words": [""]},
         {"temperature": -1},
