@@ -97,7 +97,9 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
         message["content"] = _text_blocks(message["content"], f"{path}.content", edits)
         return
     parts: list[Any] = []
-    for number, block in enumerate(message["content"]):
+    for number, sent in enumerate(message["content"]):
+        block = {"type": "text", "text": sent} if isinstance(sent, str) else sent
+        edits.changed |= block is not sent
         parts += _block(block, f"{path}.content.{number}", edits)
     message["content"] = settle(parts, f"{path}.content", may_stand_alone=not is_last)
 

@@ -88,7 +88,7 @@ def mutant(path: str, chance: float, draw: random.Random) -> dict[str, Any]:
 def test_nothing_but_a_refusal_is_raised(path: str) -> None:
     draw = random.Random(path)
     served, refusals = 0, []
-    for number in range(4000):
+    for number in range(2000):
         request = mutant(path, 0.02 + 0.1 * (number % 4), draw) if number else {}
         edits = Edits()
         try:
@@ -99,7 +99,7 @@ def test_nothing_but_a_refusal_is_raised(path: str) -> None:
         served += 1
         assert json.loads(json_body.encode(request)) is not None
         header_value(edits.ignored).decode("ascii")
-    assert served > 400
+    assert served > 200
     assert all(refusals)
     assert "\n" not in "".join(refusals)
 
