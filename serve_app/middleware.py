@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from serve_app.context import CURRENT, RequestContext
 from serve_app.errors import RequestRefused
-from serve_app.ingress import json_body, request_body
+from serve_app.ingress import json_body, request_preparation
 from serve_app.ingress.edits import HEADER, Edits, header_value
 from serve_app.outcome import Outcome
 from serve_app.shapes import Api, error_body, reshape_error
@@ -279,9 +279,9 @@ class _Exchange:
 
     def _rewrite(self, body: bytes) -> bytes:
         """Aliases become the served name, efforts those the model knows; what agents send and vLLM does not take is
-        mended or left out (`ingress/request_body.py`). Raises `RequestRefused`."""
+        mended or left out (`ingress/request_preparation.py`). Raises `RequestRefused`."""
         path = self._scope["path"]
-        if path not in request_body.WITH_BODY:
+        if path not in request_preparation.WITH_BODY:
             return body
         request, repaired = json_body.decode(body)
         edits = Edits(changed=repaired)
@@ -290,7 +290,7 @@ class _Exchange:
             self._context.model = self._gate.resolve_model(model)
             edits.changed |= self._context.model != model
             request["model"] = self._context.model
-        request_body.prepare(path, request, edits)
+        request_preparation.prepare(path, request, edits)
         self._context.ignored = edits.ignored
         for holder in (
             request,

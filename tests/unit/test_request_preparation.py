@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import RequestRefused
-from serve_app.ingress import json_body, request_body
+from serve_app.ingress import json_body, request_preparation
 from serve_app.ingress.edits import Edits, header_value
 
 JUNK: tuple[Any, ...] = (
@@ -92,7 +92,7 @@ def test_nothing_but_a_refusal_is_raised(path: str) -> None:
         request = mutant(path, 0.02 + 0.1 * (number % 4), draw) if number else {}
         edits = Edits()
         try:
-            request_body.prepare(path, request, edits)
+            request_preparation.prepare(path, request, edits)
         except RequestRefused as error:
             refusals.append(error.message)
             continue
@@ -111,7 +111,7 @@ def test_what_is_not_changed_is_not_said_to_be(path: str) -> None:
         request = mutant(path, 0.1, draw)
         before, edits = json.dumps(request), Edits()
         try:
-            request_body.prepare(path, request, edits)
+            request_preparation.prepare(path, request, edits)
         except RequestRefused:
             continue
         assert edits.changed or json.dumps(request) == before
