@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from serve_app.context import CURRENT, RequestContext
 from serve_app.errors import PoisonRequest, PromptTooLong, RequestRefused, ServeError
-from serve_app.ingress import content_encoding, json_body, request_body, routes
+from serve_app.ingress import content_encoding, json_body, request_preparation, routes
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.edits import HEADER, Edits, header_value
 from serve_app.ingress.error_format import SERVER_FAULT, Api, error_body, foreign_error, status_of
@@ -301,9 +301,9 @@ class _Exchange:
 
     def _rewrite(self, body: bytes) -> bytes:
         """Aliases become the served name, efforts those the model knows; what agents send and vLLM does not take is
-        mended or left out (`ingress/request_body.py`). Raises `RequestRefused`."""
+        mended or left out (`ingress/request_preparation.py`). Raises `RequestRefused`."""
         path = self._scope["path"]
-        if path not in request_body.WITH_BODY:
+        if path not in request_preparation.WITH_BODY:
             return body
         request, repaired = json_body.decode(body)
         edits = Edits(changed=repaired)
@@ -312,7 +312,7 @@ class _Exchange:
             self._context.model = self._gate.resolve_model(model)
             edits.changed |= self._context.model != model
             request["model"] = self._context.model
-        request_body.prepare(path, request, edits)
+        request_preparation.prepare(path, request, edits)
         self._context.ignored = edits.ignored
         for holder in (
             request,

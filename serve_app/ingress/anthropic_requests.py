@@ -33,7 +33,13 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
         return
     request["messages"] = messages = _after_compaction(messages, edits)
     for number, message in enumerate(messages):
-        if isinstance(message, dict) and isinstance(message.get("content"), list):
+        if not isinstance(message, dict):
+            continue
+        if "content" in message and (message["content"] is None or isinstance(message["content"], dict)):
+            # As resumed sessions of Claude Code hold: nothing beside a tool's call, or a block that is no list.
+            message["content"] = as_list(message["content"]) or ""
+            edits.changed = True
+        if isinstance(message.get("content"), list):
             _message(message, f"messages.{number}", edits, is_last=number == len(messages) - 1)
     _prefill(request, messages, edits)
 
@@ -97,7 +103,9 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
         message["content"] = _text_blocks(message["content"], f"{path}.content", edits)
         return
     parts: list[Any] = []
-    for number, block in enumerate(message["content"]):
+    for number, sent in enumerate(message["content"]):
+        block = {"type": "text", "text": sent} if isinstance(sent, str) else sent
+        edits.changed |= block is not sent
         parts += _block(block, f"{path}.content.{number}", edits)
     message["content"] = settle(parts, f"{path}.content", may_stand_alone=not is_last)
 

@@ -37,6 +37,9 @@ UNHEARD = {"input_audio": "audio", "audio_url": "audio", "video_url": "video", "
 def prepare(request: dict[str, Any], edits: Edits) -> None:
     """Make the request, in place, one that vLLM serves. Raises `RequestRefused` where there is no right way to."""
     chat_tools.prepare(request, edits)
+    modalities = request.get("modalities")
+    if isinstance(modalities, list) and "audio" in modalities:
+        edits.note("modalities", "audio")
     messages = request.get("messages")
     if not isinstance(messages, list):
         return
@@ -126,6 +129,12 @@ def _calls(message: dict[str, Any], edits: Edits) -> None:
 
 
 def _part(part: Any, path: str, edits: Edits) -> list[Any]:
+    if isinstance(part, str):
+        edits.changed = True
+        return [{"type": "text", "text": part}]
+    if isinstance(part, dict) and part.get("type") is None and isinstance(part.get("text"), str):
+        edits.changed = True
+        return [{**part, "type": "text"}]
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         return [part]
@@ -138,10 +147,8 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
 
 def _other_part(part: Block, kind: str, path: str, edits: Edits) -> list[Block] | None:
     """What vLLM takes in place of a part; None for one that it takes as it is."""
-    if kind == "image_url" and isinstance(part.get("image_url"), str):
-        return [{"type": "image_url", "image_url": {"url": part["image_url"]}}]
-    if kind == "input_image":
-        return image_url_parts(part, path, edits)
+    if kind == "input_image" or (kind == "image_url" and not _is_whole(part.get("image_url"))):
+        return _image_url(part, path, edits)
     if kind in TEXTS:
         if part.get("text") is None:
             return []
@@ -171,8 +178,13 @@ def unheard(part: Block, kind: str, path: str, edits: Edits) -> Block:
     return placeholder(UNHEARD[kind], source if is_address else "", media_type, data, path, edits)
 
 
-def image_url_parts(part: Block, path: str, edits: Edits) -> list[Block]:
-    """The image of the Responses API in the form of chat completions."""
+def _is_whole(image_url: object) -> bool:
+    """Whether vLLM takes it as it is: an object, with a detail if it has the field."""
+    return isinstance(image_url, dict) and None not in (image_url.get("detail", "auto"), image_url.get("url"))
+
+
+def _image_url(part: Block, path: str, edits: Edits) -> list[Block]:
+    """An image as other APIs write it, or with fields that are null, in the form of chat completions."""
     url = part.get("image_url")
     url = url.get("url") if isinstance(url, dict) else url
     if not isinstance(url, str):

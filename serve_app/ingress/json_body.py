@@ -22,7 +22,7 @@ CONVERSATION = frozenset({"messages", "input", "system", "tools", "prompt", "ins
 """Fields that hold what was said. A NaN in them (a tool's result, mostly) stays in the history of each later turn, so
 it becomes null, as in JavaScript; anywhere else it is a parameter that has no meaning, and is refused."""
 
-MAX_DEPTH = 200
+MAX_DEPTH = 100
 """Of nested lists and objects. vLLM's validation and the chat template recurse; deeper ones end in the middle of
 them."""
 

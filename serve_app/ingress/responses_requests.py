@@ -174,7 +174,8 @@ def _message(item: Block, path: str, edits: Edits, *, is_last: bool) -> list[Any
 def _assistant(item: Block, content: object) -> list[Any]:
     """With its whole text as one: vLLM reads the first part only, and fails on a refusal."""
     if isinstance(content, str):
-        return [item] if content else []
+        # With an id or a status vLLM's check takes it for an item of OpenAI's, whose content is a list.
+        return [item if item.keys() <= {"type", "role", "content"} else _said(content)] if content else []
     parts = [part if isinstance(part, dict) else {"text": str(part)} for part in as_list(content)]
     text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
     return [_said(text)] if text else []

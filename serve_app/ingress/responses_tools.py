@@ -47,14 +47,20 @@ def _tool(tool: Any, path: str, edits: Edits) -> Any:
     if kind == "custom":
         return _free_form(tool, path, edits)
     if kind == "namespace" and isinstance(tool.get("tools"), list):
-        functions = [inner for inner in tool["tools"] if isinstance(inner, dict) and inner.get("type") == "function"]
-        others = [inner for inner in tool["tools"] if inner not in functions]
-        for inner in others:
-            name = inner.get("name") if isinstance(inner, dict) else inner
-            edits.note(path, f"namespace {tool.get('name')}: {name}")
-        return {**tool, "tools": functions} if others and functions else tool if functions else None
+        return _namespace(tool, path, edits)
     edits.note(path, kind)
     return None
+
+
+def _namespace(tool: Tool, path: str, edits: Edits) -> Tool | None:
+    """With its functions, which are all that vLLM shows the model of it."""
+    functions = []
+    for inner in tool["tools"]:
+        if isinstance(inner, dict) and inner.get("type") == "function":
+            functions.append(inner)
+        else:
+            edits.note(path, f"namespace {tool.get('name')}: {inner.get('name') if isinstance(inner, dict) else inner}")
+    return {**tool, "description": tool.get("description") or "", "tools": functions} if functions else None
 
 
 def _free_form(tool: Tool, path: str, edits: Edits) -> Tool:

@@ -266,6 +266,15 @@ async def test_bodies_that_are_no_object_are_refused_in_the_apis_shape(client: A
         assert "\n" not in answer.error["message"]
 
 
+async def test_content_of_resumed_sessions_is_read(client: Asking) -> None:
+    words = {"type": "text", "text": "a block"}
+    messages = [user(words), {"role": "assistant", "content": None}, user(["a string", words]), user(None)]
+    answer = await client.ask(MESSAGES, {"messages": messages})
+    assert answer.status == 200
+    assert "user\na block<" in answer.prompt
+    assert "user\na stringa block<" in answer.prompt
+
+
 async def test_an_older_name_of_the_output_format_counts(client: Asking) -> None:
     broken = {"type": "json_schema", "schema": {"type": "nonsense"}}
     assert (await client.ask(MESSAGES, {"messages": [user("hi")], "output_format": broken})).status == 400

@@ -138,6 +138,11 @@ async def test_functions_of_2023_are_tools(client: Asking) -> None:
         ([user([{"type": "text", "text": None}, {"type": "text", "text": "a"}])], "\na<"),
         ([user({"type": "text", "text": "a"})], "\na<"),
         ([user([{"type": "image_url", "image_url": URL}])], IMAGE),
+        ([user([{"type": "image_url", "image_url": {"url": URL, "detail": None}}])], IMAGE),
+        ([user(["a", {"text": "b"}])], "\nab<"),
+        ([user("q"), {**CHAT_CALL, "content": [], "thinking_blocks": [], "cache_control": {"type": "ephemeral"}},
+          {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "sunny"}], "status": "success"}],
+         ">sunny<"),
         ([user([{"type": "input_image", "image_url": URL}])], IMAGE),
         ([user([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}])], IMAGE),
         ([user("")], "user\n<"),
@@ -183,6 +188,11 @@ async def test_what_chat_clients_leave_out_is_optional(client: Asking, messages:
         ([{"role": "assistant", "content": ""}, user("c")], "\nc<"),
         ([{"role": "user", "content": "a", "id": "msg_1", "status": "completed", "type": "message"}], "\na<"),
         (["a"], "\na<"),
+        ([{"id": "m", "type": "message", "role": "assistant", "content": "b", "status": "completed"}, user("c")],
+         "\nb<"),
+        ([{"type": "message", "id": "m", "status": "completed", "role": "assistant", "phase": "final", "content": [
+            {"type": "output_text", "text": "b", "annotations": [{"type": "url_citation"}], "logprobs": []}]},
+          user("c")], "\nb<"),
     ],
 )  # fmt: skip
 async def test_what_clients_of_responses_leave_out_is_optional(client: Asking, items: list[Any], told: str) -> None:
