@@ -22,7 +22,7 @@ from vllm.parser import metrics as parser_metrics
 from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
-from serve_app.compat import vllm_parsers
+from serve_app.compat import vllm_answers, vllm_parsers
 
 TASKS = ("generate",)
 
@@ -61,6 +61,7 @@ async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Adm
     """vLLM's API app, and the client through which it asks the fleet."""
     media.use()
     vllm_parsers.keep_tables()
+    vllm_answers.correct_answers()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.compat import vllm_cpu, vllm_resume
+from serve_app.compat import vllm_answers, vllm_cpu, vllm_resume
 from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import Definition, SourceTree
 
@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = Path(spec.origin).parent
     source = SourceTree.open(PACKAGE, path)
     problems, checked = check(source, users())
-    problems += check_targets(source, (*vllm_cpu.TARGETS, *vllm_resume.TARGETS))
+    problems += check_targets(source, (*vllm_cpu.TARGETS, *vllm_resume.TARGETS, *vllm_answers.TARGETS))
     for problem in problems:
         print(problem)
     print(f"{checked} uses of vLLM compared with {path.name}: {len(problems)} missing")
