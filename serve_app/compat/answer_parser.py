@@ -115,8 +115,12 @@ class _Answer:
                 case EventType.REASONING_START:
                     self._around_function(event.value)
 
-    def finish(self, *, thinking: bool) -> None:
-        """The answer is over. A call that has not ended stays as it is."""
+    def finish(self, *, thinking: bool, by_model: bool) -> None:
+        """The answer is over. A call that has not ended stays as it is, unless the model ended the answer behind a
+        parameter: it forgot `</function>`."""
+        call = self._call
+        if by_model and call is not None and call.arguments is not None and call.arguments.is_between:
+            self._end(call)
         if not (thinking or self._reported or self._call):
             self._delta.content += self._held
         self._held = ""
@@ -212,6 +216,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
     _prompt: Sequence[int] | None = None
     _reasons = False
     _engine: StreamingParserEngine
+    _scanner: SpecialTokenScanner
 
     def set_prompt_token_ids(self, prompt_token_ids: Sequence[int]) -> None:
         """See `Parser`: a prompt may end in the middle of an answer."""
@@ -268,7 +273,8 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         engine.config = grammar()
         engine.skip_tool_parsing = not may_call
         engine.skip_reasoning_parsing = self._reasoning_parser is None
-        engine._scanner = SpecialTokenScanner(engine._resolved_token_ids, self.model_tokenizer)  # noqa: SLF001  # see there
+        self._scanner = SpecialTokenScanner(engine._resolved_token_ids, self.model_tokenizer)  # noqa: SLF001  # as above
+        engine._scanner = self._scanner  # noqa: SLF001  # vLLM's looks for the text of a tag
         engine.reset(ParserState.REASONING if reasoning else ParserState.CONTENT)
         self._engine = engine
         return _Answer(tools, may_call=may_call, reasoning=reasoning, first_whole=self.first_whole)
@@ -288,5 +294,5 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
             thinking = engine.state is ParserState.REASONING
             if engine.state not in CALL_STATES:  # what the lexer holds of a call is the beginning of markup
                 answer.take(engine.finish())
-            answer.finish(thinking=thinking)
+            answer.finish(thinking=thinking, by_model=self._scanner.has_ended)
         return answer.pop()

@@ -18,6 +18,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class SpecialTokenScanner(TokenIDScanner):  # type: ignore[misc]  # vLLM is not read by mypy
     """Cuts a delta's text at its special tokens."""
 
+    has_ended = False
+    """Whether the model has ended the answer itself."""
+
     def scan(self, delta_text: str, delta_token_ids: Sequence[int]) -> Sequence[LexerInput]:
         """See `TokenIDScanner`."""
         special = self.token_id_to_terminal
@@ -31,7 +34,8 @@ class SpecialTokenScanner(TokenIDScanner):  # type: ignore[misc]  # vLLM is not 
             found = self._find(tag, delta_text, position, before, is_last=is_last)
             begin = place + 1
             if found < 0:
-                continue  # the end of the answer: a token without text
+                self.has_ended = True  # the token that ends the answer has no text
+                continue
             if found > position:
                 items.append(TextChunk(delta_text[position:found]))
             items.append(PreLexedTerminal(special[token_id], token_id, tag))

@@ -64,6 +64,11 @@ class ToolArguments:
             pass
         return "".join(out)
 
+    @property
+    def is_between(self) -> bool:
+        """Whether all that has begun is complete."""
+        return self._count > 0 and self._place is _Place.BETWEEN
+
     def close(self) -> str:
         """The rest of the JSON of a call that the model has ended. Models forget a last `</parameter>` at times."""
         out: list[str] = []

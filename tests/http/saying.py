@@ -9,11 +9,15 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.v1.engine import EngineCoreOutput, FinishReason
+from vllm.v1.outputs import LogprobsLists
+from vllm.v1.serial_utils import MsgpackEncoder
 
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import LENGTH, STOP, FakeEngine
@@ -29,6 +33,8 @@ class Saying:
     """What the next requests will be answered with, in the order in which they come."""
 
     eos: int
+    logprobs: bool = False
+    """Whether each token comes with its log probability, which is made up from it."""
     answers: deque[Steps] = field(default_factory=deque)
 
     def engine(self, sink: StepSink) -> SayingEngine:
@@ -55,11 +61,25 @@ class SayingEngine(FakeEngine):
                 delta.finish_reason = STOP
             elif position >= attempt.max_tokens:
                 delta.finish_reason = LENGTH
+            if self._saying.logprobs:
+                delta.extra = with_logprobs(delta)
             self._deliver([delta])
             if delta.finish_reason is not None:
                 return
             await asyncio.sleep(0)
         raise AssertionError("an answer ends with the end-of-sequence token or is longer than max_tokens")
+
+
+def with_logprobs(delta: TokenDelta) -> list[bytes]:
+    """The delta as vLLM's engine gives it where log probabilities are asked for."""
+    ids = np.array([[one, one + 1] for one in delta.token_ids])
+    output = EngineCoreOutput(
+        request_id="",
+        new_token_ids=delta.token_ids,
+        new_logprobs=LogprobsLists(ids, -ids.astype(np.float32) / 100, np.ones(len(ids), dtype=np.int64)),
+        finish_reason=None if delta.finish_reason is None else FinishReason(delta.finish_reason),
+    )
+    return [bytes(buffer) for buffer in MsgpackEncoder().encode(output)]
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,17 @@ class Apis:
         request = ResponsesRequest.model_validate(body | {"stream": stream, "store": False})
         result = await self._state.openai_serving_responses.create_responses(request, None)
         return [await streamed_response(result) if stream else whole_response(result.model_dump())]
+
+
+async def said(
+    apis: Apis, saying: Saying, api: str, body: dict[str, Any], answers: Sequence[Steps], *, stream: bool
+) -> list[Answer]:
+    """What a client of `api` gets for this body when the model says this, one for each of its `n`."""
+    saying.logprobs = "logprobs" in body
+    saying.answers.clear()
+    saying.answers.extend(answers)
+    got: list[Answer] = await getattr(apis, api)(body, stream=stream)
+    return got
 
 
 async def one(value: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -264,7 +295,7 @@ def whole_response(body: dict[str, Any]) -> Answer:
     return answer
 
 
-async def streamed_response(stream: AsyncIterator[Any]) -> Answer:
+async def streamed_response(stream: AsyncIterator[Any]) -> Answer:  # noqa: C901  # one case for each event
     """Deltas, done events and the final response must say the same."""
     said, done, added, final = Answer(), Answer(), [], None
     sequence = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -221,6 +220,8 @@ class Draw:
         self._add_stops(body)
         if self.maybe(0.1):
             body["include_reasoning"] = False
+        if self.maybe(0.2):
+            body |= {"logprobs": True, "top_logprobs": 1}
         if self.maybe(0.75):
             body["tools"] = [
                 {"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in TOOLS.items()
@@ -256,6 +257,3 @@ class Draw:
             body["tool_choice"] = self._chance.choice(["auto", "auto", "none", "required", named])
             if self.maybe(0.2):
                 body["parallel_tool_calls"] = False
-
-
-assert json

@@ -1,6 +1,7 @@
 """A streamed answer, put together, equals the whole one: any tokens, cut anyhow, on all four APIs.
 
-`ANSWERS=2500 pytest tests/http/test_stream_equals_whole.py` tries 10,000 cuts on each API; `SEED` draws others.
+`ANSWERS=2500 python -m pytest tests/http/test_stream_equals_whole.py` tries 10,000 cuts on each API: 2,500 answers,
+four cuts of each, and a whole one. `SEED` draws others.
 """
 
 from __future__ import annotations
@@ -8,16 +9,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
 from transformers import AutoTokenizer
 
-from serve_app.engine.fake_config import FakeEngineConfig
 from tests.http.harness import MODEL, service
-from tests.http.saying import Answer, Apis, Saying, Steps
-from tests.http.sayings import Case, Draw
+from tests.http.saying import Apis, Saying, said
+from tests.http.sayings import Draw
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,7 +24,6 @@ ANSWERS = int(os.environ.get("ANSWERS", "60"))
 CUTS = 4
 SEED = int(os.environ.get("SEED", "1"))
 TOKENIZER = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)
-assert FakeEngineConfig
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +37,13 @@ async def apis(saying: Saying) -> AsyncIterator[Apis]:
         yield Apis(running.gate.app)
 
 
-async def answered(
-    apis: Apis, saying: Saying, api: str, body: dict[str, Any], steps: list[Steps], stream: bool
-) -> list[Answer]:
-    saying.answers.clear()
-    saying.answers.extend(steps)
-    answers: list[Answer] = await getattr(apis, api)(body, stream=stream)
-    return answers
-
-
 @pytest.mark.parametrize("api", ["chat", "messages", "responses", "completions"])
 async def test_a_streamed_answer_equals_the_whole_one(apis: Apis, saying: Saying, api: str) -> None:
     for number in range(ANSWERS):
         draw = Draw(random.Random(f"{SEED} {number}"), TOKENIZER)
-        case: Case = draw.case(api)
-        whole = await answered(apis, saying, api, case.body, draw.cuts(case), stream=False)
+        case = draw.case(api)
+        whole = await said(apis, saying, api, case.body, draw.cuts(case), stream=False)
         for _ in range(CUTS):
             cuts = draw.cuts(case)
-            streamed = await answered(apis, saying, api, case.body, cuts, stream=True)
+            streamed = await said(apis, saying, api, case.body, cuts, stream=True)
             assert streamed == whole, f"SEED={SEED} number={number} {case.texts!r} {case.body}"
