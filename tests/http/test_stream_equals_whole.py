@@ -37,6 +37,7 @@ async def apis(saying: Saying) -> AsyncIterator[Apis]:
         yield Apis(running.gate.app)
 
 
+@pytest.mark.timeout(300 + ANSWERS)
 @pytest.mark.parametrize("api", ["chat", "messages", "responses", "completions"])
 async def test_a_streamed_answer_equals_the_whole_one(apis: Apis, saying: Saying, api: str) -> None:
     for number in range(ANSWERS):
