@@ -21,7 +21,7 @@ from vllm.parser import metrics as parser_metrics
 from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
-from serve_app.compat import vllm_parsers, vllm_prefill
+from serve_app.compat import vllm_answers, vllm_parsers, vllm_prefill
 from serve_app.ingress import own_routes, vllm_errors, vllm_limits
 from serve_app.ingress.own_routes import OwnFacts
 
@@ -65,6 +65,7 @@ async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Adm
     vllm_errors.patch()
     vllm_limits.patch()
     vllm_prefill.continue_answers()
+    vllm_answers.correct_answers()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)

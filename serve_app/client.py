@@ -24,11 +24,11 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.input_processor import InputProcessor
-from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.admission import Admission, Facts, Never, Refuse
+from serve_app.compat.answer_stops import AnswerOutputProcessor
 from serve_app.context import CURRENT
 from serve_app.errors import QueueFull, ServeError
 from serve_app.fleet import Fleet
@@ -158,7 +158,7 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         self.profiler = None
         self.renderer = renderer_from_config(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
-        self.output_processor = OutputProcessor(
+        self.output_processor = AnswerOutputProcessor(
             self.renderer.tokenizer, log_stats=False, stream_interval=vllm_config.scheduler_config.stream_interval
         )
         core = FleetCore(fleet_factory)

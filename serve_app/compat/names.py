@@ -17,13 +17,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.compat import vllm_api, vllm_cpu, vllm_prefill, vllm_resume
+from serve_app.compat import vllm_answers, vllm_api, vllm_cpu, vllm_prefill, vllm_resume
 from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import Definition, SourceTree
 
 PACKAGE = "vllm"
 
-TARGETS = (*vllm_api.TARGETS, *vllm_cpu.TARGETS, *vllm_prefill.TARGETS, *vllm_resume.TARGETS)
+TARGETS = (
+    *vllm_answers.TARGETS,
+    *vllm_api.TARGETS,
+    *vllm_cpu.TARGETS,
+    *vllm_prefill.TARGETS,
+    *vllm_resume.TARGETS,
+)
 """What we change in vLLM, all of it."""
 
 APPLICATION = Path(__file__).parents[1]

@@ -66,22 +66,6 @@ def _unpack(body: bytes, window_bits: int, limit: int) -> bytes:
     return bytes(unpacked)
 
 
-def is_nested_too_deeply(value: object) -> bool:
-    """Whether decoded JSON is nested deeper than pydantic can write back (an answer of `/v1/responses` repeats parts of
-    its request: that would fail when all the tokens are there)."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
-
-
 def is_json(content_type: str, *, from_browser: bool) -> bool:
     """Whether a body of this type is read as JSON.
 

@@ -54,6 +54,14 @@ def test_a_patch_waits_for_the_import_and_is_done_after_it(module_name: str) -> 
     assert seen == [module, module], "an imported module is patched at once"
 
 
+def test_two_patches_may_wait_for_one_module(module_name: str) -> None:
+    seen: list[str] = []
+    after_import(module_name, lambda _: seen.append("first"))
+    after_import(module_name, lambda _: seen.append("second"))
+    importlib.import_module(module_name)
+    assert sorted(seen) == ["first", "second"]
+
+
 def test_a_failing_patch_fails_the_import(module_name: str) -> None:
     def refuse(_: ModuleType) -> None:
         raise UnexpectedVllmError("not as expected")

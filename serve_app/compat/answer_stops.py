@@ -1,0 +1,115 @@
+"""Stop strings look at the answer: not at reasoning, not at tool calls, not at the template's line breaks.
+
+vLLM looks at all that the model says. A stop string that happens to stand in the reasoning then ends a request before
+its answer has begun, and one in the arguments of a call cuts the call off.
+
+Only requests with stop strings pay for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any, Final
+
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, uses_fast_detokenizer
+from vllm.v1.engine.output_processor import OutputProcessor
+
+THINK, THINK_END, CALL, CALL_END = "<think>", "</think>", "<tool_call>", "</tool_call>"
+
+
+class _Part(Enum):
+    REASONING = auto()
+    ANSWER = auto()
+    CALL = auto()
+
+
+NEXT: Final = {
+    (_Part.REASONING, THINK_END): _Part.ANSWER,
+    (_Part.REASONING, CALL): _Part.CALL,
+    (_Part.ANSWER, CALL): _Part.CALL,
+    (_Part.CALL, CALL_END): _Part.ANSWER,
+}
+"""What a special token changes, where it changes anything."""
+
+
+class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLLM is not read by mypy
+    """vLLM's, whose `output_text` is only the text in which stop strings are looked for; the rest is kept here.
+
+    No special token, and nothing before one, is held back: the parser relies on it (`special_tokens.py`).
+    """
+
+    def __init__(self, tokenizer: Any, request: EngineCoreRequest, tags: Mapping[int, str]) -> None:
+        super().__init__(tokenizer, request)
+        self._tags = tags
+        self._before = ""
+        prompt = reversed(request.prompt_token_ids or [])
+        thinking = next((tags[one] for one in prompt if tags.get(one) in (THINK, THINK_END)), None) == THINK
+        self._part = _Part.REASONING if thinking else _Part.ANSWER
+        self._at_start = False
+        """Directly behind `</think>`."""
+        self._is_tag = False
+
+    def update(self, new_token_ids: list[int], stop_terminated: bool) -> str | None:
+        """See `IncrementalDetokenizer`. Token by token: what is looked at may change at each."""
+        last = len(new_token_ids) - 1
+        for place, token_id in enumerate(new_token_ids):
+            tag = self._tags.get(token_id)
+            self._is_tag = tag is not None
+            if tag is not None:
+                self._before += self.output_text
+                self.output_text = ""
+            hit: str | None = super().update([token_id], stop_terminated and place == last)
+            if hit is not None:
+                return hit
+            if tag is not None and (following := NEXT.get((self._part, tag))) is not None:
+                self._at_start = self._part is _Part.REASONING
+                self._part = following
+        return None
+
+    def decode_next(self, next_token_id: int) -> str:
+        """What of the token's text stop strings are looked for in."""
+        text: str = super().decode_next(next_token_id)
+        if self._is_tag or self._part is not _Part.ANSWER:
+            self._before += text
+            return ""
+        if not self._at_start:
+            return text
+        said = text.lstrip("\n")
+        self._before += text[: len(text) - len(said)]
+        self._at_start = not said
+        return said
+
+    def get_next_output_text(self, finished: bool, delta: bool) -> str:
+        """See `IncrementalDetokenizer`."""
+        held = 0 if finished else self.stop_buffer_length
+        end = len(self._before) + max(0, len(self.output_text) - held)
+        start = self._last_output_text_offset if delta else 0
+        if start >= end:
+            return ""
+        if delta:
+            self._last_output_text_offset = end
+        split = len(self._before)
+        return self._before[start:end] + self.output_text[max(0, start - split) : max(0, end - split)]
+
+
+class AnswerOutputProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM is not read by mypy
+    """vLLM's, with an `AnswerDetokenizer` for requests with stop strings whose answer is parsed."""
+
+    def __init__(self, tokenizer: Any, **settings: Any) -> None:
+        super().__init__(tokenizer, **settings)
+        tags = (*tokenizer.all_special_tokens, THINK, THINK_END, CALL, CALL_END) if tokenizer is not None else ()
+        vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+        self._tags: dict[int, str] = {vocabulary[tag]: tag for tag in tags if tag in vocabulary}
+
+    def add_request(self, request: EngineCoreRequest, *arguments: Any, **named: Any) -> None:
+        """See `OutputProcessor`."""
+        super().add_request(request, *arguments, **named)
+        params = request.sampling_params
+        # Only chat-like requests name a reasoning parser; `/v1/completions` is plain text.
+        if params is None or not params.stop or request.reasoning_parser_kwargs is None:
+            return
+        if uses_fast_detokenizer(self.tokenizer) and params.detokenize:
+            state = self.request_states[request.request_id]
+            state.detokenizer = AnswerDetokenizer(self.tokenizer, request, self._tags)
