@@ -23,6 +23,7 @@ from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
 from serve_app.compat import vllm_parsers
+from serve_app.ingress import responses_api
 
 TASKS = ("generate",)
 
@@ -32,6 +33,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 
     Built from parts, as vLLM's own GPU-less render server does: `create_engine_config` would look for a device, and
     where there is none resolve lower batch limits than the engine's. Quantisation is left out for the same reason.
+    The reasoning configuration is what lets a request have a thinking budget: vLLM refuses one without it.
     """
     engine_args = AsyncEngineArgs.from_cli_args(args)
     model = engine_args.create_model_config()
@@ -41,6 +43,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
     # More than one "API process": vLLM then caches processed images here only. With one, it would send the engine a
     # hash in place of an image it has sent before, and there are many engines.
     parallel._api_process_count = 2  # noqa: SLF001  # vLLM's own launcher sets it the same way
+    engine_args._set_default_reasoning_config_args()  # noqa: SLF001  # as `create_engine_config` does: see the docstring
     return VllmConfig(
         model_config=model,
         parallel_config=parallel,
@@ -54,6 +57,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
         speculative_config=speculative,
         logging_config=engine_args.create_logging_config(),
         structured_outputs_config=engine_args.create_structured_outputs_config(),
+        reasoning_config=engine_args.reasoning_config,
     )
 
 
@@ -61,6 +65,7 @@ async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Adm
     """vLLM's API app, and the client through which it asks the fleet."""
     media.use()
     vllm_parsers.keep_tables()
+    responses_api.use()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)

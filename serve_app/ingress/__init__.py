@@ -1,0 +1,1 @@
+"""What speaks HTTP: between a client's connection and the engines."""
