@@ -6,6 +6,7 @@ and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`mid
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from http import HTTPStatus
 from types import SimpleNamespace
 
@@ -61,9 +62,11 @@ def frontend_config(args: Namespace) -> VllmConfig:
     )
 
 
-async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Admission) -> tuple[FastAPI, FleetClient]:
-    """vLLM's API app, and the client through which it asks the fleet."""
-    media.use()
+async def build_api(
+    args: Namespace, fleet_factory: FleetFactory, admission: Admission, allowed_media_hosts: Sequence[str] = ()
+) -> tuple[FastAPI, FleetClient]:
+    """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `media.py`."""
+    media.use(allowed_media_hosts)
     vllm_parsers.keep_tables()
     responses_api.use()
     client = FleetClient(frontend_config(args), fleet_factory, admission)

@@ -147,6 +147,9 @@ class IngressConfig(Section):
     """File of hashed API keys (`python -m serve_app hash-key`). None: no key is asked for."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
+    allowed_media_hosts: tuple[str, ...] = ()
+    """Host names or addresses that image URLs may lead to though they are private. All other private, loopback and
+    link-local addresses are refused, and redirects to them."""
     keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 8.0
     """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on
     silence."""

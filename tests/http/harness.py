@@ -103,6 +103,7 @@ async def service(
     max_waiting: int = 100,
     hang_after_s: float = 20.0,
     ingress_id: str = "ingress-1",
+    allowed_media_hosts: Sequence[str] = (),
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -116,6 +117,7 @@ async def service(
             flags.parse(list(argv), flags.serve_parser()),
             lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink),
             Admission(max_waiting),
+            allowed_media_hosts,
         )
         await stack.enter_async_context(client.fleet)
         if engines:
