@@ -24,7 +24,7 @@ from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
 from serve_app.compat import vllm_parsers
-from serve_app.ingress import responses_api
+from serve_app.ingress import responses_api, structured_outputs
 
 TASKS = ("generate",)
 
@@ -69,6 +69,7 @@ async def build_api(
     media.use(allowed_media_hosts)
     vllm_parsers.keep_tables()
     responses_api.use()
+    structured_outputs.use()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)

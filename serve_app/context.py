@@ -30,6 +30,8 @@ class RequestContext:
     key_name: str | None = None
     model: str | None = None
     flights: list[FlightRecord] = field(default_factory=list)
+    grammar_source: str = "structured_outputs"
+    """The field of its body that its grammar is in, if it has one."""
     refused: ServeError | None = None
     """Why the request was not let in, if so."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)

@@ -28,6 +28,7 @@ from vllm.sampling_params import validate_thinking_token_budget
 
 from serve_app.compat.patching import Function, Target, replace
 from serve_app.context import CURRENT
+from serve_app.ingress import structured_outputs
 
 SERVING: Final = OpenAIServingResponses.__module__  # imported: several changes of a module not yet there do not work
 CREATE: Final = Target(SERVING, "OpenAIServingResponses", "create_responses", ("request", "raw_request"))
@@ -76,6 +77,7 @@ def take_thinking_budget(original: Function, _: ModuleType) -> Function:
     """The parameter that vLLM's chat and completion requests have, and its Responses request lacks."""
 
     def to_sampling_params(self: Any, default_max_tokens: int, default_sampling_params: dict | None = None) -> Any:
+        structured_outputs.note_source(self)
         params = original(self, default_max_tokens, default_sampling_params)
         budget = (self.model_extra or {}).get("thinking_token_budget")
         params.thinking_token_budget = validate_thinking_token_budget(budget)
