@@ -8,8 +8,10 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from vllm.v1.engine import FinishReason
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
+from serve_app.wire import AttemptRequest, TokenDelta
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -104,6 +106,29 @@ async def test_a_schema_that_cannot_work_is_named(
     }
     error = await refused(served, http, path, forms.get(path, forms[CHAT]))
     assert field in error["message"]
+
+
+class CannotCompile(FakeEngine):
+    """An engine that fails each request before its first token, as vLLM's does where a grammar does not compile."""
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        self._sink([TokenDelta(attempt.attempt_id, 0, [], finish_reason=FinishReason.ERROR.value)])
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault(path: str, stream: bool) -> None:
+    async with (
+        service({"a": lambda sink: CannotCompile(FakeEngineConfig(), sink)}) as running,
+        httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as http,
+    ):
+        asked = BODIES[path] | {"structured_outputs": {"regex": "a"}, "stream": stream}
+        response = await http.post(path, json={"model": NAME, **asked})
+        if path == RESPONSES and stream:  # it has begun: the request was on its way
+            assert "event: response.failed" in response.text
+        else:
+            assert response.status_code == 400, response.text
+        assert "does not compile" in response.text
 
 
 @pytest.mark.parametrize(
