@@ -6,6 +6,7 @@ and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`mid
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from fastapi import FastAPI
@@ -22,7 +23,7 @@ from serve_app import media
 from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
 from serve_app.compat import vllm_answers, vllm_parsers, vllm_prefill
-from serve_app.ingress import own_routes, vllm_errors, vllm_limits
+from serve_app.ingress import own_routes, responses_api, structured_outputs, vllm_errors, vllm_limits
 from serve_app.ingress.own_routes import OwnFacts
 
 TASKS = ("generate",)
@@ -33,6 +34,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 
     Built from parts, as vLLM's own GPU-less render server does: `create_engine_config` would look for a device, and
     where there is none resolve lower batch limits than the engine's. Quantisation is left out for the same reason.
+    The reasoning configuration is what lets a request have a thinking budget: vLLM refuses one without it.
     """
     engine_args = AsyncEngineArgs.from_cli_args(args)
     model = engine_args.create_model_config()
@@ -42,6 +44,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
     # More than one "API process": vLLM then caches processed images here only. With one, it would send the engine a
     # hash in place of an image it has sent before, and there are many engines.
     parallel._api_process_count = 2  # noqa: SLF001  # vLLM's own launcher sets it the same way
+    engine_args._set_default_reasoning_config_args()  # noqa: SLF001  # as `create_engine_config` does: see the docstring
     return VllmConfig(
         model_config=model,
         parallel_config=parallel,
@@ -55,17 +58,22 @@ def frontend_config(args: Namespace) -> VllmConfig:
         speculative_config=speculative,
         logging_config=engine_args.create_logging_config(),
         structured_outputs_config=engine_args.create_structured_outputs_config(),
+        reasoning_config=engine_args.reasoning_config,
     )
 
 
-async def build_api(args: Namespace, fleet_factory: FleetFactory, admission: Admission) -> tuple[FastAPI, FleetClient]:
-    """vLLM's API app, and the client through which it asks the fleet."""
-    media.use()
+async def build_api(
+    args: Namespace, fleet_factory: FleetFactory, admission: Admission, allowed_media_hosts: Sequence[str] = ()
+) -> tuple[FastAPI, FleetClient]:
+    """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `media.py`."""
+    media.use(allowed_media_hosts)
     vllm_parsers.keep_tables()
     vllm_errors.patch()
     vllm_limits.patch()
     vllm_prefill.continue_answers()
     vllm_answers.correct_answers()
+    responses_api.use()
+    structured_outputs.use()
     client = FleetClient(frontend_config(args), fleet_factory, admission)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)

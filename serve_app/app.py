@@ -121,6 +121,7 @@ class Ingress:
             flags.parse(engine_argv(config), flags.serve_parser()),
             open_fleet,
             Admission(max_waiting=config.ingress.max_queued_requests),
+            config.ingress.allowed_media_hosts,
         )
         environment_is_final()
         self._fleet = await self._closing.enter_async_context(client.fleet)

@@ -50,17 +50,32 @@ class FleetCore:
         self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutput)
+        self._grammars: dict[str, str] = {}
 
     # ---- fleet.FleetSink -----------------------------------------------------------------------------------------
 
     def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
         """See `fleet.FleetSink`."""
-        outputs = [self._as_core_output(request_id, delta) for request_id, delta in deltas]
+        outputs = [
+            self._as_core_output(request_id, delta)
+            for request_id, delta in deltas
+            if delta.finish_reason is None or not self._is_refusal(request_id, delta)
+        ]
         self._steps.put_nowait(EngineCoreOutputs(outputs=outputs))
 
     def failed(self, request_id: str, error: ServeError) -> None:
         """See `fleet.FleetSink`."""
+        self._grammars.pop(request_id, None)
         self.on_failed(request_id, error)
+
+    def _is_refusal(self, request_id: str, delta: TokenDelta) -> bool:
+        """Whether a request's end is that its grammar could not be compiled. That only an engine can know, and it says
+        no more than that the request failed before its first token."""
+        field = self._grammars.pop(request_id, None)
+        if field is None or delta.finish_reason != FinishReason.ERROR.value or delta.position:
+            return False
+        self.on_failed(request_id, RequestRefused(f"{field} cannot be enforced: its grammar does not compile."))
+        return True
 
     # ---- what AsyncLLM calls -------------------------------------------------------------------------------------
 
@@ -77,6 +92,8 @@ class FleetCore:
         record = FlightRecord(inexact=_inexact_after_resume(params))
         payload = copy(request)
         payload.prompt_token_ids = []
+        if params.structured_outputs is not None:
+            self._grammars[request.request_id] = context.grammar_source if context is not None else "structured_outputs"
         # Log probabilities are not kept with the tokens.
         may_break = context is not None and params.logprobs is None and params.prompt_logprobs is None
         self.fleet.submit(
@@ -104,6 +121,7 @@ class FleetCore:
     async def abort_requests_async(self, request_ids: Iterable[str]) -> None:
         """Stop requests wherever they are."""
         for request_id in request_ids:
+            self._grammars.pop(request_id, None)
             self.fleet.cancel(request_id)
 
     async def get_supported_tasks_async(self) -> tuple[str, ...]:

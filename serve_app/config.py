@@ -161,6 +161,9 @@ class IngressConfig(Section):
     """Web pages that may call the service from a browser (CORS), by origin: `https://app.example`,
     `http://localhost:*` (any port), or `*` for all. Empty: none, so that no page that somebody visits can use an
     endpoint without keys behind their back. Programs are not browsers and need no entry."""
+    allowed_media_hosts: tuple[str, ...] = ()
+    """Host names or addresses that image URLs may lead to though they are private. All other private, loopback and
+    link-local addresses are refused, and redirects to them."""
     keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 8.0
     """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on
     silence."""

@@ -32,6 +32,8 @@ class RequestContext:
     ignored: list[str] = field(default_factory=list)
     """What was asked for and left out, by field (`ingress/edits.py`)."""
     flights: list[FlightRecord] = field(default_factory=list)
+    grammar_source: str = "structured_outputs"
+    """The field of its body that its grammar is in, if it has one."""
     refused: ServeError | None = None
     """Why the request failed outside the fleet, if so."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,29 +1,168 @@
-"""Images that cannot be had or read are the request's fault: vLLM's connector, with its errors as refusals.
+"""Images that cannot be had or read are the request's fault, and only addresses of the open internet are asked.
 
-vLLM answers 500 to an image that is too large to be decoded, to an address where nobody answers, and to a local file
-that may not be read: to a client that looks like a broken server, and it tries again. This connector is vLLM's own,
-registered by its own extension point, and says 400 with the reason.
+vLLM's connector fetches whatever URL a request names: also this cluster's dashboard, or a cloud's metadata service, and
+its answer tells open ports from closed ones. And it answers 500 to an image that is too large to be decoded and to an
+address where nobody answers: to a client that looks like a broken server, and it tries again. This connector is vLLM's
+own, registered by its own extension point; it asks no private address unless the configuration names the host
+(`ingress.allowed_media_hosts`), and says 400 with the reason.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import ipaddress
 import os
-from typing import Any
+import re
+import socket
+from collections.abc import Collection
+from typing import Any, Final
 
-from aiohttp import ClientError
+import aiohttp
 from PIL.Image import DecompressionBombError
-from vllm.exceptions import VLLMValidationError
+from vllm.connections import HTTPConnection
+from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from yarl import URL
 
-NAME = "step"
-ENVIRONMENT_VARIABLE = "VLLM_MEDIA_CONNECTOR"
+NAME: Final = "step"
+ENVIRONMENT_VARIABLE: Final = "VLLM_MEDIA_CONNECTOR"
 
-NOT_TO_BE_HAD = (DecompressionBombError, ClientError, OSError, TimeoutError, RuntimeError, ValueError)
+FETCH_TIMEOUT_S: Final = 30.0
+"""For all redirects and retries of one image. vLLM's own retries may take two minutes."""
+
+MAX_BYTES: Final = 64 << 20
+"""Of a download; what a request may carry as a data URL is bounded by the body (`ingress.max_body_bytes`)."""
+
+MAX_REDIRECTS: Final = 5
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class MediaRefused(VLLMValidationError):  # type: ignore[misc]  # vLLM is not read by mypy
+    """A URL leads to an address that is not asked. Says nothing of what is there."""
+
+
+NOT_TO_BE_HAD = (
+    DecompressionBombError,
+    aiohttp.ClientError,
+    OSError,
+    TimeoutError,
+    RuntimeError,
+    ValueError,
+    VLLMUnprocessableEntityError,
+    MediaRefused,
+)
 """`ValueError`: vLLM's for what is no image and no address; it says 400 to that itself, but not which field is meant.
 `RuntimeError`: vLLM's for a local file, and Python's `NotImplementedError` for a data URL that is not base64."""
 
+REFUSED: Final = "Images are fetched from public addresses only."
 
-@MEDIA_CONNECTOR_REGISTRY.register(NAME)
+NUMERIC_HOST: Final = re.compile(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,3}")
+"""An address in one of the old ways of writing one (127.1, 0x7f000001, 0177.0.0.1), which aiohttp does not take."""
+
+NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the open internet: also where an IPv6 address stands for an IPv4 one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = address.ipv4_mapped or address.sixtofour
+        if embedded is None and address.teredo is not None:
+            embedded = address.teredo[1]
+        if embedded is None and address in NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if embedded is not None:
+            return is_public(embedded)
+        if address.is_site_local:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
+
+
+class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not read by mypy
+    """vLLM's HTTP client, which connects to public addresses and `allowed_hosts` only.
+
+    The address is looked at when the socket is made, so a name cannot mean one thing when it is checked and another
+    when it is asked. Each redirect is a request of its own. A proxy from the environment is not used: it would look
+    names up where we do not see it.
+    """
+
+    def __init__(self, allowed_hosts: Collection[str] = ()) -> None:
+        super().__init__(reuse_client=False)
+        self._allowed = frozenset(host.lower().strip("[]") for host in allowed_hosts)
+
+    def get_response(self, url: str, **_: Any) -> Any:
+        """vLLM's blocking way, which only its offline API takes."""
+        raise MediaRefused(REFUSED, parameter="image_url", value=url)
+
+    async def async_get_bytes(
+        self,
+        url: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109  # vLLM's signature
+        allow_redirects: bool = True,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        """See vLLM's. Raises `MediaRefused` for what may not be asked."""
+        limit = MAX_BYTES if max_bytes is None else min(max_bytes, MAX_BYTES)
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            for _ in range(MAX_REDIRECTS + 1):
+                url, data = await self._follow(url, timeout, limit)
+                if data is not None:
+                    return data
+                if not allow_redirects:
+                    break
+        raise ValueError("it is redirected too often")
+
+    async def _follow(self, url: str, total_s: float | None, limit: int) -> tuple[str, bytes | None]:
+        """One request: where it is redirected to, or what came."""
+        self._validate_http_url(url)
+        refused: list[str] = []
+        guard = functools.partial(_guarded_socket, refused)
+        allowed = (URL(url).host or "").lower() in self._allowed
+        connector = aiohttp.TCPConnector(socket_factory=None if allowed else guard)
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, trust_env=False) as session,
+                session.get(
+                    url,
+                    headers=self._headers(),
+                    timeout=aiohttp.ClientTimeout(total=total_s),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                location = response.headers.get("location")
+                if response.status in REDIRECTS and location is not None:
+                    return str(response.url.join(URL(location))), None
+                response.raise_for_status()
+                return url, await _read(response, limit)
+        except (OSError, aiohttp.InvalidURL) as error:
+            if refused or (isinstance(error, aiohttp.InvalidURL) and NUMERIC_HOST.fullmatch(URL(url).host or "")):
+                raise MediaRefused(REFUSED, parameter="image_url", value=url) from error
+            raise
+
+
+def _guarded_socket(refused: list[str], address_info: Any) -> socket.socket:
+    family, kind, protocol, _, (host, *_) = address_info
+    if not is_public(ipaddress.ip_address(host)):
+        refused.append(host)
+        raise PermissionError(REFUSED)
+    return socket.socket(family, kind, protocol)
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    body = bytearray()
+    if (response.content_length or 0) <= limit:
+        async for chunk in response.content.iter_chunked(1 << 16):  # as decompressed
+            body += chunk
+            if len(body) > limit:
+                break
+        else:
+            return bytes(body)
+    raise ValueError(f"it is larger than {limit >> 20} MiB")
+
+
 class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not read by mypy
     """`MediaConnector` whose failures are the client's to mend."""
 
@@ -33,11 +172,21 @@ class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not re
             return await super().fetch_image_async(image_url, image_mode=image_mode)
         except NOT_TO_BE_HAD as error:
             address = image_url if len(image_url) <= 80 else image_url[:40] + "..."
+            reason = REFUSED if isinstance(error, MediaRefused) else _reason(error)
             raise VLLMValidationError(
-                f"The image {address!r} cannot be used: {str(error) or type(error).__name__}", parameter="image_url"
+                f"The image {address!r} cannot be used: {reason}", parameter="image_url"
             ) from error
 
 
-def use() -> None:
+def _reason(error: BaseException) -> str:
+    """The cause of it. vLLM's 422 for a URL hides what was wrong with it."""
+    if isinstance(error, VLLMUnprocessableEntityError) and isinstance(error.__cause__, ValueError):
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def use(allowed_hosts: Collection[str] = ()) -> None:
     """Have vLLM's renderers in this process use it, unless the operator has chosen another one."""
+    connector = functools.partial(RefusingConnector, connection=GuardedConnection(allowed_hosts))
+    MEDIA_CONNECTOR_REGISTRY.register(NAME)(connector)
     os.environ.setdefault(ENVIRONMENT_VARIABLE, NAME)

@@ -20,6 +20,8 @@ VLLM_IMPORTERS = {
     "serve_app/client.py": "the seam",
     "serve_app/ingress/vllm_*": "vLLM's errors and limits, as ours",
     "serve_app/media.py": "vLLM's image fetching, with refusals in place of failures",
+    "serve_app/ingress/responses_api.py": "vLLM's Responses API, with OpenAI's end of a stream",
+    "serve_app/ingress/structured_outputs.py": "vLLM's check of grammars, which names the field",
     "serve_app/flags.py": "vLLM's parser of its flags",
     "serve_app/engine/*": "vLLM's engine",
     "serve_app/compat/*": "what mends vLLM",

@@ -12,9 +12,6 @@ WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 CHUNK_BYTES = 1 << 16
 
-DEEPEST = 100
-"""Deepest nesting of a request. The JSON schemas of real tools have a tenth of that."""
-
 ENCODINGS = "gzip, deflate"
 """What can be decoded, for the header `Accept-Encoding` of a refusal."""
 

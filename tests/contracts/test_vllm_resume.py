@@ -169,6 +169,38 @@ def assert_fits_schema(tokens: list[int]) -> None:
     assert len(answer["sizes"]) == 3
 
 
+THINKS = {"prompt": [20, 21, THINK], "max_tokens": 60}
+"""The answer to this is thought for longer than the budgets below, if nothing ends it."""
+
+
+@pytest.mark.parametrize("budget", [0, 1, 2, 5, 16])
+async def test_a_thinking_budget_ends_the_thought_wherever_the_attempts_meet(subject: Subject, budget: int) -> None:
+    tokens = await expect_continuations(subject, (1, 2, 3, 6, 17, 30), **THINKS, thinking_token_budget=budget)
+    plain = await subject.run(subject.attempt(**THINKS))
+    assert END_OF_THINKING not in plain[: budget + 1], "the budget changes this answer, or the test shows nothing"
+    assert tokens[:budget] == plain[:budget]
+    assert tokens.index(END_OF_THINKING) == budget
+
+
+async def test_a_thinking_budget_that_is_not_used_up_changes_nothing(subject: Subject) -> None:
+    plain = await subject.run(subject.attempt(**THINKS))
+    assert await subject.run(subject.attempt(**THINKS, thinking_token_budget=1024)) == plain
+
+
+async def test_a_thinking_budget_has_no_say_where_nothing_is_thought(subject: Subject) -> None:
+    request = {"prompt": [20, 21, THINK, 30, END_OF_THINKING, 22], "max_tokens": 30}
+    plain = await subject.run(subject.attempt(**request))
+    assert await subject.run(subject.attempt(**request, thinking_token_budget=2)) == plain
+
+
+async def test_a_thought_that_ended_within_its_budget_stays_ended(subject: Subject) -> None:
+    """The rest of the answer is not cut where the budget would have ended a thought."""
+    thought = [40, 41, END_OF_THINKING]
+    request = THINKS | {"emitted": thought}
+    plain = await subject.run(subject.attempt(**request))
+    assert await subject.run(subject.attempt(**request, thinking_token_budget=8)) == plain
+
+
 async def test_a_seeded_request_continues_the_same_way_each_time(subject: Subject) -> None:
     """Not the way it would have gone on undisturbed: see `serve_app/compat/vllm_resume.py`."""
     # Hot, or a model that is sure of what comes next says the same whatever the random numbers are.

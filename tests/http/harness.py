@@ -107,6 +107,7 @@ async def service(
     allowed_origins: tuple[str, ...] = (),
     hang_after_s: float = 20.0,
     ingress_id: str = "ingress-1",
+    allowed_media_hosts: Sequence[str] = (),
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -120,6 +121,7 @@ async def service(
             flags.parse(list(argv), flags.serve_parser()),
             lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink),
             Admission(max_waiting),
+            allowed_media_hosts,
         )
         await stack.enter_async_context(client.fleet)
         if engines:

@@ -1,0 +1,195 @@
+"""`/v1/responses` as OpenAI's clients expect it, where vLLM's differs: cut answers, failures, and thinking budgets.
+
+* An answer that ran into `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
+  that was cut says so, streamed or not.
+* A stream begins when the request is on its way. What is refused before gets a real status, as without `stream`.
+* A stream that fails ends with `response.failed` (vLLM: the connection breaks, or its own error event fails its own
+  validation). Clients then know that the answer is not whole, and why.
+* `thinking_token_budget` works as on vLLM's other APIs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import ModuleType
+from typing import Any, Final
+
+from openai.types.responses import ResponseError, ResponseFailedEvent, ResponseIncompleteEvent
+from vllm.entrypoints.openai.responses.protocol import (
+    ResponseCompletedEvent,
+    ResponseInProgressEvent,
+    ResponsesResponse,
+)
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import validate_thinking_token_budget
+
+from serve_app.compat.patching import Function, Target, replace
+from serve_app.context import CURRENT
+from serve_app.ingress import structured_outputs
+
+SERVING: Final = OpenAIServingResponses.__module__  # imported: several changes of a module not yet there do not work
+CREATE: Final = Target(SERVING, "OpenAIServingResponses", "create_responses", ("request", "raw_request"))
+WHOLE: Final = Target(SERVING, "OpenAIServingResponses", "responses_full_generator", ("request", "context"))
+STREAM: Final = Target(SERVING, "OpenAIServingResponses", "responses_stream_generator", ("request", "context"))
+PARAMS: Final = Target(
+    "vllm.entrypoints.openai.responses.protocol", "ResponsesRequest", "to_sampling_params", ("default_max_tokens",)
+)
+TARGETS: Final = (CREATE, WHOLE, STREAM, PARAMS)
+
+ITEM_DONE: Final = "response.output_item.done"
+
+logger = logging.getLogger(__name__)
+
+Events = AsyncGenerator[Any, None]
+"""vLLM's (OpenAI's) event objects, as its router turns them into lines."""
+
+
+class IncompleteResponse(ResponsesResponse):  # type: ignore[misc]  # vLLM is not read by mypy
+    """`ResponsesResponse` with OpenAI's `error`, which vLLM's leaves out."""
+
+    error: ResponseError | None = None
+
+
+class IncompleteEvent(ResponseIncompleteEvent):
+    """The end of a stream that was cut."""
+
+    response: ResponsesResponse  # type: ignore[assignment]  # vLLM's response, as in vLLM's own events
+
+
+class FailedEvent(ResponseFailedEvent):
+    """The end of a stream that failed."""
+
+    response: IncompleteResponse  # type: ignore[assignment]  # vLLM's response, as in vLLM's own events
+
+
+def use() -> None:
+    """Have vLLM's Responses API in this process behave so. Calling it again changes nothing."""
+    replace(CREATE, refuse_before_the_stream)
+    replace(WHOLE, mark_cut_item)
+    replace(STREAM, end_as_it_ended)
+    replace(PARAMS, take_thinking_budget)
+
+
+def take_thinking_budget(original: Function, _: ModuleType) -> Function:
+    """The parameter that vLLM's chat and completion requests have, and its Responses request lacks."""
+
+    def to_sampling_params(self: Any, default_max_tokens: int, default_sampling_params: dict | None = None) -> Any:
+        structured_outputs.note_source(self)
+        params = original(self, default_max_tokens, default_sampling_params)
+        budget = (self.model_extra or {}).get("thinking_token_budget")
+        params.thinking_token_budget = validate_thinking_token_budget(budget)
+        return params
+
+    return to_sampling_params
+
+
+def mark_cut_item(original: Function, _: ModuleType) -> Function:
+    """Of an incomplete response, the last item is the one that was cut."""
+
+    async def responses_full_generator(self: Any, *args: Any, **named: Any) -> Any:
+        response = await original(self, *args, **named)
+        if isinstance(response, ResponsesResponse) and response.status == "incomplete" and response.output:
+            item = response.output[-1]
+            if "status" in type(item).model_fields:  # a custom tool's call has none
+                item.status = "incomplete"
+        return response
+
+    return responses_full_generator
+
+
+def refuse_before_the_stream(original: Function, _: ModuleType) -> Function:
+    """A stream is handed to the router when its request is on its way: until then it can still be refused."""
+
+    async def create_responses(self: Any, request: Any, raw_request: Any = None) -> Any:
+        answer = await original(self, request, raw_request)
+        context = CURRENT.get()
+        if context is None or not isinstance(answer, AsyncGenerator) or request.background:
+            return answer
+        events = aiter(answer)
+        head = [await anext(events), await anext(events)]  # created, in_progress: vLLM makes them of the request alone
+        first = asyncio.ensure_future(anext(events, None))
+        submitted = asyncio.ensure_future(context.submitted.wait())
+        try:
+            await asyncio.wait({first, submitted}, return_when=asyncio.FIRST_COMPLETED)
+            if first.done() and (error := first.exception()) is not None:
+                raise error
+        except BaseException:
+            first.cancel()
+            raise
+        finally:
+            submitted.cancel()
+        return _whole_stream(head, first, events)
+
+    return create_responses
+
+
+async def _whole_stream(head: list[Any], first: asyncio.Future[Any], rest: AsyncIterator[Any]) -> Events:
+    try:
+        for event in head:
+            yield event
+        event = await first
+        if event is not None:
+            yield event
+        async for event in rest:
+            yield event
+    finally:
+        first.cancel()
+
+
+def end_as_it_ended(original: Function, _: ModuleType) -> Function:
+    """The last events of a stream say whether the answer is whole."""
+
+    async def responses_stream_generator(
+        self: Any, request: Any, sampling_params: Any, result_generator: Any, context: Any, *args: Any, **named: Any
+    ) -> Events:
+        response: Any = None
+        held: Any = None  # an item's end is held back if the item may be the one that was cut
+        number = 0
+        try:
+            async for event in original(self, request, sampling_params, result_generator, context, *args, **named):
+                if held is not None:
+                    yield held
+                    held = None
+                number = event.sequence_number + 1
+                if isinstance(event, ResponseInProgressEvent):
+                    response = event.response
+                if event.type == ITEM_DONE and _is_cut(context):
+                    held = event
+                elif isinstance(event, ResponseCompletedEvent) and event.response.status == "incomplete":
+                    yield IncompleteEvent(
+                        type="response.incomplete", sequence_number=event.sequence_number, response=event.response
+                    )
+                else:
+                    yield event
+        except Exception as error:  # whatever it was, the client is to know that the answer is not whole
+            ours = CURRENT.get()
+            if response is None or ours is None or not ours.submitted.is_set():
+                raise  # nothing has been sent: there is still a status to say it with
+            logger.warning("responses_stream_failed", exc_info=error)
+            yield _failed(response, error, number)
+
+    return responses_stream_generator
+
+
+def _is_cut(context: Any) -> bool:
+    output = getattr(context, "last_output", None)
+    return bool(output is not None and output.outputs and output.outputs[0].finish_reason == "length")
+
+
+def _failed(response: Any, error: Exception, number: int) -> FailedEvent:
+    ours = CURRENT.get()
+    known = ours.error if ours is not None else None
+    if known is not None:
+        text = known.message
+    elif isinstance(error, VLLMValidationError):
+        text = str(error)
+    else:
+        text = "The request failed on the server. Please retry."
+    fields = response.model_dump(mode="json", by_alias=True)
+    fields |= {"status": "failed", "error": ResponseError(code="server_error", message=text)}
+    return FailedEvent(
+        type="response.failed", sequence_number=number, response=IncompleteResponse.model_validate(fields)
+    )
