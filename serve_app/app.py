@@ -156,7 +156,7 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         from serve_app.engine.fake import FakeEngine
         from serve_app.engine.fake_config import fake_engine_config
 
-        return FakeEngine(fake_engine_config(config.engine.fake), sink)
+        return FakeEngine(fake_engine_config(config.engine.fake, tokenizer=config.model.source), sink)
 
     def vllm(sink: StepSink) -> Engine:
         from serve_app.engine.vllm import VllmEngine

@@ -30,7 +30,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.admission import Admission, Facts, Never, Refuse
 from serve_app.compat.answer_stops import AnswerOutputProcessor
 from serve_app.context import CURRENT
-from serve_app.errors import QueueFull, ServeError
+from serve_app.errors import QueueFull, RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
 from serve_app.ingress.vllm_errors import FleetHTTPError

@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from serve_app.engine.contract import AttemptRefused, EngineDead, EngineInfo, EngineStats, ProgressSink, StepSink
-from serve_app.engine.fake_config import FakeEngineConfig, Fault, FaultKind, Script
+from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig, RandomAnswer
+from serve_app.engine.fake_faults import Fault, FaultKind
+from serve_app.engine.fake_script import ScriptedAnswer
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.wire import AttemptRequest, TokenDelta
 
@@ -29,7 +31,7 @@ Sleep = Callable[[float], Awaitable[object]]
 @dataclass(eq=False)
 class _Running:
     attempt: AttemptRequest
-    script: Script
+    answer: RandomAnswer | ScriptedAnswer
     faults: tuple[Fault, ...]
     ended: asyncio.Future[None]
     position: int
@@ -66,6 +68,7 @@ class FakeEngine:
         self._sink = sink
         self._clock: Clock = clock if clock is not None else lambda: asyncio.get_running_loop().time()
         self._sleep = sleep
+        self._answers = AnswerSource(config)
         self._queues = _Queues()
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -182,10 +185,12 @@ class FakeEngine:
         if not self._queues.all():
             self._last_step_s = time.monotonic()  # the age of a step counts from when there was something to do
         self._admitted += 1
+        answer = self._answers.answer(attempt.prompt_token_ids)
+        scripted = (fault for fault in answer.faults if fault.on_resume or not attempt.emitted_token_ids)
         running = _Running(
             attempt,
-            Script(self._config, attempt.prompt_token_ids),
-            tuple(fault for fault in self._config.faults if self._strikes(fault, attempt)),
+            answer,
+            (*scripted, *(fault for fault in self._config.faults if self._strikes(fault, attempt))),
             asyncio.get_running_loop().create_future(),
             position=len(attempt.emitted_token_ids),
         )
@@ -283,15 +288,15 @@ class FakeEngine:
     def _next_token(self, running: _Running) -> int:
         attempt, position = running.attempt, running.position
         may_end = not attempt.ignore_eos and position + 1 >= attempt.min_tokens
-        if may_end and self._config.eos_token_id is not None and position >= running.script.length:
-            return self._config.eos_token_id
-        return running.script.token(position)
+        if may_end and running.answer.eos_token_id is not None and position >= running.answer.length:
+            return running.answer.eos_token_id
+        return running.answer.token(position)
 
     def _finish(self, running: _Running, new_token_ids: Sequence[int]) -> tuple[int | None, int | None]:
         attempt = running.attempt
         token = new_token_ids[-1] if new_token_ids else None
         if token is not None and running.position >= attempt.min_tokens:
-            if token == self._config.eos_token_id and not attempt.ignore_eos:
+            if token == running.answer.eos_token_id and not attempt.ignore_eos:
                 return STOP, None
             if token in attempt.stop_token_ids:
                 return STOP, token

@@ -6,36 +6,11 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from enum import Enum
 
 import msgspec
 
-
-class FaultKind(Enum):
-    """What goes wrong."""
-
-    CRASH = "crash"
-    HANG = "hang"
-    SPIN = "spin"
-    """It makes no step any more, and burns CPU time all the same."""
-    SLOW = "slow"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that happens to the engine when a request is about to give its token number `at_token` (from 0).
-
-    It happens for the requests named in `request_ids`, and for every `every`-th request that starts (0: for none).
-    Unless `on_resume`, it spares a request that already died elsewhere: one fault then costs one engine, not the fleet.
-    `factor` is how many times longer steps take from then on while the request runs (`SLOW`).
-    """
-
-    kind: FaultKind
-    at_token: int
-    request_ids: frozenset[str] = frozenset()
-    every: int = 0
-    factor: float = 10.0
-    on_resume: bool = False
+from serve_app.engine.fake_faults import Fault
+from serve_app.engine.fake_script import AnswerScript, Conversation, ScriptedAnswer, load_conversations, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,6 +19,9 @@ class FakeEngineConfig:
 
     A request first gives `think_tokens` plain tokens and `think_end_token_id` (if that is not None), then an answer of
     `answer_tokens` (shortest, longest) plain tokens and `eos_token_id`, unless something stops it before.
+
+    Prompts that a conversation of `script` recognises get its answer instead (`fake_script.py`); they are read with
+    `tokenizer`, the model's folder. In a YAML file `script` may also be the path of a file of its own.
     """
 
     plain_token_ids: tuple[int, int] = (100, 999)
@@ -58,20 +36,38 @@ class FakeEngineConfig:
     max_model_len: int = 8192
     start_s: float = 0.0
     faults: tuple[Fault, ...] = ()
+    script: tuple[Conversation, ...] = ()
+    tokenizer: str | None = None
 
 
 def fake_token(config: FakeEngineConfig, prompt_token_ids: Sequence[int], position: int) -> int:
     """The token that this engine gives at `position` of the answer to this prompt, if it runs so far."""
-    return Script(config, prompt_token_ids).token(position)
+    return RandomAnswer(config, prompt_token_ids).token(position)
 
 
-class Script:
+class AnswerSource:
+    """Chooses a prompt's answer: the script's, else a random one."""
+
+    def __init__(self, config: FakeEngineConfig) -> None:
+        self._config = config
+        self._script = AnswerScript(config.script, load_tokenizer(config.tokenizer or "")) if config.script else None
+
+    def answer(self, prompt_token_ids: Sequence[int]) -> RandomAnswer | ScriptedAnswer:
+        """What this prompt gets, at whatever position an attempt begins."""
+        scripted = self._script.answer(prompt_token_ids) if self._script is not None else None
+        return scripted or RandomAnswer(self._config, prompt_token_ids)
+
+
+class RandomAnswer:
     """What one prompt's answer consists of. `length` counts its tokens before the end-of-sequence one."""
+
+    faults: tuple[Fault, ...] = ()
 
     def __init__(self, config: FakeEngineConfig, prompt_token_ids: Sequence[int]) -> None:
         packed = struct.pack(f"<{len(prompt_token_ids)}q", *prompt_token_ids)
         self._key = hashlib.blake2b(packed, digest_size=16).digest()
         self._config = config
+        self.eos_token_id = config.eos_token_id
         shortest, longest = config.answer_tokens
         thinking = 0 if config.think_end_token_id is None else config.think_tokens + 1
         self.length = thinking + shortest + self._draw(-1) % (longest - shortest + 1)
@@ -88,9 +84,13 @@ class Script:
         return int.from_bytes(digest, "little")
 
 
-def fake_engine_config(settings: Mapping[str, object]) -> FakeEngineConfig:
-    """The configuration that `settings`, as read from a YAML file, mean. Raises `ValueError` for what is not one."""
+def fake_engine_config(settings: Mapping[str, object], tokenizer: str | None = None) -> FakeEngineConfig:
+    """The configuration that `settings`, as read from a YAML file, mean; `tokenizer` is where a script finds one unless
+    it names its own. Raises `ValueError` for what is not one."""
     known = {field.name for field in fields(FakeEngineConfig)}
     if unknown := set(settings) - known:
         raise ValueError(f"a fake engine has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
-    return msgspec.convert(dict(settings), FakeEngineConfig)
+    given = {"tokenizer": tokenizer, **settings}
+    if "script" in given:
+        given["script"] = msgspec.to_builtins(load_conversations(given["script"]))
+    return msgspec.convert(given, FakeEngineConfig)
