@@ -6,7 +6,6 @@ errors, which have one shape for each API and not the ones that vLLM's routes an
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -132,7 +131,7 @@ def _complete(operation: Schema, route: routes.Route, path: str) -> None:
     if route.api is None:
         shape = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names.values()]}
     errors = {**ERRORS, "529" if api is Api.ANTHROPIC else "503": UNAVAILABLE}
-    if not re.search(r"\{|/v1/", path):
+    if not route.needs_key:
         errors = {
             status: text for status, text in errors.items() if status in ("400", "405", "413", "415", "500", "503")
         }

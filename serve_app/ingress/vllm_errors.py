@@ -277,6 +277,8 @@ def _no_traceback_of_refusals(record: logging.LogRecord) -> bool:
     raised = record.exc_info[1] if record.exc_info else None
     if raised is None:
         return True
+    if isinstance(raised, FleetHTTPError):
+        return False  # foreseen, whatever its status
     context = CURRENT.get()
     error = context.error if context is not None and context.error is not None else classify(raised)
     return error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
