@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import ModuleType
@@ -22,7 +23,6 @@ from vllm.entrypoints.openai.responses.protocol import (
     ResponseInProgressEvent,
     ResponsesResponse,
 )
-from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import validate_thinking_token_budget
 
@@ -30,7 +30,7 @@ from serve_app.compat.patching import Function, Target, replace
 from serve_app.context import CURRENT
 from serve_app.ingress import structured_outputs
 
-SERVING: Final = OpenAIServingResponses.__module__  # imported: several changes of a module not yet there do not work
+SERVING: Final = "vllm.entrypoints.openai.responses.serving"
 CREATE: Final = Target(SERVING, "OpenAIServingResponses", "create_responses", ("request", "raw_request"))
 WHOLE: Final = Target(SERVING, "OpenAIServingResponses", "responses_full_generator", ("request", "context"))
 STREAM: Final = Target(SERVING, "OpenAIServingResponses", "responses_stream_generator", ("request", "context"))
@@ -67,6 +67,8 @@ class FailedEvent(ResponseFailedEvent):
 
 def use() -> None:
     """Have vLLM's Responses API in this process behave so. Calling it again changes nothing."""
+    # Imported first: several changes of a module that is not yet there look for it through each other, without end.
+    importlib.import_module(SERVING)
     replace(CREATE, refuse_before_the_stream)
     replace(WHOLE, mark_cut_item)
     replace(STREAM, end_as_it_ended)
