@@ -14,7 +14,7 @@ from serve_app.chaos.options import add_flags as add_chaos_flags
 from serve_app.config import ConfigError, engine_argv
 from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
-from serve_app.start import launcher, plan, preflight, welcome
+from serve_app.start import client_env, launcher, plan, preflight
 from serve_app.start.check import Verdict
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("profile", nargs="*", help="names in configs/ or paths (default: all)")
     engine = with_file(command("argv", _argv, "the engine as a `vllm serve` command line"))
     engine.add_argument("--check-model", action="store_true", help="also have vLLM read the model's configuration")
-    env = with_file(command("claude-env", _claude_env, 'exports for Claude Code: eval "$(... claude-env)"'))
+    env = with_file(command("client-env", _client_env, 'what an agent or SDK needs: eval "$(... client-env claude)"'))
+    env.add_argument("client", choices=client_env.CLIENTS, help="the program or library")
     env.add_argument("--key", help="API key, where the endpoint asks for one")
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
     hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
@@ -109,9 +110,11 @@ def _argv(options: argparse.Namespace) -> int:
     return 0
 
 
-def _claude_env(options: argparse.Namespace) -> int:
+def _client_env(options: argparse.Namespace) -> int:
     endpoint = launcher.expected_endpoint(deployment.read(options.file))
-    _say(welcome.claude_env(endpoint, options.url or endpoint.url(), options.key))
+    setup = client_env.setup_for(options.client, endpoint, options.url or endpoint.url(), options.key)
+    print(f"# {setup.place}", file=sys.stderr)  # beside the text, which goes into a shell or a file as it is
+    _say(setup.text)
     return 0
 
 

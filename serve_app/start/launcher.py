@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serve_app import deployment, hardware, machine, profile
-from serve_app.config import ConfigError
+from serve_app.config import ConfigError, flag
 from serve_app.deployment import Deployment
 from serve_app.start import preflight, serve_status, welcome
 from serve_app.start.check import Verdict
@@ -152,7 +152,11 @@ def expected_endpoint(deploy: Deployment) -> Endpoint:
         config = profile.load(deploy.args, [hardware.this_machine()])
     except ConfigError:  # `auto` on a head without GPUs, in a cluster that has them
         return Endpoint(deploy.host, deploy.port, "step3p7-flash", needs_key=False)
-    return Endpoint(deploy.host, deploy.port, config.model.served_name, config.ingress.keys_file is not None)
+    length = flag(config.engine.flags, "max-model-len")
+    context = (
+        {"context_tokens": length} if isinstance(length, int) else {}
+    )  # `auto`: what the cache holds, once started
+    return Endpoint(deploy.host, deploy.port, config.model.served_name, config.ingress.keys_file is not None, **context)
 
 
 def _get(url: str) -> tuple[int, bytes]:

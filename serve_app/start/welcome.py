@@ -15,6 +15,7 @@ class Endpoint:
     port: int
     model: str
     needs_key: bool
+    context_tokens: int = 262_144
 
     def url(self) -> str:
         """Its address from this machine."""
@@ -50,17 +51,9 @@ Serving {model} at {url} ({reach}). Ctrl-C stops everything.
     client = anthropic.Anthropic(base_url="{url}", api_key="{key}")
     client.messages.create(model="{model}", max_tokens=512, messages={hello})
   Claude Code
-    eval "$({tool("python")} -m serve_app claude-env)" && claude""".splitlines()
+    eval "$({tool("python")} -m serve_app client-env claude)" && claude
+  Codex, OpenCode, aider ...
+    {tool("python")} -m serve_app client-env --help""".splitlines()
     if dashboard:
         lines += ["", f"  Ray dashboard  {dashboard}   (asks for the token of `{tool('ray')} get-auth-token`)"]
     return "\n".join([*lines, ""])
-
-
-def claude_env(endpoint: Endpoint, url: str, key: str | None) -> str:
-    """Exports for Claude Code, to be evaluated by a shell."""
-    names = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("SONNET", "OPUS", "HAIKU")))
-    lines = [f"export ANTHROPIC_BASE_URL={url}"]
-    if endpoint.needs_key and key is None:
-        lines.append("# The endpoint asks for a key: python -m serve_app claude-env --key YOUR-KEY")
-    lines.append(f"export ANTHROPIC_API_KEY={key or endpoint.key()}")
-    return "\n".join([*lines, *(f"export {name}={endpoint.model}" for name in names)])

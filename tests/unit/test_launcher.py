@@ -98,7 +98,7 @@ def test_the_welcome_has_address_model_and_lines_to_paste() -> None:
         "curl http://127.0.0.1:8000/v1/chat/completions",
         'openai.OpenAI(base_url="http://127.0.0.1:8000/v1"',
         'anthropic.Anthropic(base_url="http://127.0.0.1:8000"',
-        "claude-env",
+        "client-env claude",
         "Ray dashboard  http://127.0.0.1:8265",
     ):
         assert part in text
@@ -113,20 +113,6 @@ def test_the_curl_line_is_one_that_a_shell_and_json_can_read() -> None:
     line = next(line for line in text.splitlines() if line.strip().startswith("curl http"))
     words = shlex.split(line)
     assert json.loads(words[words.index("-d") + 1])["model"] == "m"
-
-
-def test_claude_codes_exports_can_be_evaluated() -> None:
-    text = welcome.claude_env(Endpoint("0.0.0.0", 8000, "m", needs_key=False), "http://there:1", None)
-    names = dict(line.removeprefix("export ").split("=", 1) for line in text.splitlines())
-    assert names == {
-        "ANTHROPIC_BASE_URL": "http://there:1",
-        "ANTHROPIC_API_KEY": "any",
-        "ANTHROPIC_MODEL": "m",
-        "ANTHROPIC_DEFAULT_SONNET_MODEL": "m",
-        "ANTHROPIC_DEFAULT_OPUS_MODEL": "m",
-        "ANTHROPIC_DEFAULT_HAIKU_MODEL": "m",
-    }
-    assert "--key YOUR-KEY" in welcome.claude_env(Endpoint("h", 1, "m", needs_key=True), "u", None)
 
 
 # ---- the whole run, with a stand-in for `serve run` ------------------------------------------------------------------
