@@ -13,7 +13,8 @@ import pytest_asyncio
 
 from serve_app.engine.contract import AttemptRefused, StepSink
 from serve_app.engine.fake import FakeEngine
-from serve_app.engine.fake_config import FakeEngineConfig, Fault, FaultKind
+from serve_app.engine.fake_config import FakeEngineConfig
+from serve_app.engine.fake_faults import Fault, FaultKind
 from serve_app.outcome import Outcome
 from serve_app.replica import EngineFactory
 from serve_app.wire import AttemptRequest
