@@ -59,7 +59,7 @@ class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vL
             self._is_tag = tag is not None
             if tag is not None:
                 self._before += self.output_text
-                self.output_text = ""
+                self.output_text: str = ""
             hit: str | None = super().update([token_id], stop_terminated and place == last)
             if hit is not None:
                 return hit
@@ -89,7 +89,7 @@ class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vL
         if start >= end:
             return ""
         if delta:
-            self._last_output_text_offset = end
+            self._last_output_text_offset: int = end
         split = len(self._before)
         return self._before[start:end] + self.output_text[max(0, start - split) : max(0, end - split)]
 

@@ -56,13 +56,13 @@ class IncompleteResponse(ResponsesResponse):  # type: ignore[misc]  # vLLM is no
 class IncompleteEvent(ResponseIncompleteEvent):
     """The end of a stream that was cut."""
 
-    response: ResponsesResponse  # type: ignore[assignment]  # vLLM's response, as in vLLM's own events
+    response: ResponsesResponse  # vLLM's response, as in vLLM's own events
 
 
 class FailedEvent(ResponseFailedEvent):
     """The end of a stream that failed."""
 
-    response: IncompleteResponse  # type: ignore[assignment]  # vLLM's response, as in vLLM's own events
+    response: IncompleteResponse  # vLLM's response, as in vLLM's own events
 
 
 def use() -> None:
@@ -78,7 +78,7 @@ def use() -> None:
 def take_thinking_budget(original: Function, _: ModuleType) -> Function:
     """The parameter that vLLM's chat and completion requests have, and its Responses request lacks."""
 
-    def to_sampling_params(self: Any, default_max_tokens: int, default_sampling_params: dict | None = None) -> Any:
+    def to_sampling_params(self: Any, default_max_tokens: int, default_sampling_params: dict[str, Any] | None = None) -> Any:
         structured_outputs.note_source(self)
         params = original(self, default_max_tokens, default_sampling_params)
         budget = (self.model_extra or {}).get("thinking_token_budget")
