@@ -15,6 +15,7 @@ BY_STATUS = {
     429: "the server is full: lower --concurrency or --rate, or give it more replicas",
     502: "a proxy found no server behind it: look at the fleet",
     503: "nobody could serve: wait until the fleet is ready, or lower the load below its queue limit",
+    529: "nobody could serve (Anthropic's status for it): wait until the fleet is ready",
     504: "a proxy gave up waiting: raise its time limit, or lower the load",
 }
 BY_OUTCOME = {

@@ -42,6 +42,6 @@ def of_status(status: int) -> Outcome:
     """The outcome of a response whose status is not 200."""
     if status == 429:
         return Outcome.FULL
-    if status == 503:
+    if status in (503, 529):  # 529: what Anthropic's API says for it
         return Outcome.UNAVAILABLE
     return Outcome.SERVER_ERROR if status >= 500 else Outcome.REFUSED

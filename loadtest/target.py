@@ -146,7 +146,7 @@ def refused(reply: Reply, address: Address) -> None:
         raise TargetError(
             f"{address.url} refuses the key (HTTP {reply.status})", "Give it with --api-key or in OPENAI_API_KEY"
         )
-    if reply.status in (429, 503):
+    if reply.status in (429, 503, 529):
         wait = reply.headers.get("retry-after")
         hint = f"It asks to come back in {wait} s" if wait else "Try again when it is ready"
         raise TargetError(f"{address.url} cannot serve now (HTTP {reply.status})", hint)

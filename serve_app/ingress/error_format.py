@@ -84,6 +84,11 @@ def status_of(api: Api, error: ServeError) -> int:
 
 def message_of(api: Api, error: ServeError) -> str:
     """The error in the API's words."""
+    fallback = NOT_VALID if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_FAULT
+    return plain_sentence(_words(api, error), fallback)
+
+
+def _words(api: Api, error: ServeError) -> str:
     if isinstance(error, PromptTooLong):
         if api is Api.ANTHROPIC:
             return f"prompt is too long: {error.prompt_tokens} tokens > {error.limit} maximum"
@@ -98,7 +103,7 @@ def message_of(api: Api, error: ServeError) -> str:
             f"{error.param} is too large: {error.asked}. This model supports at most {error.limit} completion tokens, "
             f"whereas you provided {error.asked}."
         )
-    return plain_sentence(error.message, NOT_VALID if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_FAULT)
+    return error.message
 
 
 def error_body(api: Api, error: ServeError, request_id: str) -> bytes:
