@@ -40,6 +40,10 @@ class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vL
     No special token, and nothing before one, is held back: the parser relies on it (`special_tokens.py`).
     """
 
+    output_text: str
+    stop_buffer_length: int
+    _last_output_text_offset: int
+
     def __init__(self, tokenizer: Any, request: EngineCoreRequest, tags: Mapping[int, str]) -> None:
         super().__init__(tokenizer, request)
         self._tags = tags
