@@ -78,7 +78,9 @@ def use() -> None:
 def take_thinking_budget(original: Function, _: ModuleType) -> Function:
     """The parameter that vLLM's chat and completion requests have, and its Responses request lacks."""
 
-    def to_sampling_params(self: Any, default_max_tokens: int, default_sampling_params: dict[str, Any] | None = None) -> Any:
+    def to_sampling_params(
+        self: Any, default_max_tokens: int, default_sampling_params: dict[str, Any] | None = None
+    ) -> Any:
         structured_outputs.note_source(self)
         params = original(self, default_max_tokens, default_sampling_params)
         budget = (self.model_extra or {}).get("thinking_token_budget")

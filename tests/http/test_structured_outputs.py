@@ -91,9 +91,7 @@ async def test_a_grammar_that_cannot_work_is_named(
         (CHAT, "response_format.json_schema.schema"),
         (COMPLETIONS, "response_format.json_schema.schema"),
         (RESPONSES, "text.format.schema"),
-        pytest.param(
-            MESSAGES, "", marks=pytest.mark.xfail(reason="streamed 4xx of /v1/messages: case 2", strict=False)
-        ),
+        (MESSAGES, ""),
     ],
 )
 async def test_a_schema_that_cannot_work_is_named(
