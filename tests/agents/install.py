@@ -17,6 +17,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "agents"
 INSTALL_TIMEOUT_S = 900
+LINK_BINARIES = ("@anthropic-ai/claude-code/install.cjs", "opencode-ai/postinstall.mjs")
+"""The install scripts that are run, and no others: each puts the platform's binary in its program's place."""
 QUIET = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_RETRIES": "1"}
 
 
@@ -35,8 +37,10 @@ def npm_programs() -> Path:
         for file in files:
             shutil.copy(file, folder)
         # Not `npm ci`: that wants every platform's binaries in the lock, and registries do not all have all of them.
-        # No install scripts: the programs' binaries are packages of their own.
         _run("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
+        for script in LINK_BINARIES:
+            place = folder / "node_modules" / script
+            _run("node", place.name, cwd=place.parent)
 
     _once(folder, install)
     return folder / "node_modules" / ".bin"
