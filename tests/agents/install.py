@@ -6,6 +6,7 @@ They never go into the service's environment. What is there already, by the fing
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -91,7 +92,15 @@ def _run(*command: str, cwd: Path) -> None:
         raise CannotInstall(f"{Path(command[0]).name} failed, is a registry within reach? {' '.join(last)}")
 
 
+def main() -> None:
+    """Install everything, before tests whose time is limited. What cannot be had is said, and its tests are skipped."""
+    names = sorted(file.stem for file in (HERE / "pip").glob("*.txt"))
+    for program in (npm_programs, *(functools.partial(pip_programs, name) for name in names)):
+        try:
+            program()
+        except CannotInstall as reason:
+            print(f"agents: {reason}", file=sys.stderr)
+
+
 if __name__ == "__main__":
-    print(npm_programs())
-    for listed in sorted((HERE / "pip").glob("*.txt")):
-        print(pip_programs(listed.stem))
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -37,6 +38,12 @@ class Recorder:
 
     app: App
     requests: list[Request] = field(default_factory=list)
+    answered: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def until_status(self, status: int) -> None:
+        """Wait until a request has been answered with it."""
+        async with self.answered:
+            await self.answered.wait_for(lambda: any(request.status == status for request in self.requests))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,6 +62,8 @@ class Recorder:
         async def send_and_keep(message: Any) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
+                async with self.answered:
+                    self.answered.notify_all()
             await send(message)
 
         await self.app(scope, receive_and_keep, send_and_keep)
