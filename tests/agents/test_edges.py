@@ -65,9 +65,7 @@ async def keep_busy(running: Recorded) -> None:
         await client.post(f"{running.service.url}/v1/chat/completions", json=body)
 
 
-@pytest.mark.xfail(
-    run=False, reason="needs Anthropic's words for a prompt that is too long (case 6); not seen to pass yet"
-)
+@pytest.mark.xfail(run=False, reason="needs Anthropic's words for a long prompt (case 6); not seen to pass")
 async def test_claude_code_compacts_a_context_that_is_full(workplace: Workplace) -> None:
     installed(CLAUDE)
     (workplace.work / "long.txt").write_text("".join(f"line {n} zqx\n" for n in range(1500)))
