@@ -125,7 +125,7 @@ class AnswerScript:
         template = _render(turn, thinks=thinks)
         text = _filled(template, groups)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        faults = ()
+        faults: tuple[Fault, ...] = ()
         if turn.fault is not None:
             at = _token_of(turn.fault, template, encoding.offsets, groups)
             faults = (Fault(turn.fault.kind, at, factor=turn.fault.factor, on_resume=turn.fault.on_resume),)
