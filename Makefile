@@ -1,6 +1,6 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
-.PHONY: help venv serve preflight doctor check lint types test bench docs clean
+.PHONY: help venv serve preflight doctor check lint types test test-agents install-agents bench docs clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -15,6 +15,7 @@ PYTEST = $(PY) -m pytest -q
 help:
 	@echo 'make serve      check, start, and say how to use it; Ctrl-C takes everything down'
 	@echo 'make test       everything, real vLLM and Ray included (make check: lint, types, quick tests)'
+	@echo 'make test-agents  the real coding agents against the service (installs them under build/agents)'
 	@echo 'make preflight  only the checks that a start begins with'
 	@echo 'make doctor     how the running service is'
 	@echo 'make bench      ours against the bare vLLM server'
@@ -42,9 +43,15 @@ check: lint types
 	@$(PY) -m serve_app docs --check
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray and not slow'
 
-test: check
+test: check install-agents
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray or slow' || test $$? -eq 5
 	@$(PYTEST) $(OTHER_TESTS)
+
+install-agents: venv
+	@$(PY) -m tests.agents.install
+
+test-agents: install-agents
+	@$(PYTEST) tests/agents
 
 bench: venv
 	@$(PY) -m bench

@@ -1,0 +1,108 @@
+"""The service in this process, over scripted engines, with every request that a program sends kept as it came."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.engine.fake import FakeEngine
+from serve_app.engine.fake_config import fake_engine_config
+from serve_app.middleware import App, Receive, Scope, Send
+from serve_app.replica import EngineFactory
+from tests.http.harness import FLAGS, MODEL, Line, Service, _listening, service
+
+MAX_MODEL_LEN = 200_000
+
+
+@dataclass
+class Request:
+    """One request as a program sent it, and the status that it got."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int = 0
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Recorder:
+    """An ASGI app that keeps what goes through it."""
+
+    app: App
+    requests: list[Request] = field(default_factory=list)
+    answered: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def until_status(self, status: int) -> None:
+        """Wait until a request has been answered with it."""
+        async with self.answered:
+            await self.answered.wait_for(lambda: any(request.status == status for request in self.requests))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request = Request(scope["method"], scope["path"], headers, b"")
+        self.requests.append(request)
+
+        async def receive_and_keep() -> Any:
+            message = await receive()
+            if message["type"] == "http.request":
+                request.body += message.get("body", b"")
+            return message
+
+        async def send_and_keep(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                request.status = message["status"]
+                async with self.answered:
+                    self.answered.notify_all()
+            await send(message)
+
+        await self.app(scope, receive_and_keep, send_and_keep)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A running service: `url` goes through the recorder."""
+
+    url: str
+    recorder: Recorder
+    service: Service
+
+    def lines(self) -> list[Line]:
+        """The access log since the last look."""
+        queue = self.service.log.lines
+        return [queue.get_nowait() for _ in range(queue.qsize())]
+
+
+def scripted(script: Sequence[Any], **changes: Any) -> EngineFactory:
+    """An engine that says this script (`serve_app/engine/fake_script.py`)."""
+    settings = {"script": list(script), "tokens_per_step": 4, "max_model_len": MAX_MODEL_LEN, **changes}
+    config = fake_engine_config(settings, tokenizer=str(MODEL))
+    return lambda sink: FakeEngine(config, sink)
+
+
+def argv(max_model_len: int = MAX_MODEL_LEN) -> list[str]:
+    """The ingress's flags for so long a context."""
+    flags = list(FLAGS)
+    for name in ("--max-model-len", "--max-num-batched-tokens"):
+        flags[flags.index(name) + 1] = str(max_model_len)
+    return flags
+
+
+@contextlib.asynccontextmanager
+async def recorded(engines: dict[str, EngineFactory], **options: Any) -> AsyncIterator[Recorded]:
+    """The service over these engines, by replica name."""
+    options = {"argv": argv(), "max_body_bytes": 64 << 20, **options}
+    async with service(engines, **options) as running:
+        recorder = Recorder(running.gate)
+        async with _listening(recorder) as url:
+            yield Recorded(url, recorder, running)
