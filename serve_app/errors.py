@@ -4,7 +4,8 @@
     |-- RequestRefused     4xx  the request itself is wrong; nobody would run it
     |   |-- PromptTooLong      400  the prompt does not fit into the context
     |   |-- OutputTooLong      400  `max_tokens` is more than the context holds
-    |   `-- ModelNotFound      404  no such model here
+    |   |-- ModelNotFound      404  no such model here
+    |   `-- ThreadNotFound     404  the request continues a conversation that only a storing server would have
     |-- QueueFull          429  we are full; come back after `retry_after_s`
     |-- NoReplica          503  nobody can serve now
     |-- CutOff             503  the replicas cannot be reached, one after the other
@@ -85,6 +86,18 @@ class ModelNotFound(RequestRefused):
             HTTPStatus.NOT_FOUND,
             param="model",
             code="model_not_found",
+        )
+
+
+class ThreadNotFound(RequestRefused):
+    """The request brings only what is new of a conversation, and nothing is stored here."""
+
+    def __init__(self, message_id: str) -> None:
+        super().__init__(
+            f"Nothing is stored here for the message '{message_id[:100]}': send the whole conversation in `messages`.",
+            HTTPStatus.NOT_FOUND,
+            param="thread.previous_message_id",
+            code="thread_not_found",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serve_app.errors import RequestRefused
+from serve_app.errors import RequestRefused, ThreadNotFound
 from serve_app.ingress import anthropic_tools, json_body
 from serve_app.ingress.content import Block, as_list, document_parts, history_block, placeholder, readable, settle, word
 from serve_app.ingress.edits import Edits
@@ -48,6 +48,11 @@ def _options(request: dict[str, Any], edits: Edits) -> None:
     for name in REMOTE:
         if request.get(name):
             edits.note(name, _names(request[name]))
+    thread = request.get("thread")
+    if isinstance(thread, dict):
+        if thread.get("type") == "continue":
+            raise ThreadNotFound(str(thread.get("previous_message_id")))
+        edits.note("thread", str(thread.get("type")))
     management = request.get("context_management")
     for edit in as_list(management.get("edits")) if isinstance(management, dict) else ():
         # To keep all thinking is what happens anyway.

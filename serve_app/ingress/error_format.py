@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.errors import OutputTooLong, PromptTooLong, RequestRefused, ServeError
+from serve_app.errors import OutputTooLong, PromptTooLong, RequestRefused, ServeError, ThreadNotFound
 
 NOT_VALID = "The request is not valid."
 SERVER_FAULT = "The request failed on the server. Please retry."
@@ -115,7 +115,9 @@ def error_object(api: Api, error: ServeError, request_id: str) -> dict[str, Any]
     """`error_body` before it is encoded."""
     message = message_of(api, error)
     if api is Api.ANTHROPIC:
-        inner = {"type": anthropic_type(error.status), "message": message}
+        inner: dict[str, Any] = {"type": anthropic_type(error.status), "message": message}
+        if isinstance(error, ThreadNotFound):
+            inner["details"] = {"error_code": error.code}  # its SDK then sends the whole conversation
         return {"type": "error", "error": inner, "request_id": request_id}
     kind = openai_type(error.status)
     return {"error": {"message": message, "type": kind, "param": error.param, "code": openai_code(error)}}

@@ -278,3 +278,16 @@ async def test_content_of_resumed_sessions_is_read(client: Asking) -> None:
 async def test_an_older_name_of_the_output_format_counts(client: Asking) -> None:
     broken = {"type": "json_schema", "schema": {"type": "nonsense"}}
     assert (await client.ask(MESSAGES, {"messages": [user("hi")], "output_format": broken})).status == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_thread_is_noted_and_its_continuation_asks_for_the_whole_conversation(
+    client: Asking, *, stream: bool
+) -> None:
+    started = await client.ask(MESSAGES, {"messages": [user("hi")], "stream": stream, "thread": {"type": "create"}})
+    assert (started.status, started.ignored) == (200, "thread (create)")
+    thread = {"type": "continue", "previous_message_id": "msg_1"}
+    answer = await client.ask(MESSAGES, {"messages": [result("sunny")], "stream": stream, "thread": thread})
+    assert (answer.status, answer.error["type"]) == (404, "not_found_error")
+    assert answer.error["details"] == {"error_code": "thread_not_found"}
+    assert "send the whole conversation" in answer.error["message"]
