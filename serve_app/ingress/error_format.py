@@ -92,9 +92,10 @@ def _words(api: Api, error: ServeError) -> str:
     if isinstance(error, PromptTooLong):
         if api is Api.ANTHROPIC:
             return f"prompt is too long: {error.prompt_tokens} tokens > {error.limit} maximum"
+        # With its code: OpenAI's SDK keeps the code out of the exception's text, where LangChain looks for it.
         return (
             f"This model's maximum context length is {error.limit} tokens. However, your messages resulted in "
-            f"{error.prompt_tokens} tokens. Please reduce the length of the messages."
+            f"{error.prompt_tokens} tokens. Please reduce the length of the messages ({error.code})."
         )
     if isinstance(error, OutputTooLong):
         if api is Api.ANTHROPIC:

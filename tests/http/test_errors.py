@@ -183,6 +183,7 @@ async def test_a_prompt_that_is_too_long_is_counted_in_the_words_that_agents_rea
     assert error["message"].startswith(
         f"This model's maximum context length is {LIMIT} tokens. However, your messages resulted in {tokens} tokens."
     )
+    assert "context_length_exceeded" in error["message"], "LangChain looks for it in the exception's text"
     assert error["param"] == {CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input"}[path]
 
 
