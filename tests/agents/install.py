@@ -1,4 +1,5 @@
 """Puts the programs of this folder under `build/agents/`: what `npm/` locks, and each list of `pip/` in its own venv.
+So are the client libraries: `pip/libraries.txt` and `npm-libraries/`.
 
 They never go into the service's environment. What is there already, by the fingerprint of its list, is used as it is.
 """
@@ -29,22 +30,31 @@ class CannotInstall(Exception):
 
 def npm_programs() -> Path:
     """The folder with the npm programs' commands."""
+    return _npm("npm", LINK_BINARIES) / "node_modules" / ".bin"
+
+
+def npm_libraries() -> Path:
+    """The folder whose `node_modules` has the npm libraries: a script finds them from there."""
+    return _npm("npm-libraries", ())
+
+
+def _npm(name: str, scripts: tuple[str, ...]) -> Path:
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise CannotInstall("node and npm are not installed")
-    files = [HERE / "npm" / name for name in ("package.json", "package-lock.json")]
-    folder = _folder("npm", files)
+    files = [HERE / name / file for file in ("package.json", "package-lock.json")]
+    folder = _folder(name, files)
 
     def install() -> None:
         for file in files:
             shutil.copy(file, folder)
         # Not `npm ci`: that wants every platform's binaries in the lock, and registries do not all have all of them.
         _run("npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", cwd=folder)
-        for script in LINK_BINARIES:
+        for script in scripts:
             place = folder / "node_modules" / script
             _run("node", place.name, cwd=place.parent)
 
     _once(folder, install)
-    return folder / "node_modules" / ".bin"
+    return folder
 
 
 def pip_programs(name: str) -> Path:
@@ -95,7 +105,7 @@ def _run(*command: str, cwd: Path) -> None:
 def main() -> None:
     """Install everything, before tests whose time is limited. What cannot be had is said, and its tests are skipped."""
     names = sorted(file.stem for file in (HERE / "pip").glob("*.txt"))
-    for program in (npm_programs, *(functools.partial(pip_programs, name) for name in names)):
+    for program in (npm_programs, npm_libraries, *(functools.partial(pip_programs, name) for name in names)):
         try:
             program()
         except CannotInstall as reason:
