@@ -51,7 +51,7 @@ async def test_what_the_fuzzer_has_found_is_a_400_that_says_what_is_wrong() -> N
         (chat, {"messages": hello, "structured_outputs": "x"}, "`structured_outputs`"),
         (
             chat,
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]},
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}, *hello]},
             "`messages.0.tool_calls.0.function.name` must be a string.",
         ),
         (messages, {"messages": hello, "max_tokens": 3, "top_k": 10**400}, ""),
