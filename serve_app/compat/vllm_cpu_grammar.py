@@ -2,8 +2,7 @@
 
 The demo model, which is all that is served on a CPU, puts blanks behind a colon for ever (JSON allows them) and repeats
 itself in a string that nothing bounds. With `max_tokens` left to its default a client waits for thousands of tokens and
-gets half an object. So here white space is one character at most, and free strings, arrays and objects have a largest
-size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled.
+gets half an object. So here white space is one character at most, and free strings, numbers and arrays have a largest size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled.
 """
 
 from __future__ import annotations
@@ -21,7 +20,15 @@ MAX_STRING_CHARS: Final = 48
 """Some 20 tokens of the demo's vocabulary. Longest in its lessons: 40."""
 MAX_ITEMS: Final = 8
 
+MAX_NUMBER: Final = 999_999_999
+
+PLAIN_TEXT: Final = r'^[^"\\\x00-\x1f]{%d,%d}$'
+"""Text without escapes. Not `maxLength`: of such a string xgrammar (0.2.8) lets control characters through, and what has
+one is no JSON."""
+
 BOUNDED_STRINGS: Final = ("maxLength", "pattern", "format", "enum", "const")
+BOUNDED_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const")
+LITERALS: Final = ("enum", "const", "default", "examples")
 
 
 def bound_json_schemas(original: Function, _: ModuleType) -> Function:
@@ -56,16 +63,16 @@ def bounded(schema: Any) -> Any:
         return [bounded(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    narrow = {
-        key: value if key in ("enum", "const", "default", "examples") else bounded(value)
-        for key, value in schema.items()
-    }
+    narrow = {key: value if key in LITERALS else bounded(value) for key, value in schema.items()}
     kinds = schema.get("type")
     kinds = kinds if isinstance(kinds, list) else [kinds]
     if "string" in kinds and not any(key in schema for key in BOUNDED_STRINGS):
-        narrow["maxLength"] = MAX_STRING_CHARS + _count(schema.get("minLength"))
+        least = _count(narrow.pop("minLength", 0))
+        narrow["pattern"] = PLAIN_TEXT % (least, least + MAX_STRING_CHARS)
     if "array" in kinds and "maxItems" not in schema:
         narrow["maxItems"] = MAX_ITEMS + _count(schema.get("minItems"))
+    if ("integer" in kinds or "number" in kinds) and not any(key in schema for key in BOUNDED_NUMBERS):
+        narrow |= {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
     return narrow
 
 
