@@ -2,7 +2,8 @@
 
 The demo model, which is all that is served on a CPU, puts blanks behind a colon for ever (JSON allows them) and repeats
 itself in a string that nothing bounds. With `max_tokens` left to its default a client waits for thousands of tokens and
-gets half an object. So here white space is one character at most, and free strings, numbers and arrays have a largest size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled.
+gets half an object. So here white space is one character at most, and free strings, numbers and arrays have a largest
+size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ MAX_ITEMS: Final = 8
 MAX_NUMBER: Final = 999_999_999
 
 PLAIN_TEXT: Final = r'^[^"\\\x00-\x1f]{%d,%d}$'
-"""Text without escapes. Not `maxLength`: of such a string xgrammar (0.2.8) lets control characters through, and what has
-one is no JSON."""
+"""Text without escapes. Not `maxLength`: of such a string xgrammar (0.2.8) lets control characters through, and what
+has one is no JSON."""
 
 BOUNDED_STRINGS: Final = ("maxLength", "pattern", "format", "enum", "const")
 BOUNDED_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const")

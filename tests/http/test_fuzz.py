@@ -57,7 +57,7 @@ async def test_what_the_fuzzer_has_found_is_a_400_that_says_what_is_wrong() -> N
         (messages, {"messages": hello, "max_tokens": 3, "top_k": 10**400}, ""),
         (messages, {"messages": hello, "max_tokens": 3, "thinking": {}}, "`thinking.type` is required."),
         (chat, b'"x"', "must be a JSON object"),
-        (chat, b"\xff", "not valid JSON"),
+        (chat, b"\xff", "not valid UTF-8"),
     ]
     config = FakeEngineConfig(plain_token_ids=(40, 90))
     async with (
