@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from serve_app.compat.patching import Function, Target, UnexpectedVllmError, minor_version, replace
 from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
+from serve_app.compat.vllm_cpu_grammar import BACKEND, bound_json_schemas
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
 """Seen in the source of both. A new version is added here once its source has been read."""
@@ -39,7 +40,7 @@ EXPANSION: Final = Target(
     "expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
 )
-TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD)
+TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND)
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def close_gaps() -> None:
     replace(IMAGE_FEATURES, make_features_contiguous)
     replace(EXPANSION, expand_in_torch)
     replace(FORWARD, attend_long_contexts)
+    replace(BACKEND, bound_json_schemas)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:

@@ -1,10 +1,8 @@
-"""`/v1/responses` as OpenAI's clients expect it, where vLLM's differs: cut answers, failures, and thinking budgets.
+"""`/v1/responses` as OpenAI's clients expect it, where vLLM's differs: cut answers, refusals, and thinking budgets.
 
 * An answer that ran into `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
   that was cut says so, streamed or not.
 * A stream begins when the request is on its way. What is refused before gets a real status, as without `stream`.
-* A stream that fails ends with `response.failed` (vLLM: the connection breaks, or its own error event fails its own
-  validation). Clients then know that the answer is not whole, and why.
 * `thinking_token_budget` works as on vLLM's other APIs.
 """
 
@@ -12,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from types import ModuleType
 from typing import Any, Final
 
-from openai.types.responses import ResponseError, ResponseFailedEvent, ResponseIncompleteEvent
+from openai.types.responses import ResponseIncompleteEvent
 from vllm.entrypoints.openai.responses.protocol import (
     ResponseCompletedEvent,
-    ResponseInProgressEvent,
     ResponsesResponse,
 )
-from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import validate_thinking_token_budget
 
 from serve_app.compat.patching import Function, Target, replace
@@ -41,28 +36,14 @@ TARGETS: Final = (CREATE, WHOLE, STREAM, PARAMS)
 
 ITEM_DONE: Final = "response.output_item.done"
 
-logger = logging.getLogger(__name__)
-
 Events = AsyncGenerator[Any, None]
 """vLLM's (OpenAI's) event objects, as its router turns them into lines."""
-
-
-class IncompleteResponse(ResponsesResponse):  # type: ignore[misc]  # vLLM is not read by mypy
-    """`ResponsesResponse` with OpenAI's `error`, which vLLM's leaves out."""
-
-    error: ResponseError | None = None
 
 
 class IncompleteEvent(ResponseIncompleteEvent):
     """The end of a stream that was cut."""
 
     response: ResponsesResponse  # vLLM's response, as in vLLM's own events
-
-
-class FailedEvent(ResponseFailedEvent):
-    """The end of a stream that failed."""
-
-    response: IncompleteResponse  # vLLM's response, as in vLLM's own events
 
 
 def use() -> None:
@@ -149,31 +130,19 @@ def end_as_it_ended(original: Function, _: ModuleType) -> Function:
     async def responses_stream_generator(
         self: Any, request: Any, sampling_params: Any, result_generator: Any, context: Any, *args: Any, **named: Any
     ) -> Events:
-        response: Any = None
         held: Any = None  # an item's end is held back if the item may be the one that was cut
-        number = 0
-        try:
-            async for event in original(self, request, sampling_params, result_generator, context, *args, **named):
-                if held is not None:
-                    yield held
-                    held = None
-                number = event.sequence_number + 1
-                if isinstance(event, ResponseInProgressEvent):
-                    response = event.response
-                if event.type == ITEM_DONE and _is_cut(context):
-                    held = event
-                elif isinstance(event, ResponseCompletedEvent) and event.response.status == "incomplete":
-                    yield IncompleteEvent(
-                        type="response.incomplete", sequence_number=event.sequence_number, response=event.response
-                    )
-                else:
-                    yield event
-        except Exception as error:  # whatever it was, the client is to know that the answer is not whole
-            ours = CURRENT.get()
-            if response is None or ours is None or not ours.submitted.is_set():
-                raise  # nothing has been sent: there is still a status to say it with
-            logger.warning("responses_stream_failed", exc_info=error)
-            yield _failed(response, error, number)
+        async for event in original(self, request, sampling_params, result_generator, context, *args, **named):
+            if held is not None:
+                yield held
+                held = None
+            if event.type == ITEM_DONE and _is_cut(context):
+                held = event
+            elif isinstance(event, ResponseCompletedEvent) and event.response.status == "incomplete":
+                yield IncompleteEvent(
+                    type="response.incomplete", sequence_number=event.sequence_number, response=event.response
+                )
+            else:
+                yield event
 
     return responses_stream_generator
 
@@ -181,19 +150,3 @@ def end_as_it_ended(original: Function, _: ModuleType) -> Function:
 def _is_cut(context: Any) -> bool:
     output = getattr(context, "last_output", None)
     return bool(output is not None and output.outputs and output.outputs[0].finish_reason == "length")
-
-
-def _failed(response: Any, error: Exception, number: int) -> FailedEvent:
-    ours = CURRENT.get()
-    known = ours.error if ours is not None else None
-    if known is not None:
-        text = known.message
-    elif isinstance(error, VLLMValidationError):
-        text = str(error)
-    else:
-        text = "The request failed on the server. Please retry."
-    fields = response.model_dump(mode="json", by_alias=True)
-    fields |= {"status": "failed", "error": ResponseError(code="server_error", message=text)}
-    return FailedEvent(
-        type="response.failed", sequence_number=number, response=IncompleteResponse.model_validate(fields)
-    )

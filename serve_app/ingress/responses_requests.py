@@ -161,6 +161,8 @@ def _message(item: Block, path: str, edits: Edits, *, is_last: bool) -> list[Any
         return _assistant(item, content)
     if isinstance(content, str) and role != "developer":
         return [item]
+    if content is not None and not isinstance(content, str | list):
+        return [item]  # vLLM's to refuse
     if content is None or isinstance(content, str):
         return [{"role": "system" if role == "developer" else role, "content": content or ""}]
     parts: list[Any] = []

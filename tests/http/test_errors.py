@@ -92,7 +92,12 @@ WRONG: list[tuple[str, dict[str, Any], str | None, str]] = [
     ),
     (CHAT, {"messages": HELLO, "temperature": "hot"}, "temperature", "`temperature` must be a number."),
     (CHAT, {"messages": HELLO, "tools": {"a": 1}}, "tools", "`tools` must be an array."),
-    (CHAT, {"messages": HELLO, "tools": [{"type": "function"}]}, "tools.0.function", "`tools.0.function` is required."),
+    (
+        CHAT,
+        {"messages": HELLO, "tools": [{"type": "function"}]},
+        "tools.0.function",
+        "`tools.0.function` must be an object",
+    ),
     (CHAT, {"messages": HELLO, "stop": 5}, "stop", "`stop` must be a string or an array."),
     (CHAT, {"messages": HELLO, "top_p": 7}, "top_p", "top_p"),
     (CHAT, {"messages": HELLO, "response_format": {"type": "xml"}}, "response_format.type", "json_schema"),

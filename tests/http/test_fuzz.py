@@ -45,19 +45,19 @@ async def test_what_the_fuzzer_has_found_is_a_400_that_says_what_is_wrong() -> N
         (chat, deep, "nested too deeply"),
         (messages, deep, "nested too deeply"),
         (responses, {"input": "hello", "metadata": nested}, "nested too deeply"),
-        (chat, {"messages": None}, "`messages` must be an array."),
+        (chat, {"messages": None}, "`messages` is required."),
         (chat, {"messages": 2**63}, "`messages` must be an array."),
         (chat, {"messages": [{"role": "user", "content": [part]}]}, "`text` is required."),
         (chat, {"messages": hello, "structured_outputs": "x"}, "`structured_outputs`"),
         (
             chat,
-            {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]},
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}, *hello]},
             "`messages.0.tool_calls.0.function.name` must be a string.",
         ),
         (messages, {"messages": hello, "max_tokens": 3, "top_k": 10**400}, ""),
         (messages, {"messages": hello, "max_tokens": 3, "thinking": {}}, "`thinking.type` is required."),
-        (chat, b'"x"', "must be an object"),
-        (chat, b"\xff", "not valid JSON"),
+        (chat, b'"x"', "must be a JSON object"),
+        (chat, b"\xff", "not valid UTF-8"),
     ]
     config = FakeEngineConfig(plain_token_ids=(40, 90))
     async with (

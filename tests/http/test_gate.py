@@ -151,7 +151,7 @@ async def test_bad_input_is_named_and_never_reaches_an_engine(
     ("address", "says"),
     [
         ("file:///etc/hostname", "local files"),
-        ("http://127.0.0.1:9/nobody.png", "connect"),
+        ("http://127.0.0.1:9/nobody.png", "public addresses"),
         ("data:image/png;base64," + base64.b64encode(PNG[:20]).decode(), "image"),
         ("data:text/plain,hello", "base64"),
         ("gopher://nowhere", "URL"),

@@ -1,0 +1,81 @@
+"""JSON schemas for a model that does not know when to stop: what a schema leaves without an end gets one.
+
+The demo model, which is all that is served on a CPU, puts blanks behind a colon for ever (JSON allows them) and repeats
+itself in a string that nothing bounds. With `max_tokens` left to its default a client waits for thousands of tokens and
+gets half an object. So here white space is one character at most, and free strings, numbers and arrays have a largest
+size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled.
+"""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Any, Final
+
+from serve_app.compat.patching import Function, Target
+
+BACKEND: Final = Target("vllm.v1.structured_output.backend_xgrammar", "XgrammarBackend", "__post_init__", ())
+
+MAX_WHITESPACE: Final = 1
+MAX_STRING_CHARS: Final = 48
+"""Some 20 tokens of the demo's vocabulary. Longest in its lessons: 40."""
+MAX_ITEMS: Final = 8
+
+MAX_NUMBER: Final = 999_999_999
+
+PLAIN_TEXT: Final = r'^[^"\\\x00-\x1f]{%d,%d}$'
+"""Text without escapes. Not `maxLength`: of such a string xgrammar (0.2.8) lets control characters through, and what
+has one is no JSON."""
+
+BOUNDED_STRINGS: Final = ("maxLength", "pattern", "format", "enum", "const")
+BOUNDED_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const")
+LITERALS: Final = ("enum", "const", "default", "examples")
+
+
+def bound_json_schemas(original: Function, _: ModuleType) -> Function:
+    """The compiler of a new back end gets narrower schemas."""
+
+    def __post_init__(self: Any) -> None:  # noqa: N807  # vLLM's name
+        original(self)
+        self.compiler = _BoundedCompiler(self.compiler)
+
+    return __post_init__
+
+
+class _BoundedCompiler:
+    """xgrammar's `GrammarCompiler` that bounds what a JSON schema does not."""
+
+    def __init__(self, compiler: Any) -> None:
+        self._compiler = compiler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._compiler, name)
+
+    def compile_json_schema(self, schema: str, **options: Any) -> Any:
+        """See xgrammar's."""
+        if options.get("any_whitespace", True):
+            options["max_whitespace_cnt"] = MAX_WHITESPACE
+        return self._compiler.compile_json_schema(json.dumps(bounded(json.loads(schema))), **options)
+
+
+def bounded(schema: Any) -> Any:
+    """`schema` with a largest size for strings and arrays that have none, at any depth."""
+    if isinstance(schema, list):
+        return [bounded(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    narrow = {key: value if key in LITERALS else bounded(value) for key, value in schema.items()}
+    kinds = schema.get("type")
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if "string" in kinds and not any(key in schema for key in BOUNDED_STRINGS):
+        least = _count(narrow.pop("minLength", 0))
+        narrow["pattern"] = PLAIN_TEXT % (least, least + MAX_STRING_CHARS)
+    if "array" in kinds and "maxItems" not in schema:
+        narrow["maxItems"] = MAX_ITEMS + _count(schema.get("minItems"))
+    if ("integer" in kinds or "number" in kinds) and not any(key in schema for key in BOUNDED_NUMBERS):
+        narrow |= {"minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    return narrow
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
