@@ -1,9 +1,11 @@
-"""JSON schemas for a model that does not know when to stop: what a schema leaves without an end gets one.
+"""An end for what a model that does not know when to stop leaves without one: JSON, and repetition.
 
 The demo model, which is all that is served on a CPU, puts blanks behind a colon for ever (JSON allows them) and repeats
 itself in a string that nothing bounds. With `max_tokens` left to its default a client waits for thousands of tokens and
 gets half an object. So here white space is one character at most, and free strings, numbers and arrays have a largest
-size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled.
+size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled. And an answer
+that has become the same few tokens again and again ends there, as if it had reached its `max_tokens`: with an agent's
+prompt, of which it has learnt nothing, the demo would go on to the last of the 16,384 that agents allow.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any, Final
 from serve_app.compat.patching import Function, Target
 
 BACKEND: Final = Target("vllm.v1.structured_output.backend_xgrammar", "XgrammarBackend", "__post_init__", ())
+
+CHECK_STOP: Final = Target("vllm.v1.core.sched.scheduler", "", "check_stop", ("request", "max_model_len"))
 
 MAX_WHITESPACE: Final = 1
 MAX_STRING_CHARS: Final = 48
@@ -30,6 +34,41 @@ has one is no JSON."""
 BOUNDED_STRINGS: Final = ("maxLength", "pattern", "format", "enum", "const")
 BOUNDED_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const")
 LITERALS: Final = ("enum", "const", "default", "examples")
+
+
+PATTERN_TOKENS, REPETITIONS = 16, 16
+"""Tokens of what is repeated, at most, and how often it must have been: more than any lesson of the demo repeats."""
+LOOK_EVERY_TOKENS: Final = 8
+
+
+def end_repetition(original: Function, _: ModuleType) -> Function:
+    """The scheduler's check whether a request has ended: also by vLLM's own detector of repetition.
+
+    Not for who asks for a length (`ignore_eos`), nor where the request sets that detector itself.
+    """
+    from vllm.sampling_params import RepetitionDetectionParams
+    from vllm.v1.core.sched.utils import check_sequence_repetition
+    from vllm.v1.request import RequestStatus
+
+    detector = RepetitionDetectionParams(max_pattern_size=PATTERN_TOKENS, min_count=REPETITIONS)
+
+    def check_stop(request: Any, max_model_len: int) -> bool:
+        if original(request, max_model_len):
+            return True
+        params = request.sampling_params
+        if (
+            request.num_output_tokens % LOOK_EVERY_TOKENS
+            or params.ignore_eos
+            or params.repetition_detection is not None
+        ):
+            return False
+        if not check_sequence_repetition(request.output_token_ids, detector):
+            return False
+        # "length", and not vLLM's own "repetition", which no API has a word for.
+        request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+        return True
+
+    return check_stop
 
 
 def bound_json_schemas(original: Function, _: ModuleType) -> Function:

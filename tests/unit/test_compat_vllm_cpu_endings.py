@@ -6,7 +6,14 @@ import json
 
 import pytest
 
-from serve_app.compat.vllm_cpu_grammar import MAX_ITEMS, MAX_NUMBER, MAX_STRING_CHARS, PLAIN_TEXT, bounded
+from serve_app.compat.vllm_cpu_endings import (
+    MAX_ITEMS,
+    MAX_NUMBER,
+    MAX_STRING_CHARS,
+    PLAIN_TEXT,
+    bounded,
+    end_repetition,
+)
 
 STRING = {"type": "string"}
 SHORT = {"type": "string", "pattern": PLAIN_TEXT % (0, MAX_STRING_CHARS)}
@@ -70,3 +77,30 @@ def test_the_narrower_grammar_ends_and_says_json(schema: dict[str, object], said
     grammar = xgrammar.Grammar.from_json_schema(json.dumps(bounded(holder)), max_whitespace_cnt=1)
     assert _is_grammar_accept_string(grammar, f'{{"a": {said}}}') is is_said
     assert not _is_grammar_accept_string(grammar, f'{{"a":   {said}}}'), "more white space than one character"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tokens", "ignore_eos", "ends"),
+    [
+        ([7] * 64, False, True),
+        ([7, 8, 9] * 16, False, True),
+        ([7, 8, 9] * 16, True, False),
+        ([1, 2, 3, *[4] * 13], False, False),
+        (list(range(160)), False, False),
+    ],
+)
+def test_an_answer_that_only_repeats_itself_ends(tokens: list[int], ignore_eos: bool, ends: bool) -> None:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.core.sched import utils
+    from vllm.v1.request import Request, RequestStatus
+
+    params = SamplingParams(max_tokens=4096, ignore_eos=ignore_eos)
+    request = Request("r", prompt_token_ids=[1], sampling_params=params, pooling_params=None)
+    check_stop = end_repetition(utils.check_stop, utils)
+    ended = False
+    for token in tokens:
+        request.append_output_token_ids(token)
+        ended = ended or check_stop(request, 8192)
+    assert ended is ends
+    assert (request.status is RequestStatus.FINISHED_LENGTH_CAPPED) is ends
