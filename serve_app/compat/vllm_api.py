@@ -1,4 +1,5 @@
-"""The functions of vLLM's API server that the ingress replaces (`ingress/vllm_errors.py`).
+"""The functions of vLLM's API server that the ingress replaces (`ingress/vllm_errors.py`, `vllm_limits.py`,
+`responses_api.py`, `structured_outputs.py`).
 
 Apart from what replaces them, so that `compat.names` can compare them with a vLLM that is not installed.
 """
@@ -26,7 +27,34 @@ _MAX_TOKENS = ("max_model_len", "input_length", "truncate_prompt_tokens")
 CHAT_MAX_TOKENS: Final = Target("vllm.entrypoints.openai.chat_completion.serving", "", "get_max_tokens", _MAX_TOKENS)
 COMPLETION_MAX_TOKENS: Final = Target("vllm.entrypoints.openai.completion.serving", "", "get_max_tokens", _MAX_TOKENS)
 
+_RESPONSES = "vllm.entrypoints.openai.responses"
+RESPONSES_SERVING: Final = f"{_RESPONSES}.serving"
+_RESPONSES_CLASS = (RESPONSES_SERVING, "OpenAIServingResponses")
+CREATE_RESPONSES: Final = Target(*_RESPONSES_CLASS, "create_responses", ("request", "raw_request"))
+WHOLE_RESPONSE: Final = Target(*_RESPONSES_CLASS, "responses_full_generator", ("request", "context"))
+RESPONSE_STREAM: Final = Target(*_RESPONSES_CLASS, "responses_stream_generator", ("request", "context"))
+RESPONSE_PARAMS: Final = Target(
+    f"{_RESPONSES}.protocol", "ResponsesRequest", "to_sampling_params", ("default_max_tokens",)
+)
+
+_CHAT = ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest")
+_COMPLETION = ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest")
+CHAT_PARAMS: Final = Target(*_CHAT, "to_sampling_params", ())
+REASONING_ENDED: Final = Target(*_CHAT, "resolve_reasoning_ended", ("parser",))
+COMPLETION_PARAMS: Final = Target(*_COMPLETION, "to_sampling_params", ())
+VALIDATE_GRAMMAR: Final = Target(
+    "vllm.sampling_params", "SamplingParams", "_validate_structured_outputs", ("tokenizer",)
+)
+
 TARGETS: Final = (
+    CREATE_RESPONSES,
+    WHOLE_RESPONSE,
+    RESPONSE_STREAM,
+    RESPONSE_PARAMS,
+    CHAT_PARAMS,
+    REASONING_ENDED,
+    COMPLETION_PARAMS,
+    VALIDATE_GRAMMAR,
     SERVING_ERROR,
     ANTHROPIC_ERROR,
     RESPONSE_EVENTS,

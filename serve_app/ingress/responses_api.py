@@ -21,18 +21,10 @@ from vllm.entrypoints.openai.responses.protocol import (
 )
 from vllm.sampling_params import validate_thinking_token_budget
 
-from serve_app.compat.patching import Function, Target, replace
+from serve_app.compat import vllm_api
+from serve_app.compat.patching import Function, replace
 from serve_app.context import CURRENT
 from serve_app.ingress import structured_outputs
-
-SERVING: Final = "vllm.entrypoints.openai.responses.serving"
-CREATE: Final = Target(SERVING, "OpenAIServingResponses", "create_responses", ("request", "raw_request"))
-WHOLE: Final = Target(SERVING, "OpenAIServingResponses", "responses_full_generator", ("request", "context"))
-STREAM: Final = Target(SERVING, "OpenAIServingResponses", "responses_stream_generator", ("request", "context"))
-PARAMS: Final = Target(
-    "vllm.entrypoints.openai.responses.protocol", "ResponsesRequest", "to_sampling_params", ("default_max_tokens",)
-)
-TARGETS: Final = (CREATE, WHOLE, STREAM, PARAMS)
 
 ITEM_DONE: Final = "response.output_item.done"
 
@@ -49,11 +41,11 @@ class IncompleteEvent(ResponseIncompleteEvent):
 def use() -> None:
     """Have vLLM's Responses API in this process behave so. Calling it again changes nothing."""
     # Imported first: several changes of a module that is not yet there look for it through each other, without end.
-    importlib.import_module(SERVING)
-    replace(CREATE, refuse_before_the_stream)
-    replace(WHOLE, mark_cut_item)
-    replace(STREAM, end_as_it_ended)
-    replace(PARAMS, take_thinking_budget)
+    importlib.import_module(vllm_api.RESPONSES_SERVING)
+    replace(vllm_api.CREATE_RESPONSES, refuse_before_the_stream)
+    replace(vllm_api.WHOLE_RESPONSE, mark_cut_item)
+    replace(vllm_api.RESPONSE_STREAM, end_as_it_ended)
+    replace(vllm_api.RESPONSE_PARAMS, take_thinking_budget)
 
 
 def take_thinking_budget(original: Function, _: ModuleType) -> Function:

@@ -21,7 +21,8 @@ import regex
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
-from serve_app.compat.patching import Function, Target, replace
+from serve_app.compat import vllm_api
+from serve_app.compat.patching import Function, replace
 from serve_app.context import CURRENT
 
 MAX_GRAMMAR_BYTES: Final = 128 << 10
@@ -30,21 +31,13 @@ grows faster than the size."""
 
 KINDS: Final = ("regex", "choice", "json", "grammar", "structural_tag")
 
-CHAT: Final = "vllm.entrypoints.openai.chat_completion.protocol"
-COMPLETION: Final = "vllm.entrypoints.openai.completion.protocol"
-CHAT_PARAMS: Final = Target(CHAT, "ChatCompletionRequest", "to_sampling_params", ())
-REASONING_ENDED: Final = Target(CHAT, "ChatCompletionRequest", "resolve_reasoning_ended", ("parser",))
-COMPLETION_PARAMS: Final = Target(COMPLETION, "CompletionRequest", "to_sampling_params", ())
-VALIDATE: Final = Target("vllm.sampling_params", "SamplingParams", "_validate_structured_outputs", ("tokenizer",))
-TARGETS: Final = (CHAT_PARAMS, REASONING_ENDED, COMPLETION_PARAMS, VALIDATE)
-
 
 def use() -> None:
     """Have vLLM's front end in this process behave so. Calling it again changes nothing."""
-    replace(CHAT_PARAMS, remember_source)
-    replace(COMPLETION_PARAMS, remember_source)
-    replace(REASONING_ENDED, reason_before_the_answer)
-    replace(VALIDATE, name_what_is_wrong)
+    replace(vllm_api.CHAT_PARAMS, remember_source)
+    replace(vllm_api.COMPLETION_PARAMS, remember_source)
+    replace(vllm_api.REASONING_ENDED, reason_before_the_answer)
+    replace(vllm_api.VALIDATE_GRAMMAR, name_what_is_wrong)
 
 
 def remember_source(original: Function, _: ModuleType) -> Function:
