@@ -53,6 +53,9 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
 
 def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool) -> None:
     _fields(message, edits)
+    if "role" not in message:
+        # vLLM's check, of several libraries' types at once, would miss the `author` of another one.
+        raise RequestRefused(f"`{path}.role` is required.", param=f"{path}.role")
     content = message.get("content")
     if isinstance(content, dict):
         content = [content]
