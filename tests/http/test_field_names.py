@@ -37,3 +37,10 @@ async def test_what_is_wrong_with_a_sampling_parameter_is_said_of_it(
     body = {"messages": [{"role": "user", "content": "hi"}], field: value, "stream": stream}
     answer = await client.ask(CHAT, body)
     assert (answer.status, answer.error["param"]) == (400, field)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools"])
+async def test_what_the_template_gets_anyway_is_refused_among_its_variables(client: Asking, name: str) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {name: []}}
+    answer = await client.ask(CHAT, body)
+    assert (answer.status, answer.error["param"]) == (400, f"chat_template_kwargs.{name}")
