@@ -11,7 +11,17 @@ from typing import Any
 
 from serve_app.errors import RequestRefused, ThreadNotFound
 from serve_app.ingress import anthropic_tools, json_body
-from serve_app.ingress.content import Block, as_list, document_parts, history_block, placeholder, readable, settle, word
+from serve_app.ingress.content import (
+    Block,
+    as_list,
+    check_image_source,
+    document_parts,
+    history_block,
+    placeholder,
+    readable,
+    settle,
+    word,
+)
 from serve_app.ingress.edits import Edits
 
 KNOWN = frozenset({"text", "image", "tool_use", "tool_result", "thinking", "tool_addition", "tool_removal"})
@@ -146,7 +156,11 @@ def _seen(block: Block, path: str, edits: Edits) -> list[Block]:
     """An image or a document: kept, inlined, or named."""
     if block["type"] == "document":
         edits.changed = True
-        return document_parts(block, path, edits)
+        made = document_parts(block, path, edits)
+        for image in (part for part in made if part.get("type") == "image"):
+            check_image_source(image, path)
+        return made
+    check_image_source(block, path)
     source = block.get("source")
     if isinstance(source, dict) and source.get("type") == "file":
         return [placeholder("image", str(source.get("file_id") or ""), "", None, path, edits)]

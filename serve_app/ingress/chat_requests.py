@@ -9,6 +9,8 @@ from serve_app.errors import RequestRefused
 from serve_app.ingress import chat_tools, json_body
 from serve_app.ingress.content import (
     Block,
+    check_image_source,
+    check_image_url,
     compact,
     document_parts,
     file_parts,
@@ -51,6 +53,9 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
 
 def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool) -> None:
     _fields(message, edits)
+    if "role" not in message:
+        # vLLM's check, of several libraries' types at once, would miss the `author` of another one.
+        raise RequestRefused(f"`{path}.role` is required.", param=f"{path}.role")
     content = message.get("content")
     if isinstance(content, dict):
         content = [content]
@@ -147,6 +152,9 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
 
 def _other_part(part: Block, kind: str, path: str, edits: Edits) -> list[Block] | None:
     """What vLLM takes in place of a part; None for one that it takes as it is."""
+    if kind in ("input_image", "image_url"):
+        address = part.get("image_url")
+        check_image_url(address.get("url") if isinstance(address, dict) else address, f"{path}.image_url")
     if kind == "input_image" or (kind == "image_url" and not _is_whole(part.get("image_url"))):
         return _image_url(part, path, edits)
     if kind in TEXTS:
@@ -194,9 +202,10 @@ def _image_url(part: Block, path: str, edits: Edits) -> list[Block]:
 
 def _image_of(part: Block, path: str, edits: Edits) -> list[Block]:
     """Anthropic's image in OpenAI's form; any other part as it is."""
-    source = part.get("source")
-    if part.get("type") != "image" or not isinstance(source, dict):
+    if part.get("type") != "image":
         return [part]
+    check_image_source(part, path)
+    source = part["source"]
     if source.get("type") == "file":
         return [placeholder("image", str(source.get("file_id") or ""), "", None, path, edits)]
     data = f"data:{source.get('media_type', 'image/jpeg')};base64,{source.get('data', '')}"

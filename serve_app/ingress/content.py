@@ -90,6 +90,26 @@ def history_text(block: Block) -> str:
     return f"[{kind}]\n{text}\n[end of {kind}]" if text else f"[{kind}]"
 
 
+def check_image_source(block: Block, path: str) -> None:
+    """Raises `RequestRefused` for an Anthropic image that names none: vLLM answers without it, and says nothing."""
+    source = block.get("source")
+    if not isinstance(source, dict) or not source:
+        raise RequestRefused(f"`{path}.source` must be an object with the image.", param=f"{path}.source")
+    if source.get("type") == "file":
+        return
+    name = "url" if source.get("type") == "url" or (source.get("url") and not source.get("data")) else "data"
+    if not isinstance(source.get(name), str) or not source[name]:
+        raise RequestRefused(f"`{path}.source.{name}` must be a string with the image.", param=f"{path}.source.{name}")
+    if not isinstance(source.get("media_type", ""), str | None):
+        raise RequestRefused(f"`{path}.source.media_type` must be a string.", param=f"{path}.source.media_type")
+
+
+def check_image_url(url: object, path: str) -> None:
+    """Raises `RequestRefused` for the empty address, about which vLLM says nothing that can be understood."""
+    if isinstance(url, str) and not url.strip():
+        raise RequestRefused(f"`{path}` must be the address of an image, or a data URL.", param=path)
+
+
 def document_parts(block: Block, path: str, edits: Edits) -> list[Block]:
     """An Anthropic `document` block as text and image blocks."""
     raw = block.get("source")

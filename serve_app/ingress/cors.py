@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
 
-EXPOSED = b"x-request-id, request-id, retry-after"
+EXPOSED = b"x-request-id, request-id, retry-after, x-should-retry, x-step-ignored"
+"""What a page may read: what the vendors' SDKs act on in a browser, and what was left out of a request."""
+
 METHODS = b"GET, HEAD, POST, OPTIONS"
 MAX_AGE_S = b"600"
 

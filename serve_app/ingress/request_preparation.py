@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from serve_app.errors import RequestRefused
 from serve_app.ingress import anthropic_requests, chat_requests, responses_requests
 from serve_app.ingress.edits import Edits
 
@@ -29,6 +30,11 @@ def prepare(path: str, request: dict[str, Any], edits: Edits) -> None:
         for name in [name for name, entry in request.items() if entry is None]:
             del request[name]
         edits.changed = True
+    variables = request.get("chat_template_kwargs")
+    for name in ("messages", "tools") if isinstance(variables, dict) else ():
+        if name in variables:  # vLLM hands these over itself, and fails on a second one
+            field = f"chat_template_kwargs.{name}"
+            raise RequestRefused(f"`{field}` cannot be set; use the request's own field.", param=field)
     apply = PREPARED.get(path)
     if apply is not None:
         apply(request, edits)

@@ -15,6 +15,8 @@ from serve_app.ingress.chat_requests import UNHEARD, refuse_with_format, unheard
 from serve_app.ingress.content import (
     Block,
     as_list,
+    check_image_source,
+    check_image_url,
     compact,
     document_parts,
     file_parts,
@@ -42,6 +44,9 @@ CALLS = {
     "computer_call": ("computer", "action"),
 }
 """Calls that the client ran, by type: the tool's name, and which field holds what was asked. They have outputs."""
+
+UNTOLD = ("compaction_trigger", "configuration_update", "mcp_list_tools", "additional_tools", "tool_search_output")
+"""Items that say nothing to a model."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
@@ -89,6 +94,10 @@ def _options(request: dict[str, Any], edits: Edits) -> None:
         unknown = [name for name in include if isinstance(name, str) and name not in INCLUDED]
         request["include"] = [name for name in include if name not in unknown]
         edits.note("include", ", ".join(unknown))
+    if request.get("truncation") == "auto":
+        # vLLM would cut the prompt to the whole context, and then find no room for an answer.
+        del request["truncation"]
+        edits.note("truncation", "auto")
     tier = request.get("service_tier")
     if tier is not None and tier not in TIERS:
         del request["service_tier"]  # a hint, and the names of tiers change
@@ -136,13 +145,7 @@ def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
             edits.note(path, f"{kind}, encrypted")
             return [{"role": "user", "content": "[The conversation before this point cannot be read by this server.]"}]
         return [{"role": "user", "content": f"The conversation so far, summarised:\n{text}"}]
-    if kind in (
-        "compaction_trigger",
-        "configuration_update",
-        "mcp_list_tools",
-        "additional_tools",
-        "tool_search_output",
-    ):
+    if kind in UNTOLD:
         edits.note(path, kind)
         return []
     edits.note(path, f"{kind} as text")
@@ -254,8 +257,10 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
 def _image(part: Block, path: str, edits: Edits) -> Block:
     url = part.get("image_url")
     url = url.get("url") if isinstance(url, dict) else url
+    check_image_url(url, f"{path}.image_url")
     source = part.get("source")
-    if url is None and isinstance(source, dict):
+    if url is None and isinstance(source, dict) and source.get("type") != "file":
+        check_image_source(part, path)
         data = f"data:{source.get('media_type', 'image/jpeg')};base64,{source.get('data', '')}"
         url = source.get("url") or (data if source.get("data") else None)
     if not isinstance(url, str):

@@ -64,6 +64,9 @@ TOO_LONG = re.compile(
 """A prompt that became too long after it was tokenised (images), in vLLM's words: these refusals carry no numbers but
 in their text."""
 
+FIELD_FIRST = re.compile(r"`?([a-z]+(?:_[a-z]+)*)`? (?:must be|cannot contain)\b")
+"""How vLLM's checks of sampling parameters begin, most of which do not say otherwise which field is meant."""
+
 LOGGERS = (
     "vllm.entrypoints.anthropic.api_router",
     "vllm.entrypoints.anthropic.serving",
@@ -154,6 +157,8 @@ def _worded(text: str, status: HTTPStatus, param: str | None = None) -> ServeErr
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         retry = status is HTTPStatus.SERVICE_UNAVAILABLE
         return ServeError("The service is overloaded. Please retry." if retry else SERVER_FAULT, status)
+    if param is None and (named := FIELD_FIRST.match(text)) is not None:
+        param = named[1]
     code = "model_not_found" if status is HTTPStatus.NOT_FOUND and param == "model" else None
     return RequestRefused(plain_sentence(text, NOT_VALID), status, param=param, code=code)
 
