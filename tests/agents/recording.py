@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +21,16 @@ MAX_MODEL_LEN = 200_000
 
 @dataclass
 class Request:
-    """One request as a program sent it, and the status that it got."""
+    """One request as a program sent it, and the status and headers that it got. The times are of `time.monotonic()`."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    came_s: float
     status: int = 0
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    answered_s: float = 0.0
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -49,8 +53,7 @@ class Recorder:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request = Request(scope["method"], scope["path"], headers, b"")
+        request = Request(scope["method"], scope["path"], _text(scope["headers"]), b"", time.monotonic())
         self.requests.append(request)
 
         async def receive_and_keep() -> Any:
@@ -61,12 +64,17 @@ class Recorder:
 
         async def send_and_keep(message: Any) -> None:
             if message["type"] == "http.response.start":
-                request.status = message["status"]
+                request.status, request.answered_s = message["status"], time.monotonic()
+                request.answer_headers = _text(message.get("headers", ()))
                 async with self.answered:
                     self.answered.notify_all()
             await send(message)
 
         await self.app(scope, receive_and_keep, send_and_keep)
+
+
+def _text(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
 
 @dataclass(frozen=True)
