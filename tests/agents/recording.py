@@ -14,6 +14,7 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import fake_engine_config
 from serve_app.middleware import App, Receive, Scope, Send
 from serve_app.replica import EngineFactory
+from tests.agents.conversations import NOT_THE_TASK
 from tests.http.harness import FLAGS, MODEL, Line, Service, _listening, service
 
 MAX_MODEL_LEN = 200_000
@@ -45,9 +46,15 @@ class Recorder:
     answered: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def until_status(self, status: int) -> None:
-        """Wait until a request has been answered with it."""
+        """Wait until a turn has been answered with it."""
         async with self.answered:
-            await self.answered.wait_for(lambda: any(request.status == status for request in self.requests))
+            await self.answered.wait_for(lambda: any(request.status == status for request in self.turns()))
+
+    def turns(self) -> list[Request]:
+        """The requests that are the task's turns, in the order in which they came."""
+        return [
+            one for one in self.requests if one.body and not any(text.encode() in one.body for text in NOT_THE_TASK)
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
