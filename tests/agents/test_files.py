@@ -48,7 +48,9 @@ async def test_an_image_that_a_tool_has_read_reaches_the_engine(workplace: Workp
 
 async def test_a_pdf_that_a_tool_has_read_is_named_to_the_model_and_in_the_header(workplace: Workplace) -> None:
     (workplace.work / "page.pdf").write_bytes(PDF)
-    ran, request = await run_read(workplace, "page.pdf", shown="The document .*application/pdf.* cannot be read by this server")
+    ran, request = await run_read(
+        workplace, "page.pdf", shown="The document .*application/pdf.* cannot be read by this server"
+    )
     kinds = [block["type"] for block in request.json()["messages"][-1]["content"]]
     assert kinds == ["tool_result", "document"], "the program has changed what it sends"
     assert ran.status == 0, ran
