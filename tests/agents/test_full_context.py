@@ -8,7 +8,7 @@ import pytest
 
 from tests.agents.conftest import installed
 from tests.agents.conversations import ANSWER, DEFAULT, call, conversation, task_text, turn
-from tests.agents.programs import CLAUDE, CODEX, Program, Ran, Workplace
+from tests.agents.programs import CLAUDE, CODEX, OPENCODE, Program, Ran, Workplace
 from tests.agents.recording import Recorded, argv, recorded, scripted
 
 pytestmark = pytest.mark.agents
@@ -22,7 +22,10 @@ def long_script(shell: str, argument: str, **more: object) -> list[dict[str, Any
     """Commands that print much, until the program asks for a summary; then the answer."""
     prints = [f"seq {number}0000 {number}6000 | head -c 25000" for number in range(1, TURNS + 1)]
     turns = [turn(call(shell, **{argument: command, **more})) for command in prints]
-    asked = {"last": ["create a detailed summary of|CONTEXT CHECKPOINT COMPACTION"], "turns": [turn(say=SUMMARY)]}
+    asked = {
+        "last": ["create a detailed summary of|CONTEXT CHECKPOINT COMPACTION|anchored summary"],
+        "turns": [turn(say=SUMMARY)],
+    }
     return [
         asked,
         {"when": [SUMMARY], "turns": [turn(say=ANSWER)]},
@@ -34,6 +37,7 @@ def long_script(shell: str, argument: str, **more: object) -> list[dict[str, Any
 SCRIPTS = {
     "claude": long_script("Bash", "command", description="Print"),
     "codex": long_script("exec_command", "cmd", max_output_tokens=20_000),
+    "opencode": long_script("bash", "command", description="Print"),
 }
 
 
@@ -67,3 +71,19 @@ async def test_codex_gives_up_with_its_own_words_where_it_was_told_of_too_long_a
     assert ran.status == 1, ran
     assert "ran out of room in the model's context window" in ran.errors
     assert [one.status for one in running.recorder.requests][-1:] == [400]
+
+
+async def test_opencode_compacts_before_the_context_that_it_is_told_of_is_full(workplace: Workplace) -> None:
+    ran, running = await run_long(OPENCODE, workplace, limit=70_000, told=70_000)
+    assert ran.status == 0, ran
+    assert ANSWER in ran.output, ran
+    assert {one.status for one in running.recorder.turns()} == {200}
+
+
+async def test_opencode_compacts_when_it_is_told_that_the_prompt_is_too_long(workplace: Workplace) -> None:
+    """It goes on, but `opencode run` has then seen an error, and ends with 1."""
+    ran, running = await run_long(OPENCODE, workplace, limit=70_000, told=200_000)
+    statuses = [one.status for one in running.recorder.turns()]
+    assert statuses[statuses.index(400) :] == [400, 200, 200], "refused, the summary, and the turn after it"
+    assert ANSWER in ran.output, ran.output
+    assert ran.status == 1, ran

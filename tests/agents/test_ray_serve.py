@@ -33,10 +33,11 @@ def arguments() -> dict[str, Any]:
     """Those of the tests of Ray, with the script and room for an agent's prompts."""
     fake = {"script": SCRIPT, "max_model_len": MAX_MODEL_LEN, "tokens_per_step": 4, "max_num_seqs": 8}
     flags = {"max-model-len": MAX_MODEL_LEN, "max-num-batched-tokens": MAX_MODEL_LEN}
+    usual: dict[str, Any] = dict(ARGS)
     return {
-        **ARGS,
+        **usual,
         "engine": {"kind": "fake", "fake": fake, "flags": flags},
-        "ingress": {**ARGS["ingress"], "max_body_bytes": 32 << 20},
+        "ingress": {**usual["ingress"], "max_body_bytes": 32 << 20},
     }
 
 
