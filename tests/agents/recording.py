@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import fake_engine_config
 from serve_app.middleware import App, Receive, Scope, Send
 from serve_app.replica import EngineFactory
+from tests.agents.conversations import NOT_THE_TASK
 from tests.http.harness import FLAGS, MODEL, Line, Service, _listening, service
 
 MAX_MODEL_LEN = 200_000
@@ -20,13 +22,16 @@ MAX_MODEL_LEN = 200_000
 
 @dataclass
 class Request:
-    """One request as a program sent it, and the status that it got."""
+    """One request as a program sent it, and the status and headers that it got. The times are of `time.monotonic()`."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    came_s: float
     status: int = 0
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    answered_s: float = 0.0
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -41,16 +46,21 @@ class Recorder:
     answered: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def until_status(self, status: int) -> None:
-        """Wait until a request has been answered with it."""
+        """Wait until a turn has been answered with it."""
         async with self.answered:
-            await self.answered.wait_for(lambda: any(request.status == status for request in self.requests))
+            await self.answered.wait_for(lambda: any(request.status == status for request in self.turns()))
+
+    def turns(self) -> list[Request]:
+        """The requests that are the task's turns, in the order in which they came."""
+        return [
+            one for one in self.requests if one.body and not any(text.encode() in one.body for text in NOT_THE_TASK)
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request = Request(scope["method"], scope["path"], headers, b"")
+        request = Request(scope["method"], scope["path"], _text(scope["headers"]), b"", time.monotonic())
         self.requests.append(request)
 
         async def receive_and_keep() -> Any:
@@ -61,12 +71,17 @@ class Recorder:
 
         async def send_and_keep(message: Any) -> None:
             if message["type"] == "http.response.start":
-                request.status = message["status"]
+                request.status, request.answered_s = message["status"], time.monotonic()
+                request.answer_headers = _text(message.get("headers", ()))
                 async with self.answered:
                     self.answered.notify_all()
             await send(message)
 
         await self.app(scope, receive_and_keep, send_and_keep)
+
+
+def _text(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from serve_app.engine import activity
 
 
 @contextmanager
-def process(code: str, *, argv0: str | None = None) -> Iterator[psutil.Process]:
-    """A Python process that says a line when it has begun."""
-    command = [argv0 or sys.executable, "-c", f"print('on', flush=True)\n{code}"]
-    with subprocess.Popen(command, executable=sys.executable, stdout=subprocess.PIPE) as started:
+def process(code: str, *, before: str = "") -> Iterator[psutil.Process]:
+    """A Python process that runs `code`, and `before` it what is over when the test goes on."""
+    command = [sys.executable, "-c", f"{before}\nprint('on', flush=True)\n{code}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
         try:
             assert started.stdout is not None
             started.stdout.readline()
@@ -43,15 +43,13 @@ def test_a_process_that_works_moves_and_one_that_is_stopped_does_not() -> None:
 
 
 def test_children_are_seen_and_ended_children_are_kept() -> None:
-    code = (
+    before = (
         "import subprocess, sys\n"
         "subprocess.run([sys.executable, '-c', 'sum(range(10**7))'])\n"
-        "print('ran', flush=True)\n"
-        "subprocess.run([sys.executable, '-c', 'input()'])"
+        "waits = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=sys.stdin)"
     )
-    with process(code) as parent:
-        while not (children := parent.children()) or "input()" not in children[0].cmdline():
-            pass
+    with process("waits.wait()", before=before) as parent:
+        children = parent.children()
         seen = activity.read([parent], lambda: None)
     assert set(seen.cpu_s) == {parent.pid, children[0].pid}
     assert seen.cpu_s[parent.pid] >= 0.05
