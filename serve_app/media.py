@@ -55,7 +55,7 @@ NOT_TO_BE_HAD = (
 """`ValueError`: vLLM's for what is no image and no address; it says 400 to that itself, but not which field is meant.
 `RuntimeError`: vLLM's for a local file, and Python's `NotImplementedError` for a data URL that is not base64."""
 
-REFUSED: Final = "Images are fetched from public addresses only."
+REFUSED: Final = "Images are fetched from hosts with public addresses only."
 
 NUMERIC_HOST: Final = re.compile(r"(0x[0-9a-f]+|\d+)(\.(0x[0-9a-f]+|\d+)){0,3}")
 """An address in one of the old ways of writing one (127.1, 0x7f000001, 0177.0.0.1), which aiohttp does not take."""
@@ -138,7 +138,12 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not re
                 response.raise_for_status()
                 return url, await _read(response, limit)
         except (OSError, aiohttp.InvalidURL) as error:
-            if refused or (isinstance(error, aiohttp.InvalidURL) and NUMERIC_HOST.fullmatch(URL(url).host or "")):
+            # An unknown name is refused in the same words: which internal names there are is nobody's business.
+            if (
+                refused
+                or isinstance(error, aiohttp.ClientConnectorDNSError)
+                or (isinstance(error, aiohttp.InvalidURL) and NUMERIC_HOST.fullmatch(URL(url).host or ""))
+            ):
                 raise MediaRefused(REFUSED, parameter="image_url", value=url) from error
             raise
 

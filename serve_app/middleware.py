@@ -220,7 +220,8 @@ class _Exchange:
 
     async def _serve(self) -> None:
         body = b""
-        replaced = [b"x-request-id", b"content-length"]
+        # The last would name a rank of vLLM's own data parallelism: routing is ours.
+        replaced = [b"x-request-id", b"content-length", b"x-data-parallel-rank"]
         added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
         if self._method == "POST":
             read = await self._read_body()

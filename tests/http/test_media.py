@@ -164,3 +164,10 @@ async def test_an_allowed_host_is_asked_but_not_where_it_redirects_to(images: Im
 )  # fmt: skip
 async def test_which_addresses_are_public(address: str, public: bool) -> None:
     assert is_public(ipaddress.ip_address(address)) is public
+
+
+async def test_an_unknown_host_is_refused_in_the_same_words() -> None:
+    async with asking() as http:
+        response = await ask(http, "/v1/chat/completions", "http://no-such-host.invalid/image.png")
+    assert response.status_code == 400
+    assert REFUSED in response.json()["error"]["message"]
