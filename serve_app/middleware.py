@@ -34,6 +34,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+NOT_PASSED_ON = (b"x-request-id", b"content-length", b"x-data-parallel-rank")
+"""Headers of a request that vLLM gets from us, or not at all: the last names a rank of its data parallelism, and routing
+is ours."""
+
 REQUEST_ID = re.compile(r"[ -~]{1,256}")
 """What a client may choose as request id: it is logged, and it is part of the engine's id. Any printable line, because
 Ray Serve returns to the client what it has sent, whatever we make of it."""
@@ -220,8 +224,7 @@ class _Exchange:
 
     async def _serve(self) -> None:
         body = b""
-        # The last would name a rank of vLLM's own data parallelism: routing is ours.
-        replaced = [b"x-request-id", b"content-length", b"x-data-parallel-rank"]
+        replaced = [*NOT_PASSED_ON]
         added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
         if self._method == "POST":
             read = await self._read_body()
