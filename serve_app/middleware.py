@@ -35,8 +35,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 NOT_PASSED_ON = (b"x-request-id", b"content-length", b"x-data-parallel-rank")
-"""Headers of a request that vLLM gets from us, or not at all: the last names a rank of its data parallelism, and routing
-is ours."""
+"""Headers of a request that vLLM gets from us, or not at all: the last names a rank of its data parallelism, and
+routing is ours."""
 
 REQUEST_ID = re.compile(r"[ -~]{1,256}")
 """What a client may choose as request id: it is logged, and it is part of the engine's id. Any printable line, because

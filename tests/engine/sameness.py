@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 VOLATILE = frozenset({
@@ -59,13 +59,26 @@ def joined(stream: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     `sequence_number` counts chunks, so it goes.
     """
     result: list[tuple[str, Any]] = []
-    for name, event in sorted(stream, key=lambda event: sequence(event[1])):
+    for name, event in sorted(ends_apart(stream), key=lambda event: sequence(event[1])):
         data = without_sequence(event)
         if result and result[-1][0] == name and shape(result[-1][1]) == shape(data) and texts(data):
             result[-1] = (name, added(result[-1][1], data))
         else:
             result.append((name, data))
     return result
+
+
+def ends_apart(stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """A sequence's end as an event of its own: a busy server sends it with the last text, an idle one behind it."""
+    for name, event in stream:
+        choices = event.get("choices") if isinstance(event, dict) else None
+        if not choices or choices[0].get("finish_reason") is None:
+            yield name, event
+            continue
+        if texts(choices[0]):
+            yield name, {**event, "choices": [{**choices[0], "finish_reason": None, "stop_reason": None}]}
+        kept = {key: choices[0].get(key) for key in ("index", "finish_reason", "stop_reason")}
+        yield name, {**event, "choices": [kept]}
 
 
 def sequence(data: Any) -> int:
