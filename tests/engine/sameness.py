@@ -72,18 +72,22 @@ def ends_apart(stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """A sequence's end as an event of its own: a busy server sends it with the last text, an idle one behind it."""
     for name, event in stream:
         choices = event.get("choices") if isinstance(event, dict) else None
-        if not choices or choices[0].get("finish_reason") is None:
+        if not choices:
             yield name, event
             continue
-        if texts(choices[0]):
-            yield name, {**event, "choices": [{**choices[0], "finish_reason": None, "stop_reason": None}]}
-        kept = {key: choices[0].get(key) for key in ("index", "finish_reason", "stop_reason")}
-        yield name, {**event, "choices": [kept]}
+        ends = choices[0].get("finish_reason") is not None
+        said = {key: item for key, item in choices[0].items() if key != "stop_reason"} | {"finish_reason": None}
+        if texts(said) or not ends:
+            yield name, {**event, "choices": [said]}
+        if ends:
+            yield name, {"end": {key: choices[0].get(key) for key in ("index", "finish_reason", "stop_reason")}}
 
 
 def sequence(data: Any) -> int:
     """Which of the answer's sequences an event is of; those of none come last, as they were."""
-    choices = data.get("choices") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        return 1 << 30
+    choices = data.get("choices") or [data["end"]] if "end" in data else data.get("choices")
     return int(choices[0]["index"]) if choices else 1 << 30
 
 
