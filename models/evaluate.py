@@ -33,6 +33,14 @@ class Answer:
     tokens: int
 
 
+def arguments_of(text: str) -> object:
+    """A call's arguments; of one that was cut, as text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 class Server:
     """The few calls that are needed of an OpenAI-compatible server."""
 
@@ -76,7 +84,7 @@ class Server:
         message = reply["choices"][0]["message"]
         thought = message.get("reasoning") or message.get("reasoning_content") or ""
         calls = [
-            (c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []
+            (c["function"]["name"], arguments_of(c["function"]["arguments"])) for c in message.get("tool_calls") or []
         ]
         return Answer(
             thought.strip(), (message.get("content") or "").strip(), calls, reply["usage"]["completion_tokens"]

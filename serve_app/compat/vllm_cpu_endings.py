@@ -55,6 +55,8 @@ def end_repetition(original: Function, _: ModuleType) -> Function:
     def check_stop(request: Any, max_model_len: int) -> bool:
         if original(request, max_model_len):
             return True
+        if request.use_structured_output:
+            return False  # its grammar has an end, and half of an object is of no use
         params = request.sampling_params
         if (
             request.num_output_tokens % LOOK_EVERY_TOKENS
