@@ -31,7 +31,8 @@ def prepare(path: str, request: dict[str, Any], edits: Edits) -> None:
             del request[name]
         edits.changed = True
     variables = request.get("chat_template_kwargs")
-    for name in ("messages", "tools") if isinstance(variables, dict) else ():
+    variables = variables if isinstance(variables, dict) else {}
+    for name in ("messages", "tools"):
         if name in variables:  # vLLM hands these over itself, and fails on a second one
             field = f"chat_template_kwargs.{name}"
             raise RequestRefused(f"`{field}` cannot be set; use the request's own field.", param=field)
