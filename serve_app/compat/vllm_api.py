@@ -28,9 +28,7 @@ CHAT_MAX_TOKENS: Final = Target("vllm.entrypoints.openai.chat_completion.serving
 COMPLETION_MAX_TOKENS: Final = Target("vllm.entrypoints.openai.completion.serving", "", "get_max_tokens", _MAX_TOKENS)
 
 _RESPONSES = "vllm.entrypoints.openai.responses"
-RESPONSES_SERVING: Final = f"{_RESPONSES}.serving"
-_RESPONSES_CLASS = (RESPONSES_SERVING, "OpenAIServingResponses")
-CREATE_RESPONSES: Final = Target(*_RESPONSES_CLASS, "create_responses", ("request", "raw_request"))
+_RESPONSES_CLASS = (f"{_RESPONSES}.serving", "OpenAIServingResponses")
 WHOLE_RESPONSE: Final = Target(*_RESPONSES_CLASS, "responses_full_generator", ("request", "context"))
 RESPONSE_STREAM: Final = Target(*_RESPONSES_CLASS, "responses_stream_generator", ("request", "context"))
 RESPONSE_PARAMS: Final = Target(
@@ -47,7 +45,6 @@ VALIDATE_GRAMMAR: Final = Target(
 )
 
 TARGETS: Final = (
-    CREATE_RESPONSES,
     WHOLE_RESPONSE,
     RESPONSE_STREAM,
     RESPONSE_PARAMS,

@@ -1,16 +1,13 @@
-"""`/v1/responses` as OpenAI's clients expect it, where vLLM's differs: cut answers, refusals, and thinking budgets.
+"""`/v1/responses` as OpenAI's clients expect it, where vLLM's differs: cut answers and thinking budgets.
 
 * An answer that ran into `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
   that was cut says so, streamed or not.
-* A stream begins when the request is on its way. What is refused before gets a real status, as without `stream`.
 * `thinking_token_budget` works as on vLLM's other APIs.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from types import ModuleType
 from typing import Any, Final
 
@@ -23,7 +20,6 @@ from vllm.sampling_params import validate_thinking_token_budget
 
 from serve_app.compat import vllm_api
 from serve_app.compat.patching import Function, replace
-from serve_app.context import CURRENT
 from serve_app.ingress import structured_outputs
 
 ITEM_DONE: Final = "response.output_item.done"
@@ -40,9 +36,6 @@ class IncompleteEvent(ResponseIncompleteEvent):
 
 def use() -> None:
     """Have vLLM's Responses API in this process behave so. Calling it again changes nothing."""
-    # Imported first: several changes of a module that is not yet there look for it through each other, without end.
-    importlib.import_module(vllm_api.RESPONSES_SERVING)
-    replace(vllm_api.CREATE_RESPONSES, refuse_before_the_stream)
     replace(vllm_api.WHOLE_RESPONSE, mark_cut_item)
     replace(vllm_api.RESPONSE_STREAM, end_as_it_ended)
     replace(vllm_api.RESPONSE_PARAMS, take_thinking_budget)
@@ -75,45 +68,6 @@ def mark_cut_item(original: Function, _: ModuleType) -> Function:
         return response
 
     return responses_full_generator
-
-
-def refuse_before_the_stream(original: Function, _: ModuleType) -> Function:
-    """A stream is handed to the router when its request is on its way: until then it can still be refused."""
-
-    async def create_responses(self: Any, request: Any, raw_request: Any = None) -> Any:
-        answer = await original(self, request, raw_request)
-        context = CURRENT.get()
-        if context is None or not isinstance(answer, AsyncGenerator) or request.background:
-            return answer
-        events = aiter(answer)
-        head = [await anext(events), await anext(events)]  # created, in_progress: vLLM makes them of the request alone
-        first = asyncio.ensure_future(anext(events, None))
-        submitted = asyncio.ensure_future(context.submitted.wait())
-        try:
-            await asyncio.wait({first, submitted}, return_when=asyncio.FIRST_COMPLETED)
-            if first.done() and (error := first.exception()) is not None:
-                raise error
-        except BaseException:
-            first.cancel()
-            raise
-        finally:
-            submitted.cancel()
-        return _whole_stream(head, first, events)
-
-    return create_responses
-
-
-async def _whole_stream(head: list[Any], first: asyncio.Future[Any], rest: AsyncIterator[Any]) -> Events:
-    try:
-        for event in head:
-            yield event
-        event = await first
-        if event is not None:
-            yield event
-        async for event in rest:
-            yield event
-    finally:
-        first.cancel()
 
 
 def end_as_it_ended(original: Function, _: ModuleType) -> Function:
