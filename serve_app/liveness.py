@@ -2,7 +2,8 @@
 
 An ingress watches its links (sign: the number of frames). The watcher's own sleep does not count: a process that was
 stopped, or whose machine was, finds everything silent for as long as it was away, and would otherwise take everybody
-else for dead. A replica's engine is watched by `engine/watchdog.py`, which wants more evidence than silence.
+else for dead. A replica's engine is watched by `engine/watchdog.py`, which wants more evidence than silence, and counts
+its time with this.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ Slow is not dead: a first step of its kind compiles kernels (minutes, where a co
 prompt takes as long as its context is deep. So the limit for `stuck` grows with the slowest step that this engine has
 made, and a compiler at work has a limit of its own.
 
-Time is counted in the watcher's own observations: a watcher that was away itself (its machine was stopped) adds two
-periods at most, and so takes nobody else for dead.
+Time is counted in the watcher's own observations (`liveness.py`): a machine that was stopped finds nobody hung.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from serve_app.liveness import SilenceClock
 
 LOOK_AFTER_S = 2.0
 """A step that takes longer is looked into. Before that, reading the process table would cost more than it tells."""
@@ -78,13 +79,14 @@ class Watchdog:
 
     def __init__(self, limits: WatchdogLimits, period_s: float) -> None:
         self._limits = limits
-        self._longest_look_s = 2 * period_s
-        self._observed_s: float | None = None
         self._steps = -1
+        self._silence = SilenceClock(period_s)
         self._silence_s = 0.0
         self._slowest_step_s = 0.0
-        self._still_s = 0.0
-        self._compiler_still_s: float | None = None
+        self._signs = 0
+        self._stillness = SilenceClock(period_s)
+        self._compilations = 0
+        self._compiler_rest = SilenceClock(period_s)
         self._last: tuple[float, EngineActivity] | None = None
         self._moved = ""
 
@@ -95,22 +97,21 @@ class Watchdog:
 
         `owed`: it has unfinished requests. `read_activity` is called only when a step is overdue.
         """
-        elapsed_s = 0.0 if self._observed_s is None else min(now_s - self._observed_s, self._longest_look_s)
-        self._observed_s = now_s
         if steps != self._steps or not owed:
-            if owed and steps != self._steps:
+            if owed:
                 self._slowest_step_s = max(self._slowest_step_s, self._silence_s)
-            self._steps, self._silence_s, self._still_s = steps, 0.0, 0.0
-            self._last, self._compiler_still_s = None, None
-            return Judgement(Verdict.WORKING, 0.0)
-        self._silence_s += elapsed_s
-        self._still_s += elapsed_s
-        if self._compiler_still_s is not None:
-            self._compiler_still_s += elapsed_s
-        if self._silence_s < LOOK_AFTER_S:
+            self._steps, self._last, self._compilations = steps, None, 0
+            self._signs += 1
+        self._silence_s = self._silence.look(now_s, steps, owed=owed)
+        is_overdue = self._silence_s >= LOOK_AFTER_S
+        if is_overdue:
+            self._look(now_s, read_activity())
+        still_s = self._stillness.look(now_s, self._signs)
+        rest_s = self._compiler_rest.look(now_s, self._compilations)
+        if not is_overdue:
             return Judgement(Verdict.WORKING, self._silence_s)
-        self._look(now_s, read_activity())
-        return self._judge()
+        # A compilation is many short runs of a compiler with work of its caller between them.
+        return self._judge(still_s, compiling=self._compilations > 0 and rest_s < self._limits.hung_after_s)
 
     def _look(self, now_s: float, activity: EngineActivity) -> None:
         before, self._last = self._last, (now_s, activity)
@@ -120,7 +121,7 @@ class Watchdog:
         moved = []
         compiled = _busiest(before[1].compiler_cpu_s, activity.compiler_cpu_s) / elapsed_s
         if compiled >= MOVING_CPU_RATIO:
-            self._compiler_still_s = 0.0
+            self._compilations += 1
             moved.append(f"a compiler at {compiled:.0%} of a core")
         worked = _busiest(before[1].cpu_s, activity.cpu_s) / elapsed_s
         if worked >= MOVING_CPU_RATIO:
@@ -128,17 +129,16 @@ class Watchdog:
         if activity.gpu_busy_ratio:
             moved.append(f"a GPU at {activity.gpu_busy_ratio:.0%}")
         if moved:
-            self._still_s = 0.0
+            self._signs += 1
             self._moved = ", ".join(moved)
 
-    def _judge(self) -> Judgement:
+    def _judge(self, still_s: float, *, compiling: bool) -> Judgement:
         silence_s, limits = self._silence_s, self._limits
-        if self._still_s >= limits.hung_after_s:
-            evidence = f"no step for {silence_s:.0f} s, and no process or GPU of it has moved for {self._still_s:.0f} s"
+        if still_s >= limits.hung_after_s:
+            evidence = f"no step for {silence_s:.0f} s, and no process or GPU of it has moved for {still_s:.0f} s"
             return Judgement(Verdict.HUNG, silence_s, evidence)
         limit_s = max(limits.stuck_after_s, SLOWEST_STEP_FACTOR * self._slowest_step_s)
-        # A compilation is many short runs of a compiler with work of its caller between them.
-        if self._compiler_still_s is not None and self._compiler_still_s < limits.hung_after_s:
+        if compiling:
             limit_s = max(limit_s, limits.compile_limit_s)
         evidence = f"no step for {silence_s:.0f} s, {self._moved or 'activity unknown yet'}"
         if silence_s >= limit_s:
