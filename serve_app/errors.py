@@ -56,9 +56,13 @@ class RequestRefused(ServeError):
 
 
 class PromptTooLong(RequestRefused):
-    """The prompt has `prompt_tokens` tokens, and the context holds `limit`. Agents read both and shorten the prompt."""
+    """The prompt has `prompt_tokens` tokens, and the context holds `limit`. Agents read both and shorten the prompt.
+
+    A prompt as long as the context leaves no room for an answer: then the limit is one less.
+    """
 
     def __init__(self, prompt_tokens: int, limit: int, param: str | None = None) -> None:
+        limit = min(limit, prompt_tokens - 1)
         super().__init__(
             f"The prompt has {prompt_tokens} tokens; at most {limit} fit into the model's context.",
             param=param,
@@ -110,7 +114,7 @@ def refused_by_engine(text: str) -> RequestRefused:
     if too_long is None:
         return RequestRefused(text)
     prompt_tokens, limit = (int(number) for number in too_long.groups())
-    return PromptTooLong(prompt_tokens, min(limit, prompt_tokens - 1))
+    return PromptTooLong(prompt_tokens, limit)
 
 
 class QueueFull(ServeError):

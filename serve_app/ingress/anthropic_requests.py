@@ -11,6 +11,7 @@ from typing import Any
 
 from serve_app.errors import RequestRefused, ThreadNotFound
 from serve_app.ingress import anthropic_tools, json_body
+from serve_app.ingress.chat_requests import prefill_conflict
 from serve_app.ingress.content import (
     Block,
     as_list,
@@ -227,7 +228,4 @@ def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None
     choice = request.get("tool_choice")
     is_format = isinstance(config, dict) and config.get("format")
     if is_format or (isinstance(choice, dict) and choice.get("type") in ("any", "tool")):
-        named = "output_config.format" if is_format else "tool_choice"
-        raise RequestRefused(
-            f"The last message is the beginning of an answer, which cannot be combined with `{named}`.", param=named
-        )
+        raise prefill_conflict("output_config.format" if is_format else "tool_choice")

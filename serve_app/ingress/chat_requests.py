@@ -249,13 +249,14 @@ def refuse_with_format(request: dict[str, Any], fields: tuple[str, ...]) -> None
     for name in fields:
         asked = request.get(name)
         if asked and not (isinstance(asked, dict) and asked.get("type") == "text"):
-            raise _not_with(name)
+            raise prefill_conflict(name)
     choice = request.get("tool_choice")
     if choice == "required" or isinstance(choice, dict):
-        raise _not_with("tool_choice")
+        raise prefill_conflict("tool_choice")
 
 
-def _not_with(name: str) -> RequestRefused:
+def prefill_conflict(name: str) -> RequestRefused:
+    """The refusal of a beginning of an answer beside the field `name`."""
     return RequestRefused(
         f"The last message is the beginning of an answer, which cannot be combined with `{name}`.", param=name
     )

@@ -153,7 +153,7 @@ def _worded(text: str, status: HTTPStatus, param: str | None = None) -> ServeErr
     too_long = TOO_LONG.search(text)
     if too_long is not None:
         prompt_tokens, limit = (int(number) for number in too_long.groups() if number is not None)
-        return prompt_too_long(prompt_tokens, limit)
+        return PromptTooLong(prompt_tokens, limit)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         retry = status is HTTPStatus.SERVICE_UNAVAILABLE
         return ServeError("The service is overloaded. Please retry." if retry else SERVER_FAULT, status)
@@ -161,11 +161,6 @@ def _worded(text: str, status: HTTPStatus, param: str | None = None) -> ServeErr
         param = named[1]
     code = "model_not_found" if status is HTTPStatus.NOT_FOUND and param == "model" else None
     return RequestRefused(plain_sentence(text, NOT_VALID), status, param=param, code=code)
-
-
-def prompt_too_long(prompt_tokens: int, limit: int) -> PromptTooLong:
-    """A prompt as long as the context leaves no room for an answer: then the limit is one less."""
-    return PromptTooLong(prompt_tokens, limit if prompt_tokens > limit else prompt_tokens - 1)
 
 
 MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[Any], ServeError]], ...] = (

@@ -11,8 +11,8 @@ from typing import Any
 
 from serve_app.compat import vllm_api
 from serve_app.compat.patching import Function, replace
-from serve_app.errors import OutputTooLong
-from serve_app.ingress.vllm_errors import FleetHTTPError, prompt_too_long
+from serve_app.errors import OutputTooLong, PromptTooLong
+from serve_app.ingress.vllm_errors import FleetHTTPError
 
 SAMPLE_CHARS = 65536
 """How much is tokenised of a prompt that cannot fit by its characters alone, to say about how many tokens it has."""
@@ -63,7 +63,7 @@ def _text_check(original: Function, _module: ModuleType) -> Function:
         if len(text) > limit * tokenizer.max_chars_per_token:
             sample = text[:SAMPLE_CHARS]
             tokens = len(tokenizer.encode(sample)) * len(text) // len(sample)
-            raise FleetHTTPError(prompt_too_long(max(tokens, limit + 1), self.max_total_tokens))
+            raise FleetHTTPError(PromptTooLong(max(tokens, limit + 1), self.max_total_tokens))
         return text
 
     return _text_len_check
@@ -73,7 +73,7 @@ def _token_check(original: Function, _module: ModuleType) -> Function:
     def _token_len_check(self: Any, tokenizer: Any, tokens: Any) -> Any:
         limit = self.max_input_tokens
         if limit is not None and len(tokens) > limit:
-            raise FleetHTTPError(prompt_too_long(len(tokens), self.max_total_tokens))
+            raise FleetHTTPError(PromptTooLong(len(tokens), self.max_total_tokens))
         return original(self, tokenizer, tokens)
 
     return _token_len_check
@@ -85,7 +85,7 @@ def _no_room(original: Function, _module: ModuleType) -> Function:
 
     def get_max_tokens(max_model_len: int, max_tokens: int | None, input_length: int, *rest: Any, **named: Any) -> int:
         if input_length >= max_model_len and named.get("truncate_prompt_tokens") is None:
-            raise FleetHTTPError(prompt_too_long(input_length, max_model_len))
+            raise FleetHTTPError(PromptTooLong(input_length, max_model_len))
         allowed: int = original(max_model_len, max_tokens, input_length, *rest, **named)
         return allowed
 
