@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import uuid
 from pathlib import Path
@@ -26,7 +27,8 @@ from serve_app import flags, machine
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
 from serve_app.config import AppConfig, ConfigError, engine_argv
-from serve_app.engine.contract import Engine, StepSink
+from serve_app.engine import compile_cache
+from serve_app.engine.contract import Engine, EngineDead, StepSink
 from serve_app.engine.vllm_start import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
@@ -40,6 +42,8 @@ from serve_app.replica import EngineFactory, EngineReplica
 from serve_app.start import plain_run
 from serve_app.start.preflight import checked_config
 from serve_app.transport import ServeTransport, TargetRouter
+
+logger = logging.getLogger(__name__)
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """How often Serve asks a replica whether it lives. The check looks at flags only, so it can be asked often."""
@@ -77,6 +81,8 @@ class EngineDeployment(EngineReplica):
 
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
+        if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
+            keep_compiled_kernels(config.engine.compile_cache_dir)
         super().__init__(
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),
@@ -167,6 +173,15 @@ def engine_factory(config: AppConfig) -> EngineFactory:
     return fake if config.engine.kind == "fake" else vllm
 
 
+def keep_compiled_kernels(root: str) -> None:
+    """Have this process' engine keep its kernels below `root`. Raises `EngineDead` where that is not possible."""
+    try:
+        folder = compile_cache.prepare(root, os.environ)
+    except OSError as error:
+        raise EngineDead(f"engine.compile_cache_dir: {error}; name a directory that can be written, or null") from error
+    logger.info("compiled kernels are kept", extra={"folder": str(folder)})
+
+
 def line_host() -> str | None:
     """This node's address, for lines between ingresses and replicas; None where Ray encrypts what lines would not."""
     encrypts = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
@@ -222,5 +237,6 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
-        ray_actor_options={"num_cpus": ingress.cpus_per_replica},
+        # It loads the model's configuration, tokenizer and image processor from where the engine does.
+        ray_actor_options={"num_cpus": ingress.cpus_per_replica, "runtime_env": {"env_vars": dict(config.engine.env)}},
     )

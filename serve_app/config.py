@@ -75,7 +75,13 @@ class EngineConfig(Section):
     """Any flag of `vllm serve` by its long name: `max-num-seqs: 64`, `enforce-eager: true`, `speculative-config:
     {method: mtp}`. vLLM's own parser checks them."""
     env: dict[str, str] = {}
-    """Environment of the engine and its workers (`VLLM_*`, `NCCL_*` ...)."""
+    """Environment of every process that loads the model's files: the engine and its workers (`VLLM_*`, `NCCL_*` ...),
+    and the ingress, which needs its configuration and tokenizer (`HF_HOME`, `HF_ENDPOINT` ...). Ray's dashboard shows
+    it: a token (`HF_TOKEN`) belongs into the environment of the nodes."""
+    compile_cache_dir: str | None = "~/.cache/step-serve/compile"
+    """Where kernels that are compiled at a start or at their first use are kept, so that the next start finds them. On
+    each node, shared by its replicas, with a folder per versions and kind of machine below it. In a container: a
+    volume. `null`: each compiler's own place."""
     start_timeout_s: PositiveFloat = 3600.0
     """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
     warm_up: bool = True

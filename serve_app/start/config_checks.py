@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from serve_app import hardware, machine, memory, profile
@@ -27,7 +27,7 @@ def model_checks(config: AppConfig) -> Iterator[Check]:
     if config.engine.kind == "fake":
         return
     if not Path(source).is_absolute():
-        yield from _hub_checks(source)
+        yield from _hub_checks(source, config.engine.env)
         return
     try:
         found = checkpoint.read(Path(source))
@@ -50,16 +50,26 @@ def _drafter_checks(config: AppConfig, found: Checkpoint) -> Iterator[Check]:
     yield failed("model", message, "remove engine.flags.speculative-config, or use a checkpoint with `eh_proj` tensors")
 
 
-def _hub_checks(source: str) -> Iterator[Check]:
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    if (home / "hub" / f"models--{source.replace('/', '--')}").is_dir():
+def hub_cache(env: Mapping[str, str]) -> Path:
+    """Where the Hugging Face hub's library keeps what it fetches, in a process with `env` over this one's environment.
+
+    https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
+    """
+    seen = {**os.environ, **env}
+    home = seen.get("HF_HOME") or str(Path(seen.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(seen.get("HF_HUB_CACHE") or str(Path(home) / "hub")).expanduser()
+
+
+def _hub_checks(source: str, env: Mapping[str, str]) -> Iterator[Check]:
+    home = hub_cache(env)
+    if (home / f"models--{source.replace('/', '--')}").is_dir():
         yield passed("model", f"{source}: in the cache {home}; whether it is whole is vLLM's to find out")
         return
     size = memory.KNOWN[source].weights_bytes if source in memory.KNOWN else 0
     free = machine.free_bytes(home)
     if size and free < size * 1.05:
         message = f"{source} takes {size / GB:.0f} GB, and {home} has {free / GB:.0f} GB free"
-        yield failed("model", message, "set HF_HOME to a larger disk, or `model.source` to a local copy")
+        yield failed("model", message, "set HF_HOME in engine.env to a larger disk, or `model.source` to a local copy")
         return
     message = f"{source}: will be fetched from the hub ({size / GB:.0f} GB); it cannot be checked before"
     yield Check(Verdict.NOTE, "model", message, "for an offline start set `model.source` to a local copy")
@@ -128,6 +138,22 @@ def keys_checks(config: AppConfig) -> Iterator[Check]:
     yield passed("keys", f"{file}: {len(keys)}")
 
 
+def compile_cache_checks(config: AppConfig) -> Iterator[Check]:
+    """The directory for compiled kernels can be written here. Other nodes' replicas look for themselves."""
+    root = config.engine.compile_cache_dir
+    if root is None or config.engine.kind == "fake":
+        return
+    folder = Path(root).expanduser()
+    if not folder.is_absolute():
+        message = f"engine.compile_cache_dir: {root!r} is relative, and a replica's working directory is Ray's"
+        yield failed("kernels", message, "name it from `/` or `~`")
+        return
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        message = f"engine.compile_cache_dir: {folder} cannot be written"
+        yield failed("kernels", message, "name a directory that can, or null for each compiler's own place")
+
+
 def fit_checks(config: AppConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
     """The nodes hold the replicas that are always there."""
     try:
@@ -157,7 +183,7 @@ def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[
     command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
     if Path(config.model.source).is_absolute():
         command.append("--check-model")
-    quiet = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    quiet = {**os.environ, **config.engine.env, "VLLM_LOGGING_LEVEL": "ERROR"}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]

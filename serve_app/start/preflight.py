@@ -16,6 +16,7 @@ from serve_app.deployment import Deployment
 from serve_app.hardware import NodeGpus
 from serve_app.start.check import Check, Verdict, failed, passed
 from serve_app.start.config_checks import (
+    compile_cache_checks,
     fit_checks,
     flag_checks,
     keys_checks,
@@ -77,5 +78,6 @@ def _quick_checks(deploy: Deployment, config: AppConfig | None, nodes: Sequence[
     yield from model_checks(config)
     yield from layout_checks(config)
     yield from keys_checks(config)
+    yield from compile_cache_checks(config)
     if nodes is not None:
         yield from fit_checks(config, nodes)

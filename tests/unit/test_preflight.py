@@ -162,6 +162,28 @@ def test_a_hub_id_too_large_for_the_disk_is_refused(tmp_path: Path, monkeypatch:
     assert "takes 396 GB" in told(fails(checks))
 
 
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        ({"HF_HOME": "/big/hub"}, "/big/hub/hub"),
+        ({"HF_HUB_CACHE": "/big/cache"}, "/big/cache"),
+        ({"HF_HOME": "/big/hub", "HF_HUB_CACHE": "/big/cache"}, "/big/cache"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+    ],
+)
+def test_the_hubs_cache_is_looked_for_where_the_engines_environment_puts_it(env: dict[str, str], folder: str) -> None:
+    assert config_checks.hub_cache(env) == Path(folder)
+
+
+def test_a_directory_for_kernels_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    for directory in (str(tmp_path / "a file" / "below"), "relative/to/what"):
+        config = config_of(engine={"compile_cache_dir": directory})
+        assert "engine.compile_cache_dir" in told(fails(config_checks.compile_cache_checks(config)))
+    assert not list(config_checks.compile_cache_checks(config_of(engine={"compile_cache_dir": None})))
+    assert not list(config_checks.compile_cache_checks(config_of(engine={"compile_cache_dir": str(tmp_path / "new")})))
+
+
 # ---- this machine ----------------------------------------------------------------------------------------------------
 
 
