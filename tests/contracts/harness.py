@@ -146,13 +146,13 @@ async def start_fake() -> Subject:
     return Subject(engine, info, sink, kill, lambda **_: [])
 
 
-async def start_vllm(*argv: str) -> Subject:
+async def start_vllm(*argv: str, warms_up: bool = False, progress: Callable[[str], object] = print) -> Subject:
     from serve_app.engine.vllm import VllmEngine
     from serve_app.engine.vllm_start import engine_core_processes
 
     sink = Recorder()
-    engine = VllmEngine([*VLLM_ARGV, *argv], sink)
-    info = await engine.start(print)
+    engine = VllmEngine([*VLLM_ARGV, *argv], sink, warms_up=warms_up)
+    info = await engine.start(progress)
     cores = engine_core_processes()
 
     async def kill() -> None:
