@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
-import os
 import re
 import socket
 from collections.abc import Collection
@@ -25,8 +24,9 @@ from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from yarl import URL
 
-NAME: Final = "step"
-ENVIRONMENT_VARIABLE: Final = "VLLM_MEDIA_CONNECTOR"
+NAME: Final = "http"
+"""Of vLLM's default connector, in whose place this process has ours. `VLLM_MEDIA_CONNECTOR` chooses another one; to set
+it here would send the processes that this one starts to look for a connector that they do not have."""
 
 FETCH_TIMEOUT_S: Final = 30.0
 """For all redirects and retries of one image. vLLM's own retries may take two minutes."""
@@ -191,7 +191,6 @@ def _reason(error: BaseException) -> str:
 
 
 def use(allowed_hosts: Collection[str] = ()) -> None:
-    """Have vLLM's renderers in this process use it, unless the operator has chosen another one."""
+    """Have vLLM's renderers in this process use it, unless the operator has chosen another one by its name."""
     connector = functools.partial(RefusingConnector, connection=GuardedConnection(allowed_hosts))
     MEDIA_CONNECTOR_REGISTRY.register(NAME)(connector)
-    os.environ.setdefault(ENVIRONMENT_VARIABLE, NAME)
