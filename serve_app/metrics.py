@@ -77,10 +77,9 @@ class IngressMetrics:
         if resumes:
             self._resumes.inc(resumes)
         self._asked_back(context, outcome)
-        if queue_s is not None:
-            self._queue_s.observe(queue_s, tags={"route": route})
-        if first_token_s is not None:
-            self._first_token_s.observe(first_token_s, tags={"route": route})
+        for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
+            if value is not None:
+                histogram.observe(value, tags={"route": route})
         # A probe every few seconds would bury what people ask for; that nobody can serve is said by who lost a replica.
         logger.log(
             logging.DEBUG if route in PROBES else logging.INFO,
