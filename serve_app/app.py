@@ -26,7 +26,7 @@ from ray.serve.schema import LoggingConfig
 from serve_app import flags, machine
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
-from serve_app.config import AppConfig, ConfigError, engine_argv
+from serve_app.config import AppConfig, ConfigError, engine_argv, flag
 from serve_app.engine import compile_cache
 from serve_app.engine.contract import Engine, EngineDead, StepSink
 from serve_app.engine.vllm_start import environment_is_final
@@ -88,6 +88,7 @@ class EngineDeployment(EngineReplica):
             engine_factory(config),
             WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
             line_host(),
+            config.replicas.max_queued_requests,
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -121,12 +122,11 @@ class Ingress:
         )
 
         def open_fleet(sink: FleetSink) -> Fleet:
-            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink)
+            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink, admission_of(config))
 
         app, client = await build_api(
             flags.parse(engine_argv(config), flags.serve_parser()),
             open_fleet,
-            Admission(max_waiting=config.ingress.max_queued_requests),
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
@@ -153,6 +153,17 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()
+
+
+def admission_of(config: AppConfig) -> Admission:
+    """What an ingress refuses."""
+    slots = flag(config.engine.flags, "max-num-seqs", 0)
+    return Admission(
+        max_waiting=config.replicas.max_queued_requests,
+        slots=slots if isinstance(slots, int) else 0,
+        engines=config.replicas.min,
+        ingresses=config.ingress.max_replicas,
+    )
 
 
 def engine_factory(config: AppConfig) -> EngineFactory:
