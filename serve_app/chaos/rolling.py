@@ -1,9 +1,9 @@
 """A closed loop: so many requests, so many at a time, while an operator makes changes and the fleet grows and shrinks.
 
 The rule: no client waits for a change. Each has one connection for the whole run, keeps it as long as the service
-does, and sends its next request the moment it has its answer; every fourth rests in between, so that its connection outlives a
-change. Where the fleet follows its load, the last fifth is asked by an eighth of the clients, so that a fleet that grew
-has reason to shrink while requests still come.
+does, and sends its next request the moment it has its answer; every fourth rests in between, so that its connection
+outlives a change. Where the fleet follows its load, the last fifth is asked by an eighth of the clients, so that a fleet
+that grew has reason to shrink while requests still come.
 """
 
 from __future__ import annotations
