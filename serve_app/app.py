@@ -59,6 +59,11 @@ three hundred of the published streams of 50 tokens a second."""
 QUIET = LoggingConfig(enable_access_log=False)
 """A request has a log line of ours that says more (`outcome.py`) than the two that Serve would write."""
 
+INGRESS_SURGE_PERCENT = 25
+"""Ingress replicas that a replacement may start beyond their number, at least one: the new one serves before the old
+one goes. Serve's own order, stop first, leaves the endpoint without an ingress where there is one only. An old one that
+drains holds its CPU for as long as its longest stream, so room for a further one is needed in either order."""
+
 DRAIN_GRACE_S = 30.0
 """What a replica gets beyond its drain timeout to move its last requests elsewhere."""
 
@@ -245,6 +250,7 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         **size,
         name="ingress",
         max_ongoing_requests=ingress.max_ongoing_requests,
+        max_surge_percent=INGRESS_SURGE_PERCENT,
         graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,

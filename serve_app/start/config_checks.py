@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,17 @@ from serve_app.memory import GB, Layout, ModelShape
 from serve_app.start import checkpoint
 from serve_app.start.check import Check, Verdict, failed, passed
 from serve_app.start.checkpoint import BadCheckpoint, Checkpoint
+
+CUTS_STREAMS = {
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "inf",
+}
+"""Options of HAProxy's that end a stream, with Serve's defaults."""
+HAPROXY_LINES = "RAY_SERVE_HAPROXY_RETRY_ON"
+"""The option through which deploy.yaml writes lines of its own into HAProxy's configuration."""
+REQUEST_TIMEOUT = re.compile(r"^\s*timeout http-request (\d+)s\s*$", re.MULTILINE)
+ADOPT = "take the line over from the deploy.yaml that came with this version"
 
 
 def model_checks(config: AppConfig) -> Iterator[Check]:
@@ -218,13 +230,40 @@ def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check
         yield failed("deploy.yaml", f"{place}: controller and application differ in {', '.join(set(names))}", advice)
         return
     longest = config.replicas.longest_stream_s
-    for name in ("HARD_STOP_AFTER_S", "TIMEOUT_CLIENT_S", "TIMEOUT_SERVER_S"):
-        key = f"RAY_SERVE_HAPROXY_{name}"
-        if key in controller and float(controller[key]) < longest:
-            message = f"{place}: {key} is {controller[key]}: it cuts streams shorter than longest_stream_s, {longest:g}"
+    for key, default in CUTS_STREAMS.items():
+        if float(controller.get(key, default)) < longest and (key in controller or _has_haproxy(controller)):
+            given = controller.get(key, f"not set and {default} by default")
+            message = f"{place}: {key} is {given}: it cuts streams shorter than longest_stream_s, {longest:g}"
             yield Check(Verdict.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
+    if _has_haproxy(controller):
+        yield from _rolling_checks(place, controller)
     largest = int(controller.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 4 * 1024 * 1024))
     if largest < config.ingress.max_body_bytes:
         message = f"{place}: a message between replicas holds {largest:,} bytes, a request up to max_body_bytes"
         advice = f'RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH: "{2 * config.ingress.max_body_bytes}"'
         yield Check(Verdict.WARN, "deploy.yaml", message, advice)
+
+
+def _has_haproxy(controller: Mapping[str, str]) -> bool:
+    return controller.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
+def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check]:
+    """What keeps requests away from ingress replicas that are gone (docs/decisions/0013)."""
+    lines = controller.get(HAPROXY_LINES, "")
+    stays_s = float(controller.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
+    if not re.search(r"^\s*option httpclose\s*$", lines, re.MULTILINE):
+        message = (
+            f"{place}: {HAPROXY_LINES} has no line `option httpclose`: clients that keep their connection get errors"
+        )
+        yield Check(Verdict.WARN, "deploy.yaml", f"{message} after ingress replicas were replaced", ADOPT)
+    timeout = REQUEST_TIMEOUT.search(lines)
+    if timeout is None or float(timeout[1]) >= stays_s:
+        message = f"{place}: {HAPROXY_LINES} needs a line `timeout http-request` of less than {stays_s:g}s"
+        why = "for so long an ingress that is to go takes requests (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
+        yield Check(Verdict.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
+    hard_stop_s = float(controller.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "120"))
+    quarantine = controller.get("RAY_SERVE_PORT_QUARANTINE_S")
+    if quarantine is not None and float(quarantine) < hard_stop_s:
+        message = f"{place}: RAY_SERVE_PORT_QUARANTINE_S is {quarantine}: HAProxy may know a port for {hard_stop_s:g} s"
+        yield Check(Verdict.WARN, "deploy.yaml", f"{message} after its replica is gone", "leave it out")

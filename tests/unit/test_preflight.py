@@ -275,13 +275,19 @@ def test_the_shipped_deployment_has_nothing_to_remark() -> None:
     ("change", "words"),
     [
         ({"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120"}, "cuts streams shorter than longest_stream_s"),
+        ({"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": None}, "not set and 120 by default: it cuts streams"),
         ({"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "4194304"}, "holds 4,194,304 bytes"),
+        ({"RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure"}, "no line `option httpclose`"),
+        ({"RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n  option httpclose"}, "`timeout http-request` of less than 30s"),
+        ({"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10"}, "`timeout http-request` of less than 10s"),
+        ({"RAY_SERVE_PORT_QUARANTINE_S": "60"}, "HAProxy may know a port for 3600 s"),
     ],
 )
-def test_a_limit_of_serve_below_ours_is_told(tmp_path: Path, change: dict[str, str], words: str) -> None:
+def test_a_limit_of_serve_below_ours_is_told(tmp_path: Path, change: dict[str, str | None], words: str) -> None:
     document = yaml.safe_load((ROOT / "deploy.yaml").read_text())
     for env in (document["controller_options"]["runtime_env"], document["applications"][0]["runtime_env"]):
-        env["env_vars"] = {**env["env_vars"], **change}
+        given = {**env["env_vars"], **change}
+        env["env_vars"] = {name: value for name, value in given.items() if value is not None}
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
     assert words in told(config_checks.serve_option_checks(deployment.read(file), config_of()))
