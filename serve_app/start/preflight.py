@@ -77,7 +77,7 @@ def _quick_checks(deploy: Deployment, config: AppConfig | None, nodes: Sequence[
     yield passed("config", f"{deploy.file.name} over configs/{config.profile}.yaml: {config.model.source}")
     yield from serve_option_checks(deploy, config)
     yield from model_checks(config)
-    yield from layout_checks(config)
+    yield from layout_checks(config, nodes or ())
     yield from keys_checks(config)
     yield from gpu_checks(this_box(config.engine.env), config)
     if nodes is not None:
