@@ -214,7 +214,8 @@ def test_a_box_is_read_off_the_driver() -> None:
     assert (box.driver, box.unreachable_pairs) == ("580.95.05", ((0, 1),))
     assert (first.total_bytes, first.reserved_bytes, first.used_bytes) == (H100_BYTES, 470 * MIB, MIB)
     assert (first.links_up, first.links_down, first.is_fabric_pending) == (11, 1, False)
-    assert first.holders == first.slowdowns == ()
+    assert not first.holders
+    assert not first.slowdowns
     assert first.power_limit_w is None  # this driver does not tell
     assert [holder.pid for holder in second.holders] == [os.getpid()]
     assert (second.uncorrected_ecc_errors, second.is_remap_pending, second.has_remap_failed) == (1, True, False)
