@@ -62,7 +62,7 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
             return lambda: None
     try:
         nvml.nvmlInit()
-        handles = [_handle(nvml, name) for name in _visible(nvml)]
+        handles = visible_gpus(nvml)
     except nvml.NVMLError:
         return lambda: None
 
@@ -75,12 +75,12 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
     return utilization
 
 
-def _visible(nvml: Any) -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them (indices or UUIDs)."""
+def visible_gpus(nvml: Any) -> list[Any]:
+    """NVML's handles of the GPUs that this process may use: `CUDA_VISIBLE_DEVICES` has indices or UUIDs."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        return [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-    return [name.strip() for name in named.split(",") if name.strip()]
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [_handle(nvml, name.strip()) for name in named.split(",") if name.strip()]
 
 
 def _handle(nvml: Any, name: str) -> Any:

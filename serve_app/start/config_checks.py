@@ -87,9 +87,9 @@ def _hub_checks(source: str, env: Mapping[str, str]) -> Iterator[Check]:
     yield Check(Verdict.NOTE, "model", message, "for an offline start set `model.source` to a local copy")
 
 
-def layout_checks(config: AppConfig) -> Iterator[Check]:
+def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator[Check]:
     """Weights fit, and experts, heads and FP8 blocks divide."""
-    shape, layout = shape_of(config), layout_of(config)
+    shape, layout = shape_of(config), layout_of(config, nodes)
     if shape is None or layout is None:
         return
     for finding in memory.findings(shape, layout):
@@ -113,26 +113,37 @@ def shape_of(config: AppConfig) -> ModelShape | None:
         return None
 
 
-def layout_of(config: AppConfig) -> Layout | None:
-    """None for a CPU engine, and for GPUs whose memory is not known."""
-    gpu = memory.GPU_BYTES.get(config.replicas.accelerator_type or "")
+def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Layout | None:
+    """None for a CPU engine, and for GPUs whose memory is not known. The size that a node's GPUs tell wins."""
+    kind = config.replicas.accelerator_type
+    read = [node.gpu_bytes for node in nodes if node.gpu_bytes and kind in {None, node.accelerator}]
+    gpu = min(read) if read else memory.GPU_BYTES.get(kind or "")
     if not config.replicas.gpus_per_replica or gpu is None:
         return None
     flags = config.engine.flags
     utilisation = flag(flags, "gpu-memory-utilization", 0.9)
+    speculative, compilation = (flag(flags, name) for name in ("speculative-config", "compilation-config"))
+    drafts = speculative.get("num_speculative_tokens", 0) if isinstance(speculative, dict) else 0
+    captured = compilation.get("max_cudagraph_capture_size") if isinstance(compilation, dict) else None
+    longest = flag(flags, "max-model-len")
     return Layout(
         tensor_parallel=_count(config, "tensor-parallel-size"),
         pipeline_parallel=_count(config, "pipeline-parallel-size"),
+        data_parallel=_count(config, "data-parallel-size"),
         expert_parallel=bool(flag(flags, "enable-expert-parallel", default=False)),
         gpu_bytes=gpu,
         memory_utilisation=utilisation if isinstance(utilisation, float) else 0.9,
         kv_element_bytes=1 if str(flag(flags, "kv-cache-dtype", "auto")).startswith("fp8") else 2,
+        batched_tokens=_count(config, "max-num-batched-tokens", 8192),
+        drafts=drafts if isinstance(drafts, int) else 0,
+        captured_tokens=0 if flag(flags, "enforce-eager") else captured if isinstance(captured, int) else 512,
+        longest=longest if isinstance(longest, int) and longest > 0 else None,
     )
 
 
-def _count(config: AppConfig, name: str) -> int:
-    value = flag(config.engine.flags, name, 1)
-    return value if isinstance(value, int) else 1
+def _count(config: AppConfig, name: str, default: int = 1) -> int:
+    value = flag(config.engine.flags, name, default)
+    return value if isinstance(value, int) else default
 
 
 def keys_checks(config: AppConfig) -> Iterator[Check]:
