@@ -2,8 +2,8 @@
 
 The rule: no client waits for a change. Each has one connection for the whole run, keeps it as long as the service
 does, and sends its next request the moment it has its answer; every fourth rests in between, so that its connection
-outlives a change. Where the fleet follows its load, the last fifth is asked by an eighth of the clients, so that a fleet
-that grew has reason to shrink while requests still come.
+outlives a change. Where the fleet follows its load, the last fifth is asked by an eighth of the clients, so that a
+fleet that grew has reason to shrink while requests still come.
 """
 
 from __future__ import annotations
