@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 from serve_app.admission import Admission, Admit, Facts, Never, NobodyUp, refuse
 from serve_app.errors import QueueFull, ServeError, TooManySequences
@@ -58,7 +59,8 @@ class AdmissionControl:
 
     def refusal(self) -> ServeError:
         """For a sequence that every replica has refused."""
-        return self._full(self._facts(1))
+        facts = self._facts(1)
+        return self._full(replace(facts, waiting=facts.waiting - 1))  # it is not in front of itself
 
     def _full(self, facts: Facts) -> QueueFull:
         told = refuse(facts)

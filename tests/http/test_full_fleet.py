@@ -41,6 +41,10 @@ async def test_21_and_22_a_full_fleet_is_a_429_that_says_when_on_every_api(
         chat = {"model": NAME, **ASKED["/v1/chat/completions"]}
         assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200  # measured by this one
         engines[0].first_token_sent.clear()
+        links = running.client.fleet._links
+        async with asyncio.timeout(10):
+            while links.taking_work()[0].capacity.service_s is None:  # noqa: ASYNC110  # said once a second; no event
+                await asyncio.sleep(0)
         asked = {**chat, "max_tokens": 4000, "stream": True}
         first = asyncio.create_task(client.post("/v1/chat/completions", json=asked))
         await asyncio.wait_for(engines[0].first_token_sent.wait(), 10)
@@ -55,6 +59,7 @@ async def test_21_and_22_a_full_fleet_is_a_429_that_says_when_on_every_api(
                     assert answer.status_code == 429, (path, stream, answer.text)
                     assert int(answer.headers["retry-after"]) >= 1
                     assert "The server is full: it holds 1 requests" in answer.text
+                    assert "(measured)" in answer.text
                     line = await running.log.lines.get()
                     assert (line.status, line.outcome) == (429, Outcome.SHED_QUEUE_FULL)
         first.cancel()
