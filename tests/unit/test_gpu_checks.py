@@ -131,7 +131,7 @@ def test_gpus_without_a_driver_do_not_pass_for_no_gpus() -> None:
 
 
 def test_a_machine_without_gpus_has_nothing_to_be_told() -> None:
-    box = replace(gpu_facts.this_box({}, FakeDriver(works=False)), pci_gpus=0)
+    box = replace(gpu_facts.this_box({}, nvml=FakeDriver(works=False)), pci_gpus=0)
     assert [list(gpu_checks(box, config(name))) for name in ("cpu-demo", "h100-x8")] == [[], []]
 
 
@@ -209,7 +209,7 @@ def all_gpus_visible(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_box_is_read_off_the_driver() -> None:
-    box = gpu_facts.this_box({}, FakeDriver())
+    box = gpu_facts.this_box({}, nvml=FakeDriver())
     first, second = box.gpus
     assert (box.driver, box.unreachable_pairs) == ("580.95.05", ((0, 1),))
     assert (first.total_bytes, first.reserved_bytes, first.used_bytes) == (H100_BYTES, 470 * MIB, MIB)
@@ -220,12 +220,12 @@ def test_a_box_is_read_off_the_driver() -> None:
     assert [holder.pid for holder in second.holders] == [os.getpid()]
     assert (second.uncorrected_ecc_errors, second.is_remap_pending, second.has_remap_failed) == (1, True, False)
     assert second.slowdowns == ("hardware thermal slowdown",)
-    assert gpu_facts.this_box({}, FakeDriver(fabric_state=2)).gpus[0].is_fabric_pending
+    assert gpu_facts.this_box({}, nvml=FakeDriver(fabric_state=2)).gpus[0].is_fabric_pending
 
 
 def test_only_the_gpus_that_may_be_used_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [item.used_bytes for item in gpu_facts.this_box({}, FakeDriver()).gpus] == [2 * MIB]
+    assert [item.used_bytes for item in gpu_facts.this_box({}, nvml=FakeDriver()).gpus] == [2 * MIB]
 
 
 def programs(folder: Path, *names: str) -> Path:
@@ -241,20 +241,20 @@ def test_the_toolkit_is_found_where_flashinfer_looks(tmp_path: Path) -> None:
     programs(whole / "bin", "nvcc")
     programs(from_pip / "bin", "nvcc")
     programs(whole / "lib64", "libcudart.so")
-    box = gpu_facts.this_box({"PATH": str(from_pip / "bin"), "CUDA_HOME": str(whole)}, FakeDriver())
+    box = gpu_facts.this_box({"PATH": str(from_pip / "bin"), "CUDA_HOME": str(whole)}, nvml=FakeDriver())
     assert (box.cuda_home, box.has_cuda_runtime) == (whole, True)
-    box = gpu_facts.this_box({"PATH": str(from_pip / "bin"), "CUDA_HOME": "", "CUDA_PATH": ""}, FakeDriver())
+    box = gpu_facts.this_box({"PATH": str(from_pip / "bin"), "CUDA_HOME": "", "CUDA_PATH": ""}, nvml=FakeDriver())
     assert (box.cuda_home, box.has_cuda_runtime) == (from_pip, False)
-    box = gpu_facts.this_box({"CUDA_HOME": str(tmp_path)}, FakeDriver())
+    box = gpu_facts.this_box({"CUDA_HOME": str(tmp_path)}, nvml=FakeDriver())
     assert (box.cuda_home, box.has_cuda_runtime) == (None, False)
 
 
 def test_the_compilers_and_the_cache_are_looked_for_in_the_engines_environment(tmp_path: Path) -> None:
     folder = programs(tmp_path / "bin", "gcc", "my-cc")
-    assert gpu_facts.this_box({"PATH": str(folder), "CC": ""}, FakeDriver()).compiler == str(folder / "gcc")
-    assert gpu_facts.this_box({"PATH": str(folder), "CC": "my-cc"}, FakeDriver()).compiler == str(folder / "my-cc")
+    assert gpu_facts.this_box({"PATH": str(folder), "CC": ""}, nvml=FakeDriver()).compiler == str(folder / "gcc")
+    assert gpu_facts.this_box({"PATH": str(folder), "CC": "my-cc"}, nvml=FakeDriver()).compiler == str(folder / "my-cc")
     in_memory = "/dev/shm/vllm"  # noqa: S108
-    box = gpu_facts.this_box({"VLLM_CACHE_ROOT": in_memory}, FakeDriver())
+    box = gpu_facts.this_box({"VLLM_CACHE_ROOT": in_memory}, nvml=FakeDriver())
     assert (box.kernel_cache, box.kernel_cache_file_system) == (Path(in_memory), "tmpfs")
 
 
@@ -279,6 +279,6 @@ def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_processes_of_an_engine_inherit_that_path() -> None:
     vllm_start.prepare_environment()
     assert os.environ["PATH"] == child.search_path("/usr/bin")
-    box = gpu_facts.this_box({}, FakeDriver())
+    box = gpu_facts.this_box({}, nvml=FakeDriver())
     assert box.ninja is not None
     assert Path(box.ninja).parent == Path(sysconfig.get_path("scripts"))
