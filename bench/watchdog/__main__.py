@@ -15,11 +15,13 @@ from pathlib import Path
 from bench.servers import StartFailed
 from bench.watchdog import engine, service
 from bench.watchdog.outcome import CaseOutcome, Say, table
+from serve_app.logs import log_to_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 where no slow engine was killed and every hang was found in time, 1 where not."""
     options = _parser().parse_args(argv)
+    log_to_stderr()  # what the watchdog saw stands there
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave by the `with` blocks
     outcomes: list[CaseOutcome] = []
     failed = False

@@ -58,6 +58,8 @@ class Subject:
     fault_file: Path
     longest_step_s: float = 0.0
     first_token_s: dict[str, float] = field(default_factory=dict)
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first token came."""
 
     def tell(self, fault: str) -> None:
         """Have the engine make this fault (`faults.py`) in its next step."""
@@ -70,6 +72,7 @@ class Subject:
         async for data in self.replica.frames(REPLICA, INGRESS):
             for delta in decode_frame(data).deltas:
                 self.first_token_s.setdefault(delta.attempt_id, time.monotonic())
+                self.answers.set()
 
     async def time_steps(self) -> None:
         """Keep the longest time that the engine owed a step."""
@@ -192,15 +195,15 @@ async def hang(case: Hang, say: Say) -> CaseOutcome:
     async with subject(case.flags, case.environment, say) as one:
         attempt = attempt_of(max_tokens=LONG_ANSWER)
         running = asyncio.create_task(one.run(attempt))
-        while attempt.attempt_id not in one.first_token_s and not running.done():
-            await asyncio.sleep(LOOK_S)
+        answering = asyncio.create_task(one.answers.wait())
+        await asyncio.wait({running, answering}, return_when=asyncio.FIRST_COMPLETED)
         case.make(one)
         made_s = time.monotonic()
         say("  hangs now")
         await asyncio.wait({running}, timeout=2 * case.limit_s)
         found_s = time.monotonic() - made_s
-        if not running.done():
-            running.cancel()
+        running.cancel()
+        answering.cancel()
         ended = (await asyncio.gather(running, return_exceptions=True))[0]
         found = isinstance(ended, EngineDead)
         return CaseOutcome(
