@@ -261,7 +261,14 @@ async def slow(case: Slow, say: Say) -> CaseOutcome:
             first_s = max(first_s, one.first_token_s.get(attempt.attempt_id, began_s) - began_s)
         dead = any(isinstance(error, EngineDead) for error in errors)
         note = str(errors[0]) if errors else ""
-        return CaseOutcome(case.name, int(dead), len(errors), one.longest_step_s, first_s, note=note)
+        return CaseOutcome(
+            case.name,
+            kills=int(dead),
+            lost=len(errors),
+            longest_silence_s=one.longest_step_s,
+            first_token_s=first_s,
+            note=note,
+        )
 
 
 def attempt_of(

@@ -7,19 +7,31 @@ from dataclasses import dataclass
 
 Say = Callable[[str], None]
 
-HEADS = ("case", "", "engine kills", "lost requests", "longest silence", "first token", "found after", "note")
+HEADS = (
+    "case",
+    "",
+    "killed by the watchdog",
+    "died otherwise",
+    "lost requests",
+    "longest silence",
+    "first token",
+    "found after",
+    "note",
+)
 
 
 @dataclass(frozen=True)
 class CaseOutcome:
     """Seconds, or None for what a case does not measure.
 
+    `kills` are the watchdog's, `deaths` are engines that ended by themselves; `lost` counts requests.
     `longest_silence_s`: between two signs of any stream (over HTTP), or without a step (at the engine itself).
     `found_s`: from the fault to the failure of its request; `limit_s` is how long it may take.
     """
 
     name: str
     kills: int = 0
+    deaths: int = 0
     lost: int = 0
     longest_silence_s: float | None = None
     first_token_s: float | None = None
@@ -33,7 +45,7 @@ class CaseOutcome:
         """Whether a slow engine was let live with all its requests, or a hang was found in time."""
         if self.is_hang:
             return self.found_s is not None and self.limit_s is not None and self.found_s <= self.limit_s
-        return not self.kills and not self.lost
+        return not (self.kills or self.deaths or self.lost)
 
     def cells(self) -> tuple[str, ...]:
         """The outcome as a row of the table."""
@@ -41,8 +53,14 @@ class CaseOutcome:
         if self.limit_s is not None:
             found += f" of {self.limit_s:.0f} s"
         figures = (_seconds(self.longest_silence_s), _seconds(self.first_token_s), found)
-        verdict = "ok" if self.holds else "MISSED" if self.is_hang else "FALSE ALARM" if self.kills else "LOST"
-        return (self.name, verdict, str(self.kills), str(self.lost), *figures, self.note)
+        verdict = "ok" if self.holds else self._failure()
+        counts = (str(self.kills), str(self.deaths), str(self.lost))
+        return (self.name, verdict, *counts, *figures, self.note.replace("|", "/"))
+
+    def _failure(self) -> str:
+        if self.is_hang:
+            return "MISSED"
+        return "FALSE ALARM" if self.kills else "ENGINE DIED" if self.deaths else "LOST"
 
 
 def _seconds(value: float | None) -> str:

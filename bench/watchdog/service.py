@@ -31,6 +31,7 @@ PAUSED_STREAMS = 16
 SETTLE_S = 30.0
 TOLD_EVERY_S = 60.0
 KILLED = "the engine is killed"
+"""What a replica logs when its watchdog gives the engine up."""
 
 Wanted = Callable[[str], bool]
 
@@ -79,13 +80,22 @@ class Case:
         self.endpoint = Endpoint(server.port)
         self.notes: list[str] = []
         self._cores = cores(server)
+        self._killed = len(_kills(server.log))
 
     def outcome(self, first_s: float | None) -> CaseOutcome:
         """What became of it."""
-        kills = len(self._cores - cores(self.server))
+        kills = _kills(self.server.log)[self._killed :]
+        gone = len(self._cores - cores(self.server))
         lost = self.endpoint.lost
-        notes = [*self.notes, *lost[:1], *([_last_words(self.server.log)] if kills else [])]
-        return CaseOutcome(self.name, kills, len(lost), self.endpoint.pulse.longest_s, first_s, note="; ".join(notes))
+        return CaseOutcome(
+            self.name,
+            len(kills),
+            max(gone - len(kills), 0),
+            len(lost),
+            self.endpoint.pulse.longest_s,
+            first_s,
+            note="; ".join([*self.notes, *lost[:1], *kills[:1]]),
+        )
 
 
 Run = Callable[[Case], float | None]
@@ -141,9 +151,8 @@ def cores(server: Server) -> set[int]:
     return found
 
 
-def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if KILLED in line]
-    return lines[-1][-400:] if lines else "not by the watchdog: see " + str(log)
+def _kills(log: Path) -> list[str]:
+    return [line[-400:] for line in log.read_text(errors="replace").splitlines() if KILLED in line]
 
 
 # ---- what a case does ------------------------------------------------------------------------------------------------
