@@ -15,6 +15,8 @@ from typing import Any
 
 TIMEOUT_S = 3600.0
 COMMENT = b":"
+ERROR = b'"error":'
+"""How the data of an error event begins."""
 
 Body = Mapping[str, Any]
 
@@ -67,6 +69,8 @@ class Endpoint:
                 if line.strip() and not line.startswith(COMMENT):  # a comment says only that the ingress lives
                     self.pulse.beat()
                     first_s = first_s or time.monotonic() - began_s
+                    if ERROR in line[:40]:  # vLLM ends such a stream with [DONE] all the same
+                        raise Lost(f"an error in the stream: {line[:300]!r}")
                     last = line
             if one.body.get("stream") and b"[DONE]" not in last:
                 raise Lost(f"the stream ends with {last[:200]!r}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 
 from bench.watchdog import service
+from bench.watchdog.clients import Ask, Endpoint
 from bench.watchdog.outcome import CaseOutcome, table
 
 
@@ -30,3 +34,26 @@ def test_the_half_hour_and_the_stop_are_named_by_their_settings() -> None:
     assert "cold: 8 streams for 5 min" in names
     assert "cold: SIGSTOP of everything for 3 s" in names
     assert len(names) == len(set(names))
+
+
+class Erring(BaseHTTPRequestHandler):
+    """Answers with a stream that fails after its first event, and ends as vLLM ends it."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'data: {"choices": []}\n\ndata: {"error": {"message": "gone"}}\n\ndata: [DONE]\n\n')
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_stream_that_carries_an_error_is_lost_though_it_ends_in_order() -> None:
+    with HTTPServer(("127.0.0.1", 0), Erring) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        endpoint = Endpoint(server.server_port)
+        assert endpoint.try_ask(Ask("/v1/completions", {"stream": True})) is None
+        thread.join()
+    assert "gone" in endpoint.lost[0]
