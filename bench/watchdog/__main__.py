@@ -46,7 +46,8 @@ def _cases(options: argparse.Namespace, say: Say) -> Iterator[CaseOutcome]:
 
     settings = service.Settings(options.minutes, options.streams, options.beside, options.pause)
     if options.list:
-        names = [*service.names(settings), *(one.name for one in (*engine.SLOW, *engine.HANGS))]
+        slow_or_hung = [*(one.name for one in engine.SLOW), *(one.name for one in engine.HANGS)]
+        names = [*service.names(settings), *slow_or_hung]
         print("\n".join(names))
         sys.exit(0)
     for slow in engine.SLOW:

@@ -1,7 +1,6 @@
 """Cases at one engine, watched as the service watches it: `EngineReplica` over `VllmEngine` in this process.
 
-Here an engine can be made to hang in its worker or its core (`faults.py`), and every grammar back end can be had. Each
-case starts an engine of its own, with empty compile caches and without warm-up requests.
+Each case starts an engine of its own, with empty compile caches and without warm-up requests; `faults.py` hangs it.
 """
 
 from __future__ import annotations
