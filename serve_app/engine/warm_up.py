@@ -81,7 +81,8 @@ def kinds(config: VllmConfig) -> Iterator[Kind]:
         yield Kind("a thinking budget", [make.request(max_tokens=DRAFTED_ANSWER_TOKENS, thinking_token_budget=4)])
     chunk = config.scheduler_config.max_num_batched_tokens
     if chunk <= LONGEST_CHUNK_TOKENS and chunk + SHORT_PROMPT_TOKENS < config.model_config.max_model_len:
-        yield Kind("a long prompt", [make.request(tokens=chunk + SHORT_PROMPT_TOKENS // 2, max_tokens=ANSWER_TOKENS)])
+        long = chunk + SHORT_PROMPT_TOKENS // 2
+        yield Kind("a long prompt", [make.request(tokens=long, max_tokens=ANSWER_TOKENS, temperature=1.0, seed=7)])
     if config.model_config.is_multimodal_model:
         yield from _images(config)
 

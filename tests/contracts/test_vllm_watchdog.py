@@ -105,6 +105,7 @@ async def test_nothing_is_compiled_under_a_user(monkeypatch: pytest.MonkeyPatch,
             {"presence_penalty": 1.0, "repetition_penalty": 1.1},
             {"json_schema": '{"type": "array", "items": {"type": "string"}}'},
             {"prompt": [40 + number % 200 for number in range(400)]},
+            {"prompt": [40 + number % 300 for number in range(410)], "seed": 3, "temperature": 1.0},
         ]
         await asyncio.gather(*(subject.run(subject.attempt(max_tokens=12, **one)) for one in asked))
         for one in asked:
