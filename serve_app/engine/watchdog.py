@@ -34,6 +34,9 @@ MOVING_OVER_S = 4.0
 """The share is taken over at least so long. The process table counts in ticks of 10 ms: over half a second, the two
 ticks that a waiting process takes now and then would be 4 % of a core, and no hung engine would ever be still."""
 
+MOVING_SHARE = 0.25
+"""Nor over more than this share of `hung_after_s`: an engine that moves must be seen to before it is called hung."""
+
 SLOWEST_STEP_FACTOR = 3.0
 """An engine is stuck when a step takes this many times as long as the slowest before it, and not before."""
 
@@ -121,7 +124,7 @@ class Watchdog:
         moved = []
         if self._last is None:
             self._last = (now_s, activity)
-        elif now_s - self._last[0] >= MOVING_OVER_S:
+        elif now_s - self._last[0] >= min(MOVING_OVER_S, self._limits.hung_after_s * MOVING_SHARE):
             moved += self._compare(self._last, (now_s, activity))
             self._last = (now_s, activity)
         if activity.gpu_busy_ratio:

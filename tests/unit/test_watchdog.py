@@ -157,3 +157,11 @@ def test_half_an_hour_of_slow_steps_is_no_hang_however_late_the_watcher() -> Non
         assert killed_after_s(engine.run(watchdog, rng.uniform(0.5, 80.0))) is None
         engine.steps += 1
         engine.now_s += rng.choice((0.0, 0.0, 30.0))
+
+
+@pytest.mark.parametrize("hung_after_s", [4.0, 6.0, 29.0])
+def test_a_slow_step_is_let_go_on_whatever_the_limit_of_hanging(hung_after_s: float) -> None:
+    limits = WatchdogLimits(hung_after_s=hung_after_s, stuck_after_s=600.0)
+    assert killed_after_s(Engine(cpu_ratio={1: 0.9}, tick_s=0.01).run(Watchdog(limits, PERIOD_S), 120)) is None
+    found = killed_after_s(Engine().run(Watchdog(limits, PERIOD_S), 120))
+    assert found is not None and found[1] is Verdict.HUNG
