@@ -6,6 +6,7 @@ The watchdog (`watchdog.py`) asks for it only when a step is overdue, so a readi
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -73,6 +74,19 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
             return None
 
     return utilization
+
+
+def nvml_library() -> Any | None:
+    """The installed NVML module; None where there is none. Unlike vLLM's copy it can be had without importing vLLM."""
+    try:
+        return importlib.import_module("pynvml")  # nvidia-ml-py: FlashInfer, which vLLM's CUDA build needs, brings it
+    except ImportError:
+        return None
+
+
+def nvml_text(value: str | bytes) -> str:
+    """What NVML says, as text: older modules give bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def visible_gpus(nvml: Any) -> list[Any]:

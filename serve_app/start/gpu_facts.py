@@ -6,7 +6,6 @@ Nothing here raises: a driver, a GPU or a container that does not tell something
 from __future__ import annotations
 
 import ctypes
-import importlib
 import itertools
 import os
 import shutil
@@ -109,7 +108,7 @@ def this_box(env: Mapping[str, str], kernel_cache: str | None = None, nvml: Any 
     """
     seen = {**os.environ, **env}
     path = search_path(seen.get("PATH", ""))
-    driver, gpus, pairs = _read_nvml(nvml or _nvml())
+    driver, gpus, pairs = _read_nvml(nvml or activity.nvml_library())
     header = Path(sysconfig.get_path("include")) / "Python.h"
     shared = Path("/dev/shm")  # noqa: S108  # shared memory, not a temporary file
     vllms_own = Path(seen.get("XDG_CACHE_HOME") or "~/.cache") / "vllm"
@@ -140,13 +139,6 @@ def file_system_of(path: Path) -> str:
     return next((mounts[folder] for folder in (resolved, *resolved.parents) if folder in mounts), "unknown")
 
 
-def _nvml() -> Any | None:
-    try:
-        return importlib.import_module("pynvml")  # nvidia-ml-py: FlashInfer, which vLLM's CUDA build needs, brings it
-    except ImportError:
-        return None
-
-
 def _cuda_home(env: Mapping[str, str], path: str) -> Path | None:
     """By the rule of vLLM's `utils/flashinfer.py` and of FlashInfer; None where that place has no nvcc."""
     nvcc = shutil.which("nvcc", path=path)
@@ -170,7 +162,7 @@ def _read_nvml(nvml: Any | None) -> tuple[str | None, tuple[Gpu, ...], tuple[tup
         return None, (), ()
     try:
         nvml.nvmlInit()
-        driver = _text(nvml.nvmlSystemGetDriverVersion())
+        driver = activity.nvml_text(nvml.nvmlSystemGetDriverVersion())
         handles = activity.visible_gpus(nvml)
         gpus = tuple(_gpu(nvml, index, handle) for index, handle in enumerate(handles))
     except nvml.NVMLError:
@@ -192,7 +184,7 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     links = [_ask(nvml, None, "nvmlDeviceGetNvLinkState", handle, link) for link in range(NVLINKS)]
     return Gpu(
         index=index,
-        name=_text(nvml.nvmlDeviceGetName(handle)),
+        name=activity.nvml_text(nvml.nvmlDeviceGetName(handle)),
         total_bytes=int(memory.total),
         reserved_bytes=int(whole.reserved) if whole is not None else 0,
         used_bytes=int(whole.used if whole is not None else memory.used),
@@ -232,7 +224,3 @@ def _ask(nvml: Any, otherwise: Any, name: str, *arguments: Any) -> Any:
         return getattr(nvml, name)(*arguments)
     except (nvml.NVMLError, AttributeError):
         return otherwise
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # by NVML's version

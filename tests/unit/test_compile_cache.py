@@ -34,7 +34,7 @@ def nvml(name: str | bytes, driver: str | bytes) -> SimpleNamespace:
 
 def test_every_compiler_is_pointed_below_the_one_directory(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
-    folder = compile_cache.prepare(str(tmp_path), environ, machine=H100)
+    folder = compile_cache.prepare(str(tmp_path), environ, kind=H100)
     assert folder.is_dir() and folder.parent == tmp_path
     for name in compile_cache.FOLDERS:
         assert Path(environ[name]).parent == folder
@@ -43,7 +43,7 @@ def test_every_compiler_is_pointed_below_the_one_directory(tmp_path: Path) -> No
 
 def test_what_the_operator_has_set_stays(tmp_path: Path) -> None:
     environ = {"TRITON_CACHE_DIR": "/fast/triton", compile_cache.EXTRA_TO_COPY: "MY_OWN"}
-    compile_cache.prepare(str(tmp_path), environ, machine=H100)
+    compile_cache.prepare(str(tmp_path), environ, kind=H100)
     assert environ["TRITON_CACHE_DIR"] == "/fast/triton"
     assert environ[compile_cache.EXTRA_TO_COPY].split(",")[0] == "MY_OWN"
 
@@ -52,16 +52,16 @@ def test_workers_on_other_nodes_are_told_by_vllms_own_list(tmp_path: Path, monke
     from vllm.ray.ray_env import get_env_vars_to_copy
 
     environ: dict[str, str] = {}
-    compile_cache.prepare(str(tmp_path), environ, machine=H100)
+    compile_cache.prepare(str(tmp_path), environ, kind=H100)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert set(compile_cache.FOLDERS) <= get_env_vars_to_copy()
 
 
 def test_two_replicas_of_a_kind_share_a_folder_and_others_do_not(tmp_path: Path) -> None:
-    first, second = (compile_cache.prepare(str(tmp_path), {}, machine=H100) for _ in range(2))
+    first, second = (compile_cache.prepare(str(tmp_path), {}, kind=H100) for _ in range(2))
     assert first == second
-    assert compile_cache.prepare(str(tmp_path), {}, machine="NVIDIA B200, driver 580.95.05") != first
+    assert compile_cache.prepare(str(tmp_path), {}, kind="NVIDIA B200, driver 580.95.05") != first
     names = {
         compile_cache.folder_name({"vllm": vllm, "torch": torch}, H100)
         for vllm in ("0.33.0", "0.33.1")
