@@ -21,11 +21,10 @@ import psutil
 
 from bench.servers import PROFILE
 from bench.watchdog import faults
-from bench.watchdog.caches import empty_caches
 from bench.watchdog.outcome import CaseOutcome, Say
 from serve_app import profile
 from serve_app.config import AppConfig, engine_argv
-from serve_app.engine import warm_up
+from serve_app.engine import compile_cache, warm_up
 from serve_app.engine.contract import EngineDead, StepSink
 from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_start import engine_core_processes
@@ -92,9 +91,11 @@ async def subject(flags: Flags, environment: Mapping[str, str], say: Say) -> Asy
     config = _config(flags)
     with tempfile.TemporaryDirectory(prefix="watchdog-") as folder:
         fault_file = Path(folder) / "fault"
+        caches: dict[str, str] = {}
+        compile_cache.prepare(folder, caches)
         variables = {
             **config.engine.env,
-            **empty_caches(Path(folder)),
+            **caches,
             **environment,
             faults.FAULT_FILE: str(fault_file),
         }
@@ -275,7 +276,6 @@ def attempt_of(
 ) -> AttemptRequest:
     """A greedy request as an ingress sends it, with a prompt that no other has."""
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackEncoder
 
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=grammar is None)
@@ -284,17 +284,8 @@ def attempt_of(
         params.structured_outputs._backend = backend  # noqa: SLF001  # vLLM's front end sets it the same way
     name = uuid.uuid4().hex
     first = int(name[:2], 16)
-    request = EngineCoreRequest(
-        request_id=name,
-        prompt_token_ids=[PLAIN_TOKENS[0] + (first + place * 31) % PLAIN_TOKENS[1] for place in range(tokens)],
-        mm_features=None,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-        reasoning_ended=True if grammar is not None else None,  # a grammar applies from the first token
-    )
+    prompt = [PLAIN_TOKENS[0] + (first + place * 31) % PLAIN_TOKENS[1] for place in range(tokens)]
+    # A grammar applies from the first token.
+    request = warm_up.core_request(name, prompt, params, reasoning_ended=True if grammar is not None else None)
     attempt = warm_up.attempt_of(request, MsgpackEncoder())
     return msgspec.structs.replace(attempt, ingress_id=INGRESS)

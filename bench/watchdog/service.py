@@ -17,7 +17,6 @@ import psutil
 
 from bench.servers import Server, Servers, ours
 from bench.watchdog import kinds
-from bench.watchdog.caches import empty_caches
 from bench.watchdog.clients import Ask, Endpoint
 from bench.watchdog.outcome import CaseOutcome, Say
 
@@ -117,15 +116,15 @@ def _cases_of(start: Start, settings: Settings) -> Mapping[str, Run]:
 
 def _run(start: Start, chosen: Mapping[str, Run], logs: Path, say: Say) -> Iterator[CaseOutcome]:
     with contextlib.ExitStack() as stack:
-        caches = empty_caches(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="watchdog-"))))
+        caches = stack.enter_context(tempfile.TemporaryDirectory(prefix="watchdog-"))
         settings = {
-            "engine": {"warm_up": start.warms_up, "env": caches},
+            "engine": {"warm_up": start.warms_up, "compile_cache_dir": caches},
             "ingress": {"request_deadline_s": DEADLINE_S},
         }
         servers = stack.enter_context(Servers(logs, settings, START_TIMEOUT_S))
         say(f"starting the service, {start.name}, with empty compile caches")
         began_s = time.monotonic()
-        server = servers.start(ours(f"watchdog-{start.name}", environment=caches))
+        server = servers.start(ours(f"watchdog-{start.name}"))
         yield CaseOutcome(f"{start.name}: start", note=f"up after {time.monotonic() - began_s:.0f} s")
         for name, run in chosen.items():
             say(name)
