@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,36 +12,24 @@ import pytest
 from serve_app.admission import Admission
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.errors import NoReplica, QueueFull, ServeError, TooManySequences
+from serve_app.errors import NoReplica, QueueFull, TooManySequences
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaFull
 from serve_app.replica import EngineReplica
-from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta, encode_request
+from serve_app.wire import WIRE_VERSION, AttemptRequest, encode_request
 from tests.http.harness import LocalTransport
+from tests.unit.test_fleet import Results
 
 SLOTS, WAITING = 3, 4
 BOUND = 2 * (SLOTS + WAITING)
 
 
-@dataclass
-class Outcomes:
+class Outcomes(Results):
     """What became of every ingress' requests."""
 
-    finished: set[str] = field(default_factory=set)
-    errors: dict[str, ServeError] = field(default_factory=dict)
-    tokens: Counter[str] = field(default_factory=Counter)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
-        for request_id, delta in deltas:
-            self.tokens[request_id] += len(delta.token_ids)
-            if delta.finish_reason is not None:
-                self.finished.add(request_id)
-        self.changed.set()
-
-    def failed(self, request_id: str, error: ServeError) -> None:
-        self.errors[request_id] = error
-        self.changed.set()
+    def count(self, request_id: str) -> int:
+        """Tokens of a request."""
+        return len(self.tokens.get(request_id, []))
 
     async def until(self, ended: int) -> None:
         async with asyncio.timeout(60):
@@ -114,12 +101,12 @@ async def test_21_four_ingresses_together_never_have_more_in_the_fleet_than_its_
         assert [replica.most for replica in here.replicas.values()] == [SLOTS + WAITING] * 2
     assert len(here.outcomes.finished) >= BOUND  # nobody that was taken is lost
     assert len(here.outcomes.finished) + len(here.outcomes.errors) == 80
-    assert all(here.outcomes.tokens[name] == 5 for name in here.outcomes.finished)
+    assert all(here.outcomes.count(name) == 5 for name in here.outcomes.finished)
     for name, error in here.outcomes.errors.items():
         assert isinstance(error, QueueFull)
         assert error.retry_after_s is not None
         assert error.retry_after_s >= 1
-        assert here.outcomes.tokens[name] == 0
+        assert here.outcomes.count(name) == 0
 
 
 async def test_an_ingress_that_has_sent_nothing_knows_that_the_fleet_is_full() -> None:
@@ -145,9 +132,9 @@ async def test_what_a_killed_replica_ran_is_never_refused_by_the_other() -> None
         engine.fail("killed")
         await here.outcomes.until(16)
     assert all(isinstance(error, QueueFull) for error in here.outcomes.errors.values())
-    assert all(here.outcomes.tokens[name] == 0 for name in here.outcomes.errors)
+    assert all(here.outcomes.count(name) == 0 for name in here.outcomes.errors)
     assert len(here.outcomes.finished) >= BOUND
-    assert all(here.outcomes.tokens[name] == 20 for name in here.outcomes.finished)
+    assert all(here.outcomes.count(name) == 20 for name in here.outcomes.finished)
 
 
 async def test_who_has_an_answers_head_waits_for_room_and_is_not_refused() -> None:
