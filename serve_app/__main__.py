@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serve_app import deployment, flags, hardware, keys, machine, profile
 from serve_app.chaos.options import add_flags as add_chaos_flags
+from serve_app.compat import vllm_device
 from serve_app.config import ConfigError, engine_argv
 from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
@@ -103,7 +104,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
-    argv = engine_argv(profile.load(deploy.args, [hardware.this_machine()]))
+    config = profile.load(deploy.args, [hardware.this_machine()])
+    vllm_device.use_no_device()
+    argv = engine_argv(config)
     if options.check_model:
         flags.check_model(flags.parse(argv, flags.serve_parser()))
     _say(f"vllm serve {shlex.join(argv)}")

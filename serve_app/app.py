@@ -25,6 +25,7 @@ from ray.serve.schema import LoggingConfig
 from serve_app import flags, machine
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
+from serve_app.compat import vllm_device
 from serve_app.config import AppConfig, ConfigError, engine_argv
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.vllm_start import environment_is_final
@@ -62,6 +63,7 @@ DRAIN_GRACE_S = 30.0
 def build(args: dict[str, object]) -> serve.Application:
     """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run`
     then ends."""
+    vllm_device.use_no_device()
     try:
         config = checked_config(args)
     except ConfigError as error:
@@ -77,6 +79,7 @@ class EngineDeployment(EngineReplica):
 
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
+        vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
         super().__init__(
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),
@@ -98,6 +101,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
         log_to_stderr()
+        vllm_device.use_no_device()
         self._config = config
         self._engines = engines
         self._closing = contextlib.AsyncExitStack()
@@ -222,5 +226,8 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
-        ray_actor_options={"num_cpus": ingress.cpus_per_replica},
+        ray_actor_options={
+            "num_cpus": ingress.cpus_per_replica,
+            "runtime_env": {"env_vars": dict(vllm_device.FRONT_END_ENV)},
+        },
     )

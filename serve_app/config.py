@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.compat.vllm_device import VARIABLE as DEVICE_VARIABLE
+
 if TYPE_CHECKING:
     from serve_app.hardware import NodeGpus
 
@@ -92,6 +94,12 @@ class EngineConfig(Section):
     at their first use take minutes on a cold cache."""
     fake: dict[str, object] = {}
     """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
+
+    @model_validator(mode="after")
+    def _device_is_not_in_the_environment(self) -> EngineConfig:
+        if DEVICE_VARIABLE in self.env:
+            raise ValueError(f"env: {DEVICE_VARIABLE} is set by the application, for each kind of process; remove it")
+        return self
 
 
 class ReplicasConfig(Section):

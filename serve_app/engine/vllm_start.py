@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
+from serve_app.compat import vllm_device
 from serve_app.engine.child import REPORTS_VARIABLE, Report
 from serve_app.engine.contract import EngineDead, EngineInfo, ProgressSink
 
@@ -108,6 +109,7 @@ class EngineReports:
 
 def prepare_environment() -> None:
     """Set what vLLM reads when it is imported or starts processes, unless the operator has set it."""
+    vllm_device.use_the_gpu()
     os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
     # Forking a process that runs threads and an event loop copies their locks as they are.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
