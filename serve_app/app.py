@@ -33,6 +33,7 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
 from serve_app.ingress.cors import Cors
+from serve_app.ingress.engine_versions import EngineVersions
 from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
@@ -119,7 +120,8 @@ class Ingress:
         )
 
         def open_fleet(sink: FleetSink) -> Fleet:
-            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink)
+            transport = ServeTransport(self._engines, ingress_id)
+            return Fleet(transport, ingress_id, limits, sink, EngineVersions(vllm_device.version()).mismatch)
 
         app, client = await build_api(
             flags.parse(engine_argv(config), flags.serve_parser()),

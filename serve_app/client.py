@@ -30,11 +30,14 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.admission import Admission, Facts, Never, Refuse
 from serve_app.compat.answer_stops import AnswerOutputProcessor
 from serve_app.context import CURRENT
-from serve_app.errors import QueueFull, RequestRefused, ServeError
+from serve_app.errors import OtherVersion, QueueFull, RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
 from serve_app.ingress.vllm_errors import FleetHTTPError
 from serve_app.wire import TokenDelta
+
+HEALTH_RETRY_S = 5.0
+"""When to ask again for the health of an ingress whose replicas run another version: somebody must mend that first."""
 
 FleetFactory = Callable[["FleetCore"], Fleet]
 """Builds the fleet that delivers to the given sink."""
@@ -206,8 +209,10 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
             raise FleetHTTPError(error)
 
     async def check_health(self) -> None:
-        """Raises `EngineDeadError` when no replica is up."""
+        """Raises `EngineDeadError` when no replica is up, `FleetHTTPError` where that is for their version."""
         if not self.fleet.replicas_up():
+            if refused := self.fleet.replicas_refused():
+                raise FleetHTTPError(OtherVersion(refused[0], HEALTH_RETRY_S))
             raise EngineDeadError
 
     def _on_failed(self, request_id: str, error: ServeError) -> None:

@@ -8,6 +8,7 @@
     |   `-- ThreadNotFound     404  the request continues a conversation that only a storing server would have
     |-- QueueFull          429  we are full; come back after `retry_after_s`
     |-- NoReplica          503  nobody can serve now
+    |   `-- OtherVersion       503  all that is there runs another vLLM than this ingress
     |-- CutOff             503  the replicas cannot be reached, one after the other
     `-- PoisonRequest      500  the request has taken too many replicas with it
 
@@ -140,6 +141,14 @@ class NoReplica(ServeError):
             Outcome.NO_REPLICA,
             retry_after_s,
         )
+
+
+class OtherVersion(NoReplica):
+    """Every replica that is there runs another vLLM than this ingress. `why` names both versions and the fix."""
+
+    def __init__(self, why: str, retry_after_s: float) -> None:
+        super().__init__(0.0, retry_after_s)
+        self.message = f"No replica of the model can be used: {why}."
 
 
 class CutOff(ServeError):

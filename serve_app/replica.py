@@ -115,7 +115,9 @@ class EngineReplica:
 
     async def hello(self) -> bytes:
         """This replica's name, load and line (`wire.Hello`)."""
-        return msgspec.msgpack.encode(Hello(self._replica_id, self._load(), self._line))
+        return msgspec.msgpack.encode(
+            Hello(self._replica_id, self._load(), self._line, self._info.engine_version, WIRE_VERSION)
+        )
 
     async def lease(self, target: str) -> AsyncGenerator[bytes, None]:
         """Says nothing but that it has begun, until the caller ends it: Serve does not end a replica before."""

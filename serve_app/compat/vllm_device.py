@@ -35,6 +35,15 @@ def use_the_gpu() -> None:
     os.environ.pop(VARIABLE, None)
 
 
+def version() -> str:
+    """vLLM's version in this environment, `0.32.0+cpu` for a CPU build, whatever its distribution is called."""
+    from vllm import __version__
+    from vllm.platforms import vllm_version_matches_substr
+
+    plain: str = __version__.split("+")[0]
+    return f"{plain}+cpu" if vllm_version_matches_substr("cpu") else __version__
+
+
 def is_front_end_of_gpus() -> bool:
     """Whether vLLM's CPU platform stands in here for a GPU's, which runs in other processes."""
     from vllm.platforms import current_platform, vllm_version_matches_substr

@@ -169,8 +169,6 @@ def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
 
 def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
     """What a started engine settled on, read off its configuration."""
-    from vllm import __version__
-
     cache = vllm_config.cache_config
     scheduler = vllm_config.scheduler_config
     return EngineInfo(
@@ -179,7 +177,7 @@ def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         kv_cache_tokens=cache.kv_cache_size_tokens or 0,
         model=vllm_config.model_config.model,
-        engine_version=__version__,
+        engine_version=vllm_device.version(),
         start_s=start_s,
     )
 
