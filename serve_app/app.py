@@ -28,7 +28,7 @@ from serve_app.autoscaling import FullnessPolicy
 from serve_app.compat import vllm_device
 from serve_app.config import AppConfig, ConfigError, engine_argv
 from serve_app.engine.contract import Engine, StepSink
-from serve_app.engine.vllm_start import environment_is_final
+from serve_app.engine.vllm_start import environment_is_final, join_this_ray
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
@@ -81,6 +81,8 @@ class EngineDeployment(EngineReplica):
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
         vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
+        if config.replicas.nodes_per_replica > 1:
+            join_this_ray()
         super().__init__(
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),

@@ -216,6 +216,13 @@ class AppConfig(Section):
         for name in sizes:
             value = flag(self.engine.flags, name, 1)
             product *= value if isinstance(value, int) else 1
+        ranks = flag(self.engine.flags, "data-parallel-size", 1)
+        if self.replicas.nodes_per_replica > 1 and isinstance(ranks, int) and ranks > 1:
+            raise ValueError(
+                f"data-parallel-size is {ranks} and replicas.nodes_per_replica {self.replicas.nodes_per_replica}: vLLM "
+                "starts the ranks of other nodes by its own launcher, not in a replica's placement group; use "
+                "tensor-parallel-size and pipeline-parallel-size over nodes, or one replica per node"
+            )
         gpus = self.replicas.gpus_per_replica
         if self.engine.kind == "vllm" and gpus and product != gpus:
             raise ValueError(

@@ -131,8 +131,8 @@ class Links:
         return list(self._refused.values())
 
     async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
-        """Return when a replica is up. Raises `NoReplica` after `timeout_s`, and unless `patient` `OtherVersion` as soon
-        as all that is there is refused."""
+        """Return when a replica is up. Raises `NoReplica` after `timeout_s`, and unless `patient` `OtherVersion` as
+        soon as all that is there is refused."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.up():

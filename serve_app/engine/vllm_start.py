@@ -115,6 +115,17 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
+def join_this_ray() -> None:
+    """Tell the engine core which Ray this process belongs to: its workers on other nodes are actors there.
+
+    vLLM exports the address itself only where it does not spawn its processes. Without it, the core joins whatever Ray
+    left its address in the temporary folder, or starts one of its own, in which there is no placement group of ours.
+    """
+    import ray
+
+    os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
+
+
 def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink) -> Started:
     """Start an engine with these options of vLLM's server; returns when it is ready. Blocks for minutes.
 
@@ -168,14 +179,15 @@ def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
 
 
 def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
-    """What a started engine settled on, read off its configuration."""
+    """What a started engine settled on, read off its configuration, which speaks of one data-parallel rank."""
     cache = vllm_config.cache_config
     scheduler = vllm_config.scheduler_config
+    ranks = vllm_config.parallel_config.data_parallel_size
     return EngineInfo(
         max_model_len=vllm_config.model_config.max_model_len,
-        max_num_seqs=scheduler.max_num_seqs,
+        max_num_seqs=scheduler.max_num_seqs * ranks,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        kv_cache_tokens=cache.kv_cache_size_tokens or 0,
+        kv_cache_tokens=(cache.kv_cache_size_tokens or 0) * ranks,
         model=vllm_config.model_config.model,
         engine_version=vllm_device.version(),
         start_s=start_s,
