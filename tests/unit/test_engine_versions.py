@@ -19,7 +19,7 @@ BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install
 
 
 def hello(vllm_version: str, wire_version: int = WIRE_VERSION, name: str = "b") -> Hello:
-    return Hello(name, IDLE, None, vllm_version, wire_version)
+    return Hello(name, IDLE, vllm_version=vllm_version, wire_version=wire_version)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ async def mixed(*names: str) -> AsyncIterator[tuple[Fleet, Results, dict[str, Lo
     results = Results()
     limits = FleetLimits(request_deadline_s=5.0)
     transport = MixedTransport(*replicas.values())
-    async with Fleet(transport, "ingress", limits, results, EngineVersions("0.32.0+cpu").mismatch) as fleet:
+    async with Fleet(transport, "ingress", limits, results, refusal=EngineVersions("0.32.0+cpu").mismatch) as fleet:
         yield fleet, results, replicas
 
 
@@ -98,13 +98,15 @@ async def test_a_new_request_fails_at_once_where_all_is_of_another_version() -> 
         await results.until_over("r")
         error = results.errors["r"]
         assert isinstance(error, OtherVersion)
-        assert (error.status, error.retry_after_s) == (503, 5.0)
+        assert (error.status, error.retry_after_s) == (503, 5)
         assert BOTH in error.message
 
 
 async def test_a_refused_replica_that_goes_is_forgotten() -> None:
     transport = MixedTransport(LocalReplica("b"))
-    async with Fleet(transport, "ingress", FleetLimits(5.0), Results(), EngineVersions("0.32.0+cpu").mismatch) as fleet:
+    async with Fleet(
+        transport, "ingress", FleetLimits(5.0), Results(), refusal=EngineVersions("0.32.0+cpu").mismatch
+    ) as fleet:
         await turns(lambda: bool(fleet.replicas_refused()))
         transport.listed = set()
         await turns(lambda: not fleet.replicas_refused())
