@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.util
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
@@ -30,7 +31,7 @@ from serve_app.compat import vllm_device
 from serve_app.config import AppConfig, ConfigError, engine_argv, flag
 from serve_app.engine import compile_cache
 from serve_app.engine.contract import Engine, EngineDead, StepSink
-from serve_app.engine.vllm_start import environment_is_final, join_this_ray
+from serve_app.engine.vllm_start import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
@@ -198,6 +199,15 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger], warms_up=config.engine.warm_up)
 
     return fake if config.engine.kind == "fake" else vllm
+
+
+def join_this_ray() -> None:
+    """Tell the engine core which Ray this process belongs to: its workers on other nodes are actors there.
+
+    vLLM exports the address itself only where it does not spawn its processes. Without it, the core joins whatever Ray
+    left its address in the temporary folder, or starts one of its own, in which there is no placement group of ours.
+    """
+    os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
 
 
 def keep_compiled_kernels(root: str) -> None:

@@ -117,17 +117,6 @@ def prepare_environment() -> None:
     find_own_programs()
 
 
-def join_this_ray() -> None:
-    """Tell the engine core which Ray this process belongs to: its workers on other nodes are actors there.
-
-    vLLM exports the address itself only where it does not spawn its processes. Without it, the core joins whatever Ray
-    left its address in the temporary folder, or starts one of its own, in which there is no placement group of ours.
-    """
-    import ray
-
-    os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
-
-
 def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink) -> Started:
     """Start an engine with these options of vLLM's server; returns when it is ready. Blocks for minutes.
 
