@@ -9,7 +9,7 @@ import argparse
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 OWNED = {
     "model": "model.source",
@@ -89,11 +89,11 @@ def _words(name: str, action: argparse.Action, value: object) -> list[str]:
     if isinstance(value, bool) and action.nargs == 0:
         if value:
             return [option]
-        negative = f"--no-{name}"
-        if negative in action.option_strings:
-            return [negative]
-        if action.default:
-            raise BadFlag(f"`{name}: false` cannot be said to vLLM: it has no {negative}", name)
+        for negative in _negatives(name):
+            if negative in action.option_strings:
+                return [negative]
+        if action.default is not False:  # None: vLLM decides later, and may decide for it
+            raise BadFlag(f"`{name}: false` cannot be said to vLLM: it has no --no-{name}", name)
         return []
     if isinstance(value, bool):
         return [option, str(value).lower()]
@@ -104,6 +104,14 @@ def _words(name: str, action: argparse.Action, value: object) -> list[str]:
         return [option, *words] if action.nargs in {"+", "*"} else [option, json.dumps(list(value))]
     # `=` keeps a value that begins with a dash from being read as a flag.
     return [f"{option}={value}"]
+
+
+def _negatives(name: str) -> Iterator[str]:
+    """How vLLM may spell it; 0.33 pairs `--enable-x` with `--disable-x`, and lists no `--no-enable-x` any more."""
+    yield f"--no-{name}"
+    for prefix, other in (("enable-", "disable-"), ("disable-", "enable-")):
+        if name.startswith(prefix):
+            yield f"--{other}{name.removeprefix(prefix)}"
 
 
 def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:

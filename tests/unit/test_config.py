@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serve_app import memory, profile
 from serve_app.config import AppConfig, ConfigError, engine_argv, load_config
-from serve_app.flags import BadFlag, argv_of, parse, serve_parser
+from serve_app.flags import OWNED, BadFlag, argv_of, parse, serve_parser
 from serve_app.hardware import NodeGpus
 from serve_app.profile import ROOT, resolve
 from serve_app.start import config_docs
@@ -157,6 +158,24 @@ def test_flags_of_every_kind_become_words() -> None:
     assert namespace.allowed_origins == ["https://a", "https://b"]
 
 
+def test_every_switch_of_vllm_is_off_where_the_configuration_says_false() -> None:
+    parser = serve_parser()
+    switches = {
+        action.option_strings[0].removeprefix("--"): action.dest
+        for action in parser._actions
+        if action.nargs == 0 and action.option_strings[0].removeprefix("--") not in OWNED
+    }
+    assert {"enable-prefix-caching", "enable-chunked-prefill", "enforce-eager"} <= set(switches)
+    words = argv_of(dict.fromkeys(switches, False), parser)
+    namespace = vars(parse(["--model", "m", *words], parser))
+    assert {name: namespace[dest] for name, dest in switches.items()} == dict.fromkeys(switches, False)
+
+
+def test_a_switch_that_vllm_decides_and_nobody_can_turn_off_is_refused() -> None:
+    with pytest.raises(BadFlag, match="cannot be said to vLLM"):
+        argv_of({"on": False}, _one_flag("on", action="store_const", const=True))
+
+
 def test_a_value_that_begins_with_a_dash_is_a_value() -> None:
     words = argv_of({"served-model-name-x": "-1"}, _one_flag("served-model-name-x"))
     assert words == ["--served-model-name-x=-1"]
@@ -164,11 +183,11 @@ def test_a_value_that_begins_with_a_dash_is_a_value() -> None:
         argv_of({"nothing": 1}, _one_flag("something"))
 
 
-def _one_flag(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _one_flag(name: str, **options: Any):  # type: ignore[no-untyped-def]  # noqa: ANN202
     import argparse
 
     parser = argparse.ArgumentParser()
-    parser.add_argument(f"--{name}")
+    parser.add_argument(f"--{name}", **options)
     return parser
 
 
