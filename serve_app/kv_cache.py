@@ -11,7 +11,8 @@ by what is under way (`vllm/v1/core/kv_cache_utils.py`; tests/unit/test_kv_cache
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import bisect
+from dataclasses import dataclass, replace
 
 BLOCK_TOKENS = 16
 """vLLM's block size; FlashAttention and FlashInfer both take it."""
@@ -72,6 +73,21 @@ class CacheSize:
     def tokens(self) -> int:
         """`GPU KV cache size`."""
         return int(self.concurrency() * self.longest)
+
+    def holds_longest(self) -> bool:
+        """Whether vLLM starts with it: one request of the full length must fit beside the block that it never gives
+        away."""
+        return self.blocks > self.shape.request_blocks(self.longest, self.shape.in_flight_tokens())
+
+    def shortened(self) -> CacheSize:
+        """With the longest request that fits, as vLLM does for `max-model-len: auto`; length 0 where none does."""
+        if self.holds_longest():
+            return self
+        fits = bisect.bisect_left(range(self.longest + 1), True, key=lambda tokens: not self._holds(tokens))
+        return replace(self, longest=max(0, fits - 1))
+
+    def _holds(self, tokens: int) -> bool:
+        return replace(self, longest=tokens).holds_longest()
 
     def sessions(self, tokens: int) -> int:
         """How many requests of that length are held at a time, between their steps."""

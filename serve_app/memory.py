@@ -113,7 +113,9 @@ class Layout:
     captured_tokens: int = 512
     """The largest CUDA graph; 0 without graphs."""
     longest: int | None = None
-    """`max-model-len`; None: the model's own, or what fits."""
+    """`max-model-len`; None: the model's own."""
+    shortens: bool = False
+    """`max-model-len: auto`: vLLM takes a shorter context where that one does not fit, instead of giving up."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def room(shape: ModelShape, layout: Layout) -> Room:
         stages=layout.pipeline_parallel,
     )
     size = cache_size(cache, available, layout.longest or shape.context)
-    return Room(weights, overhead, available, size, layout.data_parallel)
+    return Room(weights, overhead, available, size.shortened() if layout.shortens else size, layout.data_parallel)
 
 
 def captured_sizes(largest: int) -> int:

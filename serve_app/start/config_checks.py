@@ -101,6 +101,19 @@ def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator
     elif layout.gpu_bytes:
         message = f"{room.weights_bytes / GB:.1f} GB of weights per GPU, cache for about {room.tokens():,} tokens"
         yield passed("layout", message)
+        yield from _length_checks(shape, layout, room)
+
+
+def _length_checks(shape: ModelShape, layout: Layout, room: memory.Room) -> Iterator[Check]:
+    """A warning only: the cache's size is reckoned to some 2 GB, and vLLM measures it."""
+    longest = room.cache.longest
+    if not room.cache.holds_longest():
+        fits = room.cache.shortened().longest
+        message = f"max-model-len is {longest:,}, and a GPU's cache holds one request of about {fits:,} tokens"
+        yield Check(Verdict.WARN, "layout", f"{message}: vLLM would end its start", "max-model-len: auto, or more GPUs")
+    elif layout.shortens and longest < (layout.longest or shape.context):
+        message = f"max-model-len: auto will be about {longest:,} of the model's {shape.context:,} tokens"
+        yield Check(Verdict.WARN, "layout", message, "more GPUs per replica, or the FP8 checkpoint")
 
 
 def shape_of(config: AppConfig) -> ModelShape | None:
@@ -138,6 +151,7 @@ def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Layout | Non
         drafts=drafts if isinstance(drafts, int) else 0,
         captured_tokens=0 if flag(flags, "enforce-eager") else captured if isinstance(captured, int) else 512,
         longest=longest if isinstance(longest, int) and longest > 0 else None,
+        shortens=longest in ("auto", -1),
     )
 
 

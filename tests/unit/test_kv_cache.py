@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from serve_app import memory
+from serve_app.config import load_config
 from serve_app.kv_cache import CacheShape, cache_size
+from serve_app.profile import profile_names
+from serve_app.start import plan
+from serve_app.start.check import Verdict
+from serve_app.start.config_checks import layout_checks, layout_of, shape_of
 
 GIB = 1024**3
+ON_GPUS = [name for name in profile_names() if load_config({"profile": name}, []).replicas.gpus_per_replica]
+VLLMS_LINE = "%s KV cache size: %s tokens, Maximum concurrency for %s tokens per request: %.2fx"
 KV_HEADS, HEAD_DIM, WINDOW, CONTEXT = 8, 128, 512, 262_144
 
 
-def vllms(tensor: int, batched: int, drafts: int, available: int) -> tuple[int, int, float]:
-    """Blocks, tokens and concurrency by vLLM's own functions, for Step-3.7-Flash's layers: no weights, no device."""
+def vllms(
+    tensor: int, batched: int, drafts: int, available: int, length: int | None = CONTEXT
+) -> tuple[int, int, float, int]:
+    """Blocks, tokens and concurrency by vLLM's own functions, for Step-3.7-Flash's layers: no weights, no device.
+    The last is the longest request: `length`, or what fits (None, for `auto`)."""
     import torch
     from vllm.config import VllmConfig
     from vllm.v1.core import kv_cache_utils
@@ -33,7 +45,7 @@ def vllms(tensor: int, batched: int, drafts: int, available: int) -> tuple[int, 
     layers |= {f"layers.{i}": SlidingWindowSpec(**options, sliding_window=WINDOW) for i in range(45, 45 + drafts)}
     config = SimpleNamespace(
         model_config=SimpleNamespace(
-            max_model_len=CONTEXT, original_max_model_len=CONTEXT, supports_kv_cache_grouping=False,
+            max_model_len=length or CONTEXT, original_max_model_len=length or -1, supports_kv_cache_grouping=False,
             hf_config=SimpleNamespace(model_type="step3p7"),
         ),
         scheduler_config=SimpleNamespace(
@@ -48,6 +60,7 @@ def vllms(tensor: int, batched: int, drafts: int, available: int) -> tuple[int, 
             prefill_context_parallel_size=1,
         ),
         attention_config=SimpleNamespace(hisparse_config=None),
+        device_config=SimpleNamespace(device_type="cuda"),
         speculative_config=None,
         kv_transfer_config=None,
         use_v2_model_runner=True,
@@ -64,7 +77,7 @@ def vllms(tensor: int, batched: int, drafts: int, available: int) -> tuple[int, 
         groups = planning.get_global_kv_cache_groups(config, workers[0])
         found = planning.get_kv_cache_configs(config, *workers, groups)
     tokens, concurrency = kv_cache_utils.get_kv_cache_capacity(config, found[0])
-    return found[0].num_blocks, tokens, concurrency
+    return found[0].num_blocks, tokens, concurrency, config.model_config.max_model_len
 
 
 @pytest.mark.parametrize(
@@ -83,7 +96,56 @@ def test_the_size_of_the_cache_is_what_vllm_will_print(tensor: int, batched: int
     page = 2 * 16 * max(1, KV_HEADS // tensor) * HEAD_DIM * 2
     shape = CacheShape(12, 33 + drafts, WINDOW, page, batched, drafts)
     ours = cache_size(shape, available, CONTEXT)
-    assert (ours.blocks, ours.tokens(), ours.concurrency()) == vllms(tensor, batched, drafts, available)
+    assert (ours.blocks, ours.tokens(), ours.concurrency(), CONTEXT) == vllms(tensor, batched, drafts, available)
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_plan_quotes_the_line_that_vllm_prints_for_the_cache_that_it_reckons_with(name: str) -> None:
+    config = load_config({"profile": name}, [])
+    shape, layout = shape_of(config), layout_of(config)
+    assert shape is not None
+    assert layout is not None
+    assert (shape.full_layers, shape.sliding_layers, shape.window, shape.context) == (12, 36, WINDOW, CONTEXT)
+    available = int(memory.room(shape, layout).cache_bytes)
+    _, tokens, concurrency, _ = vllms(layout.tensor_parallel, layout.batched_tokens, layout.drafts, available)
+    line = VLLMS_LINE % ("GPU", f"{tokens:,}", f"{CONTEXT:,}", concurrency)
+    assert any(f'"{line}"' in quoted for quoted in plan.table([name]))
+
+
+def test_the_line_is_worded_as_vllm_words_it() -> None:
+    from vllm.v1.core import kv_cache_utils
+
+    source = inspect.getsource(kv_cache_utils.update_kv_cache_capacity).replace('"\n        "', "")
+    assert VLLMS_LINE in source
+
+
+SHAPE = CacheShape(12, 36, WINDOW, 2 * 16 * HEAD_DIM * 2, 8192, 3)
+"""Of one of eight GPUs."""
+
+
+def test_a_context_that_just_does_not_fit_is_known_before_vllm_refuses_it() -> None:
+    needed = SHAPE.request_blocks(CONTEXT, SHAPE.in_flight_tokens()) * SHAPE.block_bytes()
+    assert not cache_size(SHAPE, needed, CONTEXT).holds_longest()
+    with pytest.raises(ValueError, match="To serve at least one request"):
+        vllms(8, 8192, 3, needed)
+    enough = needed + SHAPE.block_bytes()
+    assert cache_size(SHAPE, enough, CONTEXT).holds_longest()
+    vllms(8, 8192, 3, enough)
+
+
+@pytest.mark.parametrize("gib", [0.2, 0.9, 1.61, 3.0])
+def test_the_length_that_auto_comes_to_is_vllms(gib: float) -> None:
+    ours = cache_size(SHAPE, gib * GIB, CONTEXT).shortened()
+    theirs = vllms(8, 8192, 3, int(gib * GIB), None)
+    assert (ours.blocks, ours.tokens(), ours.concurrency(), ours.longest) == theirs
+
+
+@pytest.mark.parametrize(("length", "says"), [("262144", "would end its start"), ("auto", "will be about")])
+def test_a_layout_whose_cache_is_shorter_than_the_context_is_warned_of(length: str, says: str) -> None:
+    flags = {"max-model-len": length if length == "auto" else int(length), "gpu-memory-utilization": 0.68}
+    checks = list(layout_checks(load_config({"profile": "h100-x8", "engine": {"flags": flags}}, [])))
+    assert [check.verdict for check in checks] == [Verdict.OK, Verdict.WARN]
+    assert says in checks[-1].message
 
 
 def test_a_session_holds_its_length_in_full_layers_and_its_window_in_sliding_ones() -> None:
