@@ -194,7 +194,13 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         from serve_app.engine.vllm import VllmEngine
         from serve_app.engine.vllm_stats import LateStatLogger
 
-        return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger], warms_up=config.engine.warm_up)
+        return VllmEngine(
+            engine_argv(config),
+            sink,
+            stat_loggers=[LateStatLogger],
+            warms_up=config.engine.warm_up,
+            gang_host=line_host() if config.replicas.nodes_per_replica > 1 else None,
+        )
 
     return fake if config.engine.kind == "fake" else vllm
 

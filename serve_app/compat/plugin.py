@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from serve_app.compat import vllm_cpu, vllm_resume
-from serve_app.engine import child
+from serve_app.engine import child, gang
 
 
 def register() -> None:
@@ -17,3 +17,5 @@ def register() -> None:
     if child.is_engine_process():
         child.die_with_parent()
         child.report_to_owner()
+    else:
+        gang.serve_owner()  # workers on several nodes are Ray's actors

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serve_app.engine import activity, vllm_tap, warm_up
+from serve_app.engine.child import Report
 from serve_app.engine.contract import (
     AttemptRefused,
     EngineDead,
@@ -29,6 +30,7 @@ from serve_app.engine.contract import (
     ProgressSink,
     StepSink,
 )
+from serve_app.engine.gang import Gang
 from serve_app.engine.vllm_start import (
     EngineReports,
     Started,
@@ -80,11 +82,18 @@ class _Live:
 class VllmEngine:
     """`contract.Engine` over vLLM. `argv` are the options of vLLM's server, `stat_loggers` vLLM's own factories.
 
-    With `warms_up`, `start` returns when requests of every kind have been run (`warm_up.py`).
+    With `warms_up`, `start` returns when requests of every kind have been run (`warm_up.py`). `gang_host` is this
+    node's address, for an engine whose workers are Ray actors on this node and others (`gang.py`).
     """
 
     def __init__(
-        self, argv: Sequence[str], sink: StepSink, stat_loggers: Sequence[Any] = (), *, warms_up: bool = False
+        self,
+        argv: Sequence[str],
+        sink: StepSink,
+        stat_loggers: Sequence[Any] = (),
+        *,
+        warms_up: bool = False,
+        gang_host: str | None = None,
     ) -> None:
         self._argv = tuple(argv)
         self._warms_up = warms_up
@@ -93,6 +102,9 @@ class VllmEngine:
         self._others: set[int] = set()
         self._starting: asyncio.Future[Started] | None = None
         self._reports: EngineReports | None = None
+        self._gang_host = gang_host
+        self._gang = Gang(self._take_report)
+        self._workers = 0
         self._live: _Live | None = None
         self._dead: str | None = "it has not been started"
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,6 +125,8 @@ class VllmEngine:
         began_s = time.monotonic()
         reports = self._reports = EngineReports(progress)
         reports.open()
+        if self._gang_host is not None:
+            await self._gang.open(self._gang_host)
         self._others = {process.pid for process in engine_core_processes()}
         self._starting = asyncio.ensure_future(
             asyncio.to_thread(start_engine, self._argv, self._stat_loggers, reports.say)
@@ -123,7 +137,7 @@ class VllmEngine:
             await self.shutdown()
             raise
         except Exception as error:  # whatever vLLM's start raises: there is no engine, and this is why
-            reports.close()
+            self._close_reports()
             traceback.clear_frames(error.__traceback__)  # they hold vLLM's half-built client, and that its sockets
             if isinstance(error, EngineDead):
                 raise
@@ -148,7 +162,9 @@ class VllmEngine:
             started.llm, max_model_len, encoder=MsgpackEncoder(), decoder=MsgpackDecoder(EngineCoreRequest)
         )
         self._dead = None
-        self._ranks = started.vllm_config.parallel_config.data_parallel_size
+        parallel = started.vllm_config.parallel_config
+        self._ranks = parallel.data_parallel_size
+        self._workers = parallel.world_size if parallel.distributed_executor_backend == "ray" else 0
         self._gpu = activity.gpu_reader()
         self._last_step_s = time.monotonic()
         vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
@@ -188,7 +204,8 @@ class VllmEngine:
 
     def activity(self) -> EngineActivity:
         """See `contract.Engine`."""
-        return activity.read([core for core in engine_core_processes() if core.pid not in self._others], self._gpu)
+        own = activity.read([core for core in engine_core_processes() if core.pid not in self._others], self._gpu)
+        return self._gang.activity(own, self._workers) if self._workers else own
 
     def under_way(self) -> str:
         """See `contract.Engine`."""
@@ -228,8 +245,16 @@ class VllmEngine:
             await asyncio.to_thread(stop_engine, started)
             # vLLM closes the sockets and forgets what they came from.
             started.llm.engine_core.resources.ctx.destroy(linger=0)
+        self._close_reports()
+
+    def _close_reports(self) -> None:
+        self._gang.close()
         if self._reports is not None:
             self._reports.close()
+
+    def _take_report(self, report: Report) -> None:
+        if self._reports is not None:
+            self._reports.take(report)
 
     # ---- attempts ----------------------------------------------------------------------------------------------------
 
@@ -269,6 +294,7 @@ class VllmEngine:
         self._die(reason)
         # Its processes may be stopped, or deep in a driver: no request to end reaches them. And it must not wake up.
         kill_engine_cores(self._others, wait_s=0.0)
+        self._gang.close()
 
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""

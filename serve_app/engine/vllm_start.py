@@ -96,10 +96,14 @@ class EngineReports:
                 return
             except msgspec.DecodeError:
                 continue  # not from us
-            if report.error:
-                self.error = self.error or report.text
-            elif report.text != self._phase and self._ticker is not None and not self._ticker.cancelled():
-                self.say(report.text)
+            self.take(report)
+
+    def take(self, report: Report) -> None:
+        """A process of the engine says this."""
+        if report.error:
+            self.error = self.error or report.text
+        elif report.text != self._phase and self._ticker is not None and not self._ticker.cancelled():
+            self.say(report.text)
 
     async def _tick(self) -> None:
         while True:

@@ -5,7 +5,8 @@ at:
 
     working   steps come, or none is owed
     busy      no step yet, but something moves: CPU time of the engine's processes, their compilers, or a GPU
-    hung      no step and nothing moves for `hung_after_s`: stopped, dead-locked, waiting for what never comes
+    hung      no step and nothing moves for `hung_after_s`: stopped, dead-locked, waiting for what never comes; all of
+              the engine must have been seen for that
     stuck     no step for so long that no step can take it, whatever moves: a loop that spins, a collective that waits
 
 Slow is not dead: a first step of its kind compiles kernels (minutes, where a compiler runs), and a chunk of a long
@@ -47,11 +48,13 @@ class EngineActivity:
 
     `cpu_s`: CPU seconds since their start, by process id, ended children included. `compiler_cpu_s`: the same of
     compilers below them. `gpu_busy_ratio`: the busiest GPU's utilization (0 to 1) of the last moment; None without one.
+    `unseen_workers`: those of which nothing is known, on other nodes (`gang.py`): what is not seen is not still.
     """
 
     cpu_s: Mapping[int, float]
     compiler_cpu_s: Mapping[int, float] = field(default_factory=dict)
     gpu_busy_ratio: float | None = None
+    unseen_workers: int = 0
 
 
 class Verdict(StrEnum):
@@ -96,6 +99,7 @@ class Watchdog:
         self._compiler_rest = SilenceClock(period_s)
         self._last: tuple[float, EngineActivity] | None = None
         self._moved = ""
+        self._unseen = 0
 
     def observe(
         self, now_s: float, steps: int, read_activity: Callable[[], EngineActivity], *, owed: bool
@@ -122,13 +126,17 @@ class Watchdog:
 
     def _look(self, now_s: float, activity: EngineActivity) -> None:
         moved = []
-        if self._last is None:
+        self._unseen = activity.unseen_workers
+        # A worker that was not seen before would bring all its CPU time at once.
+        if self._last is None or self._last[1].unseen_workers != activity.unseen_workers:
             self._last = (now_s, activity)
         elif now_s - self._last[0] >= min(MOVING_OVER_S, self._limits.hung_after_s * MOVING_SHARE):
             moved += self._compare(self._last, (now_s, activity))
             self._last = (now_s, activity)
         if activity.gpu_busy_ratio:
             moved.append(f"a GPU at {activity.gpu_busy_ratio:.0%}")
+        if activity.unseen_workers:
+            self._signs += 1  # nobody knows that it is still
         if moved:
             self._signs += 1
             self._moved = ", ".join(moved)
@@ -155,6 +163,8 @@ class Watchdog:
         if compiling:
             limit_s = max(limit_s, limits.compile_limit_s)
         evidence = f"no step for {silence_s:.0f} s, {self._moved or 'activity unknown yet'}"
+        if self._unseen:
+            evidence += f", {self._unseen} workers not heard of"
         if silence_s >= limit_s:
             evidence += (
                 f"; no step of it may take longer than {limit_s:.0f} s (slowest yet {self._slowest_step_s:.0f} s)"

@@ -26,13 +26,14 @@ class Engine:
     gpu: float | None = None
     cpu_s: dict[int, float] = field(default_factory=dict)
     compiler_s: dict[int, float] = field(default_factory=dict)
+    unseen: int = 0
     readings: int = 0
     tick_s: float = 0.0
     """What CPU times are counted in, as a process table does; 0 for exact ones."""
 
     def read(self) -> EngineActivity:
         self.readings += 1
-        return EngineActivity(self.counted(self.cpu_s), self.counted(self.compiler_s), self.gpu)
+        return EngineActivity(self.counted(self.cpu_s), self.counted(self.compiler_s), self.gpu, self.unseen)
 
     def counted(self, spent_s: dict[int, float]) -> dict[int, float]:
         tick_s = self.tick_s
@@ -104,6 +105,24 @@ def test_a_gpu_at_work_is_movement_though_no_process_uses_a_core() -> None:
     *_, last = Engine(gpu=0.97).run(Watchdog(LIMITS, PERIOD_S), 60)
     assert last.verdict is Verdict.BUSY
     assert "GPU at 97%" in last.evidence
+
+
+def test_an_engine_whose_workers_are_not_all_seen_is_never_called_hung_but_stuck() -> None:
+    engine, watchdog = Engine(unseen=7), Watchdog(LIMITS, PERIOD_S)
+    *_, last = engine.run(watchdog, 90)
+    assert last.verdict is Verdict.BUSY
+    assert "7 workers not heard of" in last.evidence
+    found = killed_after_s(engine.run(watchdog, 60))
+    assert found is not None and found[1] is Verdict.STUCK
+
+
+def test_workers_that_are_seen_again_and_do_nothing_are_hung_within_thirty_seconds_of_that() -> None:
+    engine, watchdog = Engine(unseen=1, cpu_s={1: 5.0}), Watchdog(LIMITS, PERIOD_S)
+    assert killed_after_s(engine.run(watchdog, 60)) is None
+    engine.unseen, engine.cpu_s[2] = 0, 9_000.0  # all that it has used since its start
+    found = killed_after_s(engine.run(watchdog, 60))
+    assert found is not None and found[1] is Verdict.HUNG
+    assert 15 <= found[0] <= 30
 
 
 def test_a_compiler_below_the_engine_has_a_limit_of_its_own() -> None:
