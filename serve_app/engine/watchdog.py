@@ -28,8 +28,8 @@ LOOK_AFTER_S = 2.0
 
 MOVING_CPU_RATIO = 0.02
 """Share of a core that a thread must use to count as moving: one that works but gets little of a crowded machine uses
-more. A thread that polls uses 0.1 to 0.5 % (measured), and there are many: Gloo has one per connection, 15 in a worker of
-the demo, which wake every 10 ms. Together they are over 2 % of a core, also in an engine that hangs: so no sums."""
+more. A thread that polls uses 0.1 to 0.5 % (measured), and there are many: Gloo has one per connection, 15 in a worker
+of the demo, which wake every 10 ms. Together they use over 2 % of a core, in an engine that hangs too: so no sums."""
 
 MOVING_OVER_S = 4.0
 """The share is taken over at least so long. The process table counts in ticks of 10 ms: over half a second, the two
@@ -47,7 +47,8 @@ class EngineActivity:
     """What the processes of an engine have done so far.
 
     `cpu_s`: CPU seconds since their start, by thread id, those of ended children with their parent's main thread.
-    `compiler_cpu_s`: the same of compilers below them, by process id. `gpu_busy_ratio`: the busiest GPU's utilization (0 to 1) of the last moment; None without one.
+    `compiler_cpu_s`: the same of compilers below them, by process id. `gpu_busy_ratio`: the busiest GPU's utilization
+    (0 to 1) of the last moment; None without one.
     """
 
     cpu_s: Mapping[int, float]
