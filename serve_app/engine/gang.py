@@ -73,7 +73,7 @@ class Said(msgspec.Struct, array_like=True, tag=True):
 
 
 class Doing(msgspec.Struct, array_like=True, tag=True):
-    """What a worker's processes have done, as in `EngineActivity`."""
+    """What a worker's threads and compilers have done, as in `EngineActivity`."""
 
     cpu_s: dict[int, float]
     compiler_cpu_s: dict[int, float]
@@ -157,8 +157,8 @@ async def _read(reader: asyncio.StreamReader) -> Opening | Said | Doing:
 
 
 def _apart(of_workers: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
-    """In one mapping: process ids of different nodes may be the same, so each worker has a range of its own."""
-    return {number << 32 | pid: cpu_s for number, processes in of_workers.items() for pid, cpu_s in processes.items()}
+    """In one mapping: ids of processes and threads of different nodes may be the same, so each worker has a range."""
+    return {number << 32 | item: cpu_s for number, items in of_workers.items() for item, cpu_s in items.items()}
 
 
 # ---- the worker's side -----------------------------------------------------------------------------------------------
@@ -210,7 +210,9 @@ class _Worker(threading.Thread):
         with contextlib.suppress(OSError):
             while self._connection.recv(1):
                 doing = activity.read([me], gpu)
-                self.send(Doing(dict(doing.cpu_s), dict(doing.compiler_cpu_s), doing.gpu_busy_ratio))
+                cpu_s = dict(doing.cpu_s)
+                cpu_s.pop(threading.get_native_id(), None)  # this thread: to look is no movement
+                self.send(Doing(cpu_s, dict(doing.compiler_cpu_s), doing.gpu_busy_ratio))
         os.kill(me.pid, signal.SIGKILL)
 
 
