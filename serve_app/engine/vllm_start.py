@@ -31,6 +31,10 @@ if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.n
 READY_TIMEOUT_S = 3600
 """vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
 
+STEP_TIMEOUT_S = 3600
+"""vLLM ends an engine whose step takes 300 s by default. A compiler may take longer (`engine.compile_limit_s`): the
+watchdog, which sees it at work, decides."""
+
 TICK_S = 10.0
 """A start that is silent for longer looks dead."""
 
@@ -115,6 +119,7 @@ def prepare_environment() -> None:
     """Set what vLLM reads when it is imported or starts processes, unless the operator has set it."""
     vllm_device.use_the_gpu()
     os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
+    os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(STEP_TIMEOUT_S))
     # Forking a process that runs threads and an event loop copies their locks as they are.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     # Without `ninja` on PATH vLLM does without FlashInfer, which B200 wants for attention and experts.

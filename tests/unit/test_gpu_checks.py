@@ -270,7 +270,7 @@ def test_a_replica_finds_the_programs_of_its_environment_first_and_once() -> Non
 
 @pytest.fixture
 def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_WORKER_MULTIPROC_METHOD"):
+    for name in ("VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"):
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("PATH", "/usr/bin")
 

@@ -19,10 +19,23 @@ from serve_app.placement import replica_options
 def test_an_engine_drops_what_it_inherits_from_a_front_end(monkeypatch: pytest.MonkeyPatch, prepare: object) -> None:
     monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "1")
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setenv("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "1")
+    monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setenv(VARIABLE, "cpu")
     assert callable(prepare)
     prepare()
     assert VARIABLE not in os.environ
+
+
+def test_a_step_may_take_as_long_as_the_watchdog_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself vLLM ends an engine whose step takes 300 s, whatever compiles in it."""
+    for name in ("VLLM_ENGINE_READY_TIMEOUT_S", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    prepare_environment()
+    limits = load_config({"profile": "cpu-demo"}, [NodeGpus("head", None, 0, 8)]).engine
+    assert int(os.environ["VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"]) > max(limits.compile_limit_s, limits.stuck_after_s)
 
 
 def test_a_front_end_asks_for_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
