@@ -6,6 +6,7 @@ errors, which have one shape for each API and not the ones that vLLM's routes an
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgspec
@@ -92,17 +93,20 @@ UNAVAILABLE = "No replica of the model is available; `Retry-After` says when to 
 
 
 class Description:
-    """The description of an app, made when it is first asked for: half a second that most ingresses never need."""
+    """The description of an app, made when it is first asked for: half a second and more that most ingresses never
+    need, and in which no stream may stand still. So it is for threads."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
         self._encoded: bytes | None = None
+        self._making = threading.Lock()
 
     def encoded(self) -> bytes:
         """The description as JSON."""
-        if self._encoded is None:
-            self._encoded = msgspec.json.encode(describe(self._app.openapi()))
-        return self._encoded
+        with self._making:
+            if self._encoded is None:
+                self._encoded = msgspec.json.encode(describe(self._app.openapi()))
+            return self._encoded
 
 
 def describe(schema: Schema) -> Schema:

@@ -60,7 +60,7 @@ def add(app: FastAPI, facts: OwnFacts) -> None:
     description = openapi.Description(app)
 
     @app.get("/openapi.json", include_in_schema=False)
-    async def describe() -> Response:
+    def describe() -> Response:
         """Every route that is served, with its errors."""
         return Response(description.encoded(), media_type="application/json")
 

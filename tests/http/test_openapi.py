@@ -4,16 +4,22 @@ other."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import re
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
-from tests.http.harness import service
+from serve_app.ingress import own_routes
+from serve_app.ingress.own_routes import OwnFacts
+from tests.http.harness import NAME, service
 
 EXAMPLES = os.environ.get("EXAMPLES", "4")
 """Requests per route; `EXAMPLES=100 python -m pytest tests/http/test_openapi.py` tries more."""
@@ -28,6 +34,9 @@ async def test_what_is_served_is_what_the_document_describes(tmp_path: Path) -> 
         *("--generation-deterministic", "--no-color", "--exclude-checks", "positive_data_acceptance"),
     ]
     async with service({"a": lambda sink: FakeEngine(config, sink)}) as running:
+        # schemathesis waits 10 s for the document: on a busy machine it takes longer, the first time
+        async with httpx.AsyncClient(base_url=running.url, timeout=120, trust_env=False) as http:
+            await http.get("/openapi.json")
         process = await asyncio.create_subprocess_exec(
             *command,
             f"{running.url}/openapi.json",
@@ -40,3 +49,12 @@ async def test_what_is_served_is_what_the_document_describes(tmp_path: Path) -> 
     assert process.returncode == 0, said.decode()[-6000:]
     tested = re.search(rb"Tested: (\d+)", said)
     assert tested is not None and int(tested[1]) >= 14, said.decode()[-2000:]
+
+
+def test_describing_the_app_stops_no_stream() -> None:
+    """It takes half a second, and anybody may ask: FastAPI runs what is not a coroutine in a thread."""
+    app = FastAPI()
+    own_routes.add(app, OwnFacts(NAME, "0.33.0", tuple))
+    (route,) = (route for route in app.routes if getattr(route, "path", "") == "/openapi.json")
+    assert isinstance(route, APIRoute)
+    assert not inspect.iscoroutinefunction(route.endpoint)
