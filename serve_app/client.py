@@ -33,6 +33,9 @@ from serve_app.context import CURRENT
 from serve_app.errors import QueueFull, RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
+from serve_app.ingress import structured_outputs
+from serve_app.ingress.grammar_checker import GrammarChecker
+from serve_app.ingress.grammar_jobs import WorkerSettings
 from serve_app.ingress.vllm_errors import FleetHTTPError
 from serve_app.wire import TokenDelta
 
@@ -184,6 +187,17 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         self.engine_core: Any = core
         self.fleet = core.fleet
         self._admission = admission
+        self.grammars = GrammarChecker(worker_settings(vllm_config))
+
+    async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
+        """See `AsyncLLM`. Its validation of a grammar would run on the event loop, for as long as it takes."""
+        asked = getattr(params, "structured_outputs", None)
+        if asked is not None:
+            try:
+                await structured_outputs.check(asked, self.grammars)
+            except ServeError as error:
+                raise FleetHTTPError(error) from error
+        return await super().add_request(request_id, prompt, params, *args, **named)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
         """Refuse what would wait too long, before any header is sent. Raises `FleetHTTPError` (429), and
@@ -221,6 +235,23 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         if queue is not None:
             # After the abort: that put an "aborted" output in the queue, which the error replaces.
             queue.put(FleetHTTPError(error))
+
+
+def worker_settings(config: VllmConfig) -> WorkerSettings:
+    """What a process needs to try grammars as an engine of this configuration compiles them."""
+    model, outputs, speculative = config.model_config, config.structured_outputs_config, config.speculative_config
+    return WorkerSettings(
+        tokenizer=str(model.tokenizer),
+        tokenizer_mode=model.tokenizer_mode,
+        revision=model.tokenizer_revision,
+        trust_remote_code=model.trust_remote_code,
+        vocab_size=model.get_vocab_size(),
+        model_type=model.hf_config.model_type,
+        backend=outputs.backend,
+        disable_any_whitespace=outputs.disable_any_whitespace,
+        disable_additional_properties=outputs.disable_additional_properties,
+        speculative_tokens=speculative.num_speculative_tokens if speculative is not None else 0,
+    )
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:
