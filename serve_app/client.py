@@ -111,6 +111,7 @@ class FleetCore:
                 payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
                 session_id=request.session_id or (context.session_id if context else None),
                 record=record,
+                client=(context.key_name if context else None) or "",
                 claim=context.claim(context.request_id, request.prompt_token_ids) if context and may_break else "",
                 takes_up=context.claim(context.take_up, request.prompt_token_ids)
                 if context and may_break and context.take_up

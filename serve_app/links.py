@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serve_app.engine.contract import EngineDead
+from serve_app.engine.contract import EngineDead, EngineDeadBeside, EngineDeadByRequest
 from serve_app.errors import NoReplica
 from serve_app.flight import End, FleetLimits, ReplicaDied, ReplicaLost, Transport, WrongReplica
 from serve_app.liveness import SilenceClock
@@ -78,6 +78,10 @@ class Link:
         """What this error says of an attempt here. That Serve ends a replica which it has dismissed is no death."""
         if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.dismissed):
             return End.MOVED
+        if isinstance(error, EngineDeadByRequest):
+            return End.NAMED
+        if isinstance(error, EngineDeadBeside):
+            return End.BESIDE
         return End.DIED if isinstance(error, EngineDead | ReplicaDied) else End.CUT
 
     def end_all(self, how: End, limit: int | None = None) -> None:

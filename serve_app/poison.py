@@ -1,7 +1,7 @@
 """Which request a replica died of, as far as there is evidence. Facts in, verdict out.
 
-When an engine dies, what ran in it is of two kinds: attempts that had had tokens from it, and *newcomers*, which had had
-none. An engine that made steps with an attempt is not likely to die of it in the next; one that dies in the first step
+When an engine dies, what ran in it is of two kinds: attempts that had had tokens from it, and *newcomers*, with none
+yet. An engine that made steps with an attempt is not likely to die of it in the next; one that dies in the first step
 with something new is likely to die of that. So
 
     named      it was the only newcomer when the engine failed by itself: it is why
@@ -70,6 +70,11 @@ class Quarantine:
             self._until_s[name] = (now_s + length_s, length_s)
         while len(self._until_s) > MAX_REMEMBERED:
             del self._until_s[next(iter(self._until_s))]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has cost a replica yet."""
+        return not self._until_s
 
     def left_s(self, names: Iterable[str], now_s: float) -> float:
         """How long one of these has still to wait; 0 if none has."""
