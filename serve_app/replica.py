@@ -241,11 +241,8 @@ class EngineReplica:
         """The engine's death as it concerns this attempt. All that ran in it are told in turn, and leave."""
         if self._newcomers is None:
             self._newcomers = sum(not one.has_token for one in self._attempts.values())
-        verdict = blame(
-            is_newcomer=not attempt.has_token,
-            newcomers=self._newcomers,
-            failed_by_itself=KILLED_FROM_OUTSIDE not in str(error),
-        )
+        by_itself = KILLED_FROM_OUTSIDE not in str(error)
+        verdict = blame(is_newcomer=not attempt.has_token, newcomers=self._newcomers, failed_by_itself=by_itself)
         return BLAMED[verdict](str(error))
 
     def _keep(self, attempt: Attempt) -> None:

@@ -94,13 +94,15 @@ class Grammars:
         """Say something that the grammar allows. Raises `ValueError` where that is slow (once may be chance)."""
         mask, choose, slow = backend.allocate_token_bitmask(1), random.Random(0), 0
         for _ in range(grammar_jobs.TRIED_TOKENS):
+            if grammar.is_terminated():
+                return
             began_s = time.thread_time()
             grammar.fill_bitmask(mask, 0)
             slow += time.thread_time() - began_s > self._settings.max_token_s
             if slow > 1:
                 raise ValueError(TOO_SLOW)
             token = _any_token(mask[0], choose, self._settings.vocab_size)
-            if token is None or grammar.is_terminated() or not grammar.accept_tokens("", [token]):
+            if token is None or not grammar.accept_tokens("", [token]):
                 return
 
 

@@ -24,7 +24,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 class Mortal(FakeEngine):
     """An engine that dies of its first request's first step, as of an illegal memory access."""
 
-    async def run(self, attempt: AttemptRequest) -> None:
+    async def run(self, attempt: AttemptRequest) -> None:  # noqa: ARG002  # the signature of an engine
         self.fail("illegal memory access")
         raise EngineDead("illegal memory access")
 
@@ -45,5 +45,5 @@ async def test_a_request_that_an_engine_dies_of_takes_no_second_one(
             assert response.status_code == 500, response.text
             assert "a replica failed while working on it" in response.json()["error"]["message"]
             assert response.headers["x-should-retry"] == "false"
-        dead = [name for name, replica in running.transport.live.items() if replica._engine_dead]  # noqa: SLF001  # no public sign
+        dead = [name for name, replica in running.transport.live.items() if replica._engine_dead]  # no public sign
         assert len(dead) == 1
