@@ -98,7 +98,7 @@ class GrammarChecker:
             return known
         mine = self._clients.setdefault(client, _Client())
         if mine.waiting >= MAX_WAITING:
-            raise QueueFull(5.0)
+            raise QueueFull(5, "too many of your grammars wait to be checked")
         mine.waiting += 1
         try:
             async with mine.turn, self._turn:
