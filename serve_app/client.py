@@ -32,7 +32,7 @@ from serve_app.context import CURRENT
 from serve_app.errors import RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
-from serve_app.ingress import structured_outputs
+from serve_app.ingress import request_limits, structured_outputs
 from serve_app.ingress.grammar_checker import GrammarChecker
 from serve_app.ingress.grammar_jobs import WorkerSettings
 from serve_app.ingress.vllm_errors import FleetHTTPError
@@ -90,6 +90,13 @@ class FleetCore:
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
+        try:
+            request_limits.check_tokens(
+                sum(map(len, params.bad_words_token_ids or ())),
+                (params.prompt_logprobs or 0) * len(request.prompt_token_ids),
+            )
+        except RequestRefused as error:
+            raise FleetHTTPError(error) from error
         context = CURRENT.get()
         record = FlightRecord(inexact=_inexact_after_resume(params))
         payload = copy(request)
