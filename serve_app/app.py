@@ -138,7 +138,7 @@ class Ingress:
         self._fleet = await self._closing.enter_async_context(client.fleet)
         self._client = client
         await self._closing.enter_async_context(client.grammars)
-        await client.grammars.start()
+        client.grammars.start()
         keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
         settings = GateSettings(
             served_name=config.model.served_name,

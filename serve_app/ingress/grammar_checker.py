@@ -8,11 +8,14 @@ that whoever sends many bad ones waits for them alone, but for the one that is u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
+import logging
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, Self
@@ -22,6 +25,8 @@ import msgspec
 from serve_app.errors import QueueFull, ServeError
 from serve_app.ingress.grammar_jobs import Job, Verdict, WorkerSettings, encode
 from serve_app.outcome import Outcome
+
+logger = logging.getLogger(__name__)
 
 KEPT_VERDICTS: Final = 1024
 
@@ -78,6 +83,7 @@ class GrammarChecker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._worker: _Worker | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._clients: dict[str | None, _Client] = {}
         self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
@@ -86,13 +92,16 @@ class GrammarChecker:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         async with self._turn:
             await self._stop()
 
     async def check(self, fields: Mapping[str, Any], client: str | None) -> Verdict:
         """The verdict on a grammar. Raises `QueueFull` when the client has too many in work, `CheckerBusy` when none
-        can be had."""
-        job = encode(Job(dict(fields)))
+        can be had, and `ValueError` and `RecursionError` for what is no JSON."""
+        job = encode(Job(json.dumps(fields)))
         key = hashlib.blake2b(job, digest_size=16).digest()
         if (known := self._known(key)) is not None:
             return known
@@ -108,10 +117,16 @@ class GrammarChecker:
             if not mine.waiting:
                 self._clients.pop(client, None)
 
-    async def start(self) -> None:
-        """Start the worker before it is needed: that takes seconds."""
-        async with self._turn:
-            await self._running()
+    def start(self) -> None:
+        """Start the worker before it is needed, and return: that takes seconds."""
+        self._starting = asyncio.get_running_loop().create_task(self._start(), name="grammar checker")
+
+    async def _start(self) -> None:
+        try:
+            async with self._turn, self._answered():
+                await self._running()
+        except CheckerBusy:
+            logger.warning("the grammar checker does not start; the first grammar tries again", exc_info=True)
 
     def _known(self, key: bytes) -> Verdict | None:
         verdict = self._verdicts.get(key)
@@ -120,23 +135,29 @@ class GrammarChecker:
         return verdict
 
     async def _ask(self, job: bytes, key: bytes) -> Verdict:
-        answered = False
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                worker = await self._running()
-                worker.write(job)
-                await worker.drain()
-                verdict = msgspec.msgpack.decode(await worker.read(), type=Verdict)
-            answered = True
-        except (OSError, EOFError, TimeoutError) as error:
-            raise CheckerBusy from error
-        finally:
-            if not answered:  # by a client that left, too: the next answer would be taken for another's
-                await self._stop()
+        async with self._answered():
+            worker = await self._running()
+            worker.write(job)
+            await worker.drain()
+            verdict = msgspec.msgpack.decode(await worker.read(), type=Verdict)
         self._verdicts[key] = verdict
         while len(self._verdicts) > KEPT_VERDICTS:
             self._verdicts.popitem(last=False)
         return verdict
+
+    @contextlib.asynccontextmanager
+    async def _answered(self) -> AsyncIterator[None]:
+        """A conversation with the worker, which must come to its end: or the next answer is taken for another's."""
+        answered = False
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                yield
+            answered = True
+        except (OSError, EOFError, TimeoutError) as error:
+            raise CheckerBusy from error
+        finally:
+            if not answered:  # by a client that left, too
+                await self._stop()
 
     async def _running(self) -> _Worker:
         if self._worker is None or self._worker.process.returncode is not None:
@@ -153,6 +174,7 @@ class GrammarChecker:
             process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
             self._worker = _Worker(process)
             self._worker.write(encode(self._settings))
+            await self._worker.read()  # it is ready
         return self._worker
 
     async def _stop(self) -> None:

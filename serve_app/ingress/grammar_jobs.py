@@ -42,9 +42,10 @@ class WorkerSettings(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One grammar: the fields of vLLM's `StructuredOutputsParams` that are set."""
+    """One grammar: the fields of vLLM's `StructuredOutputsParams` that are set, as JSON, which takes any number and
+    half a surrogate pair."""
 
-    fields: dict[str, Any]
+    fields: str
 
 
 class Verdict(msgspec.Struct, frozen=True):

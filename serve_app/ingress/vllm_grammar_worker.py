@@ -5,25 +5,25 @@ So this process loads what compiling needs, and then forks for each grammar a ch
 The child validates as vLLM's front end does, compiles as its engine does, and takes some tokens, for a grammar may
 compile in no time and then take a tenth of a second for each token. What ends the child is the grammar's fault.
 
-It has one thread, or a fork would not be safe.
+It has one thread, or a fork would not be safe. (The child may start one.)
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Final
 
 import msgspec
-import regex
 import torch
-from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.tokenizers import get_tokenizer
@@ -37,8 +37,14 @@ from serve_app.ingress.grammar_jobs import Job, Verdict, WorkerSettings
 from serve_app.ingress.grammar_syntax import check_expression, check_patterns
 
 TOO_LONG: Final = "it takes too long to compile; make it simpler"
-TOO_LARGE: Final = "it takes too much memory to compile; make it simpler"
+TOO_LARGE: Final = "it takes too much memory to compile, or is nested too deeply; make it simpler"
 TOO_SLOW: Final = "finding the tokens that it allows takes too long; make it simpler"
+
+MAX_PROBLEM_CHARS: Final = 500
+
+STACK_BYTES: Final = 4 << 20
+"""Of the thread that compiles: half of what an engine's compiler threads have (glibc's default), for what recurses so
+deeply that it ends a process must end this one."""
 
 NICE: Final = 10
 """Beside the ingress' own work, and the engine's on a small machine: both have clients waiting for each token."""
@@ -79,7 +85,7 @@ class Grammars:
 
     def examine(self, job: Job) -> Verdict:
         """Try it. Raises what vLLM and its back ends raise."""
-        asked = StructuredOutputsParams(**job.fields)
+        asked = StructuredOutputsParams(**json.loads(job.fields))
         check_patterns(asked.json)
         params = SamplingParams(structured_outputs=asked)
         params._validate_structured_outputs(self._config.model_config, self._outputs_config, self._tokenizer)  # noqa: SLF001  # vLLM's front end calls it, too
@@ -135,33 +141,43 @@ def examine_in_child(grammars: Grammars, settings: WorkerSettings, job: Job) -> 
 
 def _be_the_child(grammars: Grammars, settings: WorkerSettings, job: Job, pipe: int) -> None:
     try:
-        cpu_s = settings.max_compile_cpu_s
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        address_space = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
-        limit = address_space + settings.max_memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        try:
-            verdict = grammars.examine(job)
-        except MemoryError:
-            verdict = Verdict(problem=TOO_LARGE)
-        except (
-            VLLMValidationError,
-            ValueError,
-            RecursionError,
-            RuntimeError,
-            TypeError,
-            KeyError,
-            regex.error,
-        ) as error:
-            text = (
-                TOO_LARGE if "bad_alloc" in str(error) else str(error.args[0] if error.args else type(error).__name__)
-            )
-            verdict = Verdict(problem=text)
-        with os.fdopen(pipe, "wb") as file_:
-            file_.write(msgspec.msgpack.encode(verdict))
+        _limit(settings)
+        threading.stack_size(STACK_BYTES)
+        trial = threading.Thread(target=_tell, args=(grammars, job, pipe))
+        trial.start()
+        trial.join()
     finally:
         os._exit(0)  # nothing of the parent's is the child's to close
+
+
+def _limit(settings: WorkerSettings) -> None:
+    cpu_s = settings.max_compile_cpu_s
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    address_space = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    limit = address_space + settings.max_memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _tell(grammars: Grammars, job: Job, pipe: int) -> None:
+    try:
+        verdict = grammars.examine(job)
+    except MemoryError:
+        verdict = Verdict(problem=TOO_LARGE)
+    except Exception as error:  # noqa: BLE001  # whatever three libraries raise, it would be raised in an engine, too
+        verdict = Verdict(problem=_problem(error))
+    with os.fdopen(pipe, "wb") as file_:
+        file_.write(msgspec.msgpack.encode(verdict))
+
+
+def _problem(error: Exception) -> str:
+    """What the client is told: the library's own words, but for its place in the source."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    if "bad_alloc" in text:
+        return TOO_LARGE
+    if isinstance(error, KeyError):
+        return f"{text} is missing"
+    return text[:MAX_PROBLEM_CHARS]
 
 
 def read_message(stream: IO[bytes]) -> bytes | None:
@@ -180,6 +196,8 @@ def main() -> None:
         return
     settings = msgspec.msgpack.decode(told, type=WorkerSettings)
     grammars = Grammars(settings)
+    answers.write(grammar_jobs.encode(Verdict()))  # ready
+    answers.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the end of our input ends us
     while (message := read_message(sys.stdin.buffer)) is not None:
         verdict = examine_in_child(grammars, settings, msgspec.msgpack.decode(message, type=Job))

@@ -138,17 +138,17 @@ class CannotCompile(FakeEngine):
         self._sink([TokenDelta(attempt.attempt_id, 0, [], finish_reason=FinishReason.ERROR.value)])
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault(path: str, stream: bool) -> None:
+async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault() -> None:
     async with (
-        service({"a": lambda sink: CannotCompile(FakeEngineConfig(), sink)}) as running,
+        service({"a": lambda sink: CannotCompile(FakeEngineConfig(), sink)}, keep_alive_s=60) as running,
         httpx.AsyncClient(base_url=running.url, timeout=180, trust_env=False) as http,
     ):
-        asked = BODIES[path] | {"structured_outputs": {"regex": "a"}, "stream": stream}
-        response = await http.post(path, json={"model": NAME, **asked})
-        assert response.status_code == 400, response.text
-        assert "does not compile" in response.text
+        for path in (CHAT, COMPLETIONS, RESPONSES):
+            for stream in (False, True):
+                asked = BODIES[path] | {"structured_outputs": {"regex": "a"}, "stream": stream}
+                response = await http.post(path, json={"model": NAME, **asked})
+                assert response.status_code == 400, response.text
+                assert "does not compile" in response.text
 
 
 @pytest.mark.parametrize(
