@@ -15,8 +15,9 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import psutil
@@ -196,6 +197,10 @@ def engine_core_processes() -> list[psutil.Process]:
     return found
 
 
+END_S: Final = 0.5
+"""For a process that has been killed to be gone: the kernel says so within milliseconds."""
+
+
 def engine_core_children(before: Collection[int]) -> list[BaseProcess]:
     """The engine cores of this process, but those in `before`, as multiprocessing knows them."""
     children = multiprocessing.active_children()
@@ -203,7 +208,12 @@ def engine_core_children(before: Collection[int]) -> list[BaseProcess]:
 
 
 def how_cores_ended(cores: Sequence[BaseProcess]) -> str:
-    """The last words of an engine of which a process has ended. A core that fails ends itself, with a status."""
+    """The last words of an engine of which a process has ended. A core that fails says so, and ends itself; one that
+    is killed is gone before anybody knows. Blocks for `END_S` at most."""
+    ended = wait([core.sentinel for core in cores], END_S)
+    for core in cores:
+        if core.sentinel in ended:
+            core.join(END_S)  # it may not have been reaped yet
     signals = [-code for core in cores if (code := core.exitcode) is not None and code < 0]
     if any(number in (signal.SIGKILL, signal.SIGTERM) for number in signals):
         return f"the engine core's process was {KILLED_FROM_OUTSIDE} (signal {signals[0]})"
