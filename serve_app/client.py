@@ -71,12 +71,13 @@ class FleetCore:
         self.on_failed(request_id, error)
 
     def _is_refusal(self, request_id: str, delta: TokenDelta) -> bool:
-        """Whether a request's end is that its grammar could not be compiled. That only an engine can know, and it says
-        no more than that the request failed before its first token."""
+        """Whether a request's end is that of its grammar. That only an engine can know, and it says no more than that
+        the request failed, before its first token or later (`compat/vllm_grammars.py`)."""
         field = self._grammars.pop(request_id, None)
-        if field is None or delta.finish_reason != FinishReason.ERROR.value or delta.position:
+        if field is None or delta.finish_reason != FinishReason.ERROR.value:
             return False
-        self.on_failed(request_id, RequestRefused(f"{field} cannot be enforced: its grammar does not compile."))
+        problem = "fails, or takes too long for each token" if delta.position else "does not compile"
+        self.on_failed(request_id, RequestRefused(f"{field} cannot be enforced: its grammar {problem}."))
         return True
 
     # ---- what AsyncLLM calls -------------------------------------------------------------------------------------

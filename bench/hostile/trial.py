@@ -17,7 +17,7 @@ from bench.hostile.kinds import Kind
 from bench.hostile.streams import Streams
 from bench.servers import Server
 
-WINDOW_S: Final = 3.0
+WINDOW_S: Final = 2.0
 """How long gaps are looked at without the request, and at least with it."""
 
 TIMEOUT_S: Final = 120.0

@@ -112,6 +112,11 @@ def guard(original: Function, module: ModuleType) -> Function:
     return compile_grammar
 
 
+def has_failed(grammar: object) -> bool:
+    """Whether a grammar has raised, or has been slow too often."""
+    return isinstance(grammar, GuardedGrammar) and grammar.failed
+
+
 class GuardedGrammar:
     """vLLM's `StructuredOutputGrammar`, which neither raises nor goes on being slow. One that has failed allows every
     token and takes none."""
@@ -119,17 +124,17 @@ class GuardedGrammar:
     def __init__(self, grammar: Any) -> None:
         self._grammar = grammar
         self._slow = 0
-        self._failed = False
+        self.failed = False
 
     def fill_bitmask(self, bitmask: Any, index: int) -> None:
         """See vLLM's."""
         began_s = time.thread_time()
         self._try(self._grammar.fill_bitmask, None, bitmask, index)
         self._slow += time.thread_time() - began_s > SLOW_MASK_S
-        if self._slow > SLOW_MASKS and not self._failed:
+        if self._slow > SLOW_MASKS and not self.failed:
             logger.warning("a grammar ends its request: finding the tokens that it allows takes too long")
-            self._failed = True
-        if self._failed:
+            self.failed = True
+        if self.failed:
             bitmask[index].fill_(-1)
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
@@ -153,12 +158,12 @@ class GuardedGrammar:
         self._try(self._grammar.reset, None)
 
     def _try(self, method: Callable[..., Any], otherwise: Result, *args: Any) -> Result:
-        if self._failed:
+        if self.failed:
             return otherwise
         try:
             result: Result = method(*args)
         except Exception:  # of a native library; raised in the engine's loop, any of them ends the engine
             logger.warning("a grammar ends its request: it failed", exc_info=True)
-            self._failed = True
+            self.failed = True
             return otherwise
         return result

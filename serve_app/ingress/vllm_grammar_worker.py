@@ -32,6 +32,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputBackend, Str
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import get_structured_output_key
 
+from serve_app.compat.vllm_grammars import has_failed
 from serve_app.ingress import grammar_jobs
 from serve_app.ingress.grammar_jobs import Job, Verdict, WorkerSettings
 from serve_app.ingress.grammar_syntax import check_expression, check_patterns
@@ -39,6 +40,8 @@ from serve_app.ingress.grammar_syntax import check_expression, check_patterns
 TOO_LONG: Final = "it takes too long to compile; make it simpler"
 TOO_LARGE: Final = "it takes too much memory to compile, or is nested too deeply; make it simpler"
 TOO_SLOW: Final = "finding the tokens that it allows takes too long; make it simpler"
+
+FAILS: Final = "finding the tokens that it allows fails"
 
 MAX_PROBLEM_CHARS: Final = 500
 
@@ -107,6 +110,8 @@ class Grammars:
             slow += time.thread_time() - began_s > self._settings.max_token_s
             if slow > 1:
                 raise ValueError(TOO_SLOW)
+            if has_failed(grammar):  # by our own plugin, as in an engine
+                raise ValueError(FAILS)
             token = _any_token(mask[0], choose, self._settings.vocab_size)
             if token is None or not grammar.accept_tokens("", [token]):
                 return

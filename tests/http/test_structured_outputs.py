@@ -138,17 +138,41 @@ class CannotCompile(FakeEngine):
         self._sink([TokenDelta(attempt.attempt_id, 0, [], finish_reason=FinishReason.ERROR.value)])
 
 
-async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault() -> None:
+async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault(served: Service) -> None:
     async with (
         service({"a": lambda sink: CannotCompile(FakeEngineConfig(), sink)}, keep_alive_s=60) as running,
         httpx.AsyncClient(base_url=running.url, timeout=180, trust_env=False) as http,
     ):
+        running.client.grammars = served.client.grammars  # its worker runs
         for path in (CHAT, COMPLETIONS, RESPONSES):
             for stream in (False, True):
                 asked = BODIES[path] | {"structured_outputs": {"regex": "a"}, "stream": stream}
                 response = await http.post(path, json={"model": NAME, **asked})
                 assert response.status_code == 400, response.text
                 assert "does not compile" in response.text
+
+
+class FailsLater(FakeEngine):
+    """An engine that gives up a grammar after some tokens."""
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        self._sink([TokenDelta(attempt.attempt_id, 0, [40])])
+        self._sink([TokenDelta(attempt.attempt_id, 1, [], finish_reason=FinishReason.ERROR.value)])
+
+
+async def test_a_grammar_that_an_engine_gives_up_later_is_the_requests_fault(served: Service) -> None:
+    async with (
+        service({"a": lambda sink: FailsLater(FakeEngineConfig(), sink)}, keep_alive_s=60) as running,
+        httpx.AsyncClient(base_url=running.url, timeout=180, trust_env=False) as http,
+    ):
+        running.client.grammars = served.client.grammars  # its worker runs
+        for path in (CHAT, COMPLETIONS, RESPONSES):
+            asked = BODIES[path] | {"structured_outputs": {"regex": "a"}}
+            response = await http.post(path, json={"model": NAME, **asked})
+            assert response.status_code == 400, response.text
+            assert "takes too long for each token" in response.text
+            response = await http.post(path, json={"model": NAME, "stream": True, **asked})
+            assert "takes too long for each token" in response.text
 
 
 @pytest.mark.parametrize(
