@@ -147,6 +147,8 @@ class Ingress:
         environment_is_final()
         self._fleet = await self._closing.enter_async_context(client.fleet)
         self._client = client
+        await self._closing.enter_async_context(client.grammars)
+        client.grammars.start()
         keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
         settings = GateSettings(
             served_name=config.model.served_name,

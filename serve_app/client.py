@@ -32,6 +32,9 @@ from serve_app.context import CURRENT
 from serve_app.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
+from serve_app.ingress import request_limits, structured_outputs
+from serve_app.ingress.grammar_checker import GrammarChecker
+from serve_app.ingress.grammar_jobs import WorkerSettings
 from serve_app.ingress.vllm_errors import FleetHTTPError
 from serve_app.wire import TokenDelta
 
@@ -68,12 +71,13 @@ class FleetCore:
         self.on_failed(request_id, error)
 
     def _is_refusal(self, request_id: str, delta: TokenDelta) -> bool:
-        """Whether a request's end is that its grammar could not be compiled. That only an engine can know, and it says
-        no more than that the request failed before its first token."""
+        """Whether a request's end is that of its grammar. That only an engine can know, and it says no more than that
+        the request failed, before its first token or later (`compat/vllm_grammars.py`)."""
         field = self._grammars.pop(request_id, None)
-        if field is None or delta.finish_reason != FinishReason.ERROR.value or delta.position:
+        if field is None or delta.finish_reason != FinishReason.ERROR.value:
             return False
-        self.on_failed(request_id, RequestRefused(f"{field} cannot be enforced: its grammar does not compile."))
+        problem = "fails, or takes too long for each token" if delta.position else "does not compile"
+        self.on_failed(request_id, RequestRefused(f"{field} cannot be enforced: its grammar {problem}."))
         return True
 
     # ---- what AsyncLLM calls -------------------------------------------------------------------------------------
@@ -87,6 +91,13 @@ class FleetCore:
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
+        try:
+            request_limits.check_tokens(
+                sum(map(len, params.bad_words_token_ids or ())),
+                (params.prompt_logprobs or 0) * len(request.prompt_token_ids),
+            )
+        except RequestRefused as error:
+            raise FleetHTTPError(error) from error
         context = CURRENT.get()
         record = FlightRecord(inexact=_inexact_after_resume(params))
         payload = copy(request)
@@ -107,6 +118,7 @@ class FleetCore:
                 payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
                 session_id=request.session_id or (context.session_id if context else None),
                 record=record,
+                client=(context.key_name if context else None) or "",
                 claim=context.claim(context.request_id, request.prompt_token_ids) if context and may_break else "",
                 takes_up=context.claim(context.take_up, request.prompt_token_ids)
                 if context and may_break and context.take_up
@@ -183,6 +195,17 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         core.on_failed = self._on_failed
         self.engine_core: Any = core
         self.fleet = core.fleet
+        self.grammars = GrammarChecker(worker_settings(vllm_config))
+
+    async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
+        """See `AsyncLLM`. Its validation of a grammar would run on the event loop, for as long as it takes."""
+        asked = getattr(params, "structured_outputs", None)
+        if asked is not None:
+            try:
+                await structured_outputs.check(asked, self.grammars)
+            except ServeError as error:
+                raise FleetHTTPError(error) from error
+        return await super().add_request(request_id, prompt, params, *args, **named)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
         """Refuse what no replica would take, before any header is sent. Raises `FleetHTTPError`."""
@@ -212,6 +235,23 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         if queue is not None:
             # After the abort: that put an "aborted" output in the queue, which the error replaces.
             queue.put(FleetHTTPError(error))
+
+
+def worker_settings(config: VllmConfig) -> WorkerSettings:
+    """What a process needs to try grammars as an engine of this configuration compiles them."""
+    model, outputs, speculative = config.model_config, config.structured_outputs_config, config.speculative_config
+    return WorkerSettings(
+        tokenizer=str(model.tokenizer),
+        tokenizer_mode=model.tokenizer_mode,
+        revision=model.tokenizer_revision,
+        trust_remote_code=model.trust_remote_code,
+        vocab_size=model.get_vocab_size(),
+        model_type=model.hf_config.model_type,
+        backend=outputs.backend,
+        disable_any_whitespace=outputs.disable_any_whitespace,
+        disable_additional_properties=outputs.disable_additional_properties,
+        speculative_tokens=speculative.num_speculative_tokens if speculative is not None else 0,
+    )
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:

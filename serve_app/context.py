@@ -34,6 +34,8 @@ class RequestContext:
     flights: list[FlightRecord] = field(default_factory=list)
     grammar_source: str = "structured_outputs"
     """The field of its body that its grammar is in, if it has one."""
+    image_pixels: int = 0
+    """Of its images, as far as they have been looked at."""
     refused: ServeError | None = None
     """Why the request failed outside the fleet, if so."""
     answer_begun: bool = False

@@ -11,7 +11,8 @@
     |-- NoReplica          503  nobody can serve now
     |   `-- OtherVersion       503  all that is there runs another vLLM than this ingress
     |-- CutOff             503  the replicas cannot be reached, one after the other
-    `-- PoisonRequest      500  the request has taken too many replicas with it
+    |-- InQuarantine       429  a request of this client has taken a replica with it
+    `-- PoisonRequest      500  the request has taken a replica with it
 
 How an error is worded where the APIs differ (a prompt that is too long) is `ingress/error_format.py`'s.
 429 means that we are full, 503 that nobody can serve: a client may treat them differently, and so does our metric.
@@ -180,12 +181,27 @@ class CutOff(ServeError):
         )
 
 
+class InQuarantine(ServeError):
+    """A request of this client has cost a replica. The client may ask again after `retry_after_s`."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(
+            "A request of yours has made a replica of the model fail. "
+            f"Please do not send it again, and retry others in {retry_after_s:.0f} seconds.",
+            HTTPStatus.TOO_MANY_REQUESTS,
+            Outcome.POISON,
+            retry_after_s,
+        )
+
+
 class PoisonRequest(ServeError):
-    """The request was running on `replicas` replicas when each of them died. It will not get another."""
+    """`replicas` replicas died of the request, as far as there is evidence. It will not get another."""
 
     def __init__(self, replicas: int) -> None:
         super().__init__(
-            f"This request was stopped: {replicas} replicas failed while they worked on it.",
+            "This request was stopped: "
+            + ("a replica" if replicas == 1 else f"{replicas} replicas")
+            + " failed while working on it.",
             HTTPStatus.INTERNAL_SERVER_ERROR,
             Outcome.POISON,
         )

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+from array import array
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from typing import Any, Self
 
 from serve_app.admission import Admission
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import CutOff, PoisonRequest, ServeError, refused_by_engine
+from serve_app.errors import CutOff, InQuarantine, PoisonRequest, ServeError, refused_by_engine
 from serve_app.flight import (
     End,
     FleetLimits,
@@ -35,11 +37,14 @@ from serve_app.flight import (
 )
 from serve_app.ingress.admission_control import AdmissionControl
 from serve_app.links import Link, Links, Refusal
+from serve_app.poison import Blame, Quarantine, is_poison
 from serve_app.resumes import ResumeGate
 from serve_app.routing import ReplicaFacts, affinity_key, choose_replica
 from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
+
+BLAME = {End.NAMED: Blame.NAMED, End.DIED: Blame.SUSPECT, End.BESIDE: Blame.BESIDE}
 
 LAST_FRAME_S = 5.0
 """How long a finished attempt's last tokens may lag behind its control call. They are on their way in another frame or
@@ -61,8 +66,8 @@ class _Flight:
     """Whether a replica has taken it: none refuses it any more."""
     full: set[str] = field(default_factory=set)
     """Replicas that have refused it since it last waited for room."""
-    died: set[str] = field(default_factory=set)
-    """Replicas that died while it ran there."""
+    died: dict[str, Blame] = field(default_factory=dict)
+    """Replicas that died while it ran there, and how far that is tied to it."""
     cut: list[str] = field(default_factory=list)
     """Where attempts were cut off, since the last one that gave a token."""
     last_token_s: float = 0.0
@@ -99,6 +104,7 @@ class Fleet:
         self._flights: dict[str, _Flight] = {}
         self._attempts: dict[str, _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._quarantine = Quarantine(limits.quarantine_s)
         self._gate = ResumeGate(lambda: len(self._links.up()))
         self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look, refusal)
         self._admission = AdmissionControl(
@@ -188,6 +194,7 @@ class Fleet:
     async def _fly(self, flight: _Flight) -> None:
         request_id = flight.request.request_id
         try:
+            self._refuse_in_quarantine(flight)
             if flight.request.takes_up:
                 await self._take_up(flight)
             while not await self._attempt(flight, await self._choose(flight)):
@@ -212,11 +219,29 @@ class Fleet:
     def _check_losses(self, flight: _Flight) -> None:
         """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
         limits = self._limits
-        dead = self._gone(flight.died)
-        if dead >= limits.max_died_replicas:
-            raise PoisonRequest(dead)
+        deaths = [how for replica_id, how in flight.died.items() if not self._links.serves(replica_id)]
+        if is_poison(deaths):
+            self._quarantine.add(self._names(flight.request), asyncio.get_running_loop().time())
+            raise PoisonRequest(len(deaths))
         if len(flight.cut) >= limits.max_cut_attempts or self._gone(set(flight.cut)) >= limits.max_gone_replicas:
             raise CutOff(len(flight.cut), limits.link_silence_s)  # by then it is known who is silent
+
+    def _refuse_in_quarantine(self, flight: _Flight) -> None:
+        """Raises `PoisonRequest` for a request that has cost a replica, `InQuarantine` for a client that has."""
+        if self._quarantine.is_empty:
+            return
+        now_s = asyncio.get_running_loop().time()
+        prompt, *clients = self._names(flight.request)
+        if self._quarantine.left_s([prompt], now_s):
+            raise PoisonRequest(1)
+        if (left_s := self._quarantine.left_s(clients, now_s)) > 0:
+            raise InQuarantine(left_s)
+
+    @staticmethod
+    def _names(request: FleetRequest) -> list[str]:
+        """What may be held against: the prompt, and its client where one is known."""
+        client = [f"client {request.client}"] if request.client else []
+        return [f"prompt {hashlib.blake2b(array('i', request.prompt_token_ids), digest_size=16).hexdigest()}", *client]
 
     def _gone(self, replica_ids: set[str]) -> int:
         """How many of them do not serve. One that serves again has not died: its connection broke, or it was slow."""
@@ -291,8 +316,8 @@ class Fleet:
             record.dispatched_s = record.dispatched_s if flight.attempts else None
         else:
             flight.full.clear()
-        if how is End.DIED:
-            flight.died.add(link.replica_id)
+        if how in BLAME:
+            flight.died[link.replica_id] = BLAME[how]
         elif how is End.CUT:
             flight.cut.append(link.replica_id)
         return how is End.FINISHED

@@ -40,6 +40,10 @@ class End(Enum):
     FINISHED = "finished"
     DIED = "died"
     """The engine died or hung while the attempt was in it, or the replica's process ended: the request may be why."""
+    NAMED = "named"
+    """It died, and the attempt is why, as far as there is evidence (`poison.py`)."""
+    BESIDE = "beside"
+    """It died, and nothing points at the attempt."""
     CUT = "cut"
     """The way there broke or fell silent, or tokens were missing: nothing shows that anybody died."""
     MOVED = "moved"
@@ -103,6 +107,8 @@ class FleetRequest:
     record: FlightRecord
     claim: str = ""
     """Under which what it says can be taken up; empty: under none."""
+    client: str = ""
+    """Whose it is, by the name of its API key; empty where there are no keys."""
     takes_up: str = ""
     """The claim of the broken stream that it takes up, if it does."""
     answer_begun: Callable[[], bool] = lambda: False
@@ -121,8 +127,8 @@ class FleetSink(Protocol):
 
 @dataclass(frozen=True)
 class FleetLimits:
-    """A request without a new token for `request_deadline_s` gets no further attempt. One that was in
-    `max_died_replicas` when they died counts as poison.
+    """A request without a new token for `request_deadline_s` gets no further attempt. What makes a request poison is
+    `poison.py`'s to say.
 
     Being cut off ends it later, for a request that stops its replicas without a word is cut off as one on a broken
     network is: when, since its last token, `max_gone_replicas` have fallen silent for good, or after
@@ -133,7 +139,9 @@ class FleetLimits:
     """
 
     request_deadline_s: float
-    max_died_replicas: int = 2
+    quarantine_s: float = 60.0
+    """How long who has cost a replica is refused; see `poison.Quarantine`. A minute ends a client's own retries, and an
+    engine of eight GPUs is back after a few; it doubles each time."""
     max_gone_replicas: int = 5
     max_cut_attempts: int = 20
     link_silence_s: float = 10.0

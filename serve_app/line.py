@@ -22,7 +22,7 @@ from typing import Protocol
 
 import msgspec
 
-from serve_app.engine.contract import AttemptRefused, EngineDead
+from serve_app.engine.contract import AttemptRefused, EngineDead, EngineDeadBeside, EngineDeadByRequest
 from serve_app.flight import ReplicaFull, ReplicaLost, ReplicaStopping, WrongReplica
 from serve_app.wire import Frame, LineAddress, decode_frame
 
@@ -38,7 +38,16 @@ OPEN, RUN, STOP, ENDED, FRAME = range(5)
 """Kinds of messages: `Opening`, `Start`, a number, `Ended`, a frame."""
 
 ERRORS: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (WrongReplica, ReplicaStopping, ReplicaFull, AttemptRefused, EngineDead)
+    kind.__name__: kind
+    for kind in (
+        WrongReplica,
+        ReplicaStopping,
+        ReplicaFull,
+        AttemptRefused,
+        EngineDead,
+        EngineDeadByRequest,
+        EngineDeadBeside,
+    )
 }
 """How an attempt may end that did not run to its end, by the name that crosses the line."""
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from serve_app.admission import start_wait
-from serve_app.engine.contract import EngineDead
+from serve_app.engine.contract import EngineDead, EngineDeadBeside, EngineDeadByRequest
 from serve_app.errors import NoReplica, OtherVersion
 from serve_app.flight import End, FleetLimits, ReplicaDied, ReplicaFull, ReplicaLost, Transport, WrongReplica
 from serve_app.liveness import SilenceClock
@@ -98,6 +98,10 @@ class Link:
             return End.REFUSED
         if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.dismissed):
             return End.MOVED
+        if isinstance(error, EngineDeadByRequest):
+            return End.NAMED
+        if isinstance(error, EngineDeadBeside):
+            return End.BESIDE
         return End.DIED if isinstance(error, EngineDead | ReplicaDied) else End.CUT
 
     def end_all(self, how: End, limit: int | None = None) -> None:

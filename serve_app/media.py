@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import ipaddress
 import re
 import socket
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import aiohttp
-from PIL.Image import DecompressionBombError
+from PIL import Image
+from PIL.Image import DecompressionBombError, DecompressionBombWarning
 from vllm.connections import HTTPConnection
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.multimodal.media.image import ImageMediaIO
 from yarl import URL
+
+from serve_app.context import CURRENT, RequestContext
 
 NAME: Final = "http"
 """Of vLLM's default connector, in whose place this process has ours. `VLLM_MEDIA_CONNECTOR` chooses another one; to set
@@ -34,6 +40,19 @@ FETCH_TIMEOUT_S: Final = 30.0
 MAX_BYTES: Final = 64 << 20
 """Of a download; what a request may carry as a data URL is bounded by the body (`ingress.max_body_bytes`)."""
 
+MAX_PIXELS: Final = 64 << 20
+"""Of one image: 8,192 x 8,192, as other services take. Decoding and resizing it takes some 0.5 GB and seconds; a file
+for it may have 8 kB."""
+
+MAX_REQUEST_PIXELS: Final = 128 << 20
+"""Of all images of a request, which are all held until the last one is read: 0.4 GB. 64 of 1,920 x 1,080."""
+
+MAX_RATIO: Final = 200
+"""Of an image's sides. Step's image processor pads a narrow image to a square: 60,000 x 1 took 14 GB."""
+
+DECODERS: Final = 2
+"""How many images are decoded at a time; vLLM's own threads are eight, each of which may hold a large one twice."""
+
 MAX_REDIRECTS: Final = 5
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -44,16 +63,19 @@ class MediaRefused(VLLMValidationError):  # type: ignore[misc]  # vLLM is not re
 
 NOT_TO_BE_HAD = (
     DecompressionBombError,
+    DecompressionBombWarning,
     aiohttp.ClientError,
     OSError,
     TimeoutError,
     RuntimeError,
+    SyntaxError,
     ValueError,
     VLLMUnprocessableEntityError,
     MediaRefused,
 )
 """`ValueError`: vLLM's for what is no image and no address; it says 400 to that itself, but not which field is meant.
-`RuntimeError`: vLLM's for a local file, and Python's `NotImplementedError` for a data URL that is not base64."""
+`RuntimeError`: vLLM's for a local file, and Python's `NotImplementedError` for a data URL that is not base64.
+`SyntaxError`: Pillow's for a broken PNG. `DecompressionBombWarning`: where warnings are errors."""
 
 REFUSED: Final = "Images are fetched from hosts with public addresses only."
 
@@ -187,6 +209,44 @@ class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not re
             raise VLLMValidationError(
                 f"The image {address!r} cannot be used: {reason}", parameter="image_url"
             ) from error
+
+    async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
+        """See vLLM's. Raises `ValueError` for an image that is too large, before it is decoded."""
+        if isinstance(media_io, ImageMediaIO):
+            # Its own methods come by this name to what they decode.
+            media_io.load_bytes = functools.partial(_load, media_io.load_bytes, CURRENT.get(), _decoding())
+        return await super().load_from_url_async(url, media_io, **options)
+
+
+@functools.cache
+def _decoding() -> threading.Semaphore:
+    """One for the process, whose threads decode."""
+    return threading.Semaphore(DECODERS)
+
+
+def _load(
+    load: Callable[[bytes], Any], context: RequestContext | None, decoding: threading.Semaphore, data: bytes
+) -> Any:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    check_size(width, height)
+    if context is not None:
+        context.image_pixels += width * height
+        if context.image_pixels > MAX_REQUEST_PIXELS:
+            limit = MAX_REQUEST_PIXELS >> 20
+            raise ValueError(
+                f"the request's images have more than {limit} megapixels in all; send fewer or smaller ones"
+            )
+    with decoding:
+        return load(data)
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises `ValueError` for an image of which reading costs too much."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels; at most {MAX_PIXELS >> 20} megapixels are read")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"it has {width} x {height} pixels; one side may be {MAX_RATIO} times the other at most")
 
 
 def _reason(error: BaseException) -> str:

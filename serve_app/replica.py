@@ -17,12 +17,22 @@ import msgspec
 
 from serve_app.admission import MAX_WAITING
 from serve_app.autoscaling import FULLNESS
-from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
+from serve_app.engine.contract import (
+    KILLED_FROM_OUTSIDE,
+    AttemptRefused,
+    Engine,
+    EngineDead,
+    EngineDeadBeside,
+    EngineDeadByRequest,
+    EngineInfo,
+    StepSink,
+)
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
 from serve_app.flight import ReplicaFull, ReplicaStopping, WrongReplica
 from serve_app.leftovers import Leftovers
 from serve_app.line import LineServer
+from serve_app.poison import Blame, blame
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import (
     WIRE_VERSION,
@@ -45,6 +55,8 @@ HEARTBEAT_S = 0.5
 SLOW_STEP_S = 10.0
 """A step that takes longer is worth a line in the log, with what the engine is doing and on what."""
 
+BLAMED = {Blame.NAMED: EngineDeadByRequest, Blame.SUSPECT: EngineDead, Blame.BESIDE: EngineDeadBeside}
+
 EngineFactory = Callable[[StepSink], Engine]
 """Builds the engine, not yet started, with the sink that its steps go to."""
 
@@ -57,6 +69,8 @@ class Attempt:
     ingress_id: str
     claim: str
     said: list[int]
+    has_token: bool = False
+    """Whether this attempt has had a token from this engine."""
 
 
 class Outbox:
@@ -112,6 +126,9 @@ class EngineReplica:
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
         self._stopping = False
+        self._hung = False
+        self._newcomers: int | None = None
+        """How many attempts had no token yet when the engine died."""
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
         self._line_host = line_host
@@ -181,7 +198,7 @@ class EngineReplica:
             self._engine_dead = True
             if self._stopping:  # by us: the attempt has nothing to do with it
                 raise ReplicaStopping("it is being stopped") from error
-            raise
+            raise self._blamed(running, error) from error
         finally:
             del self._attempts[attempt.attempt_id]
             # One that was cancelled with tokens may have met a stop string: the ingress looks for those.
@@ -255,6 +272,7 @@ class EngineReplica:
             attempt = self._attempts.get(delta.attempt_id)
             if attempt is None:
                 continue
+            attempt.has_token = True
             if attempt.claim:
                 attempt.said.extend(delta.token_ids)
                 if delta.finish_reason is not None:
@@ -262,6 +280,15 @@ class EngineReplica:
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
+
+    def _blamed(self, attempt: Attempt, error: EngineDead) -> EngineDead:
+        """The engine's death as it concerns this attempt. All that ran in it are told in turn, and leave."""
+        if self._newcomers is None:
+            self._newcomers = sum(not one.has_token for one in self._attempts.values())
+        # One in which nothing moves any more was stopped, lost its GPU, or waits for another rank.
+        by_itself = not self._hung and KILLED_FROM_OUTSIDE not in str(error)
+        verdict = blame(is_newcomer=not attempt.has_token, newcomers=self._newcomers, failed_by_itself=by_itself)
+        return BLAMED[verdict](str(error))
 
     def _keep(self, attempt: Attempt) -> None:
         if attempt.claim and attempt.said:
@@ -299,6 +326,7 @@ class EngineReplica:
             reason = f"{judgement.verdict}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
             self._engine_dead = True
+            self._hung = judgement.verdict is Verdict.HUNG
             self._engine.fail(reason)
         elif judgement.silence_s >= SLOW_STEP_S and not self._slow:
             self._slow = True

@@ -36,8 +36,8 @@ RAY_IMPORTERS = {"serve_app/app.py", "serve_app/transport.py", "serve_app/metric
                  "serve_app/config_checks.py", "serve_app/chaos/hands.py"}  # fmt: skip
 """Decisions are pure: what decides has no client, no task, no Ray."""
 
-PURE = ("admission", "routing", "wire", "outcome", "errors", "ingress/error_format", "ingress/validation_errors",
-        "ingress/routes", "ingress/cors", "ingress/content_encoding")  # fmt: skip
+PURE = ("admission", "routing", "poison", "wire", "outcome", "errors", "ingress/error_format",
+        "ingress/validation_errors", "ingress/routes", "ingress/cors", "ingress/content_encoding")  # fmt: skip
 """Facts in, verdict out: these import neither asyncio nor anything that talks to somebody."""
 
 LONG_FILE, LONG_FUNCTION = 300, 40

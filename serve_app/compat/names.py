@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.compat import vllm_answers, vllm_api, vllm_cpu, vllm_prefill, vllm_resume
+from serve_app.compat import vllm_answers, vllm_api, vllm_cpu, vllm_grammars, vllm_prefill, vllm_resume
 from serve_app.compat.patching import Target
 from serve_app.compat.source_tree import Definition, SourceTree
 
@@ -27,6 +27,7 @@ TARGETS = (
     *vllm_answers.TARGETS,
     *vllm_api.TARGETS,
     *vllm_cpu.TARGETS,
+    *vllm_grammars.TARGETS,
     *vllm_prefill.TARGETS,
     *vllm_resume.TARGETS,
 )

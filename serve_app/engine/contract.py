@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.wire import AttemptRequest, TokenDelta
+
+KILLED_FROM_OUTSIDE: Final = "killed from outside"
+"""In an engine's last words where its process was killed (SIGKILL, SIGTERM): by an operator, or for want of memory."""
 
 StepSink = Callable[[Sequence[TokenDelta]], None]
 """Called on the event loop once per engine step with the deltas of that step, in order; never blocks, never raises."""
@@ -25,6 +28,14 @@ ProgressSink = Callable[[str], None]
 
 class EngineDead(Exception):
     """The engine cannot go on: its process died, or it reported a fatal error. Every running attempt gets this."""
+
+
+class EngineDeadByRequest(EngineDead):
+    """The same, to the one attempt that the death is tied to (`poison.py`)."""
+
+
+class EngineDeadBeside(EngineDead):
+    """The same, to an attempt that nothing points at."""
 
 
 class AttemptRefused(Exception):

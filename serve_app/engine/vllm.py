@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from serve_app.engine import activity, vllm_tap, warm_up
@@ -34,8 +35,10 @@ from serve_app.engine.gang import Gang
 from serve_app.engine.vllm_start import (
     EngineReports,
     Started,
+    engine_core_children,
     engine_core_processes,
     engine_info,
+    how_cores_ended,
     kill_engine_cores,
     start_engine,
     stop_engine,
@@ -107,6 +110,7 @@ class VllmEngine:
         self._workers = 0
         self._live: _Live | None = None
         self._dead: str | None = "it has not been started"
+        self._cores: list[BaseProcess] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._attempts: dict[str, _Running] = {}
         self._idle = asyncio.Event()
@@ -165,6 +169,7 @@ class VllmEngine:
         parallel = started.vllm_config.parallel_config
         self._ranks = parallel.data_parallel_size
         self._workers = parallel.world_size if parallel.distributed_executor_backend == "ray" else 0
+        self._cores = engine_core_children(self._others)
         self._gpu = activity.gpu_reader()
         self._last_step_s = time.monotonic()
         vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
@@ -193,7 +198,7 @@ class VllmEngine:
 
     def _must_live(self) -> _Live:
         if self._live is not None and self._live.llm.engine_core.resources.engine_dead:
-            self._die("the engine core's process has ended")
+            self._die(how_cores_ended(self._cores))
         if self._live is None or self._dead is not None:
             raise EngineDead(self._dead)
         return self._live
@@ -339,7 +344,7 @@ class VllmEngine:
             return  # it is being shut down
         logger.error("the engine failed", exc_info=error)
         dead = live.llm.engine_core.resources.engine_dead
-        self._die("the engine core's process has ended" if dead else f"{type(error).__name__}: {error}")
+        self._die(how_cores_ended(self._cores) if dead else f"{type(error).__name__}: {error}")
 
     def _take_step(self, live: _Live, outputs: EngineCoreOutputs) -> None:
         self._steps += 1

@@ -10,18 +10,21 @@ import contextlib
 import multiprocessing
 import os
 import secrets
+import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import psutil
 
 from serve_app.compat import vllm_device
 from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
-from serve_app.engine.contract import EngineDead, EngineInfo, ProgressSink
+from serve_app.engine.contract import KILLED_FROM_OUTSIDE, EngineDead, EngineInfo, ProgressSink
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.config import VllmConfig
@@ -202,6 +205,29 @@ def engine_core_processes() -> list[psutil.Process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(child.pid))
     return found
+
+
+END_S: Final = 0.5
+"""For a process that has been killed to be gone: the kernel says so within milliseconds."""
+
+
+def engine_core_children(before: Collection[int]) -> list[BaseProcess]:
+    """The engine cores of this process, but those in `before`, as multiprocessing knows them."""
+    children = multiprocessing.active_children()
+    return [child for child in children if child.name.startswith("EngineCore") and child.pid not in before]
+
+
+def how_cores_ended(cores: Sequence[BaseProcess]) -> str:
+    """The last words of an engine of which a process has ended. A core that fails says so, and ends itself; one that
+    is killed is gone before anybody knows. Blocks for `END_S` at most."""
+    ended = wait([core.sentinel for core in cores], END_S)
+    for core in cores:
+        if core.sentinel in ended:
+            core.join(END_S)  # it may not have been reaped yet
+    signals = [-code for core in cores if (code := core.exitcode) is not None and code < 0]
+    if any(number in (signal.SIGKILL, signal.SIGTERM) for number in signals):
+        return f"the engine core's process was {KILLED_FROM_OUTSIDE} (signal {signals[0]})"
+    return "the engine core's process has ended"
 
 
 def stop_engine(started: Started) -> None:

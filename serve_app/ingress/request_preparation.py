@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serve_app.errors import RequestRefused
-from serve_app.ingress import anthropic_requests, chat_requests, responses_requests
+from serve_app.ingress import anthropic_requests, chat_requests, request_limits, responses_requests
 from serve_app.ingress.edits import Edits
 
 Prepare = Callable[[dict[str, Any], Edits], None]
@@ -37,6 +37,7 @@ def prepare(path: str, request: dict[str, Any], edits: Edits) -> None:
         if name in variables:  # vLLM hands these over itself, and fails on a second one
             field = f"chat_template_kwargs.{name}"
             raise RequestRefused(f"`{field}` cannot be set; use the request's own field.", param=field)
+    request_limits.check(request)
     apply = PREPARED.get(path)
     if apply is not None:
         apply(request, edits)

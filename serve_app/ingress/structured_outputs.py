@@ -5,31 +5,28 @@ refuses to another library (guidance) that may accept it. What it leaves to chan
 
 * Errors name the field as the client wrote it.
 * A regular expression that no common dialect knows (`foo**`) is refused, also within a JSON schema.
-* What is too large to be compiled within seconds is refused.
+* What explodes is refused: each grammar is first tried in a process with a limit of time and memory
+  (`grammar_checker.py`), and neither the event loop nor an engine sees one that fails there.
 * `include_reasoning: false` hides the reasoning; vLLM applies the grammar to it as well, and the answer is then taken
   for reasoning and hidden.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, Final
 
-import regex
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 from serve_app.compat import vllm_api
 from serve_app.compat.patching import Function, replace
 from serve_app.context import CURRENT
+from serve_app.ingress.grammar_checker import GrammarChecker
+from serve_app.ingress.grammar_syntax import KINDS, check_size
 
-MAX_GRAMMAR_BYTES: Final = 128 << 10
-"""Of a schema, grammar or expression. OpenAI's limit is 120,000 characters. Compiling takes seconds at this size, and
-grows faster than the size."""
-
-KINDS: Final = ("regex", "choice", "json", "grammar", "structural_tag")
+CHECKED: Final = "_checked_by_step_serve"
+"""Set on parameters that a worker has tried and found good."""
 
 
 def use() -> None:
@@ -37,7 +34,7 @@ def use() -> None:
     replace(vllm_api.CHAT_PARAMS, remember_source)
     replace(vllm_api.COMPLETION_PARAMS, remember_source)
     replace(vllm_api.REASONING_ENDED, reason_before_the_answer)
-    replace(vllm_api.VALIDATE_GRAMMAR, name_what_is_wrong)
+    replace(vllm_api.VALIDATE_GRAMMAR, skip_what_is_checked)
 
 
 def remember_source(original: Function, _: ModuleType) -> Function:
@@ -80,25 +77,37 @@ def reason_before_the_answer(original: Function, _: ModuleType) -> Function:
     return resolve_reasoning_ended
 
 
-def name_what_is_wrong(original: Function, _: ModuleType) -> Function:
-    """vLLM's check, with ours around it."""
+def skip_what_is_checked(original: Function, _: ModuleType) -> Function:
+    """vLLM's check, but not again on the event loop for what a worker has tried."""
 
     def _validate_structured_outputs(self: Any, *args: Any, **named: Any) -> None:
-        asked = self.structured_outputs
-        if asked is None:
+        if self.structured_outputs is None or not hasattr(self.structured_outputs, CHECKED):
             original(self, *args, **named)
-            return
-        field = field_of(asked)
-        try:
-            check(asked)
-            original(self, *args, **named)
-            if asked.regex and asked._backend != "xgrammar":  # noqa: SLF001  # vLLM's record of its choice
-                check_expression(asked.regex)
-        except (VLLMValidationError, ValueError, RecursionError, regex.error) as error:
-            text = error.args[0] if error.args else type(error).__name__
-            raise VLLMValidationError(f"{field} cannot be enforced: {text}", parameter=field) from error
 
     return _validate_structured_outputs
+
+
+async def check(asked: StructuredOutputsParams, checker: GrammarChecker) -> None:
+    """Have the grammar tried, and make of `asked` what vLLM's validation would. Raises `VLLMValidationError`, naming
+    the field, for one that cannot be enforced, and the checker's errors."""
+    if hasattr(asked, CHECKED):
+        return
+    field = field_of(asked)
+    given = {name: value for name, value in vars(asked).items() if value is not None and not name.startswith("_")}
+    try:
+        for kind in KINDS:
+            if kind in given:
+                check_size(given[kind])
+        client = context.key_name if (context := CURRENT.get()) is not None else None
+        verdict = await checker.check(given, client)
+        problem = verdict.problem
+    except (ValueError, RecursionError) as error:  # nested too deeply to be written down
+        problem = str(error.args[0])
+    if problem:
+        raise VLLMValidationError(f"{field} cannot be enforced: {problem}", parameter=field)
+    for name, value in verdict.fields.items():
+        setattr(asked, name, value)
+    setattr(asked, CHECKED, True)
 
 
 def field_of(asked: StructuredOutputsParams) -> str:
@@ -111,48 +120,3 @@ def field_of(asked: StructuredOutputsParams) -> str:
     if source == "text.format":
         return "text.format.schema" if kind == "json" else source
     return source if source == "tools" and kind in ("json", "structural_tag") else f"structured_outputs.{kind}"
-
-
-def check(asked: StructuredOutputsParams) -> None:
-    """Raises `ValueError` or `regex.error` for what vLLM would let pass."""
-    for kind in KINDS:
-        value = getattr(asked, kind, None)
-        if value is None:
-            continue
-        size = len((value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace"))
-        if size > MAX_GRAMMAR_BYTES:
-            raise ValueError(f"it has {size} bytes; at most {MAX_GRAMMAR_BYTES} are compiled")
-    schema = asked.json
-    if isinstance(schema, str):
-        try:
-            schema = json.loads(schema)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"it is not JSON ({error})") from error
-    for pattern in patterns(schema):
-        check_expression(pattern)
-
-
-def check_expression(pattern: str) -> None:
-    """Raises `ValueError` for a repetition of nothing or of a repetition, which dialects agree to refuse, and the
-    engine's compiler too."""
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        if "repeat" in error.msg:
-            raise ValueError(f"{pattern[:80]!r} is not a regular expression ({error})") from error
-
-
-def patterns(schema: Any) -> Iterator[str]:
-    """The regular expressions in a JSON schema."""
-    if isinstance(schema, list):
-        for item in schema:
-            yield from patterns(item)
-    if not isinstance(schema, dict):
-        return
-    for name, value in schema.items():
-        if name == "pattern" and isinstance(value, str):
-            yield value
-        if name == "patternProperties" and isinstance(value, dict):
-            yield from value
-        if name not in ("enum", "const", "default", "examples"):
-            yield from patterns(value)

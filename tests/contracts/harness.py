@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,17 +169,20 @@ def vllm_payload(
     json_schema: str | None = None,
     *,
     reasoning_ended: bool | None = None,
+    structured_outputs: Mapping[str, Any] | None = None,
+    backend: str = "xgrammar",
     **sampling: Any,
 ) -> list[bytes]:
-    """What an ingress sends as the engine's own form of a request. Only an answer under a schema may end."""
+    """What an ingress sends as the engine's own form of a request. Only an answer under a grammar may end."""
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.serial_utils import MsgpackEncoder
 
-    params = SamplingParams(temperature=temperature, ignore_eos=json_schema is None, **sampling)
+    asked = {"json": json_schema} if json_schema is not None else structured_outputs
+    params = SamplingParams(temperature=temperature, ignore_eos=asked is None, **sampling)
     params.update_from_generation_config({}, END_OF_TURN)
-    if json_schema is not None:
-        params.structured_outputs = StructuredOutputsParams(json=json_schema)
-        params.structured_outputs._backend = "xgrammar"
+    if asked is not None:
+        params.structured_outputs = StructuredOutputsParams(**asked)
+        params.structured_outputs._backend = backend
     request = warm_up.core_request(
         "named by the attempt", [], params, mm_features=mm_features, reasoning_ended=reasoning_ended
     )

@@ -48,6 +48,20 @@ CANNOT_WORK: list[tuple[str, Any]] = [
     ("structural_tag", "{"),
 ]
 
+EXPLOSIVE: list[tuple[str, Any]] = [
+    ("regex", "a?" * 5000 + "a" * 5000),
+    ("regex", "(a|b)?" * 20_000),
+    ("json", {
+        "type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(200)},
+        "minProperties": 100, "maxProperties": 150,
+    }),
+    ("json", {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "string", "pattern": f"[a-z]{{1,{100 + n}}}"} for n in range(1000)},
+    }),
+]  # fmt: skip
+"""Small enough to be taken, and compiled for minutes by xgrammar 0.2.8."""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served() -> AsyncIterator[Service]:
@@ -58,7 +72,7 @@ async def served() -> AsyncIterator[Service]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(served: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=served.url, timeout=30, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=served.url, timeout=180, trust_env=False) as client:
         yield client
 
 
@@ -83,6 +97,16 @@ async def test_a_grammar_that_cannot_work_is_named(
 ) -> None:
     error = await refused(served, http, path, {"structured_outputs": {kind: value}})
     assert f"structured_outputs.{kind}" in error["message"] or kind == "structural_tag"
+
+
+@pytest.mark.parametrize(("kind", "value"), EXPLOSIVE)
+async def test_a_grammar_that_explodes_is_stopped_and_named(
+    served: Service, http: httpx.AsyncClient, kind: str, value: Any
+) -> None:
+    for path in (CHAT, COMPLETIONS, RESPONSES):
+        error = await refused(served, http, path, {"structured_outputs": {kind: value}})
+        assert f"structured_outputs.{kind}" in error["message"]
+        assert "make it simpler" in error["message"]
 
 
 @pytest.mark.parametrize("schema", [BAD_PATTERN, {"type": "nope"}])
@@ -114,17 +138,41 @@ class CannotCompile(FakeEngine):
         self._sink([TokenDelta(attempt.attempt_id, 0, [], finish_reason=FinishReason.ERROR.value)])
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES])
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault(path: str, stream: bool) -> None:
+async def test_a_grammar_that_only_the_engine_refuses_is_the_requests_fault(served: Service) -> None:
     async with (
-        service({"a": lambda sink: CannotCompile(FakeEngineConfig(), sink)}) as running,
-        httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as http,
+        service({"a": lambda sink: CannotCompile(FakeEngineConfig(), sink)}, keep_alive_s=60) as running,
+        httpx.AsyncClient(base_url=running.url, timeout=180, trust_env=False) as http,
     ):
-        asked = BODIES[path] | {"structured_outputs": {"regex": "a"}, "stream": stream}
-        response = await http.post(path, json={"model": NAME, **asked})
-        assert response.status_code == 400, response.text
-        assert "does not compile" in response.text
+        running.client.grammars = served.client.grammars  # its worker runs
+        for path in (CHAT, COMPLETIONS, RESPONSES):
+            for stream in (False, True):
+                asked = BODIES[path] | {"structured_outputs": {"regex": "a"}, "stream": stream}
+                response = await http.post(path, json={"model": NAME, **asked})
+                assert response.status_code == 400, response.text
+                assert "does not compile" in response.text
+
+
+class FailsLater(FakeEngine):
+    """An engine that gives up a grammar after some tokens."""
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        self._sink([TokenDelta(attempt.attempt_id, 0, [40])])
+        self._sink([TokenDelta(attempt.attempt_id, 1, [], finish_reason=FinishReason.ERROR.value)])
+
+
+async def test_a_grammar_that_an_engine_gives_up_later_is_the_requests_fault(served: Service) -> None:
+    async with (
+        service({"a": lambda sink: FailsLater(FakeEngineConfig(), sink)}, keep_alive_s=60) as running,
+        httpx.AsyncClient(base_url=running.url, timeout=180, trust_env=False) as http,
+    ):
+        running.client.grammars = served.client.grammars  # its worker runs
+        for path in (CHAT, COMPLETIONS, RESPONSES):
+            asked = BODIES[path] | {"structured_outputs": {"regex": "a"}}
+            response = await http.post(path, json={"model": NAME, **asked})
+            assert response.status_code == 400, response.text
+            assert "takes too long for each token" in response.text
+            response = await http.post(path, json={"model": NAME, "stream": True, **asked})
+            assert "takes too long for each token" in response.text
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import CutOff, NoReplica, PoisonRequest, RequestRefused, ServeError
+from serve_app.engine.contract import AttemptRefused, EngineDead, EngineDeadBeside, EngineDeadByRequest
+from serve_app.errors import CutOff, InQuarantine, NoReplica, PoisonRequest, RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaDied, ReplicaLost, WrongReplica
 from serve_app.wire import AttemptRequest, Frame, Hello, Load, TokenDelta
@@ -268,6 +268,46 @@ async def test_a_request_that_takes_two_replicas_with_it_is_stopped(error: Excep
     assert isinstance(results.errors["r"], PoisonRequest)
 
 
+async def test_a_request_that_a_death_is_tied_to_gets_no_second_replica_nor_does_its_client() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    async with flying(transport) as (fleet, results):
+        fleet.submit(replace(request(), client="mallory"))
+        _, replica, other = await whoever_starts(first, second)
+        del transport.live[replica.name]
+        replica.die(EngineDeadByRequest("illegal memory access"))
+        await results.until_over("r")
+        await turns(lambda: [one.replica_id for one in fleet.replicas_up()] == [other.name])
+        fleet.submit(replace(request("again"), client="alice"))
+        fleet.submit(replace(request("another", first=7), client="mallory"))
+        await results.until_over("again")
+        await results.until_over("another")
+        assert other.started.empty()
+        fleet.submit(replace(request("innocent", first=9), client="alice"))
+        assert (await other.started.get()).request_id == "innocent"
+    assert isinstance(results.errors["r"], PoisonRequest)
+    assert isinstance(results.errors["again"], PoisonRequest)
+    assert isinstance(results.errors["another"], InQuarantine)
+
+
+async def test_a_stream_beside_a_poisonous_request_goes_on() -> None:
+    replicas = [LocalReplica(name) for name in "abc"]
+    transport = LocalTransport(*replicas)
+    async with flying(transport) as (fleet, results):
+        fleet.submit(request())
+        for turn in range(3):
+            await turns(lambda: any(not one.started.empty() for one in replicas))
+            replica = next(one for one in replicas if not one.started.empty())
+            attempt = replica.started.get_nowait()
+            replica.emit(attempt, turn, last=turn == 2)
+            if turn < 2:
+                await results.until_tokens("r", turn + 1)
+                del transport.live[replica.name]
+                replica.die(EngineDeadBeside("illegal memory access"))
+        await results.until_over("r")
+    assert results.tokens["r"] == [100, 101, 102]
+
+
 async def test_being_cut_off_is_no_proof_of_death_but_not_for_ever() -> None:
     replica = LocalReplica("a")
     results = Results()
@@ -325,7 +365,7 @@ async def test_what_serve_ends_after_it_was_told_to_go_has_not_died_of_a_request
     first, second = LocalReplica("a"), LocalReplica("b")
     transport = LocalTransport(first, second)
     results = Results()
-    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=10, max_died_replicas=1), results) as fleet:
+    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=10), results) as fleet:
         fleet.submit(request())
         _, going, other = await whoever_starts(first, second)
         transport.listed = {other.name}
@@ -477,7 +517,7 @@ async def test_what_a_drain_does_not_finish_moves_and_nobody_has_died() -> None:
     transport = LocalTransport(first, second)
     results = Results()
     asked = request()
-    limits = FleetLimits(request_deadline_s=10, max_died_replicas=1, drain_timeout_s=0)
+    limits = FleetLimits(request_deadline_s=10, drain_timeout_s=0)
     async with Fleet(transport, "ingress", limits, results) as fleet:
         fleet.submit(asked)
         attempt, draining, other = await whoever_starts(first, second)

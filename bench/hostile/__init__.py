@@ -1,0 +1,1 @@
+"""`python -m bench.hostile`: what a hostile request costs those beside it."""

@@ -1,0 +1,184 @@
+"""Grammars are tried in a process beside the ingress, once each, before an engine has them.
+
+Compiling is CPU work that may explode, so it runs neither on the event loop nor in an engine first
+(`vllm_grammar_worker.py` bounds its time and memory). Verdicts are kept. A client has one grammar at a time tried, so
+that whoever sends many bad ones waits for them alone, but for the one that is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final, Self
+
+import msgspec
+
+from serve_app.errors import QueueFull, ServeError
+from serve_app.ingress.grammar_jobs import Job, Verdict, WorkerSettings, encode
+from serve_app.outcome import Outcome
+
+logger = logging.getLogger(__name__)
+
+KEPT_VERDICTS: Final = 1024
+
+MAX_WAITING: Final = 32
+"""Grammars of one client that may wait. Each may take seconds."""
+
+PATIENCE_S: Final = 120.0
+"""For one verdict of the worker, its start included: many times the CPU time that it allows, for on a busy machine it
+is the last to get any. Beyond it the worker is replaced."""
+
+
+class CheckerBusy(ServeError):
+    """A grammar could not be tried. Nothing is known against it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request's grammar could not be checked in time. Please retry.",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            Outcome.NO_REPLICA,
+            5.0,
+        )
+
+
+@dataclass(eq=False)
+class _Client:
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: asyncio.subprocess.Process
+
+    def write(self, message: bytes) -> None:
+        if self.process.stdin is not None:  # as it was asked for
+            self.process.stdin.write(message)
+
+    async def drain(self) -> None:
+        if self.process.stdin is not None:  # as above
+            await self.process.stdin.drain()
+
+    async def read(self) -> bytes:
+        """The body of the next message. Raises `EOFError` when the worker has ended."""
+        if self.process.stdout is None:
+            raise EOFError
+        length = int.from_bytes(await self.process.stdout.readexactly(4), "big")
+        return await self.process.stdout.readexactly(length)
+
+
+class GrammarChecker:
+    """One worker process, started when it is first needed. Use as an async context manager: leaving it ends the
+    process."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._worker: _Worker | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self._clients: dict[str | None, _Client] = {}
+        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        async with self._turn:
+            await self._stop()
+
+    async def check(self, fields: Mapping[str, Any], client: str | None) -> Verdict:
+        """The verdict on a grammar. Raises `QueueFull` when the client has too many in work, `CheckerBusy` when none
+        can be had, and `ValueError` and `RecursionError` for what is no JSON."""
+        job = encode(Job(json.dumps(fields)))
+        key = hashlib.blake2b(job, digest_size=16).digest()
+        if (known := self._known(key)) is not None:
+            return known
+        mine = self._clients.setdefault(client, _Client())
+        if mine.waiting >= MAX_WAITING:
+            raise QueueFull(5, "too many of your grammars wait to be checked")
+        mine.waiting += 1
+        try:
+            async with mine.turn, self._turn:
+                return self._known(key) or await self._ask(job, key)
+        finally:
+            mine.waiting -= 1
+            if not mine.waiting:
+                self._clients.pop(client, None)
+
+    def start(self) -> None:
+        """Start the worker before it is needed, and return: that takes seconds."""
+        self._starting = asyncio.get_running_loop().create_task(self._start(), name="grammar checker")
+
+    async def _start(self) -> None:
+        try:
+            async with self._turn, self._answered():
+                await self._running()
+        except CheckerBusy:
+            logger.warning("the grammar checker does not start; the first grammar tries again", exc_info=True)
+
+    def _known(self, key: bytes) -> Verdict | None:
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            self._verdicts.move_to_end(key)
+        return verdict
+
+    async def _ask(self, job: bytes, key: bytes) -> Verdict:
+        async with self._answered():
+            worker = await self._running()
+            worker.write(job)
+            await worker.drain()
+            verdict = msgspec.msgpack.decode(await worker.read(), type=Verdict)
+        self._verdicts[key] = verdict
+        while len(self._verdicts) > KEPT_VERDICTS:
+            self._verdicts.popitem(last=False)
+        return verdict
+
+    @contextlib.asynccontextmanager
+    async def _answered(self) -> AsyncIterator[None]:
+        """A conversation with the worker, which must come to its end: or the next answer is taken for another's."""
+        answered = False
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                yield
+            answered = True
+        except (OSError, EOFError, TimeoutError) as error:
+            raise CheckerBusy from error
+        finally:
+            if not answered:  # by a client that left, too
+                await self._stop()
+
+    async def _running(self) -> _Worker:
+        if self._worker is None or self._worker.process.returncode is not None:
+            command = (sys.executable, "-m", "serve_app.ingress.vllm_grammar_worker")
+            environment = {
+                **os.environ,
+                # A fork and threads do not go together.
+                "TOKENIZERS_PARALLELISM": "false",
+                "OMP_NUM_THREADS": "1",
+                # vLLM's own limit is of time on the clock, and on a busy machine good expressions would meet it.
+                "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
+            }
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
+            self._worker = _Worker(process)
+            self._worker.write(encode(self._settings))
+            await self._worker.read()  # it is ready
+        return self._worker
+
+    async def _stop(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None and worker.process.returncode is None:
+            worker.process.kill()
+            await worker.process.wait()
