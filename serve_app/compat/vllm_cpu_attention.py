@@ -7,7 +7,7 @@ are computed apart (the flash kernel's causal mask starts at the first key) and 
 other requests of the step go to vLLM's kernel as before.
 
 The gathered context is kept from one step to the next, where the chunk behind it adds to it: to gather 80,000 tokens
-takes as long as to attend to them with 64. Between two steps in which a request has a chunk each, its blocks cannot
+takes longer than to attend to them with 64. Between two steps in which a request has a chunk each, its blocks cannot
 have become another's, so nothing else has to be checked than that the chunk stands behind what is kept. What a step
 does not go on with is dropped.
 
@@ -39,7 +39,7 @@ KERNEL_LAYOUT: Final = "vec"
 MIN_PRODUCTS: Final = 1 << 19
 """Query times key tokens from which gathering costs less than it saves: 256 tokens that look back on 2,048."""
 
-LEAST_QUERY_TOKENS: Final = 64
+LEAST_QUERY_TOKENS: Final = 32
 
 KEPT: Final = "_step_serve_contexts"
 """Where an attention layer keeps the contexts of its last step."""
