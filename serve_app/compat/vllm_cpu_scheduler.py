@@ -28,13 +28,13 @@ CHUNK: Final = Target(
 """Has the last word on a chunk's size, for running and for waiting requests."""
 
 TOKEN_COST: Final = 12_288
-"""What a token costs besides its attention (matrix products, mostly), as so many tokens of context: about 0.2 ms."""
+"""What a token costs besides its attention (matrix products, mostly), as so many tokens of context: a rough fit."""
 
 LEAST_CHUNK: Final = 32
 """Tokens. Below it the attention over long contexts has no fast kernel (`vllm_cpu_attention.py`)."""
 
 STEP_BUDGET: Final = LEAST_CHUNK * (100_000 + TOKEN_COST)
-"""About two decode steps of 16 streams on two cores. 292 tokens at the beginning of a prompt."""
+"""292 tokens at the beginning of a prompt. An estimate; what it gave is in docs/decisions/0012."""
 
 SHARES: Final = "_step_serve_prefill_shares"
 """Where a scheduler keeps the shares of the step that it schedules."""
