@@ -1,4 +1,4 @@
-"""Closes four gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
+"""Closes the gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
 
 It does nothing on other platforms, and nothing in a vLLM version that is not known to have the gaps.
 """
@@ -13,6 +13,7 @@ from serve_app.compat.patching import Function, Target, UnexpectedVllmError, min
 from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
 from serve_app.compat.vllm_cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
 from serve_app.compat.vllm_cpu_scheduler import CHUNK, SCHEDULE, bound_chunks, share_steps
+from serve_app.compat.vllm_cpu_seeds import BOOKKEEPING, SAMPLE, keep_from_winding_back, rewind_generators
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
 """Seen in the source of both. A new version is added here once its source has been read."""
@@ -41,7 +42,10 @@ EXPANSION: Final = Target(
     "expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
 )
-TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP, SCHEDULE, CHUNK)
+TARGETS: Final = (
+    *(ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP),
+    *(SAMPLE, BOOKKEEPING, SCHEDULE, CHUNK),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ def close_gaps() -> None:
     replace(CHECK_STOP, end_repetition)
     replace(SCHEDULE, share_steps)
     replace(CHUNK, bound_chunks)
+    replace(SAMPLE, rewind_generators)
+    replace(BOOKKEEPING, keep_from_winding_back)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:
