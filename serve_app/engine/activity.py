@@ -35,12 +35,20 @@ def read(roots: Sequence[psutil.Process], gpu: GpuReader) -> EngineActivity:
         with contextlib.suppress(psutil.Error):
             for process in (root, *root.children(recursive=True)):
                 with contextlib.suppress(psutil.Error):
-                    times = process.cpu_times()
-                    # Compilers live for a second: those that have ended are found in their parent's account.
-                    ended_s = times.children_user + times.children_system
-                    own = compiler_cpu_s if _compiles(process) else cpu_s
-                    own[process.pid] = times.user + times.system + ended_s
+                    if _compiles(process):
+                        compiler_cpu_s[process.pid] = sum(process.cpu_times()[:4])
+                    else:
+                        cpu_s.update(_by_thread(process))
     return EngineActivity(cpu_s, compiler_cpu_s, gpu())
+
+
+def _by_thread(process: psutil.Process) -> dict[int, float]:
+    """CPU seconds by thread id. The main thread's, whose id is the process', has those of ended children as well:
+    compilers live for a second, and are found in their parent's account only."""
+    by_thread = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+    times = process.cpu_times()
+    by_thread[process.pid] = by_thread.get(process.pid, 0.0) + times.children_user + times.children_system
+    return by_thread
 
 
 def _compiles(process: psutil.Process) -> bool:

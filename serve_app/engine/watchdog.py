@@ -27,8 +27,9 @@ LOOK_AFTER_S = 2.0
 """A step that takes longer is looked into. Before that, reading the process table would cost more than it tells."""
 
 MOVING_CPU_RATIO = 0.02
-"""Share of a core that a process must use to count as moving: an engine that waits uses less (its timers and polling
-threads: 0.1 to 0.5 % measured), one that works but gets little of a crowded machine uses more."""
+"""Share of a core that a thread must use to count as moving: one that works but gets little of a crowded machine uses
+more. A thread that polls uses 0.1 to 0.5 % (measured), and there are many: Gloo has one per connection, 15 in a worker
+of the demo, which wake every 10 ms. Together they use over 2 % of a core, in an engine that hangs too: so no sums."""
 
 MOVING_OVER_S = 4.0
 """The share is taken over at least so long. The process table counts in ticks of 10 ms: over half a second, the two
@@ -45,8 +46,9 @@ SLOWEST_STEP_FACTOR = 3.0
 class EngineActivity:
     """What the processes of an engine have done so far.
 
-    `cpu_s`: CPU seconds since their start, by process id, ended children included. `compiler_cpu_s`: the same of
-    compilers below them. `gpu_busy_ratio`: the busiest GPU's utilization (0 to 1) of the last moment; None without one.
+    `cpu_s`: CPU seconds since their start, by thread id, those of ended children with their parent's main thread.
+    `compiler_cpu_s`: the same of compilers below them, by process id. `gpu_busy_ratio`: the busiest GPU's utilization
+    (0 to 1) of the last moment; None without one.
     """
 
     cpu_s: Mapping[int, float]
@@ -143,13 +145,13 @@ class Watchdog:
             moved.append(f"a compiler at {compiled:.0%} of a core")
         worked = _busiest(before[1].cpu_s, now[1].cpu_s) / elapsed_s
         if worked >= MOVING_CPU_RATIO:
-            moved.append(f"its busiest process at {worked:.0%} of a core")
+            moved.append(f"its busiest thread at {worked:.0%} of a core")
         return moved
 
     def _judge(self, still_s: float, *, compiling: bool) -> Judgement:
         silence_s, limits = self._silence_s, self._limits
         if still_s >= limits.hung_after_s:
-            evidence = f"no step for {silence_s:.0f} s, and no process or GPU of it has moved for {still_s:.0f} s"
+            evidence = f"no step for {silence_s:.0f} s, and no thread or GPU of it has moved for {still_s:.0f} s"
             return Judgement(Verdict.HUNG, silence_s, evidence)
         limit_s = max(limits.stuck_after_s, SLOWEST_STEP_FACTOR * self._slowest_step_s)
         if compiling:
@@ -164,5 +166,5 @@ class Watchdog:
 
 
 def _busiest(before: Mapping[int, float], now: Mapping[int, float]) -> float:
-    """CPU seconds of the process that used most of them between two readings. A new one counts from its start."""
-    return max((cpu_s - before.get(pid, 0.0) for pid, cpu_s in now.items()), default=0.0)
+    """CPU seconds of the one that used most of them between two readings. A new one counts from its start."""
+    return max((cpu_s - before.get(name, 0.0) for name, cpu_s in now.items()), default=0.0)

@@ -64,7 +64,7 @@ async def test_a_long_step_is_busy_and_a_stopped_engine_is_hung(monkeypatch: pyt
             os.kill(core.pid, signal.SIGSTOP)
         judgements = await watch(subject, stopped)
         assert judgements[-1].verdict is Verdict.HUNG
-        assert "no process or GPU of it has moved" in str(stopped.exception())
+        assert "no thread or GPU of it has moved" in str(stopped.exception())
     finally:
         await subject.engine.shutdown()
 

@@ -55,6 +55,28 @@ def test_children_are_seen_and_ended_children_are_kept() -> None:
     assert seen.cpu_s[parent.pid] >= 0.05
 
 
+POLLS = """
+import threading
+
+def poll():
+    while True:
+        threading.Event().wait(0.01)
+
+for _ in range(20):
+    threading.Thread(target=poll, daemon=True).start()
+"""
+
+
+def test_threads_that_poll_are_told_apart_and_not_summed_up() -> None:
+    with process("input()", before=POLLS) as polling:
+        polls: list[float] = []
+        while sum(polls) < 0.2:
+            seen = activity.read([polling], lambda: None).cpu_s
+            polls = [cpu_s for thread, cpu_s in seen.items() if thread != polling.pid]
+    assert len(polls) == 20
+    assert max(polls) < sum(polls) / 3
+
+
 def test_torch_inductors_compile_workers_count_as_compilers() -> None:
     with process("input() # compile_worker") as worker:
         seen = activity.read([worker], lambda: None)
