@@ -1,25 +1,32 @@
 """`python -m bench.starvation --url http://127.0.0.1:8000`: what small streams see of long prompts beside them.
 
-Rounds of the same streams without and with long prompts, in turn, for a busy machine slows both. Says the gaps between
-the streams' events in either, their ratio, and the first tokens' waits. Ends with 1 where the median ratio of the 99th
-percentiles is above `LIMIT`.
+Rounds of the same streams without long prompts, with them, and without them again, for a busy machine slows both. Says
+the gaps between the streams' events in either, their ratio, and the first tokens' waits; once, how long such a prompt
+takes alone. The CPU seconds are those of all vLLM engines on this machine. Ends with 1 where the median ratio of the
+99th percentiles is above `LIMIT`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 
-from bench.prefill import Seen, share, small_streams, stream
+import psutil
+
+from bench.cpu import ENGINE, role_of
+from bench.prefill import SMALL, Seen, share, stream
 
 LIMIT = 3.0
 ALONE_S = 15.0
-"""How long the streams run without long prompts in a round."""
+"""How long the streams run without long prompts, before them and after them."""
+SMALL_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -53,26 +60,47 @@ def percentile(values: list[float], part: float) -> float:
 
 
 def one_round(target: Target, streams: int) -> Round:
-    """The streams alone for `ALONE_S`, then until the last long prompt has its first token."""
-    over, without, beside = threading.Event(), Seen(), Seen()
-    with ThreadPoolExecutor(streams + target.longs) as pool:
-        crowd = [pool.submit(small_streams, target.url, target.model, over, without) for _ in range(streams)]
-        try:
-            time.sleep(ALONE_S)
-        finally:
-            over.set()
-        for one in crowd:
-            one.result()
-        over = threading.Event()
-        crowd = [pool.submit(small_streams, target.url, target.model, over, beside) for _ in range(streams)]
-        try:
-            waits = [pool.submit(first_token_s, target, number) for number in range(target.longs)]
-            long_ttft_s = [wait.result() for wait in waits]
-        finally:
-            over.set()
-        for one in crowd:
-            one.result()
+    """The streams alone for `ALONE_S`, then until the last long prompt has its first token, then alone again."""
+    without, beside = Seen(), Seen()
+    with small_streams(target, streams, without):
+        time.sleep(ALONE_S)
+    with small_streams(target, streams, beside), ThreadPoolExecutor(target.longs) as pool:
+        long_ttft_s = list(pool.map(lambda number: first_token_s(target, number), range(target.longs)))
+    with small_streams(target, streams, without):
+        time.sleep(ALONE_S)
     return Round(streams, long_ttft_s, without, beside)
+
+
+@contextlib.contextmanager
+def small_streams(target: Target, streams: int, seen: Seen) -> Iterator[None]:
+    """So many small streams at a time, one behind the other, as long as the block runs. Keeps what they see in it."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            for number, wait_s in enumerate(stream(target.url, target.model, SMALL, SMALL_ANSWER_TOKENS)):
+                if not over.is_set():
+                    (seen.gap_s if number else seen.ttft_s).append(wait_s)
+
+    with ThreadPoolExecutor(streams) as pool:
+        crowd = [pool.submit(run) for _ in range(streams)]
+        try:
+            yield
+        finally:
+            over.set()
+        for one in crowd:
+            one.result()
+
+
+def engine_cpu_s() -> float:
+    """CPU seconds of the vLLM engines on this machine; 0 where the service runs elsewhere."""
+    total = 0.0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if role_of(process) == ENGINE:
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total
 
 
 def first_token_s(target: Target, number: int) -> float:
@@ -99,16 +127,22 @@ def main() -> int:
     parser.add_argument("--model", default="step3p7-flash")
     parser.add_argument("--tokens", type=int, default=100_000, help="of a long prompt (30000 for a quick run)")
     parser.add_argument("--longs", type=int, default=1, help="long prompts at a time")
-    parser.add_argument("--streams", type=int, nargs="+", default=[8, 16], help="small streams beside them")
+    parser.add_argument("--streams", type=int, nargs="+", default=[16], help="small streams beside them")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--no-alone", action="store_true", help="do not run a long prompt alone first")
     options = parser.parse_args()
     target = Target(options.url, options.model, options.tokens, options.longs)
     ratios: dict[int, list[float]] = {streams: [] for streams in options.streams}
+    if not options.no_alone:
+        before_s = engine_cpu_s()
+        took_s = first_token_s(target, 0)
+        print(f"a long prompt alone: {took_s:.1f} s, {engine_cpu_s() - before_s:.1f} CPU s", flush=True)
     for _ in range(options.rounds):
         for streams in options.streams:
+            before_s = engine_cpu_s()
             found = one_round(target, streams)
             ratios[streams].append(found.ratio)
-            print(as_line(found), flush=True)
+            print(f"{as_line(found)}; {engine_cpu_s() - before_s:.0f} CPU s in all", flush=True)
     for streams, of_it in ratios.items():
         print(f"{streams} streams: p99 gap x{median(of_it):.1f} (median of {len(of_it)}; limit {LIMIT:.0f})")
     return 0 if all(median(of_it) <= LIMIT for of_it in ratios.values()) else 1
