@@ -39,7 +39,7 @@ KERNEL_LAYOUT: Final = "vec"
 MIN_PRODUCTS: Final = 1 << 19
 """Query times key tokens from which gathering costs less than it saves: 256 tokens that look back on 2,048."""
 
-LEAST_QUERY_TOKENS: Final = 32
+LEAST_QUERY_TOKENS: Final = 16
 
 KEPT: Final = "_step_serve_contexts"
 """Where an attention layer keeps the contexts of its last step."""

@@ -30,11 +30,11 @@ CHUNK: Final = Target(
 TOKEN_COST: Final = 12_288
 """What a token costs besides its attention (matrix products, mostly), as so many tokens of context: a rough fit."""
 
-LEAST_CHUNK: Final = 32
-"""Tokens. Below it the attention over long contexts has no fast kernel (`vllm_cpu_attention.py`)."""
+LEAST_CHUNK: Final = 16
+"""Tokens. The flash kernel works on blocks of 32 rows, and two query heads share a key (`vllm_cpu_attention.py`)."""
 
-STEP_BUDGET: Final = LEAST_CHUNK * (100_000 + TOKEN_COST)
-"""292 tokens at the beginning of a prompt. An estimate; what it gave is in docs/decisions/0012."""
+STEP_BUDGET: Final = 20 * (100_000 + TOKEN_COST)
+"""176 tokens at the beginning of a prompt, 16 behind 100,000. What it gave is in docs/decisions/0012."""
 
 SHARES: Final = "_step_serve_prefill_shares"
 """Where a scheduler keeps the shares of the step that it schedules."""
@@ -50,8 +50,9 @@ class Prefill:
 
 
 def affordable(budget: int, computed: int) -> int:
-    """How many tokens behind so many computed ones the budget pays for."""
-    return budget // (computed + TOKEN_COST)
+    """How many tokens behind so many computed ones the budget pays for, in whole blocks of the kernel."""
+    count = budget // (computed + TOKEN_COST)
+    return count - count % LEAST_CHUNK
 
 
 def shares(prefills: Sequence[Prefill]) -> dict[str, int]:
