@@ -21,6 +21,7 @@ import psutil
 
 from bench.servers import PROFILE
 from bench.watchdog import faults
+from bench.watchdog.kinds import COMPILES
 from bench.watchdog.outcome import CaseOutcome, Say
 from serve_app import profile
 from serve_app.config import AppConfig, engine_argv
@@ -95,6 +96,7 @@ async def subject(flags: Flags, environment: Mapping[str, str], say: Say) -> Asy
         compile_cache.prepare(folder, caches)
         variables = {
             **config.engine.env,
+            **COMPILES,
             **caches,
             **environment,
             faults.FAULT_FILE: str(fault_file),

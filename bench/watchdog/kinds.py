@@ -12,6 +12,9 @@ from PIL import Image
 
 from bench.watchdog.clients import Ask
 
+COMPILES: Mapping[str, str] = {"TORCH_COMPILE_DISABLE": "0"}
+"""The demo's profile has nothing compiled. Here it must be, as it is on GPUs."""
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 GENERATED = 24
 REPEATED = "one two three four one two three four one two three four one two"

@@ -118,7 +118,7 @@ def _run(start: Start, chosen: Mapping[str, Run], logs: Path, say: Say) -> Itera
     with contextlib.ExitStack() as stack:
         caches = stack.enter_context(tempfile.TemporaryDirectory(prefix="watchdog-"))
         settings = {
-            "engine": {"warm_up": start.warms_up, "compile_cache_dir": caches},
+            "engine": {"warm_up": start.warms_up, "compile_cache_dir": caches, "env": kinds.COMPILES},
             "ingress": {"request_deadline_s": DEADLINE_S},
         }
         servers = stack.enter_context(Servers(logs, settings, START_TIMEOUT_S))

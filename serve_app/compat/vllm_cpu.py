@@ -14,6 +14,7 @@ from serve_app.compat import vllm_device
 from serve_app.compat.patching import Function, Target, UnexpectedVllmError, minor_version, replace
 from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
 from serve_app.compat.vllm_cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
+from serve_app.compat.vllm_cpu_scheduler import CHUNK, SCHEDULE, bound_chunks, share_steps
 from serve_app.compat.vllm_cpu_seeds import BOOKKEEPING, SAMPLE, keep_from_winding_back, rewind_generators
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
@@ -45,7 +46,7 @@ EXPANSION: Final = Target(
 )
 TARGETS: Final = (
     *(ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP),
-    *(SAMPLE, BOOKKEEPING),
+    *(SAMPLE, BOOKKEEPING, SCHEDULE, CHUNK),
 )
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ def close_gaps() -> None:
     replace(FORWARD, attend_long_contexts)
     replace(BACKEND, bound_json_schemas)
     replace(CHECK_STOP, end_repetition)
+    replace(SCHEDULE, share_steps)
+    replace(CHUNK, bound_chunks)
     replace(SAMPLE, rewind_generators)
     replace(BOOKKEEPING, keep_from_winding_back)
 

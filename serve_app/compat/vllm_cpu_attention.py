@@ -6,6 +6,11 @@ of the batch: its keys and values are gathered from the cache, what it sees of e
 are computed apart (the flash kernel's causal mask starts at the first key) and put together by their log-sum-exp. All
 other requests of the step go to vLLM's kernel as before.
 
+The gathered context is kept from one step to the next, where the chunk behind it adds to it: to gather 80,000 tokens
+takes longer than to attend to them with 64. Between two steps in which a request has a chunk each, its blocks cannot
+have become another's, so nothing else has to be checked than that the chunk stands behind what is kept. What a step
+does not go on with is dropped.
+
 It runs on all cores that the process may use, whatever the number of OpenMP threads is otherwise: a decode step is too
 small for more than one, and such a chunk has nothing in it that must wait for another thread.
 """
@@ -34,7 +39,10 @@ KERNEL_LAYOUT: Final = "vec"
 MIN_PRODUCTS: Final = 1 << 19
 """Query times key tokens from which gathering costs less than it saves: 256 tokens that look back on 2,048."""
 
-LEAST_QUERY_TOKENS: Final = 64
+LEAST_QUERY_TOKENS: Final = 16
+
+KEPT: Final = "_step_serve_contexts"
+"""Where an attention layer keeps the contexts of its last step."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,23 @@ class Split:
     chunks: tuple[Chunk, ...]
     other_rows: Any
     others: Any
+
+
+@dataclass(eq=False)
+class Context:
+    """Keys and values of the first `length` tokens in these blocks, in single precision: (1, KV heads, room, size)."""
+
+    blocks: Any
+    length: int
+    keys: Any
+    values: Any
+
+    def append(self, keys: Any, values: Any) -> None:
+        """Add new tokens, each (1, KV heads, tokens, size)."""
+        stop = self.length + keys.shape[2]
+        self.keys[:, :, self.length : stop] = keys
+        self.values[:, :, self.length : stop] = values
+        self.length = stop
 
 
 def long_chunks(query_start_loc: Sequence[int], seq_lens: Sequence[int]) -> tuple[Chunk, ...]:
@@ -85,14 +110,19 @@ def attend_long_contexts(original: Function, cpu_attn: ModuleType) -> Function:
         def as_before(rows: Any = query, metadata: Any = attn_metadata, into: Any = output) -> Any:
             return original(self, layer, rows, key, value, kv_cache, metadata, into, *more, **others)
 
+        earlier = self.__dict__.pop(KEPT, ())
         if attn_metadata is None or attn_metadata.max_query_len < LEAST_QUERY_TOKENS or not _is_plain(self, layer):
             return as_before()
         split = _split(self, layer, query, kv_cache, attn_metadata, cpu_attn)
         if not split.chunks:
             return as_before()
         with _threads(len(os.sched_getaffinity(0))):
+            contexts = []
             for chunk in split.chunks:
-                _attend(self.scale, query, kv_cache, attn_metadata, output, chunk)
+                context = _context(earlier, key, value, kv_cache, attn_metadata.block_table[chunk.index], chunk)
+                _attend(self.scale, query, context, output, chunk)
+                contexts.append(context)
+        setattr(self, KEPT, contexts)
         if split.others is not None:
             rows = query[split.other_rows]
             output[split.other_rows] = as_before(rows, split.others, rows.new_empty(rows.shape))
@@ -180,12 +210,12 @@ def _others(
     return rows, rest
 
 
-def _attend(scale: float, query: Any, kv_cache: Any, metadata: Any, output: Any, chunk: Chunk) -> None:
+def _attend(scale: float, query: Any, context: Context, output: Any, chunk: Chunk) -> None:
     """One chunk over its context: (earlier tokens, all seen) and (itself, causal), joined."""
     import torch
 
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # the one that gives log-sum-exp
-    keys, values = _context(kv_cache, metadata.block_table[chunk.index], chunk.seq_len)
+    keys, values = (part[:, :, : chunk.seq_len] for part in (context.keys, context.values))
     count = chunk.stop - chunk.start
     kv_heads, heads, size = keys.shape[1], query.shape[1], query.shape[2]
     rows = query[chunk.start : chunk.stop].float().transpose(0, 1).unsqueeze(0)
@@ -205,7 +235,31 @@ def _attend(scale: float, query: Any, kv_cache: Any, metadata: Any, output: Any,
     output[chunk.start : chunk.stop] = own[0].transpose(0, 1).to(output.dtype)
 
 
-def _context(kv_cache: Any, block_table: Any, seq_len: int) -> tuple[Any, Any]:
+def _context(
+    earlier: Sequence[Context], key: Any, value: Any, kv_cache: Any, block_table: Any, chunk: Chunk
+) -> Context:
+    """All that a chunk sees, itself included: what was kept of the step before and the chunk, or a new one."""
+    import torch
+
+    before = chunk.seq_len - (chunk.stop - chunk.start)
+    block_size = kv_cache.shape[2]
+    for context in earlier:
+        if context.length == before and torch.equal(context.blocks, block_table[: len(context.blocks)]):
+            new = (part[chunk.start : chunk.stop].transpose(0, 1).unsqueeze(0) for part in (key, value))
+            context.append(*new)
+            break
+    else:
+        keys, values = _gathered(kv_cache, block_table, chunk.seq_len)
+        # Room for the longest prompt: pages that are not written to take no memory.
+        shape = (1, keys.shape[1], block_table.shape[0] * block_size, keys.shape[3])
+        context = Context(block_table[:0], 0, torch.empty(shape), torch.empty(shape))
+        context.append(keys, values)
+    # The block table is one buffer that the next step writes to.
+    context.blocks = block_table[: -(-chunk.seq_len // block_size)].clone()
+    return context
+
+
+def _gathered(kv_cache: Any, block_table: Any, seq_len: int) -> tuple[Any, Any]:
     """A request's keys and values, each (1, KV heads, tokens, head size) in single precision."""
     _, kv_heads, block_size, both = kv_cache.shape
     size = both // 2

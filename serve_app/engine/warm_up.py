@@ -26,6 +26,9 @@ ANSWER_TOKENS = 6
 DRAFTED_ANSWER_TOKENS = 32
 """Long enough for drafts to be accepted and to be refused."""
 
+SMALLEST_BATCH = 16
+"""Smaller ones come with the other kinds."""
+
 LARGEST_BATCH = 64
 """Batches above this use the kernels of this one."""
 
@@ -47,15 +50,17 @@ class Kind:
 
 
 def kinds(config: VllmConfig) -> Iterator[Kind]:
-    """The kinds that this engine may be asked for, in the order in which they are run."""
+    """The kinds that this engine may be asked for, in the order in which they are run.
+
+    What is built for a request of its own runs in one batch. Apart are what depends on the whole batch (its size, that
+    all of it is sampled) and what takes memory by itself (a whole chunk, images).
+    """
     make = _Maker(config)
     yield Kind("a request", [make.request(max_tokens=ANSWER_TOKENS)])
-    size = 4
+    size = SMALLEST_BATCH
     while size <= min(config.scheduler_config.max_num_seqs, LARGEST_BATCH):
         yield Kind(f"{size} requests at a time", [make.request(max_tokens=ANSWER_TOKENS) for _ in range(size)])
         size *= 4
-    yield Kind("log probabilities", [make.request(max_tokens=ANSWER_TOKENS, logprobs=count) for count in (0, 5)])
-    yield Kind("prompt log probabilities", [make.request(max_tokens=ANSWER_TOKENS, prompt_logprobs=5)])
     yield Kind(
         "sampling",
         [
@@ -65,27 +70,37 @@ def kinds(config: VllmConfig) -> Iterator[Kind]:
             make.request(max_tokens=ANSWER_TOKENS, temperature=1.0, top_p=0.5),
         ],
     )
-    yield Kind(
-        "penalties",
-        [
-            make.request(max_tokens=ANSWER_TOKENS, repetition_penalty=1.2),
-            make.request(max_tokens=ANSWER_TOKENS, presence_penalty=0.5, frequency_penalty=0.5, temperature=0.5),
-            make.request(max_tokens=ANSWER_TOKENS, min_tokens=2),
-        ],
-    )
-    if config.speculative_config is None:  # vLLM refuses both beside drafts
-        yield Kind("biases", [make.request(max_tokens=ANSWER_TOKENS, min_p=0.1, temperature=1.0, logit_bias={5: 1.0})])
-    else:
-        yield Kind("drafts", [make.request(repeats=True, max_tokens=DRAFTED_ANSWER_TOKENS)])
-    yield from _grammars(config, make)
-    if getattr(config, "reasoning_config", None) is not None:
-        yield Kind("a thinking budget", [make.request(max_tokens=DRAFTED_ANSWER_TOKENS, thinking_token_budget=4)])
+    yield _together(config, make)
     chunk = config.scheduler_config.max_num_batched_tokens
     if chunk <= LONGEST_CHUNK_TOKENS and chunk + SHORT_PROMPT_TOKENS < config.model_config.max_model_len:
         long = chunk + SHORT_PROMPT_TOKENS // 2
         yield Kind("a long prompt", [make.request(tokens=long, max_tokens=ANSWER_TOKENS, temperature=1.0, seed=7)])
     if config.model_config.is_multimodal_model:
-        yield from _images(config)
+        yield _images(config)
+
+
+def _together(config: VllmConfig, make: _Maker) -> Kind:
+    """All that a request may ask for besides its text, side by side."""
+    of_kind = {
+        "log probabilities": [
+            *(make.request(max_tokens=ANSWER_TOKENS, logprobs=count) for count in (0, 5)),
+            make.request(max_tokens=ANSWER_TOKENS, prompt_logprobs=5),
+        ],
+        "penalties": [
+            make.request(max_tokens=ANSWER_TOKENS, repetition_penalty=1.2),
+            make.request(max_tokens=ANSWER_TOKENS, presence_penalty=0.5, frequency_penalty=0.5, temperature=0.5),
+            make.request(max_tokens=ANSWER_TOKENS, min_tokens=2),
+        ],
+        "grammars": _grammars(config, make),
+    }
+    if config.speculative_config is None:  # vLLM refuses both beside drafts
+        biased = make.request(max_tokens=ANSWER_TOKENS, min_p=0.1, temperature=1.0, logit_bias={5: 1.0})
+        of_kind["biases"] = [biased]
+    else:
+        of_kind["drafts"] = [make.request(repeats=True, max_tokens=DRAFTED_ANSWER_TOKENS)]
+    if getattr(config, "reasoning_config", None) is not None:
+        of_kind["a thinking budget"] = [make.request(max_tokens=DRAFTED_ANSWER_TOKENS, thinking_token_budget=4)]
+    return Kind(", ".join(of_kind), [request for requests in of_kind.values() for request in requests])
 
 
 def core_request(
@@ -134,7 +149,7 @@ def attempt_of(request: EngineCoreRequest, encoder: MsgpackEncoder) -> AttemptRe
     )
 
 
-def _grammars(config: VllmConfig, make: _Maker) -> Iterator[Kind]:
+def _grammars(config: VllmConfig, make: _Maker) -> list[EngineCoreRequest]:
     from vllm.sampling_params import StructuredOutputsParams
 
     backend = config.structured_outputs_config.backend
@@ -150,7 +165,7 @@ def _grammars(config: VllmConfig, make: _Maker) -> Iterator[Kind]:
         params = StructuredOutputsParams(**grammar)
         params._backend = backend  # noqa: SLF001  # vLLM's front end sets it the same way
         requests.append(make.request(max_tokens=DRAFTED_ANSWER_TOKENS, structured_outputs=params))
-    yield Kind("grammars", requests)
+    return requests
 
 
 class _Maker:
@@ -176,8 +191,8 @@ class _Maker:
         return core_request(f"warm-up-{self._count}", prompt, params, reasoning_ended=ended)
 
 
-def _images(config: VllmConfig) -> Iterator[Kind]:
-    """Requests with one image, made as an ingress makes them: by vLLM's own renderer and processor."""
+def _images(config: VllmConfig) -> Kind:
+    """Requests with one image each, made as an ingress makes them: by vLLM's own renderer and processor."""
     from PIL import Image
     from vllm.model_executor.model_loader import get_model_cls
     from vllm.renderers import renderer_from_config
@@ -188,12 +203,13 @@ def _images(config: VllmConfig) -> Iterator[Kind]:
     renderer = renderer_from_config(config)
     try:
         processor = InputProcessor(config, renderer)
+        requests = []
         for width, height in IMAGE_SIZES:
             image = Image.new("RGB", (width, height), "white")
             prompt = {"prompt": f"{placeholder}What is it?", "multi_modal_data": {"image": image}}
             params = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS)
             name = f"warm-up-image-{width}x{height}"
-            request = processor.process_inputs(name, prompt, params, supported_tasks=("generate",))
-            yield Kind(f"an image of {width}x{height}", [request])
+            requests.append(processor.process_inputs(name, prompt, params, supported_tasks=("generate",)))
+        return Kind("images of " + " and ".join(f"{width}x{height}" for width, height in IMAGE_SIZES), requests)
     finally:
         renderer.shutdown()

@@ -84,11 +84,8 @@ async def test_nothing_is_compiled_under_a_user(monkeypatch: pytest.MonkeyPatch,
     subject = await start_vllm(*argv, warms_up=True, progress=phases.append)
     try:
         warmed = [phase for phase in phases if phase.startswith("warming up")]
-        kinds = (
-            "a request, log probabilities, prompt log, sampling, penalties, drafts, grammars, a long, an image of 900"
-        )
-        for kind in kinds.split(", "):
-            assert any(phase.startswith(f"warming up: {kind}") for phase in warmed), kind
+        for kind in "a request, log probabilities, sampling, penalties, drafts, grammars, a long, 900x700".split(", "):
+            assert any(kind in phase for phase in warmed), kind
         assert phases[-1].startswith("ready")
         assert not subject.sink.deltas, "a replica is not told of warm-up tokens"
         stats = subject.engine.stats()

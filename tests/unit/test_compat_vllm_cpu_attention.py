@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.compat.vllm_cpu_attention import Chunk, attend_long_contexts, long_chunks
+from serve_app.compat.vllm_cpu_attention import KEPT, Chunk, attend_long_contexts, long_chunks
 
 pytestmark = pytest.mark.slow  # torch and vLLM are imported: ten seconds
 
@@ -95,11 +95,48 @@ def test_the_flash_kernel_gives_what_vllms_gives(counts: list[int], lens: list[i
         return original(self, layer, query, *more)
 
     expected, found = torch.empty_like(query), torch.zeros_like(query)
+    new = torch.zeros(len(query), KV_HEADS, HEAD_SIZE)  # in the cache already: a first chunk reads it from there
     original(attention(), layer, query, None, None, cache, metadata, expected)
-    attend_long_contexts(watched, cpu_attn)(attention(), layer, query, None, None, cache, metadata, found)
+    attend_long_contexts(watched, cpu_attn)(attention(), layer, query, new, new, cache, metadata, found)
     starts = metadata.query_start_loc.tolist()
     taken = sum(chunk.stop - chunk.start for chunk in long_chunks(starts, lens))
     assert taken, "no long chunk: nothing was compared"
     assert sum(rows_seen) == sum(counts) - taken
     rtol, atol = (2e-2, 1e-2) if dtype == "bfloat16" else (1e-4, 1e-5)
     torch.testing.assert_close(found, expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("between", ["nothing", "a step without it"])
+def test_a_chunk_goes_on_with_the_context_of_the_step_before(between: str) -> None:
+    import torch
+    from vllm.v1.attention.backends import cpu_attn
+
+    layer = SimpleNamespace(isa="vec", _k_scale_float=1.0, _v_scale_float=1.0)
+    original = cpu_attn.CPUAttentionBackendImpl.forward
+    original = getattr(original, "__wrapped__", original)
+    counts, lens = [1, 512, 100], [40, 5003, 9000]
+    query, cache, metadata = batch(counts, lens, torch.float32)
+    whole = cache.view(len(cache), KV_HEADS, 2 * BLOCK_SIZE, HEAD_SIZE)
+
+    def stored(row: int, place: int) -> Any:
+        block = whole[metadata.block_table[row, place // BLOCK_SIZE]]
+        column = block[:, :BLOCK_SIZE].reshape(KV_HEADS, HEAD_SIZE, BLOCK_SIZE)[:, :, place % BLOCK_SIZE]
+        return column, block[:, BLOCK_SIZE + place % BLOCK_SIZE]
+
+    rows = [(row, length - count + at) for row, (count, length) in enumerate(zip(counts, lens, strict=True))
+            for at in range(count)]  # fmt: skip
+    keys, values = (torch.stack(part) for part in zip(*(stored(*row) for row in rows), strict=True))
+    impl, expected, found = attention(), torch.empty_like(query), torch.zeros_like(query)
+    forward = attend_long_contexts(original, cpu_attn)
+    original(attention(), layer, query, keys, values, cache, metadata, expected)
+    _, _, before = batch([1, 1000, 300], [39, 4491, 8900], torch.float32)
+    before.block_table = metadata.block_table
+    earlier = torch.randn(1301, HEADS, HEAD_SIZE)
+    forward(impl, layer, earlier, earlier[:, :2], earlier[:, :2], cache, before, torch.empty_like(earlier))
+    contexts = list(vars(impl)[KEPT])
+    if between != "nothing":
+        forward(impl, layer, earlier, earlier[:, :2], earlier[:, :2], cache, None, torch.empty_like(earlier))
+    forward(impl, layer, query, keys, values, cache, metadata, found)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    went_on = [context in contexts for context in vars(impl)[KEPT]]
+    assert went_on == [between == "nothing"] * 2
