@@ -1,6 +1,6 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
-.PHONY: help venv serve preflight doctor check lint types test test-agents install-agents bench docs clean
+.PHONY: help venv serve preflight doctor check lint types test test-agents install-agents bench docs lock sbom clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -20,6 +20,8 @@ help:
 	@echo 'make doctor     how the running service is'
 	@echo 'make bench      ours against the bare vLLM server'
 	@echo 'make docs       write the generated pages of docs/'
+	@echo 'make lock       renew requirements/locks after a change of requirements/*.in'
+	@echo 'make sbom       write build/sbom-*.json (CycloneDX) from the locks'
 	@echo 'make clean      remove the environment and what was built'
 
 venv:
@@ -55,6 +57,23 @@ test-agents: install-agents
 
 bench: venv
 	@$(PY) -m bench
+
+TOOLS := build/tools
+SBOMS := cpu-py311 cpu-py312 gpu-py311 gpu-py312
+
+# Tools that read our files and belong in no environment of the service.
+$(TOOLS)/stamp: requirements/locks/tools-py311.txt
+	@test -n '$(PYTHON)' && $(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install -q --no-deps --require-hashes -r $<
+	@touch $@
+
+lock: $(TOOLS)/stamp
+	@$(PYTHON) requirements/lock.py
+
+sbom: $(TOOLS)/stamp
+	@for lock in $(SBOMS); do \
+		$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+			-o build/sbom-$$lock.json requirements/locks/$$lock.txt && echo build/sbom-$$lock.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
