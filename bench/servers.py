@@ -111,9 +111,10 @@ class Server:
 class Servers:
     """The topologies of one benchmark. Use as a context manager: on leaving it, nothing that it started is alive."""
 
-    def __init__(self, logs: Path, settings: Mapping[str, object]) -> None:
+    def __init__(self, logs: Path, settings: Mapping[str, object], start_timeout_s: float = START_TIMEOUT_S) -> None:
         """`settings` of the application, on top of the profile's, go for every topology."""
         self._logs = logs
+        self._start_timeout_s = start_timeout_s
         self._settings = settings
         self._mark = machine.new_run_mark()
         # Ray keeps sockets in it, whose paths may have 107 bytes.
@@ -177,15 +178,15 @@ class Servers:
             )
         server = Server(topology, port, process, log)
         self._started.append(server)
-        _wait_until_it_answers(server)
+        _wait_until_it_answers(server, self._start_timeout_s)
         return server
 
 
-def _wait_until_it_answers(server: Server) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
+def _wait_until_it_answers(server: Server, timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
     while not server.answers():
         if server.has_ended() or time.monotonic() > deadline_s:
-            end = "ended" if server.has_ended() else f"does not answer after {START_TIMEOUT_S:.0f} s"
+            end = "ended" if server.has_ended() else f"does not answer after {timeout_s:.0f} s"
             raise StartFailed(f"{server.topology.name} {end}; see {server.log}")
         time.sleep(0.5)
 

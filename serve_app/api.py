@@ -20,7 +20,6 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.parser import metrics as parser_metrics
 
 from serve_app import media
-from serve_app.admission import Admission
 from serve_app.client import FleetClient, FleetFactory
 from serve_app.compat import vllm_answers, vllm_parsers, vllm_prefill
 from serve_app.ingress import own_routes, responses_api, structured_outputs, vllm_errors, vllm_limits
@@ -63,7 +62,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 
 
 async def build_api(
-    args: Namespace, fleet_factory: FleetFactory, admission: Admission, allowed_media_hosts: Sequence[str] = ()
+    args: Namespace, fleet_factory: FleetFactory, allowed_media_hosts: Sequence[str] = ()
 ) -> tuple[FastAPI, FleetClient]:
     """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `media.py`."""
     media.use(allowed_media_hosts)
@@ -74,7 +73,7 @@ async def build_api(
     vllm_answers.correct_answers()
     responses_api.use()
     structured_outputs.use()
-    client = FleetClient(frontend_config(args), fleet_factory, admission)
+    client = FleetClient(frontend_config(args), fleet_factory)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)
     _drop_unread_middleware(app)

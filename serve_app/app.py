@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import uuid
 from pathlib import Path
@@ -25,8 +26,9 @@ from ray.serve.schema import LoggingConfig
 from serve_app import flags, machine
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
-from serve_app.config import AppConfig, ConfigError, engine_argv
-from serve_app.engine.contract import Engine, StepSink
+from serve_app.config import AppConfig, ConfigError, engine_argv, flag
+from serve_app.engine import compile_cache
+from serve_app.engine.contract import Engine, EngineDead, StepSink
 from serve_app.engine.vllm_start import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
@@ -41,6 +43,8 @@ from serve_app.start import plain_run
 from serve_app.start.preflight import checked_config
 from serve_app.transport import ServeTransport, TargetRouter
 
+logger = logging.getLogger(__name__)
+
 HEALTH_CHECK_PERIOD_S = 2.0
 """How often Serve asks a replica whether it lives. The check looks at flags only, so it can be asked often."""
 
@@ -54,6 +58,11 @@ three hundred of the published streams of 50 tokens a second."""
 
 QUIET = LoggingConfig(enable_access_log=False)
 """A request has a log line of ours that says more (`outcome.py`) than the two that Serve would write."""
+
+INGRESS_SURGE_PERCENT = 25
+"""Ingress replicas that a replacement may start beyond their number, at least one: the new one serves before the old
+one goes. Serve's own order, stop first, leaves the endpoint without an ingress where there is one only. An old one that
+drains holds its CPU for as long as its longest stream, so room for a further one is needed in either order."""
 
 DRAIN_GRACE_S = 30.0
 """What a replica gets beyond its drain timeout to move its last requests elsewhere."""
@@ -77,11 +86,14 @@ class EngineDeployment(EngineReplica):
 
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
+        if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
+            keep_compiled_kernels(config.engine.compile_cache_dir)
         super().__init__(
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),
             WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
             line_host(),
+            config.replicas.max_queued_requests,
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -115,12 +127,11 @@ class Ingress:
         )
 
         def open_fleet(sink: FleetSink) -> Fleet:
-            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink)
+            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink, admission_of(config))
 
         app, client = await build_api(
             flags.parse(engine_argv(config), flags.serve_parser()),
             open_fleet,
-            Admission(max_waiting=config.ingress.max_queued_requests),
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
@@ -149,6 +160,17 @@ class Ingress:
         await self._closing.aclose()
 
 
+def admission_of(config: AppConfig) -> Admission:
+    """What an ingress refuses."""
+    slots = flag(config.engine.flags, "max-num-seqs", 0)
+    return Admission(
+        max_waiting=config.replicas.max_queued_requests,
+        slots=slots if isinstance(slots, int) else 0,
+        engines=config.replicas.min,
+        ingresses=config.ingress.max_replicas,
+    )
+
+
 def engine_factory(config: AppConfig) -> EngineFactory:
     """What builds a replica's engine, not yet started."""
 
@@ -165,6 +187,15 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger], warms_up=config.engine.warm_up)
 
     return fake if config.engine.kind == "fake" else vllm
+
+
+def keep_compiled_kernels(root: str) -> None:
+    """Have this process' engine keep its kernels below `root`. Raises `EngineDead` where that is not possible."""
+    try:
+        folder = compile_cache.prepare(root, os.environ)
+    except OSError as error:
+        raise EngineDead(f"engine.compile_cache_dir: {error}; name a directory that can be written, or null") from error
+    logger.info("compiled kernels are kept", extra={"folder": str(folder)})
 
 
 def line_host() -> str | None:
@@ -219,8 +250,10 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         **size,
         name="ingress",
         max_ongoing_requests=ingress.max_ongoing_requests,
+        max_surge_percent=INGRESS_SURGE_PERCENT,
         graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
-        ray_actor_options={"num_cpus": ingress.cpus_per_replica},
+        # It loads the model's configuration, tokenizer and image processor from where the engine does.
+        ray_actor_options={"num_cpus": ingress.cpus_per_replica, "runtime_env": {"env_vars": dict(config.engine.env)}},
     )

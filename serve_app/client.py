@@ -27,10 +27,9 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.admission import Admission, Facts, Never, Refuse
 from serve_app.compat.answer_stops import AnswerOutputProcessor
 from serve_app.context import CURRENT
-from serve_app.errors import QueueFull, RequestRefused, ServeError
+from serve_app.errors import RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
 from serve_app.ingress.vllm_errors import FleetHTTPError
@@ -112,6 +111,7 @@ class FleetCore:
                 takes_up=context.claim(context.take_up, request.prompt_token_ids)
                 if context and may_break and context.take_up
                 else "",
+                answer_begun=lambda: context is not None and context.answer_begun,
             )
         )
         if context is not None:
@@ -163,7 +163,7 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
     vLLM classes. `tests/contracts/test_vllm_names.py` fails first when a new vLLM adds to it.
     """
 
-    def __init__(self, vllm_config: VllmConfig, fleet_factory: FleetFactory, admission: Admission) -> None:
+    def __init__(self, vllm_config: VllmConfig, fleet_factory: FleetFactory) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.scheduler_config = vllm_config.scheduler_config
@@ -183,27 +183,16 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         core.on_failed = self._on_failed
         self.engine_core: Any = core
         self.fleet = core.fleet
-        self._admission = admission
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
-        """Refuse what would wait too long, before any header is sent. Raises `FleetHTTPError` (429), and
-        `VLLMValidationError` (400) for more sequences than there is room for."""
-        replicas = self.fleet.replicas_up()
-        verdict = self._admission.decide(
-            Facts(
-                in_flight=self.fleet.in_flight,
-                asked=n,
-                slots=sum(replica.max_num_seqs for replica in replicas),
-            )
-        )
-        if isinstance(verdict, Never):
-            raise VLLMValidationError(f"{n} sequences at a time are too many: at most {verdict.limit}.", parameter="n")
-        if isinstance(verdict, Refuse):
-            error = QueueFull(verdict.retry_after_s)
+        """Refuse what no replica would take, before any header is sent. Raises `FleetHTTPError`."""
+        try:
+            self.fleet.check_room(n)
+        except ServeError as error:
             context = CURRENT.get()
             if context is not None:
                 context.refused = error
-            raise FleetHTTPError(error)
+            raise FleetHTTPError(error) from error
 
     async def check_health(self) -> None:
         """Raises `EngineDeadError` when no replica is up."""

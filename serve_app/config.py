@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.admission import MAX_WAITING
+
 if TYPE_CHECKING:
     from serve_app.hardware import NodeGpus
 
@@ -75,7 +77,13 @@ class EngineConfig(Section):
     """Any flag of `vllm serve` by its long name: `max-num-seqs: 64`, `enforce-eager: true`, `speculative-config:
     {method: mtp}`. vLLM's own parser checks them."""
     env: dict[str, str] = {}
-    """Environment of the engine and its workers (`VLLM_*`, `NCCL_*` ...)."""
+    """Environment of every process that loads the model's files: the engine and its workers (`VLLM_*`, `NCCL_*` ...),
+    and the ingress, which needs its configuration and tokenizer (`HF_HOME`, `HF_ENDPOINT` ...). Ray's dashboard shows
+    it: a token (`HF_TOKEN`) belongs into the environment of the nodes."""
+    compile_cache_dir: str | None = "~/.cache/step-serve/compile"
+    """Where kernels that are compiled at a start or at their first use are kept, so that the next start finds them. On
+    each node, shared by its replicas, with a folder per versions and kind of machine below it. In a container: a
+    volume. `null`: each compiler's own place."""
     start_timeout_s: PositiveFloat = 3600.0
     """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
     warm_up: bool = True
@@ -125,6 +133,9 @@ class ReplicasConfig(Section):
     downscale_delay_s: NonNegativeFloat = 600.0
     """How long the load must allow fewer engines before one is stopped. Starting one takes minutes: be slow to let it
     go."""
+    max_queued_requests: NonNegativeInt = MAX_WAITING
+    """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), whichever ingress they came by.
+    When every engine is full, new requests are refused at once (429); each further engine makes room for as many."""
     drain_timeout_s: PositiveFloat = 120.0
     """How long a replica that is told to go may finish its requests; what is left moves to another replica."""
     longest_stream_s: PositiveFloat = 3600.0
@@ -171,8 +182,6 @@ class IngressConfig(Section):
     """Longest a request may take to its first token, failovers and restarts included."""
     max_ongoing_requests: PositiveInt = 2048
     """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
-    max_queued_requests: PositiveInt = 512
-    """Requests that may wait for room at one ingress replica. Beyond it they are refused at once (429)."""
 
     @model_validator(mode="after")
     def _origins_are_origins(self) -> IngressConfig:

@@ -36,6 +36,8 @@ class RequestContext:
     """The field of its body that its grammar is in, if it has one."""
     refused: ServeError | None = None
     """Why the request failed outside the fleet, if so."""
+    answer_begun: bool = False
+    """Whether the head of an answer has been sent: an error can then be an event only."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
 

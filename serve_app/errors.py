@@ -4,6 +4,7 @@
     |-- RequestRefused     4xx  the request itself is wrong; nobody would run it
     |   |-- PromptTooLong      400  the prompt does not fit into the context
     |   |-- OutputTooLong      400  `max_tokens` is more than the context holds
+    |   |-- TooManySequences   400  `n` is more than there is ever room for
     |   |-- ModelNotFound      404  no such model here
     |   `-- ThreadNotFound     404  the request continues a conversation that only a storing server would have
     |-- QueueFull          429  we are full; come back after `retry_after_s`
@@ -32,6 +33,8 @@ class ServeError(Exception):
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     outcome: Outcome = Outcome.SERVER_ERROR
     retry_after_s: float | None = None
+    measured: bool = False
+    """Whether `retry_after_s` was reckoned from what was measured, and is no constant."""
     param: str | None = None
     """The field of the request that is at fault, as its API names it: `messages`, `messages.0.content`."""
     code: str | None = None
@@ -81,6 +84,13 @@ class OutputTooLong(RequestRefused):
         self.limit = limit
 
 
+class TooManySequences(RequestRefused):
+    """`asked` sequences at a time are more than an empty fleet would take."""
+
+    def __init__(self, asked: int, limit: int) -> None:
+        super().__init__(f"{asked} sequences at a time are too many: at most {limit}.", param="n")
+
+
 class ModelNotFound(RequestRefused):
     """The request asks for a model that is not served here."""
 
@@ -118,27 +128,29 @@ def refused_by_engine(text: str) -> RequestRefused:
 
 
 class QueueFull(ServeError):
-    """More is waiting than can be promised. `retry_after_s` is when there should be room."""
+    """More is waiting than can be promised. `retry_after_s` is when to ask again; `why` says what that comes from."""
 
-    def __init__(self, retry_after_s: float) -> None:
+    def __init__(self, retry_after_s: int, why: str = "", *, measured: bool = False) -> None:
         super().__init__(
-            f"The server is full. Please retry in {retry_after_s:.0f} seconds.",
+            f"The server is full{why and ': '}{why}. Please retry in {_seconds(retry_after_s)}.",
             HTTPStatus.TOO_MANY_REQUESTS,
             Outcome.SHED_QUEUE_FULL,
             retry_after_s,
+            measured,
         )
 
 
 class NoReplica(ServeError):
-    """No replica could take the request before its deadline."""
+    """No replica could take the request: not before its deadline, or too many wait for one already (`what`)."""
 
-    def __init__(self, waited_s: float, retry_after_s: float) -> None:
+    def __init__(self, what: str, retry_after_s: int, *, measured: bool = False) -> None:
+        basis = ", which is when the one that starts should be up, by how long the last one took" if measured else ""
         super().__init__(
-            f"No replica of the model is available (waited {waited_s:.0f} s). "
-            f"Please retry in {retry_after_s:.0f} seconds.",
+            f"No replica of the model is available ({what}). Please retry in {_seconds(retry_after_s)}{basis}.",
             HTTPStatus.SERVICE_UNAVAILABLE,
             Outcome.NO_REPLICA,
             retry_after_s,
+            measured,
         )
 
 
@@ -148,7 +160,7 @@ class CutOff(ServeError):
     def __init__(self, attempts: int, retry_after_s: float) -> None:
         super().__init__(
             f"This request was stopped: {attempts} attempts in a row were cut off from their replica. "
-            f"Please retry in {retry_after_s:.0f} seconds.",
+            f"Please retry in {_seconds(retry_after_s)}.",
             HTTPStatus.SERVICE_UNAVAILABLE,
             Outcome.NO_REPLICA,
             retry_after_s,
@@ -164,3 +176,7 @@ class PoisonRequest(ServeError):
             HTTPStatus.INTERNAL_SERVER_ERROR,
             Outcome.POISON,
         )
+
+
+def _seconds(seconds: float) -> str:
+    return "1 second" if seconds == 1 else f"{seconds:.0f} seconds"

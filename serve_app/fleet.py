@@ -19,17 +19,21 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from serve_app.admission import Admission
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import CutOff, NoReplica, PoisonRequest, ServeError, refused_by_engine
+from serve_app.errors import CutOff, PoisonRequest, ServeError, refused_by_engine
 from serve_app.flight import (
     End,
     FleetLimits,
     FleetRequest,
     FleetSink,
+    ReplicaFull,
     ReplicaLost,
+    ReplicaStopping,
     Transport,
     WrongReplica,
 )
+from serve_app.ingress.admission_control import AdmissionControl
 from serve_app.links import Link, Links
 from serve_app.resumes import ResumeGate
 from serve_app.routing import ReplicaFacts, affinity_key, choose_replica
@@ -41,6 +45,10 @@ LAST_FRAME_S = 5.0
 """How long a finished attempt's last tokens may lag behind its control call. They are on their way in another frame or
 stream of the same pair; a longer wait means that the link is broken."""
 
+ROOM_PERIOD_S = 0.5
+"""How often a request that is too late to refuse asks full replicas again: a place may be free with each frame, and an
+idle link has one so often."""
+
 
 @dataclass(eq=False)
 class _Flight:
@@ -48,6 +56,11 @@ class _Flight:
     key: bytes
     emitted: list[int] = field(default_factory=list)
     attempts: int = 0
+    """Those that a replica refused for want of room are not counted."""
+    admitted: bool = False
+    """Whether a replica has taken it: none refuses it any more."""
+    full: set[str] = field(default_factory=set)
+    """Replicas that have refused it since it last waited for room."""
     died: set[str] = field(default_factory=set)
     """Replicas that died while it ran there."""
     cut: list[str] = field(default_factory=list)
@@ -67,7 +80,14 @@ class _Flight:
 class Fleet:
     """Flies requests on whatever replicas there are. Use as an async context manager: leaving it ends every task."""
 
-    def __init__(self, transport: Transport, ingress_id: str, limits: FleetLimits, sink: FleetSink) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        ingress_id: str,
+        limits: FleetLimits,
+        sink: FleetSink,
+        admission: Admission | None = None,
+    ) -> None:
         self._transport = transport
         self._ingress_id = ingress_id
         self._limits = limits
@@ -77,6 +97,9 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = ResumeGate(lambda: len(self._links.up()))
         self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look)
+        self._admission = AdmissionControl(
+            admission or Admission(), self._links, lambda: len(self._flights), _loop_time
+        )
 
     async def __aenter__(self) -> Self:
         self._links.start()
@@ -98,6 +121,10 @@ class Fleet:
         self._flights[request.request_id] = flight
         flight.task = self._spawn(self._fly(flight), f"flight {request.request_id}")
         flight.task.add_done_callback(lambda task: self._land(flight, task))
+
+    def check_room(self, asked: int) -> None:
+        """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more requests must not be submitted."""
+        self._admission.check(asked)
 
     def cancel(self, request_id: str) -> None:
         """Stop a request wherever it is. Unknown ids are ignored: it may just have landed."""
@@ -168,6 +195,7 @@ class Fleet:
         request = flight.request
         flight.emitted = await self._transport.left_of(request.takes_up)
         if flight.emitted:
+            flight.admitted = True
             record = request.record
             record.first_token_s = asyncio.get_running_loop().time()
             record.output_tokens = record.taken_up_tokens = len(flight.emitted)
@@ -180,7 +208,7 @@ class Fleet:
         if dead >= limits.max_died_replicas:
             raise PoisonRequest(dead)
         if len(flight.cut) >= limits.max_cut_attempts or self._gone(set(flight.cut)) >= limits.max_gone_replicas:
-            raise CutOff(len(flight.cut), limits.retry_after_s)
+            raise CutOff(len(flight.cut), limits.link_silence_s)  # by then it is known who is silent
 
     def _gone(self, replica_ids: set[str]) -> int:
         """How many of them do not serve. One that serves again has not died: its connection broke, or it was slow."""
@@ -196,11 +224,17 @@ class Fleet:
         self._sink.failed(flight.request.request_id, error)
 
     async def _choose(self, flight: _Flight) -> Link:
-        """The replica for the next attempt, when it is this flight's turn. Raises `NoReplica` at its deadline."""
+        """The replica for the next attempt, when it is this flight's turn. Raises `NoReplica` at its deadline, and
+        `QueueFull` where all have refused it."""
+        if flight.full and all(facts.replica_id in flight.full for facts in self._links.up()):
+            if not flight.request.answer_begun():
+                raise self._admission.refusal()
+            await asyncio.sleep(ROOM_PERIOD_S)
+            flight.full.clear()
         now_s = asyncio.get_running_loop().time()
         left_s = flight.last_token_s + self._limits.request_deadline_s - now_s
         if left_s <= 0:  # though there may be replicas: it gets nowhere on them
-            raise NoReplica(self._limits.request_deadline_s, self._limits.retry_after_s)
+            raise self._links.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
         await self._links.wait_for_one(left_s)
         try:
             async with asyncio.timeout_at(now_s + left_s):
@@ -212,8 +246,9 @@ class Fleet:
                     await self._gate.until_nobody_waits()
                 await self._links.wait_for_one(left_s)  # they may have gone while it waited for its turn
         except TimeoutError:
-            raise NoReplica(left_s, self._limits.retry_after_s) from None
-        return self._links[choose_replica(self._links.up(), flight.key)]
+            raise self._links.no_replica(f"waited {left_s:.0f} s") from None
+        up = self._links.up()
+        return self._links[choose_replica([one for one in up if one.replica_id not in flight.full] or up, flight.key)]
 
     async def _attempt(self, flight: _Flight, link: Link) -> bool:
         """One attempt on one replica. True when the flight has landed."""
@@ -241,6 +276,12 @@ class Fleet:
         if len(flight.emitted) > had:
             flight.last_token_s = loop.time()
             flight.cut.clear()
+        if how is End.REFUSED:
+            flight.attempts -= 1
+            record.replicas.pop()
+            record.dispatched_s = record.dispatched_s if flight.attempts else None
+        else:
+            flight.full.clear()
         if how is End.DIED:
             flight.died.add(link.replica_id)
         elif how is End.CUT:
@@ -257,13 +298,19 @@ class Fleet:
                 control.result()
             except AttemptRefused as error:
                 raise refused_by_engine(str(error)) from error
+            except ReplicaFull:
+                flight.full.add(link.replica_id)
+                link.note_full()
+                return End.REFUSED
             except (WrongReplica, ReplicaLost, EngineDead) as error:
+                flight.admitted |= not isinstance(error, WrongReplica) or isinstance(error, ReplicaStopping)
                 logger.warning("lost an attempt", extra={"request": flight.request.request_id, "error": str(error)})
                 how = link.end_by(error)
                 # Until it says otherwise itself: or the next attempt would come straight back here.
                 self._links.avoid(link, dismissed=how is End.MOVED)
                 return how
             await asyncio.wait({ended}, timeout=LAST_FRAME_S)
+        flight.admitted = True
         return ended.result() if ended.done() else End.CUT
 
     async def _settle(self, control: asyncio.Task[None], *, landed: bool) -> None:
@@ -277,7 +324,9 @@ class Fleet:
             control.add_done_callback(_forget)
             return
         control.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ReplicaLost, WrongReplica, EngineDead, AttemptRefused):
+        with contextlib.suppress(
+            asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, EngineDead, AttemptRefused
+        ):
             await control
 
     def _wire(self, flight: _Flight, attempt_id: str) -> AttemptRequest:
@@ -296,6 +345,7 @@ class Fleet:
             priority=request.priority,
             payload=request.payload,
             claim=request.claim,
+            admitted=flight.admitted,
         )
 
     def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
@@ -310,6 +360,10 @@ class Fleet:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a task of the fleet failed", exc_info=error, extra={"task": task.get_name()})
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _forget(control: asyncio.Task[None]) -> None:

@@ -5,7 +5,7 @@ Nothing here knows Ray (that is `Transport`, see `transport.py`) or vLLM (`clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -26,6 +26,14 @@ class WrongReplica(Exception):
     """The call landed on another replica than the one meant, which is therefore out of Serve's routing. Nobody died."""
 
 
+class ReplicaStopping(WrongReplica):
+    """The replica is being stopped, with the attempt in it. Nobody died."""
+
+
+class ReplicaFull(Exception):
+    """The replica holds as many attempts as it may, and has not taken this one. Another may have room."""
+
+
 class End(Enum):
     """How an attempt ended."""
 
@@ -36,6 +44,8 @@ class End(Enum):
     """The way there broke or fell silent, or tokens were missing: nothing shows that anybody died."""
     MOVED = "moved"
     """Its replica is about to go, or did not take it: nobody died."""
+    REFUSED = "refused"
+    """Its replica was full."""
 
 
 class Transport(Protocol):
@@ -53,7 +63,7 @@ class Transport(Protocol):
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
 
-        Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`, `EngineDead`, `AttemptRefused`.
+        Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`, `ReplicaFull`, `EngineDead`, `AttemptRefused`.
         """
 
 
@@ -95,6 +105,8 @@ class FleetRequest:
     """Under which what it says can be taken up; empty: under none."""
     takes_up: str = ""
     """The claim of the broken stream that it takes up, if it does."""
+    answer_begun: Callable[[], bool] = lambda: False
+    """Whether its client has been sent the head of an answer: then it is too late to refuse it."""
 
 
 class FleetSink(Protocol):
@@ -124,6 +136,5 @@ class FleetLimits:
     max_died_replicas: int = 2
     max_gone_replicas: int = 5
     max_cut_attempts: int = 20
-    retry_after_s: float = 5.0
     link_silence_s: float = 10.0
     drain_timeout_s: float = 120.0

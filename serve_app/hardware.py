@@ -30,6 +30,8 @@ class NodeGpus:
     accelerator: str | None
     gpus: int
     cpus: float = math.inf
+    gpu_bytes: int | None = None
+    """Memory of its smallest GPU, as `nvidia-smi` shows it; None where it was not read."""
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -189,17 +191,21 @@ def cluster_nodes() -> list[NodeGpus]:
 
 def this_machine() -> NodeGpus:
     """This machine as the only node of a Ray that is not started yet. GPUs by `nvidia-smi`."""
-    names = _gpu_names()
+    gpus = _gpus()
     # Ray's own naming: the first word of capitals and digits after the vendor ("NVIDIA H100 80GB HBM3" is `H100`).
-    match = re.match(r"(?:NVIDIA|Tesla)\s+(?:Tesla\s+)?([A-Z0-9]+)", names[0]) if names else None
-    return NodeGpus("this machine", match.group(1) if match else None, len(names), float(len(os.sched_getaffinity(0))))
+    match = re.match(r"(?:NVIDIA|Tesla)\s+(?:Tesla\s+)?([A-Z0-9]+)", gpus[0][0]) if gpus else None
+    cpus = float(len(os.sched_getaffinity(0)))
+    sizes = [size for _, size in gpus if size]
+    accelerator = match.group(1) if match else None
+    return NodeGpus("this machine", accelerator, len(gpus), cpus, gpu_bytes=min(sizes, default=None))
 
 
-def _gpu_names() -> list[str]:
+def _gpus() -> list[tuple[str, int]]:
+    """Name and memory of each GPU that may be used."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=20,
@@ -207,5 +213,16 @@ def _gpu_names() -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    names = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-    return names if visible is None else names[: len([part for part in visible.split(",") if part.strip()])]
+    found = [parse_gpu(line) for line in answer.stdout.splitlines() if line.strip()]
+    return found if visible is None else found[: len([part for part in visible.split(",") if part.strip()])]
+
+
+def parse_gpu(line: str) -> tuple[str, int]:
+    """Name and bytes from a line of `nvidia-smi`; 0 bytes where it does not tell.
+
+    >>> parse_gpu("NVIDIA H100 80GB HBM3, 81559")
+    ('NVIDIA H100 80GB HBM3', 85520809984)
+    """
+    name, _, mebibytes = line.rpartition(",")
+    size = mebibytes.strip()
+    return name.strip() or line.strip(), int(size) * 1024**2 if size.isdigit() else 0

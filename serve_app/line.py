@@ -23,7 +23,7 @@ from typing import Protocol
 import msgspec
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.flight import ReplicaLost, WrongReplica
+from serve_app.flight import ReplicaFull, ReplicaLost, ReplicaStopping, WrongReplica
 from serve_app.wire import Frame, LineAddress, decode_frame
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ MAX_MESSAGE_BYTES = 1 << 30
 OPEN, RUN, STOP, ENDED, FRAME = range(5)
 """Kinds of messages: `Opening`, `Start`, a number, `Ended`, a frame."""
 
-ERRORS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (WrongReplica, AttemptRefused, EngineDead)}
+ERRORS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (WrongReplica, ReplicaStopping, ReplicaFull, AttemptRefused, EngineDead)
+}
 """How an attempt may end that did not run to its end, by the name that crosses the line."""
 
 

@@ -13,12 +13,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
+from serve_app.admission import start_wait
 from serve_app.engine.contract import EngineDead
 from serve_app.errors import NoReplica
-from serve_app.flight import End, FleetLimits, ReplicaDied, ReplicaLost, Transport, WrongReplica
+from serve_app.flight import End, FleetLimits, ReplicaDied, ReplicaFull, ReplicaLost, Transport, WrongReplica
 from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
-from serve_app.wire import Frame, Hello, Load, TokenDelta
+from serve_app.wire import Capacity, Frame, Hello, Load, TokenDelta
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Link:
 
     replica_id: str
     load: Load
+    capacity: Capacity
     up: bool = False
     draining_since_s: float | None = None
     dismissed: bool = False
@@ -74,8 +78,21 @@ class Link:
         unfinished = max(self.load.unfinished, len(self.attempts))
         return ReplicaFacts(self.replica_id, unfinished, self.load.max_num_seqs, self.load.kv_usage_ratio)
 
+    def room(self, max_waiting: int) -> int:
+        """How many attempts it may hold; `max_waiting` may wait at one that does not say."""
+        limit = self.capacity.max_unfinished
+        return self.load.max_num_seqs + max_waiting if limit is None else limit
+
+    def note_full(self) -> None:
+        """It has just refused an attempt: until its next frame, that is what its load is."""
+        if self.capacity.max_unfinished is not None:
+            unfinished = max(self.load.unfinished, self.capacity.max_unfinished)
+            self.load = msgspec.structs.replace(self.load, unfinished=unfinished)
+
     def end_by(self, error: Exception) -> End:
         """What this error says of an attempt here. That Serve ends a replica which it has dismissed is no death."""
+        if isinstance(error, ReplicaFull):
+            return End.REFUSED
         if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.dismissed):
             return End.MOVED
         return End.DIED if isinstance(error, EngineDead | ReplicaDied) else End.CUT
@@ -104,11 +121,14 @@ class Links:
         self._on_deltas = on_deltas
         self._on_change = on_change
         self._links: dict[str, Link] = {}
+        self._last: Link | None = None
+        self._last_up_s = 0.0
         self._changed = asyncio.Event()
         self._look_again = asyncio.Event()
 
     def start(self) -> None:
         """Begin to look for replicas."""
+        self._last_up_s = asyncio.get_running_loop().time()
         self._spawn(self._discover(), "fleet-discover")
         self._spawn(self._watch(), "fleet-watch")
 
@@ -119,6 +139,25 @@ class Links:
         """The replicas that can take a request now."""
         return [link.facts() for link in self._links.values() if link.takes_work]
 
+    def taking_work(self) -> list[Link]:
+        """The links to the replicas that can take a request now."""
+        return [link for link in self._links.values() if link.takes_work]
+
+    def attempts(self) -> int:
+        """How many attempts of this ingress are at a replica."""
+        return sum(len(link.attempts) for link in self._links.values())
+
+    def last_room(self, max_waiting: int) -> int:
+        """How many attempts the last replica that was found may hold; 0 if none was."""
+        return 0 if self._last is None else self._last.room(max_waiting)
+
+    def no_replica(self, what: str) -> NoReplica:
+        """The error for a request that no replica can take, for the reason `what`."""
+        start_s = self._last.capacity.start_s if self._last is not None else None
+        down_s = 0.0 if self.up() else asyncio.get_running_loop().time() - self._last_up_s
+        retry_after_s, measured = start_wait(start_s, down_s)
+        return NoReplica(what, retry_after_s, measured=measured)
+
     async def wait_for_one(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
         try:
@@ -127,7 +166,7 @@ class Links:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise NoReplica(timeout_s, self._limits.retry_after_s) from None
+            raise self.no_replica(f"waited {timeout_s:.0f} s") from None
 
     def serves(self, replica_id: str) -> bool:
         """Whether this replica takes work: it lives."""
@@ -164,9 +203,11 @@ class Links:
             seen.add(hello.replica_id)
             link = self._links.get(hello.replica_id)
             if link is None:
-                link = Link(hello.replica_id, hello.load)
+                link = Link(hello.replica_id, hello.load, hello.capacity)
                 self._links[hello.replica_id] = link
                 link.task = self._spawn(self._follow(link), f"link {hello.replica_id}")
+            link.capacity = hello.capacity
+            self._last = link
             if hello.load.draining:
                 self._drain(link)
             else:
@@ -230,6 +271,8 @@ class Links:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
+            if self.up():
+                self._last_up_s = loop.time()
             for link in list(self._links.values()):
                 self._look_at(link, loop.time())
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
-import os
 import re
 import socket
 from collections.abc import Collection
@@ -25,8 +24,9 @@ from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from yarl import URL
 
-NAME: Final = "step"
-ENVIRONMENT_VARIABLE: Final = "VLLM_MEDIA_CONNECTOR"
+NAME: Final = "http"
+"""Of vLLM's default connector, in whose place this process has ours. `VLLM_MEDIA_CONNECTOR` chooses another one; to set
+it here would send the processes that this one starts to look for a connector that they do not have."""
 
 FETCH_TIMEOUT_S: Final = 30.0
 """For all redirects and retries of one image. vLLM's own retries may take two minutes."""
@@ -103,19 +103,23 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not re
         timeout: float | None = None,  # noqa: ASYNC109  # vLLM's signature
         allow_redirects: bool = True,
         max_bytes: int | None = None,
+        request_budget: Any = None,
     ) -> bytes:
-        """See vLLM's. Raises `MediaRefused` for what may not be asked."""
+        """See vLLM's. Raises `MediaRefused` for what may not be asked.
+
+        `request_budget` is 0.33's: the bytes that all images of one request may have.
+        """
         limit = MAX_BYTES if max_bytes is None else min(max_bytes, MAX_BYTES)
         async with asyncio.timeout(FETCH_TIMEOUT_S):
             for _ in range(MAX_REDIRECTS + 1):
-                url, data = await self._follow(url, timeout, limit)
+                url, data = await self._follow(url, timeout, limit, request_budget)
                 if data is not None:
                     return data
                 if not allow_redirects:
                     break
         raise ValueError("it is redirected too often")
 
-    async def _follow(self, url: str, total_s: float | None, limit: int) -> tuple[str, bytes | None]:
+    async def _follow(self, url: str, total_s: float | None, limit: int, budget: Any) -> tuple[str, bytes | None]:
         """One request: where it is redirected to, or what came."""
         self._validate_http_url(url)
         refused: list[str] = []
@@ -136,7 +140,7 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not re
                 if response.status in REDIRECTS and location is not None:
                     return str(response.url.join(URL(location))), None
                 response.raise_for_status()
-                return url, await _read(response, limit)
+                return url, await _read(response, limit, budget)
         except (OSError, aiohttp.InvalidURL) as error:
             # An unknown name is refused in the same words: which internal names there are is nobody's business.
             if (
@@ -156,11 +160,13 @@ def _guarded_socket(refused: list[str], address_info: Any) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _read(response: aiohttp.ClientResponse, limit: int, budget: Any) -> bytes:
     body = bytearray()
     if (response.content_length or 0) <= limit:
         async for chunk in response.content.iter_chunked(1 << 16):  # as decompressed
             body += chunk
+            if budget is not None:
+                budget.charge(len(chunk))
             if len(body) > limit:
                 break
         else:
@@ -191,7 +197,6 @@ def _reason(error: BaseException) -> str:
 
 
 def use(allowed_hosts: Collection[str] = ()) -> None:
-    """Have vLLM's renderers in this process use it, unless the operator has chosen another one."""
+    """Have vLLM's renderers in this process use it, unless the operator has chosen another one by its name."""
     connector = functools.partial(RefusingConnector, connection=GuardedConnection(allowed_hosts))
     MEDIA_CONNECTOR_REGISTRY.register(NAME)(connector)
-    os.environ.setdefault(ENVIRONMENT_VARIABLE, NAME)

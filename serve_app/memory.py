@@ -1,13 +1,12 @@
 """What a layout's memory holds: weights, KV cache, and so how many sessions of which length. Arithmetic only.
 
-An estimate to choose a layout by, good to some ten per cent. vLLM measures for itself at start, and prints
-`GPU KV cache size`: believe that where the two differ.
+Weights and the cache's layout are exact; what vLLM measures at its start (activations, CUDA graphs, the runtime) is
+guessed here, to some 2 GB a GPU. Believe its `Available KV cache memory` where the two differ.
 
-* weights: all of the checkpoint, split evenly over the GPUs of a replica.
-* a token of KV cache: key and value of every KV head in each *full* attention layer. More GPUs than KV heads hold
-  copies.
-* a session, besides: one window of the same in each *sliding* layer, the MTP layers among them.
-* overhead: activations, CUDA graphs, NCCL's buffers.
+* weights: experts split over all GPUs of a replica, the rest over each of its data-parallel ranks; what vLLM does not
+  split (MTP's projections, the routers, which it keeps in FP32) on every GPU.
+* cache: what `gpu-memory-utilization` leaves, cut into blocks as vLLM does it (`kv_cache.py`). More GPUs than KV heads
+  hold copies. Each data-parallel rank has a cache of its own.
 """
 
 from __future__ import annotations
@@ -15,22 +14,34 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-GB = 1_000_000_000
+from serve_app.kv_cache import BLOCK_TOKENS, CacheShape, CacheSize, cache_size
 
-OVERHEAD_BYTES = 6 * GB
-"""Per GPU, for activations at 8k-16k batched tokens, CUDA graphs and NCCL."""
+GB = 1_000_000_000
+MIB = 1024**2
+
+RUNTIME_BYTES = 1_800_000_000
+"""Per GPU, for the CUDA context, kernels, NCCL's and all-reduce's buffers. A guess."""
+ACTIVATION_BYTES_PER_TOKEN = 300_000
+"""Of a step: workspaces of eight experts (86 KB), some sixteen hidden states of 8 KB, the vision tower's. A guess."""
+GRAPH_BYTES = 20_000_000
+"""Per captured size. A guess."""
+DRIVER_BYTES = 550 * MIB
+"""What the driver keeps of what `nvidia-smi` shows: CUDA sees 0.46 GiB less of an H100, 0.6 less of an H200."""
 
 GPU_BYTES = {
-    "A100": 80 * GB,
-    "A100-80G": 80 * GB,
-    "H100": 80 * GB,
-    "H200": 141 * GB,
-    "B200": 180 * GB,
-    "GB200": 186 * GB,
-    "B300": 270 * GB,
-    "GB300": 279 * GB,
+    "A100": 81_920 * MIB,
+    "A100-80G": 81_920 * MIB,
+    "A100-40G": 40_960 * MIB,
+    "L40S": 46_068 * MIB,
+    "H100": 81_559 * MIB,
+    "H200": 143_771 * MIB,
+    "B200": 183_359 * MIB,
+    "GB200": 189_471 * MIB,
+    "B300": 275_040 * MIB,
+    "GB300": 284_208 * MIB,
 }
-"""By Ray's name of the GPU, as the vendor counts. Ray calls the 40 GB A100 `A100` too: only vLLM's start finds out."""
+"""By Ray's name of the GPU, as `nvidia-smi` shows it. Ray calls the 40 GB A100 `A100` too: where the GPU is in this
+machine, its own size is taken."""
 
 FP8_BLOCK = 128
 """Side of the weight blocks that share a scale in Step's FP8 checkpoint."""
@@ -53,10 +64,17 @@ class ModelShape:
     experts: int
     expert_width: int
     fp8: bool = False
+    expert_bytes: int = 0
+    """Of the weights, the routed experts'."""
+    whole_bytes: int = 0
+    """Of the weights, what no GPU shares."""
+    whole_loaded_bytes: int = 0
+    """The same as it is loaded: vLLM keeps routers in FP32."""
+    context: int = 262_144
 
 
 STEP_3P7_FLASH = ModelShape(
-    weights_bytes=396 * GB,
+    weights_bytes=402_243_000_000,  # 201.1 B parameters: 197.0 B, 1.7 B of vision, 2.4 B in the MTP layers
     full_layers=12,
     sliding_layers=33 + 3,
     window=512,
@@ -65,11 +83,16 @@ STEP_3P7_FLASH = ModelShape(
     head_dim=128,
     experts=288,
     expert_width=1280,
+    expert_bytes=42 * 288 * 3 * 4096 * 1280 * 2,
+    whole_bytes=3 * 4096 * 8192 * 2 + 42 * 288 * 4096 * 2,
+    whole_loaded_bytes=3 * 4096 * 8192 * 2 + 42 * 288 * 4096 * 4,
 )
 KNOWN = {
     "stepfun-ai/Step-3.7-Flash": STEP_3P7_FLASH,
     # Only the routed experts are FP8: 42 layers x 288 experts x 3 x 4096 x 1280 bytes = 190 GB, and 22 GB in BF16.
-    "stepfun-ai/Step-3.7-Flash-FP8": replace(STEP_3P7_FLASH, weights_bytes=212_500_000_000, fp8=True),
+    "stepfun-ai/Step-3.7-Flash-FP8": replace(
+        STEP_3P7_FLASH, weights_bytes=212_000_000_000, expert_bytes=STEP_3P7_FLASH.expert_bytes // 2, fp8=True
+    ),
 }
 """Checkpoints whose shape is known without reading them, by their Hugging Face id."""
 
@@ -84,42 +107,65 @@ class Layout:
     gpu_bytes: int
     memory_utilisation: float
     kv_element_bytes: int = 2
+    data_parallel: int = 1
+    batched_tokens: int = 8192
+    drafts: int = 3
+    captured_tokens: int = 512
+    """The largest CUDA graph; 0 without graphs."""
+    longest: int | None = None
+    """`max-model-len`; None: the model's own, or what fits."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """Weights per GPU, and the whole replica's KV cache. `cache_bytes` is negative where the weights do not fit."""
+    """One GPU's memory, and the cache of one data-parallel rank. `cache_bytes` is negative where weights do not fit."""
 
     weights_bytes: float
+    overhead_bytes: float
     cache_bytes: float
-    token_bytes: float
-    session_bytes: float
+    cache: CacheSize
+    ranks: int
 
     def fits(self) -> bool:
         """Whether weights and overhead leave anything for a cache."""
         return self.cache_bytes > 0
 
     def tokens(self) -> int:
-        """Tokens of KV cache over all sessions, the sliding layers' share left out."""
-        return max(0, int(self.cache_bytes / self.token_bytes))
+        """`GPU KV cache size`, as each rank's engine core prints it."""
+        return self.cache.tokens()
 
     def sessions(self, tokens: int) -> int:
-        """How many sessions of that many tokens are held at a time."""
-        return max(0, int(self.cache_bytes / (tokens * self.token_bytes + self.session_bytes)))
+        """How many sessions of that many tokens a replica holds at a time."""
+        return self.cache.sessions(tokens) * self.ranks
 
 
 def room(shape: ModelShape, layout: Layout) -> Room:
     """The arithmetic of the module's docstring."""
-    gpus = layout.tensor_parallel * layout.pipeline_parallel
-    weights = shape.weights_bytes / gpus
-    copies = max(1.0, layout.tensor_parallel / shape.kv_heads)
-    per_layer = 2 * shape.kv_heads * shape.head_dim * layout.kv_element_bytes * copies
-    return Room(
-        weights_bytes=weights,
-        cache_bytes=(layout.gpu_bytes * layout.memory_utilisation - weights - OVERHEAD_BYTES) * gpus,
-        token_bytes=per_layer * shape.full_layers,
-        session_bytes=per_layer * shape.sliding_layers * shape.window,
+    rank_gpus = layout.tensor_parallel * layout.pipeline_parallel
+    gpus = rank_gpus * layout.data_parallel
+    shared = shape.weights_bytes - shape.expert_bytes - shape.whole_bytes
+    whole = shape.whole_loaded_bytes / layout.pipeline_parallel
+    weights = shape.expert_bytes / gpus + shared / rank_gpus + whole
+    overhead = RUNTIME_BYTES + ACTIVATION_BYTES_PER_TOKEN * layout.batched_tokens
+    overhead += GRAPH_BYTES * captured_sizes(layout.captured_tokens)
+    available = (layout.gpu_bytes - DRIVER_BYTES) * layout.memory_utilisation - weights - overhead
+    heads = max(1, shape.kv_heads // layout.tensor_parallel)
+    cache = CacheShape(
+        full_layers=shape.full_layers,
+        sliding_layers=shape.sliding_layers,
+        window=shape.window,
+        page_bytes=2 * BLOCK_TOKENS * heads * shape.head_dim * layout.kv_element_bytes,
+        batched_tokens=layout.batched_tokens,
+        drafts=layout.drafts,
+        stages=layout.pipeline_parallel,
     )
+    size = cache_size(cache, available, layout.longest or shape.context)
+    return Room(weights, overhead, available, size, layout.data_parallel)
+
+
+def captured_sizes(largest: int) -> int:
+    """How many sizes vLLM captures: 1, 2, 4, then by 8 to 256, then by 16."""
+    return len([1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)]) if largest else 0
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 1
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
 
 
+RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
+"""`Retry-After` is within these (`admission.py`)."""
+
+
 class IngressMetrics:
     """Counts and logs requests at one ingress replica."""
 
@@ -41,6 +45,12 @@ class IngressMetrics:
         self._total_s = self._histogram("step_request_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
             "step_time_to_first_token_seconds", "From submission to the fleet to the first token back at the ingress."
+        )
+        self._retry_after_s = metrics.Histogram(
+            "step_retry_after_seconds",
+            description="What refused clients were told (`Retry-After`), and whether it was measured or a constant.",
+            boundaries=RETRY_BUCKETS_S,
+            tag_keys=("outcome", "basis"),
         )
         self._queue_s = self._histogram("step_route_seconds", "Wait for a replica to send the request to.")
 
@@ -66,10 +76,10 @@ class IngressMetrics:
                 self._tokens.inc(count, tags={"kind": kind})
         if resumes:
             self._resumes.inc(resumes)
-        if queue_s is not None:
-            self._queue_s.observe(queue_s, tags={"route": route})
-        if first_token_s is not None:
-            self._first_token_s.observe(first_token_s, tags={"route": route})
+        self._asked_back(context, outcome)
+        for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
+            if value is not None:
+                histogram.observe(value, tags={"route": route})
         # A probe every few seconds would bury what people ask for; that nobody can serve is said by who lost a replica.
         logger.log(
             logging.DEBUG if route in PROBES else logging.INFO,
@@ -91,6 +101,12 @@ class IngressMetrics:
                 "resumes": resumes,
             },
         )
+
+    def _asked_back(self, context: RequestContext, outcome: Outcome) -> None:
+        error = context.error
+        if error is not None and error.retry_after_s is not None:
+            basis = "measured" if error.measured else "constant"
+            self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
 
 
 def _ways(context: RequestContext) -> dict[str, object]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -372,6 +373,7 @@ class _Exchange:
     async def _send_raw(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
+            self._context.answer_begun = True
             headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
             message = {**message, "headers": headers + self._headers_of_ours()}
         elif not message.get("more_body", False):
@@ -391,7 +393,7 @@ class _Exchange:
         error = self._context.error
         if self._status >= HTTPStatus.BAD_REQUEST and error is not None:
             if error.retry_after_s is not None:
-                headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode("ascii")))
+                headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode("ascii")))
             if isinstance(error, PoisonRequest):
                 headers.append((b"x-should-retry", b"false"))  # OpenAI's and Anthropic's SDKs would try a 500 again
         return headers

@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[1]
 """The repository, or the copy of it that Ray unpacked on a node (`working_dir`)."""
 PROFILES = ROOT / "configs"
 
+MOVED = {
+    "ingress.max_queued_requests": "`replicas.max_queued_requests`; it counts for each engine, not for each ingress"
+}
+"""Keys that were, by what they are now."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -133,6 +138,8 @@ def _refusal(error: pydantic_core.ErrorDetails, documents: Sequence[YamlDocument
     path: KeyPath = tuple(str(part) for part in error["loc"])
     where = next((doc.where(path) for doc in documents if doc.has(path)), documents[-1].where(path))
     key = ".".join(path) or "(top)"
+    if key in MOVED:
+        return f"{where}: `{key}` is now {MOVED[key]}"
     if error["type"] == "extra_forbidden":
         names = _fields_at(path[:-1])
         near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)

@@ -15,14 +15,27 @@ from dataclasses import dataclass
 
 import msgspec
 
+from serve_app.admission import MAX_WAITING
 from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import AttemptRefused, Engine, EngineDead, EngineInfo, StepSink
+from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
-from serve_app.flight import WrongReplica
+from serve_app.flight import ReplicaFull, ReplicaStopping, WrongReplica
 from serve_app.leftovers import Leftovers
 from serve_app.line import LineServer
 from serve_app.routing import ReplicaFacts
-from serve_app.wire import WIRE_VERSION, Frame, Hello, LineAddress, Load, TokenDelta, decode_request, encode_frame
+from serve_app.wire import (
+    WIRE_VERSION,
+    AttemptRequest,
+    Capacity,
+    Frame,
+    Hello,
+    LineAddress,
+    Load,
+    TokenDelta,
+    decode_request,
+    encode_frame,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +93,8 @@ class EngineReplica:
     """One engine and its links. `start` it before anything is asked of it.
 
     An engine that owes steps and hangs or is stuck is killed (`engine/watchdog.py`). Lines are offered
-    on `line_host`, an address of this node; without one, everything goes by Serve's calls.
+    on `line_host`, an address of this node; without one, everything goes by Serve's calls. `max_waiting` attempts may
+    wait here beyond those that the engine runs at a time.
     """
 
     def __init__(
@@ -89,6 +103,7 @@ class EngineReplica:
         engine_factory: EngineFactory,
         watchdog_limits: WatchdogLimits,
         line_host: str | None = None,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
@@ -100,12 +115,14 @@ class EngineReplica:
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
         self._line_host = line_host
+        self._max_waiting = max_waiting
         self._lines = LineServer(self)
         self._line: LineAddress | None = None
 
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
+        self._service = ServiceTimes(self._info.max_num_seqs, time.monotonic())
         self._heartbeat = asyncio.get_running_loop().create_task(self._beat(), name="heartbeat")
         if self._line_host is not None:
             self._line = await self._lines.open(self._line_host)
@@ -114,8 +131,14 @@ class EngineReplica:
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def hello(self) -> bytes:
-        """This replica's name, load and line (`wire.Hello`)."""
-        return msgspec.msgpack.encode(Hello(self._replica_id, self._load(), self._line))
+        """This replica's name, load, line and capacity (`wire.Hello`)."""
+        capacity = Capacity(
+            max_unfinished=self._max_unfinished,
+            service_s=self._service.mean_s(time.monotonic()),
+            ingresses=len(self._outboxes),
+            start_s=self._info.start_s,
+        )
+        return msgspec.msgpack.encode(Hello(self._replica_id, self._load(), self._line, capacity))
 
     async def lease(self, target: str) -> AsyncGenerator[bytes, None]:
         """Says nothing but that it has begun, until the caller ends it: Serve does not end a replica before."""
@@ -126,8 +149,9 @@ class EngineReplica:
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.
 
-        Raises `WrongReplica` when `target` is another replica or this one cannot take it, `AttemptRefused` as the
-        engine does, and `EngineDead` when the engine died or hung with the attempt in it.
+        Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new
+        request beyond the bound, `AttemptRefused` as the engine does, and `EngineDead` when the engine died or hung
+        with the attempt in it.
         """
         self._must_be(target)
         attempt = decode_request(data)
@@ -139,16 +163,29 @@ class EngineReplica:
             await self.check_health()
         except EngineDead as error:
             raise WrongReplica(f"its engine was dead before: {error}") from error
-        self._attempts[attempt.attempt_id] = Attempt(attempt.ingress_id, attempt.claim, list(attempt.emitted_token_ids))
+        if attempt.admitted is False and len(self._attempts) >= self._max_unfinished:
+            raise ReplicaFull(f"it holds {len(self._attempts)} of {self._max_unfinished}")
+        await self._run(attempt)
+
+    async def _run(self, attempt: AttemptRequest) -> None:
+        running = Attempt(attempt.ingress_id, attempt.claim, list(attempt.emitted_token_ids))
+        self._attempts[attempt.attempt_id] = running
+        self._service.enter(time.monotonic())
+        served = False
         try:
             await self._engine.run(attempt)
+            served = True
         except EngineDead as error:
             self._engine_dead = True
             if self._stopping:  # by us: the attempt has nothing to do with it
-                raise WrongReplica("it is being stopped") from error
+                raise ReplicaStopping("it is being stopped") from error
             raise
         finally:
-            self._keep(self._attempts.pop(attempt.attempt_id))
+            del self._attempts[attempt.attempt_id]
+            # One that was cancelled with tokens may have met a stop string: the ingress looks for those.
+            served = served or len(running.said) > len(attempt.emitted_token_ids)
+            self._service.leave(time.monotonic(), served=served)
+            self._keep(running)
 
     async def left_of(self, claim: str) -> bytes:
         """The token ids that a broken stream of this claim had; none if it is not known here."""
@@ -202,6 +239,10 @@ class EngineReplica:
         await self._engine.shutdown()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _max_unfinished(self) -> int:
+        return self._info.max_num_seqs + self._max_waiting
 
     def _must_be(self, target: str) -> None:
         if target != self._replica_id:

@@ -168,7 +168,8 @@ class EventStream:
         await self._context.submitted.wait()
         await asyncio.sleep(MESSAGE_START_AFTER_S)
         async with self._lock:
-            if not (self._message_started or self._over):
+            # Of a request that has failed, the error is about to come, and its status is open until then.
+            if not (self._message_started or self._over or self._context.error is not None):
                 await self._emit_message_start()
 
     async def _emit_message_start(self) -> None:
@@ -196,7 +197,7 @@ class EventStream:
 
     async def _beat(self) -> None:
         async with self._lock:
-            if self._over:
+            if self._over or (self._head is not None and self._context.error is not None):
                 return
             if self._api is Api.ANTHROPIC and not self._message_started and self._context.submitted.is_set():
                 await self._emit_message_start()

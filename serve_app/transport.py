@@ -26,7 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.flight import ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.flight import ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
 from serve_app.line import Line
 from serve_app.wire import AttemptRequest, Frame, Hello, LineAddress, decode_frame, encode_request
 
@@ -42,7 +42,7 @@ VERDICT_S = 1.0
 PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
 """What crosses is bytes and errors; Serve's default, which can carry functions too, takes several times as long."""
 
-OUR_ERRORS = (WrongReplica, AttemptRefused, EngineDead)
+OUR_ERRORS = (WrongReplica, ReplicaFull, AttemptRefused, EngineDead)
 
 LOST_CALL = (RayError, RayServeException, grpc.RpcError)
 """How a call ends that the replica did not answer. Serve passes on what gRPC says, other than UNAVAILABLE, as it is."""

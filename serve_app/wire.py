@@ -21,6 +21,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     engine must continue after as if it had produced them itself. `max_tokens` and `min_tokens` count from the first
     token of the first attempt. `payload` is vLLM's request (without the token ids), in the buffers of vLLM's encoder.
     `claim` is under which what it says can be asked for if its stream breaks off (`leftovers.py`); empty: under none.
+    `admitted`: a replica had taken the request before, so none refuses it for want of room; None is what an ingress
+    says that does not know of such refusals.
     """
 
     wire_version: int
@@ -36,6 +38,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     priority: int
     payload: list[bytes]
     claim: str = ""
+    admitted: bool | None = None
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -82,12 +85,26 @@ class LineAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
     secret: bytes
 
 
+class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How much a replica takes, and how fast it gets done. It changes slowly, so it does not come with every step.
+
+    `max_unfinished` attempts may run and wait here (None: a replica that does not say). One runs for `service_s`, as
+    measured (None: not yet). `ingresses` hold a link. The engine took `start_s` to start.
+    """
+
+    max_unfinished: int | None = None
+    service_s: float | None = None
+    ingresses: int = 1
+    start_s: float | None = None
+
+
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls."""
 
     replica_id: str
     load: Load
     line: LineAddress | None = None
+    capacity: Capacity = Capacity()
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):

@@ -50,6 +50,8 @@ ABILITIES = {
 }
 """Which API can ask for what; what it cannot, it asks as text."""
 
+LONG_EVERY = 20
+
 WORDS = "river lantern orchard granite harbour velvet thunder meadow copper willow comet saddle ember lagoon".split()
 
 WEATHER: Mapping[str, Json] = {
@@ -93,6 +95,8 @@ class AskRules:
     seed: int
     streams_only: bool = True
     """False: every other request is answered in one piece."""
+    long_tokens: int = 0
+    """Every twentieth request of each API is a stream of so many tokens; 0: none."""
 
 
 def draw_asks(rules: AskRules, count: int) -> list[Ask]:
@@ -107,6 +111,8 @@ def draw_asks(rules: AskRules, count: int) -> list[Ask]:
         max_tokens = rng.randint(*rules.tokens)
         # Lap by lap, and not request by request: or one API would be streamed always and the other never.
         stream = rules.streams_only or (lap // len(rules.kinds)) % 2 == 0
+        if rules.long_tokens and lap % LONG_EVERY == 0:
+            kind, max_tokens, stream = Kind.TEXT, rules.long_tokens, True
         body: dict[str, Json] = {"model": rules.model, "temperature": 0, "stream": stream}
         body |= _BODIES[api](kind, number, rng, max_tokens)
         if kind is Kind.TEXT and api is not Api.MESSAGES:

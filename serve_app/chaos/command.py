@@ -17,12 +17,13 @@ from contextlib import AsyncExitStack
 from serve_app.chaos import report
 from serve_app.chaos.ask import Ask, AskRules, draw_asks
 from serve_app.chaos.choice import NoMoment
+from serve_app.chaos.fleet import ENGINE, INGRESS, Fleet, describe
 from serve_app.chaos.load import Load, failures, open_load
-from serve_app.chaos.options import BadOptions, Fault, Options, read
+from serve_app.chaos.options import IN_CLOSED_LOOP, BadOptions, Fault, Options, read
 from serve_app.chaos.procs import NoEngineProcess
 from serve_app.chaos.reach import OutOfReach, Reach, find_ray
 from serve_app.chaos.rolling import Rolling
-from serve_app.chaos.service import ENGINE, INGRESS, Fleet, Service, describe
+from serve_app.chaos.service import Service
 from serve_app.chaos.strike import Striker
 from serve_app.chaos.verdict import Findings, judge, passed, where_they_part
 from serve_app.chaos.waves import NotWhole, Say, Waves
@@ -105,7 +106,7 @@ class Run:
             raise BadOptions(f"no engine replica runs (engines: {fleet.states(ENGINE)}): wait until the service is up")
         if self._options.min_up is not None and self._options.min_up > len(engines):
             raise BadOptions(f"--min-up {self._options.min_up}: only {len(engines)} engine replicas run")
-        if fault not in (Fault.UPGRADE, Fault.NONE):
+        if fault not in IN_CLOSED_LOOP:
             try:
                 await reach.aim(fault.value, engines[0])
             except NoEngineProcess:
@@ -122,7 +123,13 @@ class Run:
         options = self._options
         model = options.model or await load.model()
         return AskRules(
-            model, options.apis, options.kinds, options.tokens, options.seed, streams_only=options.requests is None
+            model,
+            options.apis,
+            options.kinds,
+            options.tokens,
+            options.seed,
+            streams_only=options.requests is None,
+            long_tokens=options.long_tokens,
         )
 
     async def _undisturbed(self, load: Load, asks: list[Ask]) -> None:

@@ -19,8 +19,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from serve_app.chaos import procs
+from serve_app.chaos.fleet import ENGINE
 from serve_app.chaos.orders import Load, Order, Reply
-from serve_app.chaos.service import ENGINE
 from serve_app.wire import Hello
 
 TASK_S = 60.0

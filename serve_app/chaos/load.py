@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -22,10 +23,10 @@ PROBE_S = 10.0
 class Load:
     """Sends requests. Their ids begin with `prefix`, by which the service's log knows them again."""
 
-    def __init__(self, client: httpx.AsyncClient, deadline_s: float) -> None:
+    def __init__(self, client: httpx.AsyncClient, deadline_s: float, prefix: str = "") -> None:
         self._client = client
         self._deadline_s = deadline_s
-        self.prefix = f"chaos-{uuid.uuid4().hex[:8]}"
+        self.prefix = prefix or f"chaos-{uuid.uuid4().hex[:8]}"
 
     async def ask(self, ask: Ask, name: str, on_text: OnText) -> Heard:
         """One request, followed to its end. `name` tells it from the others of this run."""
@@ -64,16 +65,16 @@ def ignore(_characters: int) -> None:
 
 
 @asynccontextmanager
-async def open_load(options: Options) -> AsyncIterator[Load]:
-    """The clients, until the block is left."""
+async def open_load(options: Options, prefix: str = "", tls: ssl.SSLContext | None = None) -> AsyncIterator[Load]:
+    """The clients, until the block is left. With a `prefix`: further ones of the same run."""
     headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.concurrency)
     # A stream may be silent as long as it likes: how long is what is measured. Its deadline is over all of it.
     timeout = httpx.Timeout(None, connect=PROBE_S)
     async with httpx.AsyncClient(
-        base_url=options.url, headers=headers, limits=limits, timeout=timeout, trust_env=False
+        base_url=options.url, headers=headers, limits=limits, timeout=timeout, trust_env=False, verify=tls or True
     ) as client:
-        yield Load(client, options.deadline_s)
+        yield Load(client, options.deadline_s, prefix)
 
 
 async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable[None]]) -> None:

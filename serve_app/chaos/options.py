@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from serve_app.chaos.ask import Api, Kind
+from serve_app.chaos.changes import ROLLING, Change
 
 E = TypeVar("E", bound=Enum)
 
@@ -33,11 +34,15 @@ class Fault(Enum):
     SLOW = "slow"
     CUT = "cut"
     UPGRADE = "upgrade"
+    ROLLING = "rolling"
     NONE = "none"
 
 
 ENDS_REPLICA = frozenset({Fault.KILL, Fault.KILL_ENGINE, Fault.HANG, Fault.CUT})
 """After these the replica must be replaced before the fleet is whole again."""
+
+
+IN_CLOSED_LOOP = frozenset({Fault.NONE, Fault.UPGRADE, Fault.ROLLING})
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ class Options:
     recover_s: float
     requests: int | None
     """Closed loop instead of waves."""
-    upgrades: int
+    changes: tuple[Change, ...]
+    """In a closed loop: what is changed, one after the other."""
+    rest_s: float
+    """In a closed loop: the longest that every fourth client rests between two requests."""
+    long_tokens: int
     settle_s: float
     key: str | None
     model: str | None
@@ -100,8 +109,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--slow-s", type=float, default=10.0, help="how long `slow` lasts (default 10)")
     add("--deadline-s", type=float, default=300.0, help="longest a stream may take (default 300)")
     add("--recover-s", type=float, default=300.0, help="longest the fleet may take to be whole again (default 300)")
-    add("--requests", type=int, help="closed loop of so many requests instead of waves; --fault none or upgrade")
+    add(
+        "--requests",
+        type=int,
+        help="closed loop of so many requests instead of waves; --fault none, upgrade or rolling",
+    )
     add("--upgrades", type=int, default=2, help="upgrades in a closed loop (default 2)")
+    add("--changes", default=",".join(one.value for one in ROLLING), help="of --fault rolling (default %(default)s)")
+    add("--rest-s", type=float, default=40.0, help="closed loop: every fourth client's longest rest (default 40)")
+    add("--long-tokens", type=int, default=0, help="closed loop: length of every twentieth answer (default: as others)")
     add("--settle-s", type=float, default=120.0, help="closed loop: longest wait for the fleet to shrink (default 120)")
     add("--application", default="step", help="Serve application (default step)")
     add("--key", help="API key, where the endpoint asks for one")
@@ -136,7 +152,9 @@ def read(given: argparse.Namespace) -> Options:
         deadline_s=given.deadline_s,
         recover_s=given.recover_s,
         requests=given.requests,
-        upgrades=given.upgrades if fault is Fault.UPGRADE else 0,
+        changes=_changes(given, fault),
+        rest_s=given.rest_s,
+        long_tokens=given.long_tokens,
         settle_s=given.settle_s,
         key=given.key,
         model=given.model,
@@ -155,10 +173,12 @@ def _check(given: argparse.Namespace, fault: Fault) -> None:
             f"{given.url} is not on this machine, and this command ends processes that serve others. "
             "Add --yes if that is meant"
         )
-    if given.requests is None and fault is Fault.NONE:
-        raise BadOptions("--fault none is for a closed loop: give --requests N, or another fault")
-    if given.requests is not None and fault not in (Fault.NONE, Fault.UPGRADE):
-        raise BadOptions(f"--requests runs a closed loop, with --fault none or upgrade, and not {fault.value}")
+    if given.requests is None and fault in (Fault.NONE, Fault.ROLLING):
+        raise BadOptions(f"--fault {fault.value} is for a closed loop: give --requests N, or another fault")
+    if given.requests is not None and fault not in IN_CLOSED_LOOP:
+        raise BadOptions(
+            f"--requests runs a closed loop, with --fault none or upgrade or rolling, and not {fault.value}"
+        )
     if given.min_up is not None and (given.min_up < 2 or given.requests is not None or fault not in ENDS_REPLICA):
         raise BadOptions(
             f"--min-up {given.min_up}: give at least 2 (one to strike, one to stand in for it), and waves of a fault "
@@ -166,6 +186,12 @@ def _check(given: argparse.Namespace, fault: Fault) -> None:
         )
     if given.faults is not None and given.faults > given.streams:
         raise BadOptions(f"--faults {given.faults} is more than --streams {given.streams}: a stream gets one at most")
+
+
+def _changes(given: argparse.Namespace, fault: Fault) -> tuple[Change, ...]:
+    if fault is Fault.ROLLING:
+        return tuple(_one_of(Change, name, "--changes") for name in given.changes.split(","))
+    return (Change.UPGRADE,) * given.upgrades if fault is Fault.UPGRADE else ()
 
 
 def _one_of(kind: type[E], name: str, flag: str) -> E:

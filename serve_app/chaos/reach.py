@@ -20,10 +20,10 @@ import msgspec
 import psutil
 
 from serve_app.chaos import procs
+from serve_app.chaos.fleet import Fleet, Replica
 from serve_app.chaos.options import own_addresses
 from serve_app.chaos.orders import Load, Order, Reply
 from serve_app.chaos.procs import NoEngineProcess, Proc
-from serve_app.chaos.service import Fleet, Replica
 from serve_app.start import serve_status
 
 REPLY_S = 90.0

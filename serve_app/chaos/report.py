@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from serve_app.chaos.options import ENDS_REPLICA, Options
-from serve_app.chaos.verdict import Findings, Silences, Streamed, Verdict, longest_silence_s, passed
+from serve_app.chaos.verdict import Findings, Silences, Streamed, Verdict, across_a_change, longest_silence_s, passed
 
 SHOWN = 10
 """Failures and differences that are printed; `--json` has them all."""
@@ -26,7 +26,10 @@ def lines(options: Options, findings: Findings, verdict: Verdict) -> Iterator[st
     if options.requests is None:
         yield from _fault_rows(options, findings, verdict)
     else:
-        yield _row("upgrades", ", ".join(f"at {at_s:.0f} s" for at_s in findings.upgrades_s) or "none")
+        yield _row(
+            "changes", ", ".join(f"{made.change.value} at {made.at_s:.0f} s" for made in findings.changes) or "none"
+        )
+        yield _row("streams across them", f"{across_a_change(findings.streams, findings.changes):,}")
     yield _row("resumes", _resumes(findings, verdict))
     yield _row("unfinished at the end", "not known" if findings.unfinished is None else str(findings.unfinished))
     for what in findings.unseen:
@@ -117,7 +120,8 @@ def as_json(options: Options, findings: Findings, verdict: Verdict) -> bytes:
         "whole_again_s": findings.whole_again_s,
         "faults": findings.struck,
         "timeline": findings.timeline,
-        "upgrades_s": findings.upgrades_s,
+        "changes": findings.changes,
+        "streams_across_changes": across_a_change(findings.streams, findings.changes),
         "problems": findings.problems,
         "not_seen": findings.unseen,
         "streams": [_stream(one, findings, where.get(one.stream, ""), one.stream in hit) for one in findings.streams],

@@ -9,66 +9,18 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 
+from serve_app.chaos.changes import Change, changed
+from serve_app.chaos.fleet import INGRESS, Fleet, Replica, fleet_of
 from serve_app.start import serve_status
 from serve_app.start.serve_status import APPLICATIONS, StatusUnknown
-
-ENGINE, INGRESS = "engine", "ingress"
-UPGRADE_VARIABLE = "STEP_SERVE_CHAOS_UPGRADE"
-"""What an upgrade changes in the application's environment. Nothing reads it; Serve replaces every replica for it."""
 
 RESUMES = "ray_step_resumes_total"
 ACCESS = "serve_app.access: request {"
 TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class Replica:
-    """One replica, as Serve knows it."""
-
-    replica_id: str
-    deployment: str
-    state: str
-    pid: int
-    node_id: str
-    node_ip: str
-    actor_id: str
-
-    @property
-    def is_running(self) -> bool:
-        """Whether Serve sends requests to it. It says so of a dead one too, until its next health check."""
-        return self.state == "RUNNING"
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """All replicas of the application at one moment."""
-
-    replicas: tuple[Replica, ...]
-    targets: Mapping[str, int]
-    """How many of each deployment Serve wants now, where it says so."""
-
-    def running(self, deployment: str) -> list[Replica]:
-        """Those that take requests."""
-        return [one for one in self.replicas if one.deployment == deployment and one.is_running]
-
-    def is_whole(self, like: Mapping[str, int], gone: frozenset[str]) -> bool:
-        """Whether of each deployment in `like` as many run as Serve wants, or else as in `like`, and none of `gone`."""
-        running = {name: self.running(name) for name in like}
-        return all(
-            len(found) >= self.targets.get(name, like[name]) and not any(one.replica_id in gone for one in found)
-            for name, found in running.items()
-        )
-
-    def states(self, deployment: str) -> str:
-        """`2 running, 1 starting`."""
-        found = [one.state.lower() for one in self.replicas if one.deployment == deployment]
-        return ", ".join(f"{found.count(state)} {state}" for state in sorted(set(found))) or "none"
 
 
 class Service:
@@ -90,9 +42,9 @@ class Service:
     def _details(self) -> object:
         return json.loads(serve_status.ask(self._dashboard, APPLICATIONS, TIMEOUT_S))
 
-    def upgrade(self, label: str) -> None:
-        """Deploy the configuration again with one variable changed: every replica is replaced in turn."""
-        config = upgraded(self._details(), self._application, label)
+    def change(self, change: Change, label: str) -> None:
+        """Deploy the configuration again with this change; `label` is what makes a replacement differ."""
+        config = changed(self._details(), self._application, change, label)
         serve_status.ask(self._dashboard, APPLICATIONS, TIMEOUT_S, put=json.dumps(config).encode())
 
     def resumes(self) -> int:
@@ -143,54 +95,6 @@ def access_of(lines: Iterable[str]) -> dict[str, Access]:
     return found
 
 
-def fleet_of(details: object, application: str) -> Fleet:
-    """The replicas in `GET /api/serve/applications/`. Raises `StatusUnknown` where the application is not there."""
-    try:
-        found = details["applications"][application]["deployments"]  # type: ignore[index]  # checked by what it raises
-    except (LookupError, TypeError) as error:
-        raise StatusUnknown(f"Serve has no application {application!r}: give its name with --application") from error
-    targets = {name: deployment.get("target_num_replicas") for name, deployment in found.items()}
-    return Fleet(
-        tuple(_replica(str(name), one) for name, deployment in found.items() for one in deployment["replicas"]),
-        {name: count for name, count in targets.items() if count is not None},
-    )
-
-
-def _replica(deployment: str, told: Mapping[str, Any]) -> Replica:
-    return Replica(
-        replica_id=str(told["replica_id"]),
-        deployment=deployment,
-        state=str(told["state"]),
-        pid=int(told.get("pid") or 0),
-        node_id=str(told.get("node_id") or ""),
-        node_ip=str(told.get("node_ip") or ""),
-        actor_id=str(told.get("actor_id") or ""),
-    )
-
-
-KEPT_OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
-
-
-def upgraded(details: object, application: str, label: str) -> dict[str, object]:
-    """What `serve deploy` would send for what runs now, with one variable of the application's environment changed.
-
-    All applications are in it: Serve ends those that a configuration leaves out.
-    """
-    assert isinstance(details, dict)  # noqa: S101  # `fleet_of` has read it
-    configs = []
-    for name, found in details["applications"].items():
-        config = json.loads(json.dumps(found["deployed_app_config"]))
-        if config is None:
-            raise StatusUnknown(
-                f"application {name!r} was not deployed from a configuration: there is nothing to upgrade"
-            )
-        if name == application:
-            config.setdefault("runtime_env", {}).setdefault("env_vars", {})[UPGRADE_VARIABLE] = label
-        configs.append(config)
-    kept = {name: details[name] for name in KEPT_OPTIONS if details.get(name) is not None}
-    return {**kept, "applications": configs}
-
-
 def counters(page: str, metric: str) -> list[tuple[str, float]]:
     """(labels, value) of every line of a Prometheus page with this metric."""
     found = []
@@ -208,8 +112,3 @@ def _page(url: str) -> str:
     except (OSError, urllib.error.URLError):  # a node that died must not blind us to the others
         return ""
     return text
-
-
-def describe(replicas: Sequence[Replica]) -> str:
-    """`abc123 (pid 7 on 10.0.0.1), ...`."""
-    return ", ".join(f"{one.replica_id} (pid {one.pid} on {one.node_ip})" for one in replicas)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from serve_app.chaos.changes import Made
 from serve_app.chaos.heard import Answer
 from serve_app.chaos.service import Access
 from serve_app.chaos.stream import Heard
@@ -62,7 +63,7 @@ class Findings:
     """Requests that are answered differently without any fault too."""
     timeline: list[tuple[float, str]] = field(default_factory=list)
     """(seconds since the start, replicas' states), whenever they changed."""
-    upgrades_s: list[float] = field(default_factory=list)
+    changes: list[Made] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What kept the run from being what was asked for."""
     unseen: list[str] = field(default_factory=list)
@@ -180,6 +181,14 @@ def judge(findings: Findings, asked: int) -> Verdict:
         hit_silences=silences([one.heard for one in hit]),
         calm_silences=silences(list(findings.undisturbed.values())),
         calm_waits=waits_for_text(list(findings.undisturbed.values())),
+    )
+
+
+def across_a_change(streams: Sequence[Streamed], changes: Sequence[Made]) -> int:
+    """How many streamed answers had begun before a change and ended after it."""
+    return sum(
+        one.heard.ask.stream and any(one.heard.start_s < made.clock_s < one.heard.end_s for made in changes)
+        for one in streams
     )
 
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve_app.chaos import choice
 from serve_app.chaos.ask import Ask
+from serve_app.chaos.changes import Change
 from serve_app.chaos.choice import Moment, Wave
+from serve_app.chaos.fleet import ENGINE, Fleet, Replica
 from serve_app.chaos.load import Load
 from serve_app.chaos.options import ENDS_REPLICA, Fault, Options
 from serve_app.chaos.reach import Aim, OutOfReach, Reach
-from serve_app.chaos.service import ENGINE, Fleet, Replica, Service
+from serve_app.chaos.service import Service
 from serve_app.chaos.stream import Heard
 from serve_app.chaos.strike import Striker
 from serve_app.chaos.verdict import Findings, Streamed, Struck, longest_silence_s, where_they_part
@@ -142,7 +144,7 @@ class Waves:
         try:
             if aim is None:
                 label = f"{self._load.prefix}-{wave.number}"
-                await asyncio.to_thread(self._service.upgrade, label)
+                await asyncio.to_thread(self._service.change, Change.UPGRADE, label)
             else:
                 await self._striker.strike(self._options.fault, aim)
         except (OutOfReach, StatusUnknown) as failed:

@@ -11,6 +11,7 @@ from serve_app.engine import child
 
 def register() -> None:
     """vLLM calls this in each of its processes, at times more than once."""
+    child.find_own_programs()  # again, for workers on other nodes, which are Ray's processes and not the engine's
     vllm_cpu.close_gaps()
     vllm_resume.continue_requests()
     if child.is_engine_process():

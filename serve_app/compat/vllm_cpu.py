@@ -1,4 +1,4 @@
-"""Closes four gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
+"""Closes the gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
 
 It does nothing on other platforms, and nothing in a vLLM version that is not known to have the gaps.
 """
@@ -12,6 +12,7 @@ from typing import Any, Final
 from serve_app.compat.patching import Function, Target, UnexpectedVllmError, minor_version, replace
 from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
 from serve_app.compat.vllm_cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
+from serve_app.compat.vllm_cpu_seeds import BOOKKEEPING, SAMPLE, keep_from_winding_back, rewind_generators
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
 """Seen in the source of both. A new version is added here once its source has been read."""
@@ -40,7 +41,10 @@ EXPANSION: Final = Target(
     "expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
 )
-TARGETS: Final = (ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP)
+TARGETS: Final = (
+    *(ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP),
+    *(SAMPLE, BOOKKEEPING),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ def close_gaps() -> None:
     replace(FORWARD, attend_long_contexts)
     replace(BACKEND, bound_json_schemas)
     replace(CHECK_STOP, end_repetition)
+    replace(SAMPLE, rewind_generators)
+    replace(BOOKKEEPING, keep_from_winding_back)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:

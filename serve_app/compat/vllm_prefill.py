@@ -7,6 +7,7 @@ message: that is the ingress' to set (`ingress/`). That all of such an answer is
 
 from __future__ import annotations
 
+import inspect
 from types import ModuleType
 from typing import Any, Final
 
@@ -18,12 +19,19 @@ CONVERT: Final = Target(
     "to_chat_completion_request",
     ("anthropic_request",),
 )
-TARGETS: Final = (CONVERT,)
+STREAM: Final = Target(
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "OpenAIServingChat",
+    "chat_completion_stream_generator",
+    ("request", "conversation"),
+)
+TARGETS: Final = (CONVERT, STREAM)
 
 
 def continue_answers() -> None:
     """Called in each ingress process. Calling it again changes nothing."""
     replace(CONVERT, ask_to_continue)
+    replace(STREAM, echo_parts_as_text)
 
 
 def ask_to_continue(original: Function, _: ModuleType) -> Function:
@@ -37,3 +45,17 @@ def ask_to_continue(original: Function, _: ModuleType) -> Function:
         return request
 
     return to_chat_completion_request
+
+
+def echo_parts_as_text(original: Function, _: ModuleType) -> Function:
+    """With `echo`, a stream begins with the last message; vLLM's sends its parts, which no chunk can hold."""
+    signature = inspect.signature(original)
+
+    def chat_completion_stream_generator(*args: Any, **named: Any) -> Any:
+        values = signature.bind(*args, **named).arguments
+        conversation = values["conversation"]
+        if values["request"].echo and conversation and isinstance(content := conversation[-1].get("content"), list):
+            conversation[-1]["content"] = "\n".join(part["text"] for part in content)
+        return original(*args, **named)
+
+    return chat_completion_stream_generator

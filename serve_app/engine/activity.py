@@ -6,6 +6,7 @@ The watchdog (`watchdog.py`) asks for it only when a step is overdue, so a readi
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -62,7 +63,7 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
             return lambda: None
     try:
         nvml.nvmlInit()
-        handles = [_handle(nvml, name) for name in _visible(nvml)]
+        handles = visible_gpus(nvml)
     except nvml.NVMLError:
         return lambda: None
 
@@ -75,12 +76,25 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
     return utilization
 
 
-def _visible(nvml: Any) -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them (indices or UUIDs)."""
+def nvml_library() -> Any | None:
+    """The installed NVML module; None where there is none. Unlike vLLM's copy it can be had without importing vLLM."""
+    try:
+        return importlib.import_module("pynvml")  # nvidia-ml-py: FlashInfer, which vLLM's CUDA build needs, brings it
+    except ImportError:
+        return None
+
+
+def nvml_text(value: str | bytes) -> str:
+    """What NVML says, as text: older modules give bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def visible_gpus(nvml: Any) -> list[Any]:
+    """NVML's handles of the GPUs that this process may use: `CUDA_VISIBLE_DEVICES` has indices or UUIDs."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        return [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-    return [name.strip() for name in named.split(",") if name.strip()]
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return [_handle(nvml, name.strip()) for name in named.split(",") if name.strip()]
 
 
 def _handle(nvml: Any, name: str) -> Any:

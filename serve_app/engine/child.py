@@ -14,6 +14,7 @@ import multiprocessing.connection
 import os
 import signal
 import socket
+import sysconfig
 import threading
 from typing import Final
 
@@ -51,6 +52,21 @@ class Report(msgspec.Struct, array_like=True):
 def is_engine_process() -> bool:
     """Whether this process was started by another one's multiprocessing, as vLLM starts its own."""
     return multiprocessing.parent_process() is not None
+
+
+def search_path(path: str) -> str:
+    """The program search path `path` with this environment's own programs in front.
+
+    vLLM and FlashInfer run `ninja`, which pip puts there. Ray's workers inherit the PATH of whoever started Ray, which
+    has it only where the environment was activated.
+    """
+    scripts = sysconfig.get_path("scripts")
+    return os.pathsep.join([scripts, *(part for part in path.split(os.pathsep) if part and part != scripts)])
+
+
+def find_own_programs() -> None:
+    """Let this process, and what it starts, find the environment's programs."""
+    os.environ["PATH"] = search_path(os.environ.get("PATH", os.defpath))
 
 
 def die_with_parent() -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
-from serve_app.engine.child import REPORTS_VARIABLE, Report
+from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
 from serve_app.engine.contract import EngineDead, EngineInfo, ProgressSink
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
@@ -111,6 +111,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
     # Forking a process that runs threads and an event loop copies their locks as they are.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    # Without `ninja` on PATH vLLM does without FlashInfer, which B200 wants for attention and experts.
+    find_own_programs()
 
 
 def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink) -> Started:

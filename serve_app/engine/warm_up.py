@@ -17,6 +17,7 @@ from serve_app.wire import WIRE_VERSION, AttemptRequest
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackEncoder
 
@@ -81,9 +82,35 @@ def kinds(config: VllmConfig) -> Iterator[Kind]:
         yield Kind("a thinking budget", [make.request(max_tokens=DRAFTED_ANSWER_TOKENS, thinking_token_budget=4)])
     chunk = config.scheduler_config.max_num_batched_tokens
     if chunk <= LONGEST_CHUNK_TOKENS and chunk + SHORT_PROMPT_TOKENS < config.model_config.max_model_len:
-        yield Kind("a long prompt", [make.request(tokens=chunk + SHORT_PROMPT_TOKENS // 2, max_tokens=ANSWER_TOKENS)])
+        long = chunk + SHORT_PROMPT_TOKENS // 2
+        yield Kind("a long prompt", [make.request(tokens=long, max_tokens=ANSWER_TOKENS, temperature=1.0, seed=7)])
     if config.model_config.is_multimodal_model:
         yield from _images(config)
+
+
+def core_request(
+    request_id: str,
+    prompt_token_ids: list[int],
+    params: SamplingParams,
+    *,
+    mm_features: Any = None,
+    reasoning_ended: bool | None = None,
+) -> EngineCoreRequest:
+    """A request in the engine's own form, made without a front end."""
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt_token_ids,
+        mm_features=mm_features,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        reasoning_ended=reasoning_ended,
+    )
 
 
 def attempt_of(request: EngineCoreRequest, encoder: MsgpackEncoder) -> AttemptRequest:
@@ -137,7 +164,6 @@ class _Maker:
         self, tokens: int = SHORT_PROMPT_TOKENS, *, repeats: bool = False, **sampling: Any
     ) -> EngineCoreRequest:
         from vllm.sampling_params import SamplingParams
-        from vllm.v1.engine import EngineCoreRequest
 
         self._count += 1
         # Below the special tokens, which vocabularies keep at their end: an image's placeholder would want an image.
@@ -145,19 +171,9 @@ class _Maker:
         seed = self._count * 7919
         prompt = [(seed + (place % 4 if repeats else place * (place + 31))) % plain for place in range(tokens)]
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **sampling})
-        return EngineCoreRequest(
-            request_id=f"warm-up-{self._count}",
-            prompt_token_ids=prompt,
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-            # A grammar applies from the first token: reasoning of a warm-up has no end.
-            reasoning_ended=True if "structured_outputs" in sampling else None,
-        )
+        # A grammar applies from the first token: reasoning of a warm-up has no end.
+        ended = True if "structured_outputs" in sampling else None
+        return core_request(f"warm-up-{self._count}", prompt, params, reasoning_ended=ended)
 
 
 def _images(config: VllmConfig) -> Iterator[Kind]:

@@ -30,6 +30,13 @@ MOVING_CPU_RATIO = 0.02
 """Share of a core that a process must use to count as moving: an engine that waits uses less (its timers and polling
 threads: 0.1 to 0.5 % measured), one that works but gets little of a crowded machine uses more."""
 
+MOVING_OVER_S = 4.0
+"""The share is taken over at least so long. The process table counts in ticks of 10 ms: over half a second, the two
+ticks that a waiting process takes now and then would be 4 % of a core, and no hung engine would ever be still."""
+
+MOVING_SHARE = 0.25
+"""Nor over more than this share of `hung_after_s`: an engine that moves must be seen to before it is called hung."""
+
 SLOWEST_STEP_FACTOR = 3.0
 """An engine is stuck when a step takes this many times as long as the slowest before it, and not before."""
 
@@ -114,23 +121,30 @@ class Watchdog:
         return self._judge(still_s, compiling=self._compilations > 0 and rest_s < self._limits.hung_after_s)
 
     def _look(self, now_s: float, activity: EngineActivity) -> None:
-        before, self._last = self._last, (now_s, activity)
-        if before is None:
-            return  # nothing to compare with yet
-        elapsed_s = max(now_s - before[0], 1e-3)
         moved = []
-        compiled = _busiest(before[1].compiler_cpu_s, activity.compiler_cpu_s) / elapsed_s
-        if compiled >= MOVING_CPU_RATIO:
-            self._compilations += 1
-            moved.append(f"a compiler at {compiled:.0%} of a core")
-        worked = _busiest(before[1].cpu_s, activity.cpu_s) / elapsed_s
-        if worked >= MOVING_CPU_RATIO:
-            moved.append(f"its busiest process at {worked:.0%} of a core")
+        if self._last is None:
+            self._last = (now_s, activity)
+        elif now_s - self._last[0] >= min(MOVING_OVER_S, self._limits.hung_after_s * MOVING_SHARE):
+            moved += self._compare(self._last, (now_s, activity))
+            self._last = (now_s, activity)
         if activity.gpu_busy_ratio:
             moved.append(f"a GPU at {activity.gpu_busy_ratio:.0%}")
         if moved:
             self._signs += 1
             self._moved = ", ".join(moved)
+
+    def _compare(self, before: tuple[float, EngineActivity], now: tuple[float, EngineActivity]) -> list[str]:
+        """What has moved between two readings, in words."""
+        elapsed_s = now[0] - before[0]
+        moved = []
+        compiled = _busiest(before[1].compiler_cpu_s, now[1].compiler_cpu_s) / elapsed_s
+        if compiled >= MOVING_CPU_RATIO:
+            self._compilations += 1
+            moved.append(f"a compiler at {compiled:.0%} of a core")
+        worked = _busiest(before[1].cpu_s, now[1].cpu_s) / elapsed_s
+        if worked >= MOVING_CPU_RATIO:
+            moved.append(f"its busiest process at {worked:.0%} of a core")
+        return moved
 
     def _judge(self, still_s: float, *, compiling: bool) -> Judgement:
         silence_s, limits = self._silence_s, self._limits

@@ -217,6 +217,10 @@ def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return
+    if request.get("continue_final_message") is True and "add_generation_prompt" not in request:
+        # vLLM's default of the other contradicts it.
+        request["add_generation_prompt"] = False
+        edits.changed = True
     if "continue_final_message" in request or "add_generation_prompt" in request:
         return
     path = f"messages.{len(messages) - 1}"

@@ -13,13 +13,14 @@ Prepare = Callable[[dict[str, Any], Edits], None]
 
 PREPARED: dict[str, Prepare] = {
     "/v1/chat/completions": chat_requests.prepare,
+    "/tokenize": chat_requests.prepare,  # so that it counts what would be sent
     "/v1/responses": responses_requests.prepare,
     "/v1/messages": anthropic_requests.prepare,
     "/v1/messages/count_tokens": anthropic_requests.prepare,
 }
 """Other routes hold nothing that vLLM does not take."""
 
-WITH_BODY = frozenset({*PREPARED, "/v1/completions", "/tokenize", "/detokenize"})
+WITH_BODY = frozenset({*PREPARED, "/v1/completions", "/detokenize"})
 """Routes whose requests are JSON objects."""
 
 

@@ -31,6 +31,7 @@ from vllm.exceptions import (
 )
 from vllm.v1.engine.exceptions import EngineGenerateError
 
+from serve_app.admission import UNKNOWN_START_S
 from serve_app.compat import vllm_api
 from serve_app.compat.patching import Function, replace
 from serve_app.context import CURRENT
@@ -156,7 +157,8 @@ def _worded(text: str, status: HTTPStatus, param: str | None = None) -> ServeErr
         return PromptTooLong(prompt_tokens, limit)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         retry = status is HTTPStatus.SERVICE_UNAVAILABLE
-        return ServeError("The service is overloaded. Please retry." if retry else SERVER_FAULT, status)
+        text = "The service is overloaded. Please retry." if retry else SERVER_FAULT
+        return ServeError(text, status, retry_after_s=UNKNOWN_START_S if retry else None)
     if param is None and (named := FIELD_FIRST.match(text)) is not None:
         param = named[1]
     code = "model_not_found" if status is HTTPStatus.NOT_FOUND and param == "model" else None

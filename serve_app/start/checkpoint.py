@@ -15,6 +15,7 @@ from pathlib import Path
 from serve_app.memory import ModelShape
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
+_EXPERTS = re.compile(r"\.moe\.(gate|up|down)_proj\.|\.experts\.")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000
@@ -33,6 +34,8 @@ class Checkpoint:
     config: Mapping[str, object]
     types: Mapping[str, str]
     """Name of each tensor, and its type as safetensors writes it (`BF16`, `F8_E4M3`)."""
+    sizes: Mapping[str, int]
+    """Name of each tensor, and its bytes."""
     weights_bytes: int
 
     def text(self) -> Mapping[str, object]:
@@ -66,6 +69,8 @@ class Checkpoint:
         other = text.get("attention_other_setting")
         other_heads = other.get("num_attention_heads") if isinstance(other, Mapping) else None
         heads = [self.number("num_attention_heads"), other_heads if isinstance(other_heads, int) else 0]
+        routers = [name for name in self.sizes if name.endswith(".moe.gate.weight")]
+        projections = sum(size for name, size in self.sizes.items() if "eh_proj" in name)
         return ModelShape(
             weights_bytes=self.weights_bytes,
             full_layers=full,
@@ -76,6 +81,11 @@ class Checkpoint:
             head_dim=self.number("head_dim"),
             experts=self.number("moe_num_experts"),
             expert_width=self.number("moe_intermediate_size"),
+            expert_bytes=sum(size for name, size in self.sizes.items() if _EXPERTS.search(name)),
+            whole_bytes=projections + sum(self.sizes[name] for name in routers),
+            whole_loaded_bytes=projections
+            + sum(self.sizes[name] * (1 if self.types[name] == "F32" else 2) for name in routers),
+            context=self.number("max_position_embeddings") or ModelShape.context,
             fp8=any("expert" in name or ".moe." in name for name, kind in self.types.items() if kind.startswith("F8")),
         )
 
@@ -88,13 +98,13 @@ def read(folder: Path) -> Checkpoint:
     missing = list(_missing(folder, config))
     if missing:
         raise BadCheckpoint(f"{folder}: missing {', '.join(missing)}")
-    types: dict[str, str] = {}
+    tensors: dict[str, tuple[str, int]] = {}
     size = 0
     for file in _weight_files(folder):
-        header = _header(file)
-        types |= header
+        tensors |= _header(file)
         size += file.stat().st_size
-    return Checkpoint(folder, config, types, size)
+    types = {name: kind for name, (kind, _) in tensors.items()}
+    return Checkpoint(folder, config, types, {name: count for name, (_, count) in tensors.items()}, size)
 
 
 def _missing(folder: Path, config: Mapping[str, object]) -> Iterator[str]:
@@ -132,7 +142,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _header(file: Path) -> dict[str, str]:
+def _header(file: Path) -> dict[str, tuple[str, int]]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -149,7 +159,10 @@ def _header(file: Path) -> dict[str, str]:
     end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size != 8 + length + end:
         raise BadCheckpoint(f"{file}: {size:,} bytes, but its header promises {8 + length + end:,}; fetch it again")
-    return {name: str(entry["dtype"]) for name, entry in tensors.items()}
+    return {
+        name: (str(entry["dtype"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in tensors.items()
+    }
 
 
 def _json(file: Path) -> dict[str, object]:

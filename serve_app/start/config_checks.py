@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from serve_app import hardware, machine, memory, profile
@@ -20,6 +21,17 @@ from serve_app.start import checkpoint
 from serve_app.start.check import Check, Verdict, failed, passed
 from serve_app.start.checkpoint import BadCheckpoint, Checkpoint
 
+CUTS_STREAMS = {
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "inf",
+}
+"""Options of HAProxy's that end a stream, with Serve's defaults."""
+HAPROXY_LINES = "RAY_SERVE_HAPROXY_RETRY_ON"
+"""The option through which deploy.yaml writes lines of its own into HAProxy's configuration."""
+REQUEST_TIMEOUT = re.compile(r"^\s*timeout http-request (\d+)s\s*$", re.MULTILINE)
+ADOPT = "take the line over from the deploy.yaml that came with this version"
+
 
 def model_checks(config: AppConfig) -> Iterator[Check]:
     """The checkpoint is whole, and has what the flags ask of it."""
@@ -27,7 +39,7 @@ def model_checks(config: AppConfig) -> Iterator[Check]:
     if config.engine.kind == "fake":
         return
     if not Path(source).is_absolute():
-        yield from _hub_checks(source)
+        yield from _hub_checks(source, config.engine.env)
         return
     try:
         found = checkpoint.read(Path(source))
@@ -50,24 +62,34 @@ def _drafter_checks(config: AppConfig, found: Checkpoint) -> Iterator[Check]:
     yield failed("model", message, "remove engine.flags.speculative-config, or use a checkpoint with `eh_proj` tensors")
 
 
-def _hub_checks(source: str) -> Iterator[Check]:
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    if (home / "hub" / f"models--{source.replace('/', '--')}").is_dir():
+def hub_cache(env: Mapping[str, str]) -> Path:
+    """Where the Hugging Face hub's library keeps what it fetches, in a process with `env` over this one's environment.
+
+    https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
+    """
+    seen = {**os.environ, **env}
+    home = seen.get("HF_HOME") or str(Path(seen.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(seen.get("HF_HUB_CACHE") or str(Path(home) / "hub")).expanduser()
+
+
+def _hub_checks(source: str, env: Mapping[str, str]) -> Iterator[Check]:
+    home = hub_cache(env)
+    if (home / f"models--{source.replace('/', '--')}").is_dir():
         yield passed("model", f"{source}: in the cache {home}; whether it is whole is vLLM's to find out")
         return
     size = memory.KNOWN[source].weights_bytes if source in memory.KNOWN else 0
     free = machine.free_bytes(home)
     if size and free < size * 1.05:
         message = f"{source} takes {size / GB:.0f} GB, and {home} has {free / GB:.0f} GB free"
-        yield failed("model", message, "set HF_HOME to a larger disk, or `model.source` to a local copy")
+        yield failed("model", message, "set HF_HOME in engine.env to a larger disk, or `model.source` to a local copy")
         return
     message = f"{source}: will be fetched from the hub ({size / GB:.0f} GB); it cannot be checked before"
     yield Check(Verdict.NOTE, "model", message, "for an offline start set `model.source` to a local copy")
 
 
-def layout_checks(config: AppConfig) -> Iterator[Check]:
+def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator[Check]:
     """Weights fit, and experts, heads and FP8 blocks divide."""
-    shape, layout = shape_of(config), layout_of(config)
+    shape, layout = shape_of(config), layout_of(config, nodes)
     if shape is None or layout is None:
         return
     for finding in memory.findings(shape, layout):
@@ -91,26 +113,37 @@ def shape_of(config: AppConfig) -> ModelShape | None:
         return None
 
 
-def layout_of(config: AppConfig) -> Layout | None:
-    """None for a CPU engine, and for GPUs whose memory is not known."""
-    gpu = memory.GPU_BYTES.get(config.replicas.accelerator_type or "")
+def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Layout | None:
+    """None for a CPU engine, and for GPUs whose memory is not known. The size that a node's GPUs tell wins."""
+    kind = config.replicas.accelerator_type
+    read = [node.gpu_bytes for node in nodes if node.gpu_bytes and kind in {None, node.accelerator}]
+    gpu = min(read) if read else memory.GPU_BYTES.get(kind or "")
     if not config.replicas.gpus_per_replica or gpu is None:
         return None
     flags = config.engine.flags
     utilisation = flag(flags, "gpu-memory-utilization", 0.9)
+    speculative, compilation = (flag(flags, name) for name in ("speculative-config", "compilation-config"))
+    drafts = speculative.get("num_speculative_tokens", 0) if isinstance(speculative, dict) else 0
+    captured = compilation.get("max_cudagraph_capture_size") if isinstance(compilation, dict) else None
+    longest = flag(flags, "max-model-len")
     return Layout(
         tensor_parallel=_count(config, "tensor-parallel-size"),
         pipeline_parallel=_count(config, "pipeline-parallel-size"),
+        data_parallel=_count(config, "data-parallel-size"),
         expert_parallel=bool(flag(flags, "enable-expert-parallel", default=False)),
         gpu_bytes=gpu,
         memory_utilisation=utilisation if isinstance(utilisation, float) else 0.9,
         kv_element_bytes=1 if str(flag(flags, "kv-cache-dtype", "auto")).startswith("fp8") else 2,
+        batched_tokens=_count(config, "max-num-batched-tokens", 8192),
+        drafts=drafts if isinstance(drafts, int) else 0,
+        captured_tokens=0 if flag(flags, "enforce-eager") else captured if isinstance(captured, int) else 512,
+        longest=longest if isinstance(longest, int) and longest > 0 else None,
     )
 
 
-def _count(config: AppConfig, name: str) -> int:
-    value = flag(config.engine.flags, name, 1)
-    return value if isinstance(value, int) else 1
+def _count(config: AppConfig, name: str, default: int = 1) -> int:
+    value = flag(config.engine.flags, name, default)
+    return value if isinstance(value, int) else default
 
 
 def keys_checks(config: AppConfig) -> Iterator[Check]:
@@ -126,6 +159,22 @@ def keys_checks(config: AppConfig) -> Iterator[Check]:
         yield failed("keys", str(error), "correct the file, or `ingress.keys_file`")
         return
     yield passed("keys", f"{file}: {len(keys)}")
+
+
+def compile_cache_checks(config: AppConfig) -> Iterator[Check]:
+    """The directory for compiled kernels can be written here. Other nodes' replicas look for themselves."""
+    root = config.engine.compile_cache_dir
+    if root is None or config.engine.kind == "fake":
+        return
+    folder = Path(root).expanduser()
+    if not folder.is_absolute():
+        message = f"engine.compile_cache_dir: {root!r} is relative, and a replica's working directory is Ray's"
+        yield failed("kernels", message, "name it from `/` or `~`")
+        return
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        message = f"engine.compile_cache_dir: {folder} cannot be written"
+        yield failed("kernels", message, "name a directory that can, or null for each compiler's own place")
 
 
 def fit_checks(config: AppConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
@@ -157,7 +206,7 @@ def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[
     command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
     if Path(config.model.source).is_absolute():
         command.append("--check-model")
-    quiet = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"}
+    quiet = {**os.environ, **config.engine.env, "VLLM_LOGGING_LEVEL": "ERROR"}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     if answer.returncode:
         last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
@@ -192,13 +241,40 @@ def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check
         yield failed("deploy.yaml", f"{place}: controller and application differ in {', '.join(set(names))}", advice)
         return
     longest = config.replicas.longest_stream_s
-    for name in ("HARD_STOP_AFTER_S", "TIMEOUT_CLIENT_S", "TIMEOUT_SERVER_S"):
-        key = f"RAY_SERVE_HAPROXY_{name}"
-        if key in controller and float(controller[key]) < longest:
-            message = f"{place}: {key} is {controller[key]}: it cuts streams shorter than longest_stream_s, {longest:g}"
+    for key, default in CUTS_STREAMS.items():
+        if float(controller.get(key, default)) < longest and (key in controller or _has_haproxy(controller)):
+            given = controller.get(key, f"not set and {default} by default")
+            message = f"{place}: {key} is {given}: it cuts streams shorter than longest_stream_s, {longest:g}"
             yield Check(Verdict.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
+    if _has_haproxy(controller):
+        yield from _rolling_checks(place, controller)
     largest = int(controller.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 4 * 1024 * 1024))
     if largest < config.ingress.max_body_bytes:
         message = f"{place}: a message between replicas holds {largest:,} bytes, a request up to max_body_bytes"
         advice = f'RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH: "{2 * config.ingress.max_body_bytes}"'
         yield Check(Verdict.WARN, "deploy.yaml", message, advice)
+
+
+def _has_haproxy(controller: Mapping[str, str]) -> bool:
+    return controller.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
+
+
+def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check]:
+    """What keeps requests away from ingress replicas that are gone (docs/decisions/0013)."""
+    lines = controller.get(HAPROXY_LINES, "")
+    stays_s = float(controller.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
+    if not re.search(r"^\s*option httpclose\s*$", lines, re.MULTILINE):
+        message = (
+            f"{place}: {HAPROXY_LINES} has no line `option httpclose`: clients that keep their connection get errors"
+        )
+        yield Check(Verdict.WARN, "deploy.yaml", f"{message} after ingress replicas were replaced", ADOPT)
+    timeout = REQUEST_TIMEOUT.search(lines)
+    if timeout is None or float(timeout[1]) >= stays_s:
+        message = f"{place}: {HAPROXY_LINES} needs a line `timeout http-request` of less than {stays_s:g}s"
+        why = "for so long an ingress that is to go takes requests (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
+        yield Check(Verdict.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
+    hard_stop_s = float(controller.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "120"))
+    quarantine = controller.get("RAY_SERVE_PORT_QUARANTINE_S")
+    if quarantine is not None and float(quarantine) < hard_stop_s:
+        message = f"{place}: RAY_SERVE_PORT_QUARANTINE_S is {quarantine}: HAProxy may know a port for {hard_stop_s:g} s"
+        yield Check(Verdict.WARN, "deploy.yaml", f"{message} after its replica is gone", "leave it out")

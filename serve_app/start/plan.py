@@ -10,24 +10,26 @@ from serve_app.memory import GB
 from serve_app.start.config_checks import layout_of, shape_of
 
 SESSION_TOKENS = {"32k": 32_768, "100k": 100_000, "256k": 262_144}
-_ROW = "{:<14} {:<9} {:>12} {:>12} {:>10} {:>7} {:>7} {:>7}"
+_ROW = "{:<14} {:<9} {:>12} {:>10} {:>10} {:>7} {:>7} {:>7}"
+GIB = 1024**3
 
-EXPLANATION = f"""\
-Sessions: how many of that many tokens are held at a time. Estimates: weights split evenly over the GPUs, then
-{memory.OVERHEAD_BYTES // GB} GB on each for activations and graphs; the rest of gpu-memory-utilization is the cache.
-A token takes cache in the full-attention layers only, a session one window in each sliding one. At start vLLM
-measures, and prints `GPU KV cache size`."""
+EXPLANATION = """\
+Sessions: how many of that many tokens are held at a time, by a whole replica. Weights and blocks are reckoned as vLLM
+does it; activations, CUDA graphs and the runtime are guessed, to some 2 GB a GPU. At start vLLM measures them, and
+prints the quoted lines with its own figures. Its KV cache size counts whole contexts, each while its prompt is read: a
+session between its steps takes less."""
 
 
 def table(profiles: Sequence[str]) -> Iterator[str]:
     """Lines of text: a row per profile, findings under it, and how the figures come about."""
-    yield _ROW.format("profile", "replica", "weights/GPU", "cache/GPU", "KV tokens", *SESSION_TOKENS)
+    yield _ROW.format("profile", "replica", "weights/GPU", "other/GPU", "cache/GPU", *SESSION_TOKENS)
     known = False
     for name in profiles:
         config = load_config({"profile": name}, [])
         row = _row(config)
         known = known or row is not None
         yield row or f"{config.profile:<14} no GPU, or one whose memory is not known: no arithmetic"
+        yield from _vllms_lines(config)
         yield from _findings(config)
     if known:
         yield ""
@@ -44,9 +46,24 @@ def _row(config: AppConfig) -> str | None:
         config.profile,
         f"{gpus}x {config.replicas.accelerator_type}",
         f"{room.weights_bytes / GB:.1f} GB",
-        f"{room.cache_bytes / gpus / GB:.1f} GB",
-        f"{room.tokens() / 1e6:.2f} M",
+        f"{room.overhead_bytes / GB:.1f} GB",
+        f"{room.cache_bytes / GB:.1f} GB",
         *(room.sessions(tokens) for tokens in SESSION_TOKENS.values()),
+    )
+
+
+def _vllms_lines(config: AppConfig) -> Iterator[str]:
+    """What vLLM will print, in its own words."""
+    shape, layout = shape_of(config), layout_of(config)
+    if shape is None or layout is None:
+        return
+    room = memory.room(shape, layout)
+    each = f" (each of {room.ranks} data-parallel ranks)" if room.ranks > 1 else ""
+    yield f'{"":<14} "Available KV cache memory: {room.cache_bytes / GIB:.2f} GiB"{each}'
+    longest, concurrency = room.cache.longest, room.cache.concurrency()
+    yield (
+        f'{"":<14} "GPU KV cache size: {room.tokens():,} tokens, '
+        f'Maximum concurrency for {longest:,} tokens per request: {concurrency:.2f}x"'
     )
 
 

@@ -16,6 +16,7 @@ from serve_app.deployment import Deployment
 from serve_app.hardware import NodeGpus
 from serve_app.start.check import Check, Verdict, failed, passed
 from serve_app.start.config_checks import (
+    compile_cache_checks,
     fit_checks,
     flag_checks,
     keys_checks,
@@ -23,6 +24,8 @@ from serve_app.start.config_checks import (
     model_checks,
     serve_option_checks,
 )
+from serve_app.start.gpu_checks import gpu_checks
+from serve_app.start.gpu_facts import this_box
 from serve_app.start.machine_checks import machine_checks, port_checks, version_checks
 
 
@@ -75,7 +78,9 @@ def _quick_checks(deploy: Deployment, config: AppConfig | None, nodes: Sequence[
     yield passed("config", f"{deploy.file.name} over configs/{config.profile}.yaml: {config.model.source}")
     yield from serve_option_checks(deploy, config)
     yield from model_checks(config)
-    yield from layout_checks(config)
+    yield from layout_checks(config, nodes or ())
     yield from keys_checks(config)
+    yield from compile_cache_checks(config)
+    yield from gpu_checks(this_box(config.engine.env, config.engine.compile_cache_dir), config)
     if nodes is not None:
         yield from fit_checks(config, nodes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve_app.engine import warm_up
 from serve_app.engine.contract import Engine, EngineInfo
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
@@ -146,13 +147,13 @@ async def start_fake() -> Subject:
     return Subject(engine, info, sink, kill, lambda **_: [])
 
 
-async def start_vllm(*argv: str) -> Subject:
+async def start_vllm(*argv: str, warms_up: bool = False, progress: Callable[[str], object] = print) -> Subject:
     from serve_app.engine.vllm import VllmEngine
     from serve_app.engine.vllm_start import engine_core_processes
 
     sink = Recorder()
-    engine = VllmEngine([*VLLM_ARGV, *argv], sink)
-    info = await engine.start(print)
+    engine = VllmEngine([*VLLM_ARGV, *argv], sink, warms_up=warms_up)
+    info = await engine.start(progress)
     cores = engine_core_processes()
 
     async def kill() -> None:
@@ -172,7 +173,6 @@ def vllm_payload(
 ) -> list[bytes]:
     """What an ingress sends as the engine's own form of a request. Only an answer under a schema may end."""
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackEncoder
 
     params = SamplingParams(temperature=temperature, ignore_eos=json_schema is None, **sampling)
@@ -180,16 +180,7 @@ def vllm_payload(
     if json_schema is not None:
         params.structured_outputs = StructuredOutputsParams(json=json_schema)
         params.structured_outputs._backend = "xgrammar"
-    request = EngineCoreRequest(
-        request_id="named by the attempt",
-        prompt_token_ids=[],
-        mm_features=mm_features,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-        reasoning_ended=reasoning_ended,
+    request = warm_up.core_request(
+        "named by the attempt", [], params, mm_features=mm_features, reasoning_ended=reasoning_ended
     )
     return [bytes(buffer) for buffer in MsgpackEncoder().encode(request)]

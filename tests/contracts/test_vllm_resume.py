@@ -212,6 +212,16 @@ async def test_a_seeded_request_continues_the_same_way_each_time(subject: Subjec
     assert continued[0][:10] != undisturbed[:10], "it does not repeat the random numbers of the beginning"
 
 
+async def test_a_seed_gives_the_same_however_the_prompt_is_cut(subject: Subject) -> None:
+    """In several steps first, then with its beginning in the prefix cache: a token is sampled and thrown away for each
+    piece but the last."""
+    prompt = [30 + number * 7 % 400 for number in range(330)]
+    request: dict[str, Any] = {"max_tokens": 20, "temperature": 2.0, "seed": 11, "prompt": prompt}
+    first = await subject.run(subject.attempt(**request))
+    assert await subject.run(subject.attempt(**request)) == first
+    assert await subject.run(subject.attempt(**(request | {"seed": 12}))) != first
+
+
 async def test_a_client_cannot_mark_its_own_request_as_resumed(subject: Subject) -> None:
     marked = {"step_serve_resumed": {"emitted": 3, "min_tokens": 0}, "step_serve_emitted": [1, 2, 3]}
     assert await subject.run(subject.attempt(max_tokens=9, extra_args=marked)) == await subject.run(

@@ -6,18 +6,18 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serve_app.engine.vllm import VllmEngine
+from serve_app.engine import compile_cache
 from serve_app.engine.vllm_start import engine_core_processes
 from serve_app.engine.watchdog import Judgement, Verdict, Watchdog, WatchdogLimits
 from tests.contracts.harness import (
     ENVIRONMENT,
     MTP_ARGV,
     START_TIMEOUT_S,
-    VLLM_ARGV,
-    Recorder,
     Subject,
     start_vllm,
 )
@@ -69,13 +69,20 @@ async def test_a_long_step_is_busy_and_a_stopped_engine_is_hung(monkeypatch: pyt
         await subject.engine.shutdown()
 
 
-async def test_an_engine_runs_requests_of_every_kind_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_compiled_under_a_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Cases 19 and 23: kernels that are built at first use are built before "ready", with `enforce-eager`, too."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    sink, phases = Recorder(), list[str]()
-    engine = VllmEngine([*VLLM_ARGV, *MTP_ARGV, "--max-num-batched-tokens", "256"], sink, warms_up=True)
+    for name in compile_cache.FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+    environ: dict[str, str] = {}
+    folder = compile_cache.prepare(str(tmp_path), environ)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    phases = list[str]()
+    argv = [*MTP_ARGV, "--max-num-batched-tokens", "256"]
+    subject = await start_vllm(*argv, warms_up=True, progress=phases.append)
     try:
-        await engine.start(phases.append)
         warmed = [phase for phase in phases if phase.startswith("warming up")]
         kinds = (
             "a request, log probabilities, prompt log, sampling, penalties, drafts, grammars, a long, an image of 900"
@@ -83,8 +90,31 @@ async def test_an_engine_runs_requests_of_every_kind_before_it_is_ready(monkeypa
         for kind in kinds.split(", "):
             assert any(phase.startswith(f"warming up: {kind}") for phase in warmed), kind
         assert phases[-1].startswith("ready")
-        assert not sink.deltas, "a replica is not told of warm-up tokens"
-        stats = engine.stats()
+        assert not subject.sink.deltas, "a replica is not told of warm-up tokens"
+        stats = subject.engine.stats()
         assert (stats.unfinished, stats.queued_prompt_tokens) == (0, 0)
+
+        built = kernels(folder)
+        assert built, "the first log probabilities compile: nothing was shown"
+        asked: list[dict[str, Any]] = [
+            {"logprobs": 0},
+            {"logprobs": 3},
+            {"logprobs": 20},
+            {"prompt_logprobs": 2},
+            {"temperature": 0.8, "top_p": 0.8, "top_k": 7, "seed": 1},
+            {"presence_penalty": 1.0, "repetition_penalty": 1.1},
+            {"json_schema": '{"type": "array", "items": {"type": "string"}}'},
+            {"prompt": [40 + number % 200 for number in range(400)]},
+            {"prompt": [40 + number % 300 for number in range(410)], "seed": 3, "temperature": 1.0},
+        ]
+        await asyncio.gather(*(subject.run(subject.attempt(max_tokens=12, **one)) for one in asked))
+        for one in asked:
+            await subject.run(subject.attempt(max_tokens=12, **one))
+        assert kernels(folder) == built
     finally:
-        await engine.shutdown()
+        await subject.engine.shutdown()
+
+
+def kernels(folder: Path) -> set[Path]:
+    """The libraries and binaries that compilers have left there."""
+    return {file for file in folder.rglob("*") if file.suffix in {".so", ".cubin", ".ptx"}}

@@ -12,6 +12,7 @@ import io
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ LOOK = {
 GREEDY = {"model": NAME, "temperature": 0}
 """Where several sequences or a temperature are asked for, `top_k` is 1: with MTP, vLLM's own server does not give a
 seeded request the same answer twice."""
+
+LOG_LINES = 80
 
 CHAT = "/v1/chat/completions"
 
@@ -153,10 +156,19 @@ NOT_STREAMED = {"tokens counted", "tokenize", "detokenize", "too long", "no such
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clients: of vLLM's own server, and of ours."""
+    """Two clients: of vLLM's own server, and of ours. `bare_log` are the last lines of the former."""
 
     bare: httpx.AsyncClient
     ours: httpx.AsyncClient
+    bare_log: deque[str]
+
+    async def post(self, path: str, body: dict[str, object]) -> tuple[httpx.Response, httpx.Response]:
+        """The bare server's answer and ours, of the same status."""
+        theirs, ours = await asyncio.gather(self.bare.post(path, json=body), self.ours.post(path, json=body))
+        assert ours.status_code == theirs.status_code, "\n".join(
+            [f"theirs: {theirs.text}", f"ours: {ours.text}", "what vLLM's server logged:", *self.bare_log]
+        )
+        return theirs, ours
 
 
 def free_port() -> int:
@@ -166,8 +178,8 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def bare_server() -> AsyncIterator[str]:
-    """vLLM's own server; up when this returns."""
+async def bare_server(log: deque[str]) -> AsyncIterator[str]:
+    """vLLM's own server, whose lines go to `log`; up when this returns."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", *FLAGS, *MTP),
@@ -177,21 +189,26 @@ async def bare_server() -> AsyncIterator[str]:
         stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout is not None
-    said = []
+    up = asyncio.Event()
+
+    async def read(lines: asyncio.StreamReader) -> None:
+        async for line in lines:
+            log.append(line.decode(errors="replace").rstrip())
+            if "Application startup complete" in log[-1]:
+                up.set()
+
+    reading = asyncio.create_task(read(process.stdout))
     try:
-        async for line in process.stdout:
-            said.append(line)
-            if b"Application startup complete" in line:
-                break
-        else:
-            pytest.fail("vLLM's own server did not start:\n" + b"".join(said[-20:]).decode())
-        silence = asyncio.create_task(process.stdout.read())
+        starting = asyncio.create_task(up.wait())
+        await asyncio.wait([starting, reading], return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        assert up.is_set(), "\n".join(["vLLM's own server did not start:", *log])
         yield f"http://127.0.0.1:{port}"
-        silence.cancel()
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
+        await reading
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -200,21 +217,21 @@ async def pair() -> AsyncIterator[Pair]:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         argv = [*FLAGS, *MTP, "--distributed-executor-backend", "mp"]
+        log: deque[str] = deque(maxlen=LOG_LINES)
         async with (
-            bare_server() as bare_url,
+            bare_server(log) as bare_url,
             service({"a": lambda sink: VllmEngine(argv, sink)}) as running,
             httpx.AsyncClient(base_url=bare_url, timeout=120, trust_env=False) as bare,
             httpx.AsyncClient(base_url=running.url, timeout=120, trust_env=False) as ours,
         ):
-            yield Pair(bare, ours)
+            yield Pair(bare, ours, log)
 
 
 @pytest.mark.parametrize("name", list(REQUESTS))
 async def test_the_same_answer_as_vllms_own_server(pair: Pair, name: str) -> None:
     path, request = REQUESTS[name]
     body = GREEDY | request if path not in {"/tokenize", "/detokenize"} else {"model": NAME} | request
-    theirs, ours = await asyncio.gather(pair.bare.post(path, json=body), pair.ours.post(path, json=body))
-    assert ours.status_code == theirs.status_code
+    theirs, ours = await pair.post(path, body)
     if name not in DIFFER:
         assert without_line_breaks(stable(ours.json())) == without_line_breaks(stable(theirs.json()))
 
@@ -225,8 +242,8 @@ async def test_the_same_stream_as_vllms_own_server(pair: Pair, name: str) -> Non
     body = GREEDY | request | {"stream": True}
     if path in (CHAT, "/v1/completions"):
         body["stream_options"] = {"include_usage": True}
-    theirs, ours = await asyncio.gather(pair.bare.post(path, json=body), pair.ours.post(path, json=body))
-    assert ours.status_code == theirs.status_code == 200
+    theirs, ours = await pair.post(path, body)
+    assert ours.status_code == 200
     if name in DIFFER_STREAMED:
         return
     expected, got = joined(events(theirs.text)), joined(events(ours.text))

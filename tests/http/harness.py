@@ -113,14 +113,13 @@ async def service(
     transport = LocalTransport(ingress_id)
     async with contextlib.AsyncExitStack() as stack:
         for name, factory in engines.items():
-            replica = EngineReplica(name, factory, WatchdogLimits(hang_after_s))
+            replica = EngineReplica(name, factory, WatchdogLimits(hang_after_s), max_waiting=max_waiting)
             stack.push_async_callback(replica.stop)
             await replica.start()
             transport.live[name] = replica
         app, client = await build_api(
             flags.parse(list(argv), flags.serve_parser()),
-            lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink),
-            Admission(max_waiting),
+            lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink, Admission(max_waiting, slots=16)),
             allowed_media_hosts,
         )
         await stack.enter_async_context(client.fleet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import ipaddress
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from PIL import Image
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
+from serve_app import media
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.media import MAX_BYTES, REFUSED, is_public
 from tests.http.harness import NAME, service
@@ -171,3 +174,13 @@ async def test_an_unknown_host_is_refused_in_the_same_words() -> None:
         response = await ask(http, "/v1/chat/completions", "http://no-such-host.invalid/image.png")
     assert response.status_code == 400
     assert REFUSED in response.json()["error"]["message"]
+
+
+async def test_other_processes_are_not_sent_to_look_for_our_connector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in the environment would reach engines and whatever else is started here, which do not have it."""
+    monkeypatch.delenv("VLLM_MEDIA_CONNECTOR", raising=False)
+    before = dict(os.environ)
+    media.use()
+    assert dict(os.environ) == before
+    connector = MEDIA_CONNECTOR_REGISTRY.load("http", media_io_kwargs=None)
+    assert isinstance(connector, media.RefusingConnector)

@@ -152,6 +152,30 @@ async def test_a_client_of_vllm_may_say_what_the_last_message_is(client: Asking)
     assert answer.prompt.endswith("</think>\nx")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_beginning_is_repeated_where_that_is_asked_for(client: Asking, *, stream: bool) -> None:
+    body = ending(CHAT, [{"type": "text", "text": '{"sum":'}], echo=True, stream=stream)
+    answer = await client.ask(CHAT, body)
+    assert answer.status == 200
+    assert said(CHAT, answer, stream=stream)[0].startswith('{"sum":')
+    assert "error" not in answer.response.text
+
+
+async def test_to_ask_for_a_continuation_is_enough(client: Asking) -> None:
+    answer = await client.ask(CHAT, ending(CHAT, "The sum", continue_final_message=True))
+    assert answer.status == 200
+    assert answer.prompt.endswith("The sum")
+    both = await client.ask(CHAT, ending(CHAT, "The sum", continue_final_message=True, add_generation_prompt=True))
+    assert both.status == 400
+
+
+async def test_tokenize_counts_what_chat_would_send(client: Asking) -> None:
+    for content in ("The sum", [{"type": "output_text", "text": "The sum"}]):
+        body = ending(CHAT, content)
+        sent = (await client.ask(CHAT, body)).response.json()["usage"]["prompt_tokens"]
+        assert (await client.ask("/tokenize", body)).response.json()["count"] == sent
+
+
 async def test_what_a_hosted_tool_did_last_is_not_continued(client: Asking) -> None:
     searched = {"type": "web_search_call", "id": "1", "action": {"type": "search", "query": "cats"}}
     answer = await client.ask(RESPONSES, {"input": [QUESTION, searched]})

@@ -18,12 +18,14 @@ import psutil
 import pytest
 import yaml
 
-from serve_app.chaos import choice, options, procs, report, rolling, service, verdict
+from serve_app.chaos import changes, choice, options, procs, report, service, verdict
 from serve_app.chaos.ask import Api, Ask, AskRules, Kind, draw_asks
+from serve_app.chaos.changes import Change
 from serve_app.chaos.events import take_event, take_whole
+from serve_app.chaos.fleet import Fleet, fleet_of
 from serve_app.chaos.heard import Answer, Hearing
 from serve_app.chaos.options import BadOptions, Fault, Options
-from serve_app.chaos.service import Access, Fleet
+from serve_app.chaos.service import Access
 from serve_app.chaos.stream import Heard, hear
 from serve_app.chaos.verdict import Findings, Streamed, Struck
 from serve_app.profile import ROOT
@@ -356,8 +358,8 @@ def test_every_replica_is_chosen_sooner_or_later() -> None:
 
 
 @pytest.mark.parametrize(("upgrades", "points"), [(0, []), (1, [5000]), (2, [3333, 6666])])
-def test_upgrades_begin_evenly_between_the_requests(upgrades: int, points: list[int]) -> None:
-    assert rolling.upgrade_points(10_000, upgrades) == points
+def test_changes_begin_evenly_between_the_requests(upgrades: int, points: list[int]) -> None:
+    assert changes.change_points(10_000, upgrades) == points
 
 
 # ---- what Serve says -------------------------------------------------------------------------------------------------
@@ -386,17 +388,17 @@ def test_the_fleet_is_whole_when_others_run_in_place_of_the_lost() -> None:
 
 
 def fleet(**states: str) -> Fleet:
-    return service.fleet_of(details(**states), "step")
+    return fleet_of(details(**states), "step")
 
 
 @pytest.mark.parametrize("wrong", [None, {}, {"applications": {}}, {"applications": {"other": {}}}])
 def test_an_application_that_is_not_there_is_said_so(wrong: object) -> None:
     with pytest.raises(StatusUnknown, match="--application"):
-        service.fleet_of(wrong, "step")
+        fleet_of(wrong, "step")
 
 
 def test_an_upgrade_changes_one_variable_and_keeps_all_else() -> None:
-    config = service.upgraded(details(a="RUNNING"), "step", "v2")
+    config = changes.changed(details(a="RUNNING"), "step", Change.UPGRADE, "v2")
     assert config == {
         "proxy_location": "EveryNode",
         "http_options": {"port": 1},
@@ -404,7 +406,7 @@ def test_an_upgrade_changes_one_variable_and_keeps_all_else() -> None:
             {
                 "name": "step",
                 "import_path": "x:y",
-                "runtime_env": {"env_vars": {"A": "1", service.UPGRADE_VARIABLE: "v2"}},
+                "runtime_env": {"env_vars": {"A": "1", changes.UPGRADE_VARIABLE: "v2"}},
             },
             {"name": "other"},
         ],
@@ -424,11 +426,48 @@ def test_serve_takes_an_upgrade_of_what_it_runs() -> None:
         "grpc_options": deployed.grpc_options.model_dump(exclude_unset=True),
         "applications": {"step": {"deployed_app_config": application.model_dump(exclude_unset=True)}},
     }
-    upgraded = schema.ServeDeploySchema.model_validate(service.upgraded(running, "step", "v2"))
+    upgraded = schema.ServeDeploySchema.model_validate(changes.changed(running, "step", Change.UPGRADE, "v2"))
     (changed,) = upgraded.applications
-    assert changed.runtime_env["env_vars"].pop(service.UPGRADE_VARIABLE) == "v2"
+    assert changed.runtime_env["env_vars"].pop(changes.UPGRADE_VARIABLE) == "v2"
     assert changed == application
     assert upgraded.http_options == deployed.http_options
+
+
+def scaled(deployed: dict[str, object], change: Change, deployment: dict[str, object]) -> dict[str, object]:
+    """The application's configuration after a change; Serve says `deployment` of the one that changes."""
+    name = change.deployments[0]
+    told = {"deployments": {name: {"deployment_config": deployment}}, "deployed_app_config": deployed}
+    (config,) = changes.changed({"applications": {"step": told}}, "step", change, "v2")["applications"]  # type: ignore[misc]
+    return config
+
+
+def test_a_replacement_of_the_ingresses_keeps_what_else_was_said_of_them() -> None:
+    deployed: dict[str, object] = {"name": "step", "deployments": [{"name": "ingress", "num_replicas": 3}]}
+    actor = {"num_cpus": 0.5, "runtime_env": {"env_vars": {"A": "1"}}}
+    config = scaled(deployed, Change.INGRESS, {"ray_actor_options": actor})
+    env = {"A": "1", changes.UPGRADE_VARIABLE: "v2"}
+    options = {"num_cpus": 0.5, "runtime_env": {"env_vars": env}}
+    assert config["deployments"] == [{"name": "ingress", "num_replicas": 3, "ray_actor_options": options}]
+
+
+@pytest.mark.parametrize(("change", "count"), [(Change.ENGINE_OUT, 3), (Change.ENGINE_IN, 1)])
+def test_a_fixed_number_of_replicas_is_changed_by_one(change: Change, count: int) -> None:
+    config = scaled({"name": "step"}, change, {"num_replicas": 2})
+    assert config["deployments"] == [{"name": "engine", "num_replicas": count}]
+
+
+def test_a_number_that_follows_the_load_is_not_changed() -> None:
+    with pytest.raises(StatusUnknown, match="leave it out of --changes"):
+        scaled({"name": "step"}, Change.INGRESS_OUT, {"autoscaling_config": {"min_replicas": 1}})
+
+
+def test_a_change_is_done_when_the_new_ones_run_and_no_old_one_does() -> None:
+    before = fleet(a="RUNNING", b="RUNNING")
+    assert not changes.is_done(Change.ENGINE_OUT, before, fleet(a="RUNNING", b="RUNNING", c="STARTING"))
+    assert changes.is_done(Change.ENGINE_OUT, before, fleet(a="RUNNING", b="RUNNING", c="RUNNING"))
+    assert changes.is_done(Change.ENGINE_IN, before, fleet(a="RUNNING", b="STOPPING"))
+    assert not changes.is_done(Change.UPGRADE, before, fleet(a="RUNNING", c="RUNNING"))
+    assert changes.is_done(Change.UPGRADE, before, fleet(a="STOPPING", c="RUNNING", d="RUNNING"))
 
 
 def test_counters_are_read_with_their_labels() -> None:

@@ -87,10 +87,36 @@ async def test_a_closed_loop_goes_through_its_upgrades() -> None:
         flags = ("--fault", "upgrade", "--requests", "40", "--upgrades", "2", "--settle-s", "1")
         findings, held, _ = await run(fleet, *flags)
     assert held
-    assert len(fleet.upgrades) == len(findings.upgrades_s) == 2
+    assert len(fleet.upgrades) == len(findings.changes) == 2
     assert findings.timeline
     assert any(what.startswith("the access log of i0") for what in findings.unseen)
     assert findings.access  # what the last one wrote is read nevertheless
+
+
+async def test_a_closed_loop_replaces_ingresses_one_change_after_the_other() -> None:
+    async with stand_in() as fleet:
+        flags = (
+            "--fault",
+            "rolling",
+            "--requests",
+            "60",
+            "--changes",
+            "ingress,upgrade,ingress",
+            "--long-tokens",
+            "90",
+        )
+        findings, held, said = await run(fleet, *flags, "--rest-s", "0.1", "--settle-s", "1")
+    assert held, (said, findings.problems)
+    assert [made.change.value for made in findings.changes] == ["ingress", "upgrade", "ingress"]
+    assert max(one.heard.ask.max_tokens for one in findings.streams) == 90
+
+
+async def test_a_change_for_which_no_request_is_left_is_a_problem() -> None:
+    async with stand_in() as fleet:
+        flags = ("--fault", "rolling", "--requests", "8", "--changes", "ingress,ingress-out", "--settle-s", "1")
+        findings, held, _ = await run(fleet, *flags)
+    assert not held
+    assert "ingress-out" in findings.problems[0]
 
 
 async def test_ctrl_c_reports_what_was_measured_and_leaves_nothing_standing_still() -> None:

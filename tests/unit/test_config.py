@@ -208,7 +208,6 @@ def test_a_published_layout_has_the_published_flags_and_figures(name: str, figur
         "reasoning-parser": "step3p5",
         "tool-call-parser": "step3p5",
         "enable-auto-tool-choice": True,
-        "disable-cascade-attn": True,
         "trust-remote-code": True,
         "gpu-memory-utilization": 0.9,
         "max-model-len": "auto",

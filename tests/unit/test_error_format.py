@@ -57,7 +57,10 @@ def test_more_output_than_the_context_holds_is_said_in_the_vendors_own_words() -
 
 
 def test_nobody_to_serve_is_529_in_anthropics_api_and_503_in_openais() -> None:
-    assert (status_of(Api.ANTHROPIC, NoReplica(1, 5)), status_of(Api.OPENAI, NoReplica(1, 5))) == (529, 503)
+    assert (
+        status_of(Api.ANTHROPIC, NoReplica("waited 1 s", 5)),
+        status_of(Api.OPENAI, NoReplica("waited 1 s", 5)),
+    ) == (529, 503)
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b'{"detail":"Not Found"}', b"[1]", b'{"error":"text"}', b"\xff"])

@@ -159,7 +159,29 @@ def test_a_hub_id_too_large_for_the_disk_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr(machine, "free_bytes", lambda path: 10**9)  # noqa: ARG005
     checks = config_checks.model_checks(load_config({"profile": "h100-x8"}, []))
-    assert "takes 396 GB" in told(fails(checks))
+    assert "takes 402 GB" in told(fails(checks))
+
+
+@pytest.mark.parametrize(
+    ("env", "folder"),
+    [
+        ({"HF_HOME": "/big/hub"}, "/big/hub/hub"),
+        ({"HF_HUB_CACHE": "/big/cache"}, "/big/cache"),
+        ({"HF_HOME": "/big/hub", "HF_HUB_CACHE": "/big/cache"}, "/big/cache"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub"),
+    ],
+)
+def test_the_hubs_cache_is_looked_for_where_the_engines_environment_puts_it(env: dict[str, str], folder: str) -> None:
+    assert config_checks.hub_cache(env) == Path(folder)
+
+
+def test_a_directory_for_kernels_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    for directory in (str(tmp_path / "a file" / "below"), "relative/to/what"):
+        config = config_of(engine={"compile_cache_dir": directory})
+        assert "engine.compile_cache_dir" in told(fails(config_checks.compile_cache_checks(config)))
+    assert not list(config_checks.compile_cache_checks(config_of(engine={"compile_cache_dir": None})))
+    assert not list(config_checks.compile_cache_checks(config_of(engine={"compile_cache_dir": str(tmp_path / "new")})))
 
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
@@ -253,13 +275,19 @@ def test_the_shipped_deployment_has_nothing_to_remark() -> None:
     ("change", "words"),
     [
         ({"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120"}, "cuts streams shorter than longest_stream_s"),
+        ({"RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": None}, "not set and 120 by default: it cuts streams"),
         ({"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "4194304"}, "holds 4,194,304 bytes"),
+        ({"RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure"}, "no line `option httpclose`"),
+        ({"RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n  option httpclose"}, "`timeout http-request` of less than 30s"),
+        ({"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10"}, "`timeout http-request` of less than 10s"),
+        ({"RAY_SERVE_PORT_QUARANTINE_S": "60"}, "HAProxy may know a port for 3600 s"),
     ],
 )
-def test_a_limit_of_serve_below_ours_is_told(tmp_path: Path, change: dict[str, str], words: str) -> None:
+def test_a_limit_of_serve_below_ours_is_told(tmp_path: Path, change: dict[str, str | None], words: str) -> None:
     document = yaml.safe_load((ROOT / "deploy.yaml").read_text())
     for env in (document["controller_options"]["runtime_env"], document["applications"][0]["runtime_env"]):
-        env["env_vars"] = {**env["env_vars"], **change}
+        given = {**env["env_vars"], **change}
+        env["env_vars"] = {name: value for name, value in given.items() if value is not None}
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
     assert words in told(config_checks.serve_option_checks(deployment.read(file), config_of()))

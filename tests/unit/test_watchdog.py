@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
+
 from serve_app.engine.watchdog import EngineActivity, Judgement, Verdict, Watchdog, WatchdogLimits
 
 PERIOD_S = 0.5
@@ -25,10 +27,16 @@ class Engine:
     cpu_s: dict[int, float] = field(default_factory=dict)
     compiler_s: dict[int, float] = field(default_factory=dict)
     readings: int = 0
+    tick_s: float = 0.0
+    """What CPU times are counted in, as a process table does; 0 for exact ones."""
 
     def read(self) -> EngineActivity:
         self.readings += 1
-        return EngineActivity(dict(self.cpu_s), dict(self.compiler_s), self.gpu)
+        return EngineActivity(self.counted(self.cpu_s), self.counted(self.compiler_s), self.gpu)
+
+    def counted(self, spent_s: dict[int, float]) -> dict[int, float]:
+        tick_s = self.tick_s
+        return {pid: time_s // tick_s * tick_s if tick_s else time_s for pid, time_s in spent_s.items()}
 
     def run(self, watchdog: Watchdog, duration_s: float) -> Iterator[Judgement]:
         for _ in range(int(duration_s / PERIOD_S)):
@@ -57,6 +65,23 @@ def test_timers_of_waiting_processes_are_no_movement() -> None:
     engine = Engine(cpu_ratio=dict.fromkeys(range(9), 0.005))
     found = killed_after_s(engine.run(Watchdog(LIMITS, PERIOD_S), 60))
     assert found is not None and found[1] is Verdict.HUNG
+
+
+@pytest.mark.parametrize("share", [0.002, 0.005, 0.01])
+def test_a_tick_that_a_waiting_process_takes_is_no_movement(share: float) -> None:
+    engine = Engine(cpu_ratio={1: share, 2: share / 2}, tick_s=0.02)  # one of user time and one of system time
+    found = killed_after_s(engine.run(Watchdog(LIMITS, PERIOD_S), 60))
+    assert found is not None and found[1] is Verdict.HUNG
+    assert found[0] <= 30
+
+
+def test_what_stops_moving_long_after_its_last_step_is_hung_within_thirty_seconds_of_that() -> None:
+    engine, watchdog = Engine(cpu_ratio={1: 1.0}), Watchdog(LIMITS, PERIOD_S)
+    assert killed_after_s(engine.run(watchdog, 45)) is None
+    engine.cpu_ratio = {1: 0.0}
+    found = killed_after_s(engine.run(watchdog, 60))
+    assert found is not None and found[1] is Verdict.HUNG
+    assert found[0] <= 30
 
 
 def test_a_loop_that_spins_is_stuck_within_two_minutes() -> None:
@@ -132,3 +157,11 @@ def test_half_an_hour_of_slow_steps_is_no_hang_however_late_the_watcher() -> Non
         assert killed_after_s(engine.run(watchdog, rng.uniform(0.5, 80.0))) is None
         engine.steps += 1
         engine.now_s += rng.choice((0.0, 0.0, 30.0))
+
+
+@pytest.mark.parametrize("hung_after_s", [4.0, 6.0, 29.0])
+def test_a_slow_step_is_let_go_on_whatever_the_limit_of_hanging(hung_after_s: float) -> None:
+    limits = WatchdogLimits(hung_after_s=hung_after_s, stuck_after_s=600.0)
+    assert killed_after_s(Engine(cpu_ratio={1: 0.9}, tick_s=0.01).run(Watchdog(limits, PERIOD_S), 120)) is None
+    found = killed_after_s(Engine().run(Watchdog(limits, PERIOD_S), 120))
+    assert found is not None and found[1] is Verdict.HUNG

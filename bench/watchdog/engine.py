@@ -1,0 +1,291 @@
+"""Cases at one engine, watched as the service watches it: `EngineReplica` over `VllmEngine` in this process.
+
+Each case starts an engine of its own, with empty compile caches and without warm-up requests; `faults.py` hangs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from bench.servers import PROFILE
+from bench.watchdog import faults
+from bench.watchdog.outcome import CaseOutcome, Say
+from serve_app import profile
+from serve_app.config import AppConfig, engine_argv
+from serve_app.engine import compile_cache, warm_up
+from serve_app.engine.contract import EngineDead, StepSink
+from serve_app.engine.vllm import VllmEngine
+from serve_app.engine.vllm_start import engine_core_processes
+from serve_app.engine.watchdog import WatchdogLimits
+from serve_app.replica import EngineReplica
+from serve_app.wire import AttemptRequest, decode_frame, encode_request
+from serve_app.yaml_lines import YamlDocument
+
+REPLICA, INGRESS = "replica", "bench"
+LOOK_S = 0.05
+HUNG_LIMIT_S, STUCK_LIMIT_S = 30.0, 120.0
+"""How soon an engine of which nothing moves must be found, and one that spins (issue 17)."""
+
+LONG_ANSWER = 100_000
+"""Tokens: the request must be under way when the fault is made."""
+
+PLAIN_TOKENS = (40, 200)
+"""The first of the demo's tokens that are plain text, and how many of them."""
+
+Flags = Mapping[str, object]
+
+
+@dataclass
+class Subject:
+    """A running engine with its watchdog, and what was seen of it."""
+
+    replica: EngineReplica
+    engine: VllmEngine
+    fault_file: Path
+    longest_step_s: float = 0.0
+    first_token_s: dict[str, float] = field(default_factory=dict)
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first token came."""
+
+    def tell(self, fault: str) -> None:
+        """Have the engine make this fault (`faults.py`) in its next step."""
+        told = self.fault_file.with_suffix(".new")
+        told.write_text(fault)
+        told.rename(self.fault_file)
+
+    async def read(self) -> None:
+        """Take what comes, as an ingress does."""
+        async for data in self.replica.frames(REPLICA, INGRESS):
+            for delta in decode_frame(data).deltas:
+                self.first_token_s.setdefault(delta.attempt_id, time.monotonic())
+                self.answers.set()
+
+    async def time_steps(self) -> None:
+        """Keep the longest time that the engine owed a step."""
+        while True:
+            stats = self.engine.stats()
+            if stats.unfinished:
+                self.longest_step_s = max(self.longest_step_s, time.monotonic() - stats.last_step_s)
+            await asyncio.sleep(LOOK_S)
+
+    async def run(self, attempt: AttemptRequest) -> None:
+        """Run one attempt. Raises `EngineDead` when the watchdog gives the engine up."""
+        await self.replica.run_attempt(REPLICA, encode_request(attempt))
+
+
+@contextlib.asynccontextmanager
+async def subject(flags: Flags, environment: Mapping[str, str], say: Say) -> AsyncIterator[Subject]:
+    """Start the demo's engine, with these flags over its own."""
+    config = _config(flags)
+    with tempfile.TemporaryDirectory(prefix="watchdog-") as folder:
+        fault_file = Path(folder) / "fault"
+        caches: dict[str, str] = {}
+        compile_cache.prepare(folder, caches)
+        variables = {
+            **config.engine.env,
+            **caches,
+            **environment,
+            faults.FAULT_FILE: str(fault_file),
+        }
+        with _environment(variables):
+            engines: list[VllmEngine] = []
+
+            def factory(sink: StepSink) -> VllmEngine:
+                engines.append(VllmEngine(engine_argv(config), sink))
+                return engines[0]
+
+            engine = config.engine
+            limits = WatchdogLimits(engine.hang_after_s, engine.stuck_after_s, engine.compile_limit_s)
+            replica = EngineReplica(REPLICA, factory, limits)
+            began_s = time.monotonic()
+            try:
+                await replica.start()
+                say(f"  engine up after {time.monotonic() - began_s:.0f} s")
+                one = Subject(replica, engines[0], fault_file)
+                watchers = [asyncio.create_task(work) for work in (one.read(), one.time_steps())]
+                try:
+                    yield one
+                finally:
+                    for watcher in watchers:
+                        watcher.cancel()
+                    await asyncio.gather(*watchers, return_exceptions=True)
+            finally:
+                await replica.stop()
+
+
+def _config(flags: Flags) -> AppConfig:
+    ours = {"scheduler-cls": _name(faults.FaultyScheduler), "worker-cls": _name(faults.FaultyWorker), **flags}
+    return profile.load(YamlDocument("bench", {"profile": PROFILE, "engine": {"flags": ours}}, {}), None)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# ---- real hangs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hang:
+    """A way to hang. `make` does it to a running engine; `limit_s` is how soon it must be found."""
+
+    name: str
+    limit_s: float
+    make: Callable[[Subject], None]
+    flags: Flags = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def _told(fault: str) -> Callable[[Subject], None]:
+    return lambda one: one.tell(fault)
+
+
+def _stop(*, core: bool, workers: bool) -> Callable[[Subject], None]:
+    def stop(_: Subject) -> None:
+        for process in engine_core_processes():
+            chosen: list[psutil.Process] = process.children(recursive=True) if workers else []
+            for one in [*chosen, *([process] if core else [])]:
+                one.suspend()
+
+    return stop
+
+
+TWO_RANKS: Flags = {"tensor-parallel-size": 2}
+
+HANGS: Sequence[Hang] = (
+    Hang("SIGSTOP of the engine", HUNG_LIMIT_S, _stop(core=True, workers=True)),
+    Hang("SIGSTOP of the core", HUNG_LIMIT_S, _stop(core=True, workers=False)),
+    Hang("SIGSTOP of the worker", HUNG_LIMIT_S, _stop(core=False, workers=True)),
+    Hang("a worker blocks", HUNG_LIMIT_S, _told("worker-0 blocks")),
+    Hang("the core blocks", HUNG_LIMIT_S, _told("core blocks")),
+    Hang("core and worker in a deadlock", HUNG_LIMIT_S, _told(faults.DEADLOCK)),
+    Hang("a worker spins", STUCK_LIMIT_S, _told("worker-0 spins")),
+    Hang("the core spins", STUCK_LIMIT_S, _told("core spins")),
+    Hang("a worker polls for what never comes", STUCK_LIMIT_S, _told("worker-0 polls")),
+    # The other rank spins in the collective: that is movement.
+    Hang("one of two ranks blocks", STUCK_LIMIT_S, _told("worker-1 blocks"), TWO_RANKS),
+)
+
+
+async def hang(case: Hang, say: Say) -> CaseOutcome:
+    """Hang an engine with a request under way, and see when its watchdog gives it up."""
+    async with subject(case.flags, case.environment, say) as one:
+        attempt = attempt_of(max_tokens=LONG_ANSWER)
+        running = asyncio.create_task(one.run(attempt))
+        answering = asyncio.create_task(one.answers.wait())
+        await asyncio.wait({running, answering}, return_when=asyncio.FIRST_COMPLETED)
+        case.make(one)
+        made_s = time.monotonic()
+        say("  hangs now")
+        await asyncio.wait({running}, timeout=2 * case.limit_s)
+        found_s = time.monotonic() - made_s
+        running.cancel()
+        answering.cancel()
+        ended = (await asyncio.gather(running, return_exceptions=True))[0]
+        found = isinstance(ended, EngineDead)
+        return CaseOutcome(
+            case.name,
+            kills=int(found),
+            longest_silence_s=one.longest_step_s,
+            is_hang=True,
+            found_s=found_s if found else None,
+            limit_s=case.limit_s,
+            note=str(ended) if ended else "it ended by itself",
+        )
+
+
+# ---- slow, not dead --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Requests that take long, one after the other, to an engine of their own."""
+
+    name: str
+    requests: Sequence[Mapping[str, Any]]
+    """Arguments of `attempt_of`."""
+    flags: Flags = field(default_factory=dict)
+
+
+LONG_STEP_TOKENS = 24_000
+GRAMMARS: Sequence[Mapping[str, object]] = ({"json": warm_up.JSON_SCHEMA}, {"regex": "[a-z]{1,8}"})
+"""What every back end takes."""
+
+
+def _grammars(backend: str) -> Slow:
+    requests = [{"max_tokens": 32, "grammar": grammar, "backend": backend} for grammar in GRAMMARS]
+    return Slow(f"grammars of {backend}", requests, {"structured-outputs-config": {"backend": backend}})
+
+
+SLOW: Sequence[Slow] = (
+    Slow(
+        f"one step of {LONG_STEP_TOKENS:,} tokens",
+        [{"max_tokens": 2, "tokens": LONG_STEP_TOKENS}],
+        {"max-num-batched-tokens": LONG_STEP_TOKENS + 1000, "long-prefill-token-threshold": 0},
+    ),
+    *(_grammars(backend) for backend in ("xgrammar", "guidance", "outlines", "lm-format-enforcer")),
+)
+
+
+async def slow(case: Slow, say: Say) -> CaseOutcome:
+    """Ask for it; everything must come back."""
+    async with subject(case.flags, {}, say) as one:
+        first_s, errors = 0.0, list[BaseException]()
+        for options in case.requests:
+            attempt, began_s = attempt_of(**options), time.monotonic()
+            ended = await asyncio.gather(one.run(attempt), return_exceptions=True)
+            errors += [error for error in ended if error is not None]
+            first_s = max(first_s, one.first_token_s.get(attempt.attempt_id, began_s) - began_s)
+        dead = any(isinstance(error, EngineDead) for error in errors)
+        note = str(errors[0]) if errors else ""
+        return CaseOutcome(
+            case.name,
+            kills=int(dead),
+            lost=len(errors),
+            longest_silence_s=one.longest_step_s,
+            first_token_s=first_s,
+            note=note,
+        )
+
+
+def attempt_of(
+    *, max_tokens: int, tokens: int = 40, grammar: Mapping[str, Any] | None = None, backend: str = ""
+) -> AttemptRequest:
+    """A greedy request as an ingress sends it, with a prompt that no other has."""
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+    from vllm.v1.serial_utils import MsgpackEncoder
+
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=grammar is None)
+    if grammar is not None:
+        params.structured_outputs = StructuredOutputsParams(**grammar)
+        params.structured_outputs._backend = backend  # noqa: SLF001  # vLLM's front end sets it the same way
+    name = uuid.uuid4().hex
+    first = int(name[:2], 16)
+    prompt = [PLAIN_TOKENS[0] + (first + place * 31) % PLAIN_TOKENS[1] for place in range(tokens)]
+    # A grammar applies from the first token.
+    request = warm_up.core_request(name, prompt, params, reasoning_ended=True if grammar is not None else None)
+    attempt = warm_up.attempt_of(request, MsgpackEncoder())
+    return msgspec.structs.replace(attempt, ingress_id=INGRESS)

@@ -1,0 +1,133 @@
+"""What an operator changes while requests come: an upgrade, an ingress' replacement, more or fewer replicas.
+
+Pure: from what Serve says of itself to the configuration that makes the change, and when it is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from serve_app.chaos.fleet import ENGINE, INGRESS, Fleet
+from serve_app.start.serve_status import StatusUnknown
+
+UPGRADE_VARIABLE = "STEP_SERVE_CHAOS_UPGRADE"
+"""What an upgrade changes in the environment. Nothing reads it; Serve replaces the replicas for it."""
+
+KEPT_OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
+
+
+class Change(Enum):
+    """One change; the value is what `--changes` takes."""
+
+    UPGRADE = "upgrade"
+    """Every replica is replaced."""
+    INGRESS = "ingress"
+    """Every ingress replica is replaced, no engine."""
+    INGRESS_OUT = "ingress-out"
+    INGRESS_IN = "ingress-in"
+    ENGINE_OUT = "engine-out"
+    ENGINE_IN = "engine-in"
+
+    @property
+    def deployments(self) -> tuple[str, ...]:
+        """Whose replicas change."""
+        if self is Change.UPGRADE:
+            return (ENGINE, INGRESS)
+        return (ENGINE,) if self.value.startswith(ENGINE) else (INGRESS,)
+
+    @property
+    def step(self) -> int:
+        """How many replicas more there are after it."""
+        return {"out": 1, "in": -1}.get(self.value.rpartition("-")[2], 0)
+
+
+ROLLING = (
+    Change.INGRESS,
+    Change.ENGINE_OUT,
+    Change.INGRESS_OUT,
+    Change.INGRESS,
+    Change.INGRESS_IN,
+    Change.ENGINE_IN,
+    Change.INGRESS,
+)
+"""What `--fault rolling` does by default: three replacements of the ingresses, each deployment out and in."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A change that Serve has taken."""
+
+    change: Change
+    at_s: float
+    """Since the run began."""
+    clock_s: float
+    """On the clock of the streams."""
+
+
+def changed(details: object, application: str, change: Change, label: str) -> dict[str, object]:
+    """What `serve deploy` would send for what runs now, with this change.
+
+    All applications are in it: Serve ends those that a configuration leaves out. Raises `StatusUnknown`.
+    """
+    assert isinstance(details, dict)  # noqa: S101  # `fleet_of` has read it
+    configs = []
+    for name, found in details["applications"].items():
+        config = json.loads(json.dumps(found["deployed_app_config"]))
+        if config is None:
+            raise StatusUnknown(
+                f"application {name!r} was not deployed from a configuration: there is nothing to change in it"
+            )
+        if name == application and change is Change.UPGRADE:
+            config.setdefault("runtime_env", {}).setdefault("env_vars", {})[UPGRADE_VARIABLE] = label
+        elif name == application:
+            (deployment,) = change.deployments
+            _override(config, _options(deployment, found["deployments"][deployment], change, label))
+        configs.append(config)
+    kept = {name: details[name] for name in KEPT_OPTIONS if details.get(name) is not None}
+    return {**kept, "applications": configs}
+
+
+def _options(deployment: str, told: Mapping[str, Any], change: Change, label: str) -> dict[str, Any]:
+    """The options of this deployment that are other than before."""
+    now: Mapping[str, Any] = told.get("deployment_config") or {}
+    if change.step:
+        count = now.get("num_replicas")
+        if not isinstance(count, int):
+            raise StatusUnknown(
+                f"{change.value}: the number of {deployment} replicas follows the load; "
+                f"leave it out of --changes, or configure a fixed number"
+            )
+        return {"name": deployment, "num_replicas": count + change.step}
+    actor = json.loads(json.dumps(now.get("ray_actor_options") or {}))
+    actor.setdefault("runtime_env", {}).setdefault("env_vars", {})[UPGRADE_VARIABLE] = label
+    return {"name": deployment, "ray_actor_options": actor}
+
+
+def _override(config: dict[str, Any], options: dict[str, Any]) -> None:
+    """Put them into the application's configuration, beside what it says of its deployments already."""
+    for entry in config.setdefault("deployments", []):
+        if entry["name"] == options["name"]:
+            entry.update(options)
+            return
+    config["deployments"].append(options)
+
+
+def is_done(change: Change, before: Fleet, now: Fleet) -> bool:
+    """Whether the fleet is as the change wants it. Replicas that finish their last requests do not count."""
+    for name in change.deployments:
+        running = before.running(name)
+        if change.step:
+            if len(now.running(name)) != before.targets.get(name, len(running)) + change.step:
+                return False
+        elif not now.is_whole({name: len(running)}, frozenset(one.replica_id for one in running)):
+            return False
+    return True
+
+
+def change_points(requests: int, changes: int) -> list[int]:
+    """At which requests a change begins: evenly, neither first nor last. Two: at a third and at two thirds."""
+    return [requests * (number + 1) // (changes + 1) for number in range(changes)]

@@ -1,0 +1,85 @@
+"""The application's replicas at one moment, as Serve tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.start.serve_status import StatusUnknown
+
+ENGINE, INGRESS = "engine", "ingress"
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One replica, as Serve knows it."""
+
+    replica_id: str
+    deployment: str
+    state: str
+    pid: int
+    node_id: str
+    node_ip: str
+    actor_id: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether Serve sends requests to it. It says so of a dead one too, until its next health check."""
+        return self.state == "RUNNING"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """All replicas of the application at one moment."""
+
+    replicas: tuple[Replica, ...]
+    targets: Mapping[str, int]
+    """How many of each deployment Serve wants now, where it says so."""
+
+    def running(self, deployment: str) -> list[Replica]:
+        """Those that take requests."""
+        return [one for one in self.replicas if one.deployment == deployment and one.is_running]
+
+    def is_whole(self, like: Mapping[str, int], gone: frozenset[str]) -> bool:
+        """Whether of each deployment in `like` as many run as Serve wants, or else as in `like`, and none of `gone`."""
+        running = {name: self.running(name) for name in like}
+        return all(
+            len(found) >= self.targets.get(name, like[name]) and not any(one.replica_id in gone for one in found)
+            for name, found in running.items()
+        )
+
+    def states(self, deployment: str) -> str:
+        """`2 running, 1 starting`."""
+        found = [one.state.lower() for one in self.replicas if one.deployment == deployment]
+        return ", ".join(f"{found.count(state)} {state}" for state in sorted(set(found))) or "none"
+
+
+def fleet_of(details: object, application: str) -> Fleet:
+    """The replicas in `GET /api/serve/applications/`. Raises `StatusUnknown` where the application is not there."""
+    try:
+        found = details["applications"][application]["deployments"]  # type: ignore[index]  # checked by what it raises
+    except (LookupError, TypeError) as error:
+        raise StatusUnknown(f"Serve has no application {application!r}: give its name with --application") from error
+    targets = {name: deployment.get("target_num_replicas") for name, deployment in found.items()}
+    return Fleet(
+        tuple(_replica(str(name), one) for name, deployment in found.items() for one in deployment["replicas"]),
+        {name: count for name, count in targets.items() if count is not None},
+    )
+
+
+def _replica(deployment: str, told: Mapping[str, Any]) -> Replica:
+    return Replica(
+        replica_id=str(told["replica_id"]),
+        deployment=deployment,
+        state=str(told["state"]),
+        pid=int(told.get("pid") or 0),
+        node_id=str(told.get("node_id") or ""),
+        node_ip=str(told.get("node_ip") or ""),
+        actor_id=str(told.get("actor_id") or ""),
+    )
+
+
+def describe(replicas: Sequence[Replica]) -> str:
+    """`abc123 (pid 7 on 10.0.0.1), ...`."""
+    return ", ".join(f"{one.replica_id} (pid {one.pid} on {one.node_ip})" for one in replicas)
