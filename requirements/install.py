@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,9 +66,12 @@ def machine_kind() -> tuple[str, str]:
     forced = os.environ.get("STEP_SERVE_MACHINE")
     if forced in {"cpu", "gpu"}:
         return forced, "STEP_SERVE_MACHINE says so"
+    profile = profile_with_gpus((ROOT / "deploy.yaml").read_text(encoding="utf-8"))
+    if profile is not None:
+        return "gpu", f"profile {profile} in deploy.yaml is for GPUs, on this node or others"
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return "cpu", "no nvidia-smi here"
+        return "cpu", "no nvidia-smi here; STEP_SERVE_MACHINE=gpu for a node of a cluster that has GPUs elsewhere"
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     if listed.returncode == 0 and "GPU 0" in listed.stdout:
         return "gpu", f"nvidia-smi lists {listed.stdout.count('GPU ')} GPUs"
@@ -77,6 +81,16 @@ def machine_kind() -> tuple[str, str]:
 def lock_file(kind: str) -> Path:
     """The lock for this Python."""
     return HERE / "locks" / f"{kind}-py{sys.version_info.major}{sys.version_info.minor}.txt"
+
+
+def profile_with_gpus(deploy: str) -> str | None:
+    """The profile that this deploy.yaml names, if it is for GPUs: all nodes then need the GPU build, the head too."""
+    named = re.search(r"^\s+profile:\s*[\"']?([\w./-]+)", deploy, re.MULTILINE)
+    if named is None or named[1] == "auto":
+        return None
+    file = ROOT / named[1] if named[1].endswith((".yaml", ".yml")) else ROOT / "configs" / f"{named[1]}.yaml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return named[1] if re.search(r"^\s+gpus_per_replica:\s*[1-9]", text, re.MULTILINE) else None
 
 
 def fingerprint(kind: str, locks: list[Path]) -> str:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from serve_app import deployment, flags, hardware, keys, machine, profile
 from serve_app.chaos.options import add_flags as add_chaos_flags
+from serve_app.compat import vllm_device
 from serve_app.config import ConfigError, engine_argv
 from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
 from serve_app.start import client_env, launcher, plan, preflight
-from serve_app.start.check import Verdict
+from serve_app.start.check import Check, Verdict
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 
@@ -85,6 +86,11 @@ def _preflight(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
     endpoint = launcher.find_endpoint(deploy)
+    refused = launcher.refused_replicas(deploy)
+    for why in refused:
+        _say(str(Check(Verdict.FAIL, "versions", why)))
+    if endpoint is None and refused:
+        return 1
     if endpoint is None:
         _say(f"  {launcher.expected_endpoint(deploy).url()} does not answer; what a start would find:\n")
         return _preflight(options)
@@ -92,7 +98,7 @@ def _doctor(options: argparse.Namespace) -> int:
     left = {item.pid: item.command for item in machine.leftovers()}
     for pid, command in left.items():
         _say(f"  left over from an earlier run: pid {pid} ({command})")
-    return 1 if left else 0
+    return 1 if left or refused else 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -103,7 +109,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
-    argv = engine_argv(profile.load(deploy.args, [hardware.this_machine()]))
+    config = profile.load(deploy.args, [hardware.this_machine()])
+    vllm_device.use_no_device()
+    argv = engine_argv(config)
     if options.check_model:
         flags.check_model(flags.parse(argv, flags.serve_parser()))
     _say(f"vllm serve {shlex.join(argv)}")

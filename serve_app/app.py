@@ -17,6 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.util
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
@@ -26,6 +27,7 @@ from ray.serve.schema import LoggingConfig
 from serve_app import flags, machine
 from serve_app.admission import Admission
 from serve_app.autoscaling import FullnessPolicy
+from serve_app.compat import vllm_device
 from serve_app.config import AppConfig, ConfigError, engine_argv, flag
 from serve_app.engine import compile_cache
 from serve_app.engine.contract import Engine, EngineDead, StepSink
@@ -34,6 +36,7 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetLimits, FleetSink
 from serve_app.ingress.cors import Cors
+from serve_app.ingress.engine_versions import EngineVersions
 from serve_app.keys import KeyStore
 from serve_app.logs import log_to_stderr
 from serve_app.middleware import App, Gate, GateSettings
@@ -71,6 +74,7 @@ DRAIN_GRACE_S = 30.0
 def build(args: dict[str, object]) -> serve.Application:
     """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run`
     then ends."""
+    vllm_device.use_no_device()
     try:
         config = checked_config(args)
     except ConfigError as error:
@@ -88,6 +92,9 @@ class EngineDeployment(EngineReplica):
         log_to_stderr()
         if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
             keep_compiled_kernels(config.engine.compile_cache_dir)
+        vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
+        if config.replicas.nodes_per_replica > 1:
+            join_this_ray()
         super().__init__(
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),
@@ -110,6 +117,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
         log_to_stderr()
+        vllm_device.use_no_device()
         self._config = config
         self._engines = engines
         self._closing = contextlib.AsyncExitStack()
@@ -127,7 +135,9 @@ class Ingress:
         )
 
         def open_fleet(sink: FleetSink) -> Fleet:
-            return Fleet(ServeTransport(self._engines, ingress_id), ingress_id, limits, sink, admission_of(config))
+            transport = ServeTransport(self._engines, ingress_id)
+            refusal = EngineVersions(vllm_device.version()).mismatch
+            return Fleet(transport, ingress_id, limits, sink, admission_of(config), refusal)
 
         app, client = await build_api(
             flags.parse(engine_argv(config), flags.serve_parser()),
@@ -187,6 +197,15 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         return VllmEngine(engine_argv(config), sink, stat_loggers=[LateStatLogger], warms_up=config.engine.warm_up)
 
     return fake if config.engine.kind == "fake" else vllm
+
+
+def join_this_ray() -> None:
+    """Tell the engine core which Ray this process belongs to: its workers on other nodes are actors there.
+
+    vLLM exports the address itself only where it does not spawn its processes. Without it, the core joins whatever Ray
+    left its address in the temporary folder, or starts one of its own, in which there is no placement group of ours.
+    """
+    os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
 
 
 def keep_compiled_kernels(root: str) -> None:
@@ -254,6 +273,9 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         graceful_shutdown_timeout_s=config.replicas.longest_stream_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
-        # It loads the model's configuration, tokenizer and image processor from where the engine does.
-        ray_actor_options={"num_cpus": ingress.cpus_per_replica, "runtime_env": {"env_vars": dict(config.engine.env)}},
+        ray_actor_options={
+            "num_cpus": ingress.cpus_per_replica,
+            # It loads the model's configuration, tokenizer and image processor from where the engine does.
+            "runtime_env": {"env_vars": {**config.engine.env, **vllm_device.FRONT_END_ENV}},
+        },
     )

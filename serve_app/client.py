@@ -29,7 +29,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.compat.answer_stops import AnswerOutputProcessor
 from serve_app.context import CURRENT
-from serve_app.errors import RequestRefused, ServeError
+from serve_app.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.fleet import Fleet
 from serve_app.flight import FleetRequest, FlightRecord
 from serve_app.ingress.vllm_errors import FleetHTTPError
@@ -195,8 +195,10 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
             raise FleetHTTPError(error) from error
 
     async def check_health(self) -> None:
-        """Raises `EngineDeadError` when no replica is up."""
+        """Raises `EngineDeadError` when no replica is up, `FleetHTTPError` where that is for their version."""
         if not self.fleet.replicas_up():
+            if refused := self.fleet.replicas_refused():
+                raise FleetHTTPError(OtherVersion(refused[0]))
             raise EngineDeadError
 
     def _on_failed(self, request_id: str, error: ServeError) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from serve_app.admission import MAX_WAITING
+from serve_app.compat.vllm_device import VARIABLE as DEVICE_VARIABLE
 
 if TYPE_CHECKING:
     from serve_app.hardware import NodeGpus
@@ -100,6 +101,12 @@ class EngineConfig(Section):
     at their first use take minutes on a cold cache."""
     fake: dict[str, object] = {}
     """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
+
+    @model_validator(mode="after")
+    def _device_is_not_in_the_environment(self) -> EngineConfig:
+        if DEVICE_VARIABLE in self.env:
+            raise ValueError(f"env: {DEVICE_VARIABLE} is set by the application, for each kind of process; remove it")
+        return self
 
 
 class ReplicasConfig(Section):
@@ -217,6 +224,13 @@ class AppConfig(Section):
         for name in sizes:
             value = flag(self.engine.flags, name, 1)
             product *= value if isinstance(value, int) else 1
+        ranks = flag(self.engine.flags, "data-parallel-size", 1)
+        if self.replicas.nodes_per_replica > 1 and isinstance(ranks, int) and ranks > 1:
+            raise ValueError(
+                f"data-parallel-size is {ranks} and replicas.nodes_per_replica {self.replicas.nodes_per_replica}: vLLM "
+                "starts the ranks of other nodes by its own launcher, not in a replica's placement group; use "
+                "tensor-parallel-size and pipeline-parallel-size over nodes, or one replica per node"
+            )
         gpus = self.replicas.gpus_per_replica
         if self.engine.kind == "vllm" and gpus and product != gpus:
             raise ValueError(

@@ -9,6 +9,7 @@
     |   `-- ThreadNotFound     404  the request continues a conversation that only a storing server would have
     |-- QueueFull          429  we are full; come back after `retry_after_s`
     |-- NoReplica          503  nobody can serve now
+    |   `-- OtherVersion       503  all that is there runs another vLLM than this ingress
     |-- CutOff             503  the replicas cannot be reached, one after the other
     `-- PoisonRequest      500  the request has taken too many replicas with it
 
@@ -140,6 +141,10 @@ class QueueFull(ServeError):
         )
 
 
+OTHER_VERSION_RETRY_S = 5
+"""When to ask again where all replicas run another version: in an upgrade one by one, the next may be of ours."""
+
+
 class NoReplica(ServeError):
     """No replica could take the request: not before its deadline, or too many wait for one already (`what`)."""
 
@@ -152,6 +157,14 @@ class NoReplica(ServeError):
             retry_after_s,
             measured,
         )
+
+
+class OtherVersion(NoReplica):
+    """Every replica that is there runs another vLLM than this ingress. `why` names both versions and the fix."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("another version of vLLM", OTHER_VERSION_RETRY_S)
+        self.message = f"No replica of the model can be used: {why}."
 
 
 class CutOff(ServeError):

@@ -34,7 +34,7 @@ from serve_app.flight import (
     WrongReplica,
 )
 from serve_app.ingress.admission_control import AdmissionControl
-from serve_app.links import Link, Links
+from serve_app.links import Link, Links, Refusal
 from serve_app.resumes import ResumeGate
 from serve_app.routing import ReplicaFacts, affinity_key, choose_replica
 from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
@@ -78,7 +78,10 @@ class _Flight:
 
 
 class Fleet:
-    """Flies requests on whatever replicas there are. Use as an async context manager: leaving it ends every task."""
+    """Flies requests on whatever replicas there are. Use as an async context manager: leaving it ends every task.
+
+    `refusal` says which replicas must get nothing, and why (`ingress/engine_versions.py`).
+    """
 
     def __init__(
         self,
@@ -87,6 +90,7 @@ class Fleet:
         limits: FleetLimits,
         sink: FleetSink,
         admission: Admission | None = None,
+        refusal: Refusal = lambda _hello: None,
     ) -> None:
         self._transport = transport
         self._ingress_id = ingress_id
@@ -96,7 +100,7 @@ class Fleet:
         self._attempts: dict[str, _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._gate = ResumeGate(lambda: len(self._links.up()))
-        self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look)
+        self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look, refusal)
         self._admission = AdmissionControl(
             admission or Admission(), self._links, lambda: len(self._flights), _loop_time
         )
@@ -140,6 +144,10 @@ class Fleet:
     def replicas_up(self) -> list[ReplicaFacts]:
         """The replicas that can take a request now."""
         return self._links.up()
+
+    def replicas_refused(self) -> list[str]:
+        """Why nothing is sent to replicas that are there, a sentence for each."""
+        return self._links.refused
 
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
@@ -235,7 +243,8 @@ class Fleet:
         left_s = flight.last_token_s + self._limits.request_deadline_s - now_s
         if left_s <= 0:  # though there may be replicas: it gets nowhere on them
             raise self._links.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
-        await self._links.wait_for_one(left_s)
+        # One that has begun waits: where versions change one by one, a replica of its own may be on its way.
+        await self._links.wait_for_one(left_s, patient=flight.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
                 if flight.attempts:

@@ -17,7 +17,7 @@ import msgspec
 
 from serve_app.admission import start_wait
 from serve_app.engine.contract import EngineDead
-from serve_app.errors import NoReplica
+from serve_app.errors import NoReplica, OtherVersion
 from serve_app.flight import End, FleetLimits, ReplicaDied, ReplicaFull, ReplicaLost, Transport, WrongReplica
 from serve_app.liveness import SilenceClock
 from serve_app.routing import ReplicaFacts
@@ -33,6 +33,9 @@ WATCH_PERIOD_S = 1.0
 
 MOVES_PER_LOOK = 8
 """How many attempts leave a draining replica at a time: they prefill elsewhere, beside those that run there."""
+
+Refusal = Callable[[Hello], str | None]
+"""Why nothing may be sent to a replica, whatever its state; None where nothing speaks against it."""
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
@@ -105,7 +108,7 @@ class Link:
 
 class Links:
     """`spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's tokens, `on_change` is told when
-    replicas came."""
+    replicas came, `refusal` says which of them there must be no link to."""
 
     def __init__(
         self,
@@ -114,12 +117,15 @@ class Links:
         spawn: Spawn,
         on_deltas: Callable[[Sequence[TokenDelta]], None],
         on_change: Callable[[], None],
+        refusal: Refusal = lambda _hello: None,
     ) -> None:
         self._transport = transport
         self._limits = limits
         self._spawn = spawn
         self._on_deltas = on_deltas
         self._on_change = on_change
+        self._refusal = refusal
+        self._refused: dict[str, str] = {}
         self._links: dict[str, Link] = {}
         self._last: Link | None = None
         self._last_up_s = 0.0
@@ -158,11 +164,19 @@ class Links:
         retry_after_s, measured = start_wait(start_s, down_s)
         return NoReplica(what, retry_after_s, measured=measured)
 
-    async def wait_for_one(self, timeout_s: float) -> None:
-        """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
+    @property
+    def refused(self) -> list[str]:
+        """Why nothing is sent to replicas that are there."""
+        return list(self._refused.values())
+
+    async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
+        """Return when a replica is up. Raises `NoReplica` after `timeout_s`, and unless `patient` `OtherVersion` as
+        soon as all that is there is refused."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.up():
+                    if self._refused and not self._links and not patient:
+                        raise OtherVersion(self.refused[0])
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -201,6 +215,8 @@ class Links:
         seen = set()
         for hello in hellos:
             seen.add(hello.replica_id)
+            if self._is_refused(hello):
+                continue
             link = self._links.get(hello.replica_id)
             if link is None:
                 link = Link(hello.replica_id, hello.load, hello.capacity)
@@ -213,6 +229,8 @@ class Links:
             else:
                 link.draining_since_s, link.dismissed = None, False
             self._tell_of_change()
+        if complete:
+            self._refused = {name: why for name, why in self._refused.items() if name in seen}
         for link in list(self._links.values()):
             if complete and link.replica_id not in seen:
                 # Serve has taken it out of routing: it is draining. The link counts as an ongoing request there, so it
@@ -221,6 +239,16 @@ class Links:
                 link.dismissed = True
             if link.draining and not link.attempts and link.task is not None:
                 link.task.cancel()
+
+    def _is_refused(self, hello: Hello) -> bool:
+        why = self._refusal(hello)
+        if why is None:
+            return False
+        if hello.replica_id not in self._refused:
+            logger.error("nothing is sent to a replica", extra={"replica": hello.replica_id, "reason": why})
+            self._refused[hello.replica_id] = why
+            self._tell_of_change()
+        return True
 
     @staticmethod
     def _drain(link: Link) -> None:

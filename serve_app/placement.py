@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from serve_app.compat.vllm_device import ENGINE_ENV
 from serve_app.config import ReplicasConfig
 
 ACCELERATOR_SHARE = 0.001
@@ -27,7 +28,7 @@ def replica_options(replicas: ReplicasConfig, env: dict[str, str]) -> dict[str, 
         "ray_actor_options": {
             "num_cpus": bundles[0]["CPU"],
             "num_gpus": 0,  # the first worker takes the first bundle's
-            "runtime_env": {"env_vars": dict(env)},
+            "runtime_env": {"env_vars": {**ENGINE_ENV, **env}},
         },
         "placement_group_bundles": bundles,
         "placement_group_strategy": "STRICT_SPREAD" if one_each else "PACK",
@@ -57,7 +58,7 @@ def _actor_alone(replicas: ReplicasConfig, env: dict[str, str]) -> dict[str, Any
         "num_gpus": replicas.gpus_per_replica,
         "resources": dict(replicas.resources),
         "label_selector": dict(replicas.label_selector),
-        "runtime_env": {"env_vars": dict(env)},
+        "runtime_env": {"env_vars": {**ENGINE_ENV, **env}},
     }
     if replicas.accelerator_type is not None:
         options["accelerator_type"] = replicas.accelerator_type

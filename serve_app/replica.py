@@ -131,14 +131,16 @@ class EngineReplica:
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def hello(self) -> bytes:
-        """This replica's name, load, line and capacity (`wire.Hello`)."""
+        """This replica's name, load, line, capacity and versions (`wire.Hello`)."""
         capacity = Capacity(
             max_unfinished=self._max_unfinished,
             service_s=self._service.mean_s(time.monotonic()),
             ingresses=len(self._outboxes),
             start_s=self._info.start_s,
         )
-        return msgspec.msgpack.encode(Hello(self._replica_id, self._load(), self._line, capacity))
+        return msgspec.msgpack.encode(
+            Hello(self._replica_id, self._load(), self._line, capacity, self._info.engine_version, WIRE_VERSION)
+        )
 
     async def lease(self, target: str) -> AsyncGenerator[bytes, None]:
         """Says nothing but that it has begun, until the caller ends it: Serve does not end a replica before."""

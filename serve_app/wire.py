@@ -99,12 +99,17 @@ class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls."""
+    """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls.
+
+    An ingress sends nothing to a replica of another `wire_version` or vLLM (`ingress/engine_versions.py`).
+    """
 
     replica_id: str
     load: Load
     line: LineAddress | None = None
     capacity: Capacity = Capacity()
+    vllm_version: str = ""
+    wire_version: int = 1  # of replicas that do not say
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):

@@ -53,6 +53,7 @@ JUSTIFIED_FILES = {
     "serve_app/engine/fake.py": "one class: the steps of an engine and what goes wrong in them",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/fleet.py": "one class: links and flights share their state",
+    "serve_app/links.py": "one class: who is there, who is refused, and the lives of links",
     "serve_app/replica.py": "one class: an engine, its links and what it takes",
     "serve_app/middleware.py": "the gate, in the order of a request",
 }

@@ -1,6 +1,7 @@
 """Closes the gaps of vLLM's CPU backend that keep Step-3.7-Flash from running there.
 
-It does nothing on other platforms, and nothing in a vLLM version that is not known to have the gaps.
+It does nothing on other platforms, nor in a front end of GPU engines, to which vLLM's CPU platform is a way to ask for
+no device (`vllm_device.py`), and nothing in a vLLM version that is not known to have the gaps.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 from types import ModuleType
 from typing import Any, Final
 
+from serve_app.compat import vllm_device
 from serve_app.compat.patching import Function, Target, UnexpectedVllmError, minor_version, replace
 from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
 from serve_app.compat.vllm_cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
@@ -54,7 +56,7 @@ def close_gaps() -> None:
     from vllm import __version__
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
+    if not current_platform.is_cpu() or vllm_device.is_front_end_of_gpus():
         return
     if minor_version(__version__) not in VERSIONS_WITH_THE_GAPS:
         logger.warning("cpu_gaps_left_open vllm=%s: not a version they are known in", __version__)

@@ -33,7 +33,10 @@ class AttemptRefused(Exception):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What a started engine settled on. Token counts, and names as vLLM gives them."""
+    """What a started engine settled on. Token counts, and names as vLLM gives them.
+
+    `engine_version` is vLLM's (`compat/vllm_device.version`), or `fake`, which goes with every ingress.
+    """
 
     max_model_len: int
     max_num_seqs: int

@@ -100,7 +100,8 @@ class VllmEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._queued_prompt_tokens = 0
-        self._scheduler: Any = None
+        self._schedulers: dict[int, Any] = {}
+        self._ranks = 1
         self._gpu: activity.GpuReader = lambda: None
         self._steps = 0
         self._last_step_s = time.monotonic()
@@ -147,6 +148,7 @@ class VllmEngine:
             started.llm, max_model_len, encoder=MsgpackEncoder(), decoder=MsgpackDecoder(EngineCoreRequest)
         )
         self._dead = None
+        self._ranks = started.vllm_config.parallel_config.data_parallel_size
         self._gpu = activity.gpu_reader()
         self._last_step_s = time.monotonic()
         vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
@@ -270,13 +272,15 @@ class VllmEngine:
 
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
-        scheduler = self._scheduler if self._attempts else None  # an idle engine does not say that it is idle
+        # An idle engine does not say that it is idle, and an idle rank of several not either.
+        ranks = list(self._schedulers.values()) if self._attempts else []
+        running = min(sum(rank.num_running_reqs for rank in ranks), len(self._attempts))
         return EngineStats(
-            running=scheduler.num_running_reqs if scheduler else 0,
-            waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs if scheduler else 0,
+            running=running,
+            waiting=sum(rank.num_waiting_reqs + rank.num_skipped_waiting_reqs for rank in ranks),
             unfinished=len(self._attempts),
             queued_prompt_tokens=self._queued_prompt_tokens,
-            kv_usage_ratio=scheduler.kv_cache_usage if scheduler else 0.0,
+            kv_usage_ratio=sum(rank.kv_cache_usage for rank in ranks) / self._ranks if ranks else 0.0,
             steps=self._steps,
             last_step_s=self._last_step_s,
         )
@@ -315,7 +319,7 @@ class VllmEngine:
         self._steps += 1
         self._last_step_s = time.monotonic()
         if outputs.scheduler_stats is not None:
-            self._scheduler = outputs.scheduler_stats
+            self._schedulers[outputs.engine_index] = outputs.scheduler_stats
         ended = []
         deltas = []
         for output in outputs.outputs:

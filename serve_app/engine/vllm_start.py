@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
+from serve_app.compat import vllm_device
 from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
 from serve_app.engine.contract import EngineDead, EngineInfo, ProgressSink
 
@@ -108,6 +109,7 @@ class EngineReports:
 
 def prepare_environment() -> None:
     """Set what vLLM reads when it is imported or starts processes, unless the operator has set it."""
+    vllm_device.use_the_gpu()
     os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
     # Forking a process that runs threads and an event loop copies their locks as they are.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -168,18 +170,17 @@ def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
 
 
 def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
-    """What a started engine settled on, read off its configuration."""
-    from vllm import __version__
-
+    """What a started engine settled on, read off its configuration, which speaks of one data-parallel rank."""
     cache = vllm_config.cache_config
     scheduler = vllm_config.scheduler_config
+    ranks = vllm_config.parallel_config.data_parallel_size
     return EngineInfo(
         max_model_len=vllm_config.model_config.max_model_len,
-        max_num_seqs=scheduler.max_num_seqs,
+        max_num_seqs=scheduler.max_num_seqs * ranks,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        kv_cache_tokens=cache.kv_cache_size_tokens or 0,
+        kv_cache_tokens=(cache.kv_cache_size_tokens or 0) * ranks,
         model=vllm_config.model_config.model,
-        engine_version=__version__,
+        engine_version=vllm_device.version(),
         start_s=start_s,
     )
 

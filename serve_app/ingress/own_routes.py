@@ -7,6 +7,7 @@ in front of them, and the description has none of them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,8 @@ class OwnFacts:
 
     model: str
     vllm_version: str
+    refused: Callable[[], list[str]] = list
+    """Why nothing is sent to engine replicas that are there, a sentence for each (`engine_versions.py`)."""
     started_s: float = field(default_factory=time.time)
     """When the model is said to have been created: it must not change from one question to the next."""
 
@@ -35,6 +38,8 @@ class Service(BaseModel):
     model: str
     engine: str
     apis: list[str]
+    refused_replicas: list[str] = []
+    """Only where there are any: why nothing is sent to them, and what to do."""
 
 
 def add(app: FastAPI, facts: OwnFacts) -> None:
@@ -42,10 +47,15 @@ def add(app: FastAPI, facts: OwnFacts) -> None:
     app.router.routes[:] = [route for route in app.router.routes if _is_kept(route)]
     _add_models(app, facts)
 
-    @app.get("/", response_model=Service, tags=["service"])
+    @app.get("/", response_model=Service, response_model_exclude_defaults=True, tags=["service"])
     async def root() -> Service:
         """What this is; coding agents probe it with HEAD before they start."""
-        return Service(model=facts.model, engine=f"vllm {facts.vllm_version}", apis=["openai", "anthropic"])
+        return Service(
+            model=facts.model,
+            engine=f"vllm {facts.vllm_version}",
+            apis=["openai", "anthropic"],
+            refused_replicas=facts.refused(),
+        )
 
     description = openapi.Description(app)
 

@@ -115,14 +115,16 @@ async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
         state, error = now, now.error()
         if state.status == "DEPLOY_FAILED":
             raise StartFailed(f"{serve_status.essence(error)}\n\nIn full:\n{error}")
-        if error and error != told:
-            say(serve_status.essence(error))
-        told = error
         if state.status == "RUNNING" and not welcomed:
             endpoint = await asyncio.to_thread(find_endpoint, deploy)
             welcomed = endpoint is not None
             if endpoint is not None:
                 say(f"answers\n{welcome.text(endpoint, child.dashboard)}")
+            else:
+                error = error or "\n".join(await asyncio.to_thread(refused_replicas, deploy))
+        if error and error != told:
+            say(serve_status.essence(error))
+        told = error
         await asyncio.sleep(POLL_S)
 
 
@@ -144,6 +146,16 @@ def find_endpoint(deploy: Deployment) -> Endpoint | None:
     with contextlib.suppress(ValueError, LookupError, TypeError):
         return Endpoint(deploy.host, deploy.port, str(json.loads(body)["data"][0]["id"]), endpoint.needs_key)
     return None
+
+
+def refused_replicas(deploy: Deployment) -> list[str]:
+    """What the endpoint says of replicas that it sends nothing to, for they run another version."""
+    body = _get(f"{expected_endpoint(deploy).url()}/")[1]
+    with contextlib.suppress(ValueError):
+        told = json.loads(body)
+        refused = told.get("refused_replicas") if isinstance(told, dict) else None
+        return [str(why) for why in refused] if isinstance(refused, list) else []
+    return []
 
 
 def expected_endpoint(deploy: Deployment) -> Endpoint:

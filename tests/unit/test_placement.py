@@ -25,7 +25,7 @@ def test_a_replica_of_one_node_is_an_actor_that_takes_it_all() -> None:
             "accelerator_type": "H100",
             "resources": {"slot": 1},
             "label_selector": {"market": "spot"},
-            "runtime_env": {"env_vars": {"A": "b"}},
+            "runtime_env": {"env_vars": {"VLLM_TARGET_DEVICE": "cuda", "A": "b"}},
         }
     }
 

@@ -1,0 +1,70 @@
+"""What runs beside GPU engines without a GPU: flags, configuration, rendering. The APIs' own tests run here as well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_app import flags, profile
+from serve_app.compat import vllm_device
+from serve_app.compat.vllm_cpu import TARGETS, close_gaps
+from serve_app.config import engine_argv, load_config
+from serve_app.profile import ROOT
+
+TINY = ROOT / "models" / "step-tiny"
+
+FULL_SHAPE = {
+    "num_hidden_layers": 45,
+    "num_nextn_predict_layers": 3,
+    "hidden_size": 4096,
+    "intermediate_size": 11264,
+    "num_attention_heads": 64,
+    "num_attention_groups": 8,
+    "head_dim": 128,
+    "moe_num_experts": 288,
+    "moe_top_k": 8,
+    "moe_intermediate_size": 1280,
+    "share_expert_dim": 1280,
+    "sliding_window": 512,
+    "max_position_embeddings": 262144,
+}
+"""Step-3.7-Flash's, as far as `memory.py` and its flags know them; the rest is the demo's, of the same architecture."""
+
+
+@pytest.fixture
+def full_model(tmp_path: Path) -> Path:
+    """The small files of a checkpoint of the full shape: no weight."""
+    for file in TINY.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    text.update({name: value for name, value in FULL_SHAPE.items() if name in text})
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:--disable-cascade-attn")  # in some profiles; without effect since 0.32
+@pytest.mark.parametrize("name", profile.profile_names())
+def test_every_profile_is_taken_at_the_full_shape_without_a_gpu(name: str, full_model: Path) -> None:
+    from serve_app.api import frontend_config
+
+    config = load_config({"profile": name, "model": {"source": str(full_model)}}, [])
+    built = frontend_config(flags.parse(engine_argv(config), flags.serve_parser()))
+    assert built.model_config.architectures == ["Step3p7ForConditionalGeneration"]
+    assert built.scheduler_config.max_num_seqs == config.engine.flags["max-num-seqs"]
+
+
+def test_a_front_end_knows_that_it_is_one_of_gpus() -> None:
+    assert vllm_device.is_front_end_of_gpus()
+    assert not vllm_device.version().endswith("+cpu")
+
+
+def test_the_patches_of_the_cpu_backend_stay_away_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced: list[object] = []
+    monkeypatch.setattr("serve_app.compat.vllm_cpu.replace", lambda target, _make: replaced.append(target))
+    close_gaps()
+    assert TARGETS
+    assert replaced == []

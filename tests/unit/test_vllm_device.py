@@ -1,0 +1,49 @@
+"""Which device vLLM's code is for: none in what parses and renders, the GPU in an engine, on any node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from serve_app.compat.vllm_device import VARIABLE, use_no_device, use_the_gpu
+from serve_app.config import ConfigError, ReplicasConfig, load_config
+from serve_app.engine.vllm_start import prepare_environment
+from serve_app.hardware import NodeGpus
+from serve_app.placement import replica_options
+
+
+@pytest.mark.parametrize("prepare", [use_the_gpu, prepare_environment])
+def test_an_engine_drops_what_it_inherits_from_a_front_end(monkeypatch: pytest.MonkeyPatch, prepare: object) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "1")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setenv(VARIABLE, "cpu")
+    assert callable(prepare)
+    prepare()
+    assert VARIABLE not in os.environ
+
+
+def test_a_front_end_asks_for_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "cuda")
+    use_no_device()
+    assert os.environ[VARIABLE] == "cpu"
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_an_engine_replica_and_its_gang_override_what_ray_was_started_with(nodes: int) -> None:
+    replicas = ReplicasConfig(gpus_per_replica=8, nodes_per_replica=nodes, cpus_per_replica=8)
+    env = replica_options(replicas, {"A": "b"})["ray_actor_options"]["runtime_env"]["env_vars"]
+    assert env == {VARIABLE: "cuda", "A": "b"}
+
+
+def test_the_device_is_not_for_the_configuration_to_say() -> None:
+    with pytest.raises(ConfigError, match=r"VLLM_TARGET_DEVICE is set by the application"):
+        load_config({"profile": "cpu-demo", "engine": {"env": {VARIABLE: "cpu"}}}, [NodeGpus("head", None, 0, 8)])
+
+
+def test_nothing_of_vllm_is_imported_before_an_engine_has_dropped_it() -> None:
+    code = "import sys, serve_app.app; print(sorted(name for name in sys.modules if name.split('.')[0] == 'vllm'))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"
