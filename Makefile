@@ -18,6 +18,7 @@ help:
 	@echo 'make test       everything, real vLLM and Ray included (make check: lint, types, quick tests)'
 	@echo 'make test-agents  the real coding agents against the service (installs them under build/agents)'
 	@echo 'make test-gpu-frontend  the ingress on the GPU build of vLLM, without a GPU (downloads 336 MB, kept in build/)'
+	@echo 'make test-deploy  the files of deploy/ in their own tools: hadolint, schemas, parsers (downloads 150 MB, kept in build/)'
 	@echo 'make preflight  only the checks that a start begins with'
 	@echo 'make doctor     how the running service is'
 	@echo 'make bench      ours against the bare vLLM server'
@@ -67,14 +68,21 @@ test-gpu-frontend: venv
 bench: venv
 	@$(PY) -m bench
 
+# Schemas and parsers of the tools that read deploy/. KUBERAY_CRDS: a folder or file of KubeRay's own definitions.
+DEPLOY_TOOLS := build/deploy-tools
+test-deploy: venv $(DEPLOY_TOOLS)/stamp
+	@KUBERAY_CRDS='$(KUBERAY_CRDS)' $(PYTEST) tests/deploy tests/unit/test_deploy_files.py
+
 TOOLS := build/tools
 SBOMS := cpu-py311 cpu-py312 gpu-py311 gpu-py312
 
-# Tools that read our files and belong in no environment of the service.
-$(TOOLS)/stamp: requirements/locks/tools-py311.txt
-	@test -n '$(PYTHON)' && $(PYTHON) -m venv --clear $(TOOLS)
-	@$(TOOLS)/bin/python -m pip install -q --no-deps --require-hashes -r $<
+# Tools that belong in no environment of the service.
+$(TOOLS)/stamp $(DEPLOY_TOOLS)/stamp: build/%/stamp:
+	@test -n '$(PYTHON)' && $(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -q --no-deps --require-hashes -r $<
 	@touch $@
+$(TOOLS)/stamp: requirements/locks/tools-py311.txt
+$(DEPLOY_TOOLS)/stamp: requirements/locks/deploy-py311.txt
 
 lock: $(TOOLS)/stamp
 	@$(PYTHON) requirements/lock.py

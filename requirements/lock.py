@@ -29,7 +29,9 @@ def main() -> int:
         for name in ("cpu", "gpu", "dev"):
             print(f"{name}, Python {version}", flush=True)
             write(name, version, upgrade)
-    compile_lock(lock_file("tools", VERSIONS[0]), ["tools.in"], VERSIONS[0], upgrade)
+    for name in ("tools", "deploy"):
+        print(name, flush=True)
+        compile_lock(lock_file(name, VERSIONS[0]), [f"{name}.in"], VERSIONS[0], upgrade)
     return 0
 
 

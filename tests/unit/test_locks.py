@@ -16,7 +16,7 @@ from serve_app.start import machine_checks
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 KINDS, PYTHONS = ("cpu", "gpu"), ("311", "312")
-ALL = [f"{kind}-py{python}" for kind in (*KINDS, "dev") for python in PYTHONS] + ["tools-py311"]
+ALL = [f"{kind}-py{python}" for kind in (*KINDS, "dev") for python in PYTHONS] + ["tools-py311", "deploy-py311"]
 ENTRY = re.compile(r"(?P<name>[\w.-]+)==(?P<version>\S+)(?P<hashes>(?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
 
 
