@@ -16,19 +16,22 @@ import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve._private.haproxy import HAProxyConfig
 
 from serve_app import deployment, profile
 from serve_app.config import AppConfig, EngineConfig, load_config
 from serve_app.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit
-from serve_app.placement import replica_options
+from serve_app.placement import ACCELERATOR_SHARE, replica_options
 from serve_app.profile import ROOT
 
 DEPLOY = ROOT / "deploy"
 KUBERAY = ("rayservice", "raycluster")
 LAMBDA = ("b200-x4", "h100-x8", "a100-x8")
 HEAD = NodeGpus("head", None, 0, cpus=0)
-HOME = "/home/step"
+HOME = "/srv/step"
 VOLUME = f"{HOME}/.cache"
 
 
@@ -106,10 +109,16 @@ def test_old_clusters_outlive_the_longest_stream() -> None:
 # ---- KubeRay: room for what Serve places -----------------------------------------------------------------------------
 
 
-def node_types(name: str) -> dict[str, dict[str, Any]]:
-    """What Ray's own autoscaler takes each group for."""
+def autoscaling(name: str) -> dict[str, Any]:
+    """What Ray's own autoscaler reads from the resource."""
     resource = {"metadata": {"name": "step", "namespace": "default"}, "spec": cluster(name)}
-    found: dict[str, dict[str, Any]] = _derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
+    found: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(resource)
+    return found
+
+
+def node_types(name: str) -> dict[str, dict[str, Any]]:
+    """What it takes each group for."""
+    found: dict[str, dict[str, Any]] = autoscaling(name)["available_node_types"]
     return found
 
 
@@ -124,6 +133,28 @@ def test_a_node_of_each_gpu_group_holds_one_engine_of_its_profile(name: str, lay
     assert offers[f"accelerator_type:{options['accelerator_type']}"] == 1
     container = groups(name)[layout]["template"]["spec"]["containers"][0]
     assert int(container["resources"]["limits"]["nvidia.com/gpu"]) == options["num_gpus"]
+
+
+@pytest.mark.parametrize("layout", LAMBDA)
+@pytest.mark.parametrize("name", KUBERAY)
+def test_an_engine_that_waits_brings_a_node_of_its_group(name: str, layout: str) -> None:
+    options = replica_options(load_config({"profile": layout}, []).replicas, {})["ray_actor_options"]
+    demand = {
+        "CPU": options["num_cpus"],
+        "GPU": options["num_gpus"],
+        f"accelerator_type:{options['accelerator_type']}": ACCELERATOR_SHARE,
+    }
+    config = AutoscalingConfig(autoscaling(name), skip_content_hash=True)
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=config.get_node_type_configs(),
+        max_num_nodes=config.get_max_num_worker_nodes(),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand)] * 2),
+    )
+    reply = ResourceDemandScheduler(event_logger=None).schedule(request)
+    assert not reply.infeasible_resource_requests
+    launched = {launch.instance_type: launch.count for launch in reply.to_launch}
+    assert launched == {layout: 2, "ingress": groups(name)["ingress"]["minReplicas"]}
 
 
 @pytest.mark.parametrize("name", KUBERAY)
