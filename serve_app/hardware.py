@@ -200,6 +200,11 @@ def this_machine() -> NodeGpus:
     return NodeGpus("this machine", accelerator, len(gpus), cpus, gpu_bytes=min(sizes, default=None))
 
 
+def may_hold_engine(replicas: ReplicasConfig) -> bool:
+    """Whether an engine could run on this node: a cluster's head often has no GPU, and no disk for the weights."""
+    return not replicas.gpus_per_replica or bool(_gpus())
+
+
 def _gpus() -> list[tuple[str, int]]:
     """Name and memory of each GPU that may be used."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

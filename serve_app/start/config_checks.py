@@ -33,13 +33,13 @@ REQUEST_TIMEOUT = re.compile(r"^\s*timeout http-request (\d+)s\s*$", re.MULTILIN
 ADOPT = "take the line over from the deploy.yaml that came with this version"
 
 
-def model_checks(config: AppConfig) -> Iterator[Check]:
-    """The checkpoint is whole, and has what the flags ask of it."""
+def model_checks(config: AppConfig, *, engine_here: bool = True) -> Iterator[Check]:
+    """The checkpoint is whole, and has what the flags ask of it. `engine_here`: its weights are loaded on this node."""
     source = config.model.source
     if config.engine.kind == "fake":
         return
     if not Path(source).is_absolute():
-        yield from _hub_checks(source, config.engine.env)
+        yield from _hub_checks(source, config.engine.env, engine_here=engine_here)
         return
     try:
         found = checkpoint.read(Path(source))
@@ -72,14 +72,14 @@ def hub_cache(env: Mapping[str, str]) -> Path:
     return Path(seen.get("HF_HUB_CACHE") or str(Path(home) / "hub")).expanduser()
 
 
-def _hub_checks(source: str, env: Mapping[str, str]) -> Iterator[Check]:
+def _hub_checks(source: str, env: Mapping[str, str], *, engine_here: bool) -> Iterator[Check]:
     home = hub_cache(env)
     if (home / f"models--{source.replace('/', '--')}").is_dir():
         yield passed("model", f"{source}: in the cache {home}; whether it is whole is vLLM's to find out")
         return
     size = memory.KNOWN[source].weights_bytes if source in memory.KNOWN else 0
     free = machine.free_bytes(home)
-    if size and free < size * 1.05:
+    if engine_here and size and free < size * 1.05:
         message = f"{source} takes {size / GB:.0f} GB, and {home} has {free / GB:.0f} GB free"
         yield failed("model", message, "set HF_HOME in engine.env to a larger disk, or `model.source` to a local copy")
         return

@@ -44,10 +44,11 @@ def python_version() -> tuple[int, int]:
 
 
 def pinned(kind: str) -> dict[str, str]:
-    """Name and version of each line of requirements/<kind>.txt; extras are left out of the names."""
-    lines = (profile.ROOT / "requirements" / f"{kind}.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("#")[0].split("==") for line in lines if "==" in line.split("#")[0]]
-    return {name.split("[")[0].strip(): version.strip() for name, version in pairs}
+    """Name and version of each line of this Python's lock."""
+    lock = profile.ROOT / "requirements" / "locks" / f"{kind}-py{''.join(map(str, python_version()))}.txt"
+    lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
+    pairs = [line.split(" ")[0].partition("==") for line in lines if "==" in line and not line.startswith((" ", "#"))]
+    return {name: version for name, _, version in pairs}
 
 
 def port_checks(deploy: Deployment) -> Iterator[Check]:

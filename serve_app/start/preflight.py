@@ -37,7 +37,12 @@ def checked_config(args: Mapping[str, object]) -> AppConfig:
     """
     nodes = hardware.cluster_nodes()
     config = load_config(args, nodes)
-    found = [*model_checks(config), *layout_checks(config), *keys_checks(config), *fit_checks(config, nodes)]
+    found = [
+        *model_checks(config, engine_here=hardware.may_hold_engine(config.replicas)),
+        *layout_checks(config),
+        *keys_checks(config),
+        *fit_checks(config, nodes),
+    ]
     faults = [f"{check.name}: {check.message}; {check.advice}" for check in found if check.verdict is Verdict.FAIL]
     if faults:
         raise ConfigError("\n".join(faults))
@@ -77,7 +82,7 @@ def _quick_checks(deploy: Deployment, config: AppConfig | None, nodes: Sequence[
         return
     yield passed("config", f"{deploy.file.name} over configs/{config.profile}.yaml: {config.model.source}")
     yield from serve_option_checks(deploy, config)
-    yield from model_checks(config)
+    yield from model_checks(config, engine_here=hardware.may_hold_engine(config.replicas))
     yield from layout_checks(config, nodes or ())
     yield from keys_checks(config)
     yield from compile_cache_checks(config)

@@ -20,8 +20,8 @@ NEEDED_TOO = "orjson==3.13.0"
 
 
 def wanted() -> str:
-    """`vllm==version`, as gpu.txt has it."""
-    lines = (ROOT / "requirements" / "gpu.txt").read_text(encoding="utf-8").splitlines()
+    """`vllm==version`, as gpu.in has it."""
+    lines = (ROOT / "requirements" / "gpu.in").read_text(encoding="utf-8").splitlines()
     return next(line.split()[0] for line in lines if line.startswith("vllm=="))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app import deployment, machine
+from serve_app import deployment, hardware, machine
 from serve_app.config import AppConfig, ConfigError, load_config
 from serve_app.hardware import NodeGpus
 from serve_app.profile import ROOT
@@ -160,6 +160,18 @@ def test_a_hub_id_too_large_for_the_disk_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(machine, "free_bytes", lambda path: 10**9)  # noqa: ARG005
     checks = config_checks.model_checks(load_config({"profile": "h100-x8"}, []))
     assert "takes 402 GB" in told(fails(checks))
+
+
+def test_a_node_that_runs_no_engine_needs_no_disk_for_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+    monkeypatch.setattr(machine, "free_bytes", lambda path: 10**9)  # noqa: ARG005
+    config = load_config({"profile": "h100-x8"}, [])
+    assert not hardware.may_hold_engine(config.replicas)
+    assert not fails(config_checks.model_checks(config, engine_here=False))
+    assert hardware.may_hold_engine(config_of().replicas)
 
 
 @pytest.mark.parametrize(
