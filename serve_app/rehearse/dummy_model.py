@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,15 @@ FIRST_SPARE_CHARACTER = 0x10000
 
 LAYERS, MTP_LAYERS, DENSE_LAYERS = 45, 3, 3
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+VLLMS_NAMES = {
+    ".share_expert.": ".moe.share_expert.",
+    ".self_attn.": ".mtp_block.self_attn.",
+    ".mlp.": ".mtp_block.mlp.",
+    ".shared_head.output": ".shared_head.head",
+    ".attn.in_proj": ".attn.qkv_proj",
+}
+"""Modules that vLLM names otherwise than the checkpoint. Which of its names it looks for is its models' choice."""
 
 
 class NoSparseFiles(Exception):
@@ -101,16 +111,14 @@ def full_config(demo: Mapping[str, Any], *, ranks: int = 1, fp8: bool = False) -
 def _not_experts(config: Mapping[str, Any]) -> Iterator[str]:
     """Every module but the routed experts, by the checkpoint's name and by vLLM's."""
     for name, _ in tensors(config):
-        module = name.removesuffix(".weight")
-        if (
-            module != name
-            and ".moe.gate_proj" not in name
-            and ".moe.up_proj" not in name
-            and ".moe.down_proj" not in name
-        ):
+        if not _is_expert(name):
+            module = re.sub(r"[._](weight|bias)$", "", name)
             yield module
-            if ".share_expert." in module:
-                yield module.replace(".share_expert.", ".moe.share_expert.")
+            yield from (module.replace(theirs, vllms) for theirs, vllms in VLLMS_NAMES.items() if theirs in module)
+
+
+def _is_expert(name: str) -> bool:
+    return ".moe." in name and name.endswith("_proj.weight")
 
 
 def widened(tokenizer: dict[str, Any], vocab: int) -> dict[str, Any]:
@@ -186,7 +194,7 @@ def _sparse_weights(file: Path, config: Mapping[str, Any]) -> int:
     header: dict[str, object] = {}
     end = 0
     for name, shape in tensors(config):
-        small = is_fp8 and ".moe." in name and name.endswith("_proj.weight")
+        small = is_fp8 and _is_expert(name)
         size = math.prod(shape) * (1 if small else 2)
         kind = "F8_E4M3" if small else "BF16"
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + size]}

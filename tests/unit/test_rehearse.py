@@ -119,9 +119,39 @@ def test_forced_acceptance_is_spelled_as_vllm_reads_it() -> None:
     forced = overrides(profile("h100-x8"), MODEL, NodeGpus("here", "H100", 8), is_demo=False, ranks=1)
     flags: Any = forced["engine"]
     spoken = flags["flags"]["speculative-config"]
-    assert set(spoken) <= {name for name in SpeculativeConfig.__dataclass_fields__}
+    assert set(spoken) <= set(SpeculativeConfig.__dataclass_fields__)
     rates = SpeculativeConfig._resolve_synthetic_acceptance_rates(3, None, spoken["synthetic_acceptance_length"])
     assert 1 + sum(rates) == pytest.approx(ACCEPTED)
+
+
+@pytest.mark.parametrize(
+    ("module", "kept"),
+    [
+        ("language_model.model.layers.0.self_attn.qkv_proj", True),
+        ("language_model.model.layers.5.self_attn.g_proj", True),
+        ("language_model.model.layers.0.mlp.gate_up_proj", True),
+        ("language_model.model.layers.5.moe.share_expert.gate_up_proj", True),
+        ("language_model.model.layers.5.moe.gate", True),
+        ("language_model.model.layers.5.moe.experts", False),
+        ("language_model.lm_head", True),
+        ("vision_model.transformer.resblocks.3.attn.qkv_proj", True),
+        ("vision_model.transformer.resblocks.3.mlp.fc1", True),
+        ("model.layers.45.mtp_block.self_attn.o_proj", True),
+        ("model.layers.45.mtp_block.mlp.down_proj", True),
+        ("model.layers.45.shared_head.head", True),
+        ("model.layers.45.eh_proj", True),
+    ],
+)
+def test_of_an_fp8_model_vllm_quantises_the_routed_experts_alone(module: str, kept: bool) -> None:
+    from vllm.model_executor.layers.quantization.fp8 import Fp8Config
+    from vllm.model_executor.layers.quantization.utils.quant_utils import is_layer_skipped
+    from vllm.model_executor.models.step3p5 import Step3p5ForCausalLM
+    from vllm.model_executor.models.step3p7 import Step3p7ForConditionalGeneration
+
+    config = Fp8Config.from_config(dummy_model.full_config(DEMO, fp8=True)["quantization_config"])
+    if module.startswith(("language_model", "vision_model")):  # the MTP layers are a model of their own, and not mapped
+        config.apply_vllm_mapper(Step3p7ForConditionalGeneration.hf_to_vllm_mapper)
+    assert is_layer_skipped(module, config.ignored_layers, Step3p5ForCausalLM.packed_modules_mapping) == kept
 
 
 # ---- what is rehearsed -----------------------------------------------------------------------------------------------
@@ -289,7 +319,7 @@ def test_vllms_sizes_are_read_off_its_log() -> None:
     log = """(EngineCore pid=1) (Worker_TP0 pid=2) INFO [x.py:1] Model loading took 47.2 GiB memory and 15.5 seconds
 (Worker_TP1 pid=3) INFO [x.py:1] Model loading took 47.4 GiB memory and 15.1 seconds
 INFO [gpu_worker.py:1] Available KV cache memory: 18.25 GiB
-INFO [kv_cache_utils.py:1] GPU KV cache size: 2,480,128 tokens, Maximum concurrency for 262,144 tokens per request: 9.46x
+INFO [x.py:1] GPU KV cache size: 2,480,128 tokens, Maximum concurrency for 262,144 tokens per request: 9.46x
 INFO [x.py:1] Graph capturing finished in 41 secs, took 1.88 GiB
 INFO [core.py:1] init engine (profile, create kv cache, warmup model) took 131.02 s (compilation: 60.11 s)"""
     found = facts.vllm_says(log.splitlines())
