@@ -77,7 +77,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _rehearse(plan: Plan, load_s: float, out: Path, found: Facts, say: Say) -> None:
-    service = Service(serve_command(plan.deploy), out / "serve.log", say)
+    service = Service(serve_command(plan.deploy), out / "start.log", say)
     log = ROOT / "build" / f"serve-{plan.port}.log"
     log.unlink(missing_ok=True)
     try:
@@ -97,7 +97,7 @@ def _rehearse(plan: Plan, load_s: float, out: Path, found: Facts, say: Say) -> N
             say("\nStop")
     finally:
         found.stop_s, found.left_over = service.stop_s, service.left_over
-        _, found.memory.used_after = measure.gpu_memory()
+        found.memory.used_after = measure.memory_after(found.memory.used_before)
         if log.is_file():
             shutil.copyfile(log, out / "service.log")
 

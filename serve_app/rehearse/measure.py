@@ -37,8 +37,11 @@ TOOL: Mapping[str, Any] = {
     },
 }
 REQUEST_S = 300.0
+FREEING_TRIES = 10
+"""A second apart."""
 
-PUBLISHED_LOAD = ("--preset", "published-8k-2k")
+PUBLISHED_LOAD = ("--preset", "published-8k-2k", "--num-prompts", "256")
+"""Fewer prompts than published: a minute does not reach them, and making them takes a minute."""
 CPU_LOAD = ("--input-len", "256", "--output-len", "128", "--concurrency", "16", "--num-prompts", "2000", "--ignore-eos")
 """The published load is for GPUs: a CPU would read its first prompts for an hour."""
 STREAMS = 4
@@ -187,6 +190,16 @@ def gpu_memory() -> tuple[int | None, int | None]:
     gpus = this_box({}, None).gpus
     fullest = max(gpus, key=lambda gpu: gpu.used_bytes, default=None)
     return (None, None) if fullest is None else (fullest.total_bytes, fullest.used_bytes)
+
+
+def memory_after(before: int | None) -> int | None:
+    """What the fullest GPU still holds, once the driver has taken back what ended processes had."""
+    for _ in range(FREEING_TRIES):
+        _, used = gpu_memory()
+        if used is None or before is None or used <= before:
+            break
+        time.sleep(1.0)
+    return used
 
 
 def read_log(found: Facts, log: Path) -> None:

@@ -50,6 +50,7 @@ class Service:
         self._log = log
         self._say = say
         self._process: subprocess.Popen[bytes] | None = None
+        self._mark = ""
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
@@ -62,6 +63,8 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is ours to act on
             )
+        born_s = psutil.Process(self._process.pid).create_time()
+        self._mark = f"{self._process.pid}-{born_s:.2f}"  # as `machine.new_run_mark` has it
         return self
 
     def __exit__(
@@ -71,17 +74,18 @@ class Service:
         if process is None:
             return
         began_s = time.monotonic()
-        mark = _mark_of(process.pid)
-        with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
-            os.kill(process.pid, signal.SIGINT)
-            process.wait(STOP_S)
-        self.stop_s = time.monotonic() - began_s
-        if process.poll() is None:
-            self.left_over.append(f"serve_app serve itself, after {STOP_S:.0f} s")
-            process.kill()
-            process.wait()
-        self.left_over += [machine.command_of(one.pid) for one in machine.processes_of(mark)]
-        serve_child.end_run(mark)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+                process.wait(STOP_S)
+        finally:  # a second Ctrl-C ends the wait
+            self.stop_s = time.monotonic() - began_s
+            if process.poll() is None:
+                self.left_over.append(f"serve_app serve itself, after {self.stop_s:.0f} s")
+                process.kill()
+                process.wait()
+            self.left_over += [machine.command_of(one.pid) for one in machine.processes_of(self._mark)]
+            serve_child.end_run(self._mark)
 
     def until_it_answers(self, limit_s: float) -> None:
         """Follow the start, line by line. Raises `NotStarted`."""
@@ -109,13 +113,6 @@ class Service:
             if ended or time.monotonic() > deadline_s:
                 return
             time.sleep(POLL_S)
-
-
-def _mark_of(pid: int) -> str:
-    """How processes of that `serve` are marked (`machine.new_run_mark`)."""
-    with contextlib.suppress(psutil.Error):
-        return f"{pid}-{psutil.Process(pid).create_time():.2f}"
-    return f"{pid}-"
 
 
 def run_tool(arguments: Sequence[str], limit_s: float, say: Say) -> tuple[int, str]:

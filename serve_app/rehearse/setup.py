@@ -7,6 +7,7 @@ no GPU                         -> the demo: every phase is gone through, and not
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from serve_app.hardware import CPU_PROFILE, NodeGpus
 from serve_app.memory import GB
 from serve_app.profile import ROOT
 from serve_app.rehearse import dummy_model
-from serve_app.start.config_checks import hub_cache
+from serve_app.start.config_checks import hub_cache, shape_of
 from serve_app.yaml_lines import YamlDocument
 
 ACCEPTED = 2.8
@@ -140,7 +141,8 @@ def overrides(wanted: AppConfig, model: Path, node: NodeGpus, *, is_demo: bool, 
     if ranks > 1:
         flags |= dict.fromkeys(("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"), 1)
         replicas = {"gpus_per_replica": 1, "nodes_per_replica": 1, "min": 1, "max": 1, "initial": None}
-        found["replicas"] = {**replicas, "accelerator_type": node.accelerator, "label_selector": {}, "resources": {}}
+        placed = {"accelerator_type": node.accelerator, "label_selector": {}, "resources": {}}
+        found["replicas"] = {**replicas, **placed, "cpus_per_replica": wanted.replicas.cpus_per_replica / ranks}
         found["ingress"] = {"keys_file": None, "min_replicas": 1}
     return found
 
@@ -152,8 +154,13 @@ def _checkpoint(wanted: AppConfig, *, is_demo: bool, ranks: int) -> tuple[Path, 
         return dummy_model.DEMO, demo
     own = own_files(wanted) if ranks == 1 else None
     if own is not None:
-        return own, dummy_model.read_config(own)
-    fp8 = wanted.model.source.upper().endswith("FP8")
+        # Another release may lay its configuration out differently: then the demo's must do.
+        with contextlib.suppress(LookupError, TypeError, ValueError):
+            config = dummy_model.read_config(own)
+            list(dummy_model.tensors(config))
+            return own, config
+    shape = shape_of(wanted)
+    fp8 = shape.fp8 if shape is not None else wanted.model.source.upper().endswith("FP8")
     return dummy_model.DEMO, dummy_model.full_config(demo, ranks=ranks, fp8=fp8)
 
 

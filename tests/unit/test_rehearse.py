@@ -20,12 +20,13 @@ from serve_app.config import AppConfig, engine_argv, load_config
 from serve_app.hardware import NodeGpus
 from serve_app.memory import GB, STEP_3P7_FLASH
 from serve_app.profile import ROOT, profile_names
-from serve_app.rehearse import dummy_model, facts, page, setup, verdict
+from serve_app.rehearse import dummy_model, facts, measure, page, setup, verdict
 from serve_app.rehearse.facts import Facts, Kill, Load, Memory, Phase, Request
 from serve_app.rehearse.service import NotStarted, Service, run_tool
 from serve_app.rehearse.setup import ACCEPTED, Refused, choose, overrides
 from serve_app.rehearse.verdict import Level
-from serve_app.start import checkpoint
+from serve_app.start import checkpoint, config_checks
+from serve_app.start.check import Verdict
 from serve_app.start.config_checks import layout_of, shape_of
 
 DEMO = dummy_model.read_config(dummy_model.DEMO)
@@ -228,6 +229,38 @@ def test_the_service_of_a_rehearsal_is_the_users_own_but_for_the_model_and_the_d
     assert plan.config.engine.flags["load-format"] == "dummy"
     assert plan.config.model.source == str(tmp_path / "out" / "model")
     assert checkpoint.read(plan.model).mtp_layers() == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "share"),
+    [
+        ("h100-x8", NodeGpus("here", "H100", 8, 104.0, gpu_bytes=memory.GPU_BYTES["H100"]), False),
+        ("h100-x8", NodeGpus("here", "H100", 1, 16.0, gpu_bytes=memory.GPU_BYTES["H100"]), True),
+        ("h100-x8-fp8", NodeGpus("here", "H100", 8, 104.0, gpu_bytes=memory.GPU_BYTES["H100"]), False),
+        ("b200-x4", NodeGpus("here", "H200", 1, 16.0, gpu_bytes=memory.GPU_BYTES["H200"]), True),
+    ],
+)
+def test_what_is_written_passes_the_checks_of_a_start_on_such_a_machine(
+    name: str, node: NodeGpus, share: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.hardware.this_machine", lambda: node)
+    before = deployment.read(ROOT / "deploy.yaml")
+    plan = setup.plan(before, given(tmp_path / "out", profile=name, share=share, port=free_port()))
+    deploy = deployment.read(plan.deploy)
+    found = [
+        *config_checks.model_checks(plan.config),
+        *config_checks.layout_checks(plan.config, [node]),
+        *config_checks.fit_checks(plan.config, [node]),
+        *config_checks.serve_option_checks(deploy, plan.config),
+    ]
+    assert not [str(check) for check in found if check.verdict not in {Verdict.OK, Verdict.NOTE}]
+    assert any("8 of this rank's experts" in said for said in plan.warnings) == share
+    assert any("hf download stepfun-ai/" in said for said in plan.warnings)
+    reckoned = measure.plan_memory(plan.config)
+    shape, layout = shape_of(profile(name)), layout_of(profile(name))
+    assert shape is not None
+    assert layout is not None
+    assert reckoned.planned_weights == pytest.approx(memory.room(shape, layout).weights_bytes, abs=GB)
 
 
 def free_port() -> int:
