@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import socket
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from loadtest.mock import MockServer
+from loadtest.mock_answers import Manners
 from serve_app import deployment, memory
 from serve_app.__main__ import main
 from serve_app.config import AppConfig, engine_argv, load_config
@@ -331,6 +334,59 @@ def test_a_tool_that_hangs_is_ended() -> None:
         ["timeit", "-n", "1", "-r", "1", "import signal; print('on', flush=True); signal.pause()"], 2, said.append
     )
     assert (status, said) == (-9, ["  on"])
+
+
+def planned(tmp_path: Path, port: int) -> setup.Plan:
+    config = profile("cpu-demo", model={"source": str(dummy_model.DEMO), "served_name": "mock"})
+    deploy = tmp_path / "deploy.yaml"
+    return setup.Plan("cpu-demo", config, 1, True, dummy_model.DEMO, deploy, port, dummy_model.DEMO, ())
+
+
+async def test_the_load_is_the_load_tests_and_read_from_its_file(tmp_path: Path) -> None:
+    async with MockServer(Manners(first_s=0.01, gap_s=0.001)) as server:
+        port = int(server.url.rpartition(":")[2])
+        said: list[str] = []
+        found = await asyncio.to_thread(measure.load, planned(tmp_path, port), "", 1.0, tmp_path, said.append)
+    assert isinstance(found, Load), found
+    assert found.requests >= 16
+    assert (found.failed, found.published_rate) == (0, None)
+    assert found.output_rate > 0
+    assert (tmp_path / "load.html").is_file()
+    nobody = await asyncio.to_thread(measure.load, planned(tmp_path, free_port()), "", 1.0, tmp_path, said.append)
+    assert isinstance(nobody, str)
+    assert "loadtest:" in nobody
+
+
+async def test_requests_that_nobody_answers_are_wrong_and_say_so(tmp_path: Path) -> None:
+    found = measure.three_requests(planned(tmp_path, free_port()))
+    assert [request.ok for request in found] == [False] * 3
+    assert all("Connect" in request.said for request in found)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, Kill(4, 4, 21.5, 30.0)),
+        ({"wait_across_fault": None, "whole_again_s": []}, Kill(4, 4, None, None)),
+        ({"finished": 3, "streams": [{"error": "cut"}, {"error": ""}]}, Kill(4, 3, 21.5, 30.0, "cut")),
+        ({"faults": [{"error": "gone"}]}, Kill(4, 4, 21.5, 30.0, "the engine core was not killed")),
+        ({"problems": ["the fleet is not whole again"]}, Kill(4, 4, 21.5, 30.0, "the fleet is not whole again")),
+    ],
+)
+def test_a_kill_is_what_chaos_saw(
+    told: dict[str, Any], expected: Kill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {
+        "finished": 4, "faults": [{"error": ""}], "streams": [{"error": ""}] * 4, "problems": [],
+        "wait_across_fault": {"median_s": 20.0, "worst_s": 21.5, "count": 4}, "whole_again_s": [30.0], **told,
+    }  # fmt: skip
+
+    def chaos(arguments: list[str], _limit_s: float, _say: object) -> tuple[int, str]:
+        Path(arguments[arguments.index("--json") + 1]).write_text(json.dumps(whole))
+        return 1, "FAILED"  # answers differ where acceptance is forced
+
+    monkeypatch.setattr("serve_app.rehearse.measure.run_tool", chaos)
+    assert measure.kill(planned(tmp_path, 1), "http://127.0.0.1:8265", tmp_path, print) == expected
 
 
 # ---- what it says ----------------------------------------------------------------------------------------------------
