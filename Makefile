@@ -1,7 +1,7 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
-.PHONY: help venv serve preflight doctor check lint types test test-agents test-gpu-frontend test-deploy install-agents
-.PHONY: bench docs lock sbom clean
+.PHONY: help venv serve preflight doctor rehearse check lint types test test-agents test-gpu-frontend test-deploy
+.PHONY: test-rehearsal install-agents bench docs lock sbom clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -9,7 +9,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
-OTHER_TESTS := $(filter-out $(FAST_TESTS) tests/gpu_frontend tests/deploy,$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
+APART := tests/gpu_frontend tests/deploy tests/rehearsal
+OTHER_TESTS := $(filter-out $(FAST_TESTS) $(APART),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
 # pytest's status 5: nothing was selected.
 PYTEST = $(PY) -m pytest -q
 
@@ -17,9 +18,11 @@ help:
 	@echo 'make serve      check, start, and say how to use it; Ctrl-C takes everything down'
 	@echo 'make test       everything, real vLLM and Ray included (make check: lint, types, quick tests)'
 	@echo 'make test-agents  the real coding agents against the service (installs them under build/agents)'
+	@echo 'make test-rehearsal  a whole rehearsal of the demo, and one that is interrupted: some 6 minutes on 2 cores'
 	@echo 'make test-gpu-frontend  the ingress on the GPU build of vLLM, without a GPU (downloads 336 MB, kept in build/)'
 	@echo 'make test-deploy  the files of deploy/ in their own tools: hadolint, schemas, parsers (downloads 150 MB, kept in build/)'
 	@echo 'make preflight  only the checks that a start begins with'
+	@echo 'make rehearse   all of it on this machine with made-up weights: start, requests, load, a killed engine; a verdict'
 	@echo 'make doctor     how the running service is'
 	@echo 'make bench      ours against the bare vLLM server'
 	@echo 'make docs       write the generated pages of docs/'
@@ -34,7 +37,7 @@ venv:
 serve: venv
 	@$(PY) -m serve_app serve
 
-preflight doctor docs: venv
+preflight doctor rehearse docs: venv
 	@$(PY) -m serve_app $@
 
 lint: venv
@@ -57,6 +60,10 @@ install-agents: venv
 
 test-agents: install-agents
 	@$(PYTEST) tests/agents
+
+# Starts the whole service twice, on its own ports: nothing else may run.
+test-rehearsal: venv
+	@$(PYTEST) tests/rehearsal
 
 # The GPU build's Python laid over the environment, and on it the tests of the APIs and of what we take from vLLM: its
 # names, parsers, flags and the arithmetic of its cache. Some 15 minutes on 2 cores.

@@ -15,6 +15,7 @@ from serve_app.compat import vllm_device
 from serve_app.config import ConfigError, engine_argv
 from serve_app.flags import BadFlag
 from serve_app.keys import BadKeysFile
+from serve_app.rehearse.setup import add_flags as add_rehearse_flags
 from serve_app.start import client_env, launcher, plan, preflight
 from serve_app.start.check import Check, Verdict
 
@@ -60,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
     hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
     hashed.add_argument("name", help="whose key it is (shown in logs)")
+    rehearsal = (
+        "go through everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
+    )
+    add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
     add_chaos_flags(command("chaos", _chaos, "lose engine replicas under load, and tell what the clients saw"))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
@@ -136,6 +141,12 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 def _chaos(options: argparse.Namespace) -> int:
     from serve_app.chaos import command
+
+    return command.run(options, _say)
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    from serve_app.rehearse import command
 
     return command.run(options, _say)
 

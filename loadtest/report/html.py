@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -36,9 +37,6 @@ DEFINITIONS = (
 
 def as_html(figures: Figures) -> str:
     """The page."""
-    assets = files("loadtest.report")
-    style = assets.joinpath("page.css").read_text(encoding="utf-8")
-    script = assets.joinpath("page.js").read_text(encoding="utf-8")
     data = msgspec.json.encode(
         {"time": time_charts(figures), "spread": distribution_charts(figures), "lanes": lanes(figures)}
     ).decode()
@@ -47,9 +45,9 @@ def as_html(figures: Figures) -> str:
     shade = '<p class="hint">Shaded: the steady state, without ramp and tail.</p>' if figures.steady else ""
     body = [
         _head(figures),
-        _warnings(figures),
+        warned(warnings(figures)),
         _tiles(figures),
-        *(_table(table) for table in judged),
+        *(table_section(table) for table in judged),
         f'<section><h2>Over time</h2>{shade}<div id="time" class="charts"></div></section>',
         (
             "<section><h2>Requests</h2>"
@@ -62,18 +60,25 @@ def as_html(figures: Figures) -> str:
             if figures.parity.completed > 1
             else ""
         ),
-        *(_table(table) for table in every if table not in judged),
+        *(table_section(table) for table in every if table not in judged),
         _bodies(figures.failures),
         _definitions(),
     ]
+    return document(f"Load test: {title(figures)}", body, data)
+
+
+def document(name: str, body: Sequence[str], data: str = "") -> str:
+    """A whole page: its sections (empty ones are left out), and what is to be plotted in it, as JSON."""
+    assets = files("loadtest.report")
+    style = assets.joinpath("page.css").read_text(encoding="utf-8")
+    script = assets.joinpath("page.js").read_text(encoding="utf-8")
+    plots = f'<script type="application/json" id="data">{_safe(data)}</script>\n<script>{script}</script>\n'
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Load test: {escape(title(figures))}</title>\n<style>{style}</style></head>\n<body>\n<main>\n"
+        f"<title>{escape(name)}</title>\n<style>{style}</style></head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
-        + f"\n</main>\n<footer>loadtest {__version__}</footer>\n"
-        f'<script type="application/json" id="data">{_safe(data)}</script>\n'
-        f"<script>{script}</script>\n</body></html>\n"
+        + f"\n</main>\n<footer>loadtest {__version__}</footer>\n{plots if data else ''}</body></html>\n"
     )
 
 
@@ -93,17 +98,21 @@ def _head(figures: Figures) -> str:
     if about.request_rate != float("inf"):
         facts.append(f"{about.request_rate:g} requests/s")
     facts += [f"{number(run.duration_s)} s", when]
-    name = escape(about.label or about.model)
-    under = f"<p class='model'>{escape(about.model)}</p>" if about.label else ""
+    return head("Load test", about.label or about.model, facts, under=about.model if about.label else "")
+
+
+def head(kicker: str, name: str, facts: Sequence[str], under: str = "") -> str:
+    """What the page is about."""
+    model = f"<p class='model'>{escape(under)}</p>" if under else ""
     return (
-        f"<header><p class='kicker'>Load test</p><h1>{name}</h1>{under}<ul class='facts'>"
+        f"<header><p class='kicker'>{escape(kicker)}</p><h1>{escape(name)}</h1>{model}<ul class='facts'>"
         + "".join(f"<li>{escape(fact)}</li>" for fact in facts)
         + "</ul></header>"
     )
 
 
-def _warnings(figures: Figures) -> str:
-    said = warnings(figures)
+def warned(said: Sequence[str]) -> str:
+    """What a reader must know before the rest."""
     if not said:
         return ""
     return (
@@ -129,18 +138,22 @@ def _tiles(figures: Figures) -> str:
         ]
     failed = f"{parity.failed / total:.1%} failed" if total else ""
     tiles.append(("Requests", f"{parity.completed:,}", f"of {total:,}", failed if parity.failed else "all succeeded"))
-    cells = []
-    for name, value, unit, under in tiles:
-        bad = " bad" if name == "Requests" and parity.failed else ""
-        cells.append(
-            f"<div class='tile{bad}'><h3>{escape(name)}</h3>"
-            f"<p class='value'>{escape(value)} <span>{escape(unit)}</span></p>"
-            f"<p class='under'>{escape(under)}</p></div>"
-        )
+    return tiles_section([(*tile, tile[0] == "Requests" and parity.failed > 0) for tile in tiles])
+
+
+def tiles_section(tiles: Sequence[tuple[str, str, str, str, bool]]) -> str:
+    """The main figures: name, value, unit, a line under it, and whether it is bad."""
+    cells = [
+        f"<div class='tile{' bad' if bad else ''}'><h3>{escape(name)}</h3>"
+        f"<p class='value'>{escape(value)} <span>{escape(unit)}</span></p>"
+        f"<p class='under'>{escape(under)}</p></div>"
+        for name, value, unit, under, bad in tiles
+    ]
     return "<section class='tiles'>" + "".join(cells) + "</section>"
 
 
-def _table(table: Table) -> str:
+def table_section(table: Table) -> str:
+    """A titled table and its notes."""
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in table.head) if any(table.head) else ""
     rows = "".join(
         "<tr>"
@@ -162,7 +175,7 @@ def _table(table: Table) -> str:
 
 
 def _mood(cell: str) -> str:
-    return {"NO": " class='no'", "yes": " class='yes'"}.get(cell, "")
+    return {"NO": " class='no'", "MISS": " class='no'", "yes": " class='yes'", "ok": " class='yes'"}.get(cell, "")
 
 
 def _bodies(groups: tuple[FailureGroup, ...]) -> str:
