@@ -85,12 +85,19 @@ def lock_file(kind: str) -> Path:
 
 def profile_with_gpus(deploy: str) -> str | None:
     """The profile that this deploy.yaml names, if it is for GPUs: all nodes then need the GPU build, the head too."""
-    named = re.search(r"^\s+profile:\s*[\"']?([\w./-]+)", deploy, re.MULTILINE)
-    if named is None or named[1] == "auto":
+    named = value_of("profile", deploy)
+    if named is None or named == "auto":
         return None
-    file = ROOT / named[1] if named[1].endswith((".yaml", ".yml")) else ROOT / "configs" / f"{named[1]}.yaml"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return named[1] if re.search(r"^\s+gpus_per_replica:\s*[1-9]", text, re.MULTILINE) else None
+    file = ROOT / named if named.endswith((".yaml", ".yml")) else ROOT / "configs" / f"{named}.yaml"
+    gpus = value_of("gpus_per_replica", file.read_text(encoding="utf-8")) if file.is_file() else None
+    return named if (value_of("gpus_per_replica", deploy) or gpus or "0") != "0" else None
+
+
+def value_of(key: str, text: str) -> str | None:
+    """The value of the first such key in YAML, in a block or in braces. There is no YAML parser yet."""
+    plain = re.sub(r"(^|\s)#.*", "", text, flags=re.MULTILINE)
+    found = re.search(rf"[\s{{,]{key}:\s*[\"']?([\w./-]+)", plain)
+    return found[1] if found else None
 
 
 def fingerprint(kind: str, locks: list[Path]) -> str:

@@ -1,7 +1,7 @@
 """What a layout's memory holds: weights, KV cache, and so how many sessions of which length. Arithmetic only.
 
 Weights and the cache's layout are exact; what vLLM measures at its start (activations, CUDA graphs, the runtime) is
-guessed here, to some 2 GB a GPU. Believe its `Available KV cache memory` where the two differ.
+guessed here, to some 2 GB a GPU. Believe its `Available KV cache memory` where the two differ (docs/decisions/0016).
 
 * weights: experts split over all GPUs of a replica, the rest over each of its data-parallel ranks; what vLLM does not
   split (MTP's projections, the routers, which it keeps in FP32) on every GPU.

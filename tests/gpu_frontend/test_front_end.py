@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,17 @@ def test_every_profile_is_taken_at_the_full_shape_without_a_gpu(name: str, full_
     built = frontend_config(flags.parse(engine_argv(config), flags.serve_parser()))
     assert built.model_config.architectures == ["Step3p7ForConditionalGeneration"]
     assert built.scheduler_config.max_num_seqs == config.engine.flags["max-num-seqs"]
+
+
+def test_the_command_line_reads_flags_without_a_driver_by_itself(tmp_path: Path) -> None:
+    """`make test-gpu-frontend` sets the variable for these tests; users do not."""
+    deploy = (ROOT / "deploy.yaml").read_text(encoding="utf-8").replace("profile: auto", "profile: h100-x8")
+    (tmp_path / "deploy.yaml").write_text(deploy, encoding="utf-8")
+    env = {name: value for name, value in os.environ.items() if name != vllm_device.VARIABLE}
+    command = [sys.executable, "-m", "serve_app", "argv", "--file", str(tmp_path / "deploy.yaml")]
+    told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert "--tensor-parallel-size=8" in told.stdout
 
 
 def test_a_front_end_knows_that_it_is_one_of_gpus() -> None:

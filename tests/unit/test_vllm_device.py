@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from serve_app.app import _ingress_deployment
 from serve_app.compat.vllm_device import VARIABLE, use_no_device, use_the_gpu
 from serve_app.config import ConfigError, ReplicasConfig, load_config
 from serve_app.engine.vllm_start import prepare_environment
@@ -49,6 +50,16 @@ def test_an_engine_replica_and_its_gang_override_what_ray_was_started_with(nodes
     replicas = ReplicasConfig(gpus_per_replica=8, nodes_per_replica=nodes, cpus_per_replica=8)
     env = replica_options(replicas, {"A": "b"})["ray_actor_options"]["runtime_env"]["env_vars"]
     assert env == {VARIABLE: "cuda", "A": "b"}
+
+
+def test_an_ingress_has_the_engines_environment_and_sees_no_gpu() -> None:
+    """It loads the model's configuration and tokenizer from where the engine does."""
+    env = {"HF_HOME": "/models", "CUDA_VISIBLE_DEVICES": "0"}
+    config = load_config({"profile": "cpu-demo", "engine": {"env": env}}, [NodeGpus("head", None, 0, 8)])
+    options = _ingress_deployment(config).ray_actor_options
+    assert options is not None
+    given = options["runtime_env"]["env_vars"]
+    assert (given["HF_HOME"], given["CUDA_VISIBLE_DEVICES"], given[VARIABLE]) == ("/models", "", "cpu")
 
 
 def test_the_device_is_not_for_the_configuration_to_say() -> None:
