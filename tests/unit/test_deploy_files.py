@@ -20,6 +20,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve._private.haproxy import HAProxyConfig
+from ray.serve.schema import ServeDeploySchema
 
 from serve_app import deployment, profile
 from serve_app.config import AppConfig, EngineConfig, load_config
@@ -81,6 +82,12 @@ def test_the_rayservice_serves_deploy_yaml_and_changes_only_its_arguments() -> N
     theirs = serve_config()
     del ours["applications"][0]["args"], theirs["applications"][0]["args"]
     assert theirs == ours, "take the change of deploy.yaml over into deploy/kuberay/rayservice.yaml"
+
+
+def test_ray_serve_takes_the_configuration_as_its_dashboard_reads_it() -> None:
+    schema = ServeDeploySchema.model_validate(serve_config())
+    assert [item.import_path for item in schema.applications] == ["serve_app.app:build"]
+    assert schema.controller_options is not None
 
 
 def test_the_rayservice_starts_before_any_gpu_node_has_joined() -> None:
