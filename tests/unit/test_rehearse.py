@@ -279,15 +279,15 @@ def test_a_held_port_an_unknown_profile_and_a_full_disk_are_said_before_anything
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert main([*flags, "--port", str(port)]) == 1
-        assert f"port {port} is held by pid" in capsys.readouterr().out
+        assert f"port {port} is held by pid" in capsys.readouterr().err
     assert main(["rehearse", "--profile", "h100-x9"]) == 1
     assert "did you mean `h100-x8`?" in capsys.readouterr().err
     monkeypatch.setattr("serve_app.machine.free_bytes", lambda _: 1000)
     assert main([*flags, "--port", str(free_port())]) == 1
-    assert "--out" in capsys.readouterr().out
+    assert "--out" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert main(flags) == 1
-    assert "Ray runs at 10.0.0.1:6379" in capsys.readouterr().out
+    assert "Ray runs at 10.0.0.1:6379" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model").exists()
 
 
