@@ -480,6 +480,12 @@ def with_load(**changes: Any) -> Facts:
         (with_memory(used_after=20 * GB), "stop", Level.MISS, "nvidia-smi"),
         (good(left_over=["VLLM::EngineCore"]), "stop", Level.MISS, "report"),
         (good(requests=[Request("text", False, 1.0, "HTTP 500")]), "text request", Level.MISS, "service.log"),
+        (
+            good(requests=[*good().requests[:2], Request("tool", True, 9.0, "noise", is_proven=False)]),
+            "tool request",
+            Level.NOTE,
+            "weights",
+        ),
         (good(requests=[]), "image request", Level.MISS, "service.log"),
         (good(load=None, load_error="exit 2"), "load", Level.MISS, "load test"),
         (with_load(failed=3), "load", Level.MISS, "load.html"),
