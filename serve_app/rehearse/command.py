@@ -21,22 +21,17 @@ from loadtest.report.files import write_text
 from serve_app import deployment, hardware
 from serve_app.profile import ROOT
 from serve_app.rehearse import facts, measure, page, setup, verdict
-from serve_app.rehearse.dummy_model import NoSparseFiles
 from serve_app.rehearse.facts import Facts
 from serve_app.rehearse.service import NotStarted, Say, Service, serve_command
-from serve_app.rehearse.setup import ACCEPTED, Plan, Refused
+from serve_app.rehearse.setup import ACCEPTED, Plan
 
 SPARE_START_S = 120.0
 """For the checks, Ray and Serve, besides the engine's own limit."""
 
 
 def run(given: argparse.Namespace, say: Say) -> int:
-    """The whole command. 0: ready; 1: not ready, or nothing could be rehearsed. Raises `ConfigError`."""
-    try:
-        plan = setup.plan(deployment.read(given.file), given)
-    except (Refused, NoSparseFiles) as error:
-        say(f"error: {error}")
-        return 1
+    """The whole command. 0: ready; 1: not ready. Raises `ConfigError` where nothing can be rehearsed."""
+    plan = setup.plan(deployment.read(given.file), given)
     out = plan.deploy.parent
     for warning in plan.warnings:
         say(f"NOTE  {warning}")

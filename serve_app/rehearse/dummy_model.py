@@ -41,14 +41,10 @@ VLLMS_NAMES = {
 """Modules that vLLM names otherwise than the checkpoint. Which of its names it looks for is its models' choice."""
 
 
-class NoSparseFiles(Exception):
-    """The file system would write the weights' holes out."""
-
-
 def write(target: Path, source: Path, config: Mapping[str, Any]) -> int:
     """Write the folder: `source`'s small files, this configuration, and weights of it that are not there.
 
-    Returns the bytes that the weights would have. Raises `NoSparseFiles`.
+    Returns the bytes that the weights would have. Raises `OSError`, also where the file system has no sparse files.
     """
     target.mkdir(parents=True)
     for file in source.iterdir():
@@ -201,12 +197,10 @@ def _sparse_weights(file: Path, config: Mapping[str, Any]) -> int:
         end += size
     content = json.dumps(header).encode()
     content += b" " * (-len(content) % 8)
-    try:
-        with file.open("wb") as stream:
-            stream.write(struct.pack("<Q", len(content)) + content)
-            stream.truncate(8 + len(content) + end)
-    except OSError as error:
-        raise NoSparseFiles(f"{file.parent}: {error.strerror}: no file with a hole of {end / 1e9:.0f} GB") from error
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(content)) + content)
+        stream.truncate(8 + len(content) + end)
     if file.stat().st_blocks * 512 > len(content) + 1_000_000:
-        raise NoSparseFiles(f"{file.parent} is on a file system without sparse files")
+        file.unlink()
+        raise OSError(f"{file.parent} is on a file system without sparse files")
     return end

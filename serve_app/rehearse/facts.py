@@ -62,6 +62,8 @@ class Request:
     seconds: float
     said: str
     """What came back, or what went wrong."""
+    is_proven: bool = True
+    """Whether the answer came to an end that could be looked at: noise may run to its limit."""
 
 
 @dataclass(frozen=True)

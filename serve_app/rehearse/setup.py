@@ -43,7 +43,7 @@ NOT_SHOWN_BY_THE_DEMO = (
 )
 
 
-class Refused(Exception):
+class Refused(ConfigError):
     """Nothing can be rehearsed as asked. The message says what to do instead."""
 
 
@@ -77,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def plan(deploy: Deployment, given: argparse.Namespace) -> Plan:
-    """Decide, and write the dummy model and its deploy.yaml. Raises `Refused`, `ConfigError`, `NoSparseFiles`."""
+    """Decide, and write the dummy model and its deploy.yaml. Raises `ConfigError`."""
     node = hardware.this_machine()
     args = dict(deploy.args.values) | ({"profile": given.profile} if given.profile else {})
     try:
@@ -93,7 +93,10 @@ def plan(deploy: Deployment, given: argparse.Namespace) -> Plan:
     model = out / "model"
     _clear(model, out)
     source, config = _checkpoint(wanted, is_demo=is_demo, ranks=ranks)
-    dummy_model.write(model, source, config)
+    try:
+        dummy_model.write(model, source, config)
+    except OSError as error:
+        raise Refused(f"cannot write the dummy model: {error}; give another folder with --out") from error
     base = {"profile": CPU_PROFILE} if is_demo else args
     laid_over = profile.merge(base, overrides(wanted, model, node, is_demo=is_demo, ranks=ranks))
     file = out / "deploy.yaml"

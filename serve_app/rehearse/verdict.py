@@ -170,6 +170,8 @@ def _requests(facts: Facts) -> Iterator[Finding]:
         if request is None:
             if not facts.interrupted:
                 yield miss(f"{kind} request", "not made", "see service.log")
+        elif not request.is_proven:
+            yield note(f"{kind} request", request.said, "ask again once the weights are here")
         elif request.ok:
             yield ok(f"{kind} request", f"{request.said}, {request.seconds:.1f} s")
         else:

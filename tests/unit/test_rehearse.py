@@ -279,15 +279,15 @@ def test_a_held_port_an_unknown_profile_and_a_full_disk_are_said_before_anything
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert main([*flags, "--port", str(port)]) == 1
-        assert f"port {port} is held by pid" in capsys.readouterr().out
+        assert f"port {port} is held by pid" in capsys.readouterr().err
     assert main(["rehearse", "--profile", "h100-x9"]) == 1
     assert "did you mean `h100-x8`?" in capsys.readouterr().err
     monkeypatch.setattr("serve_app.machine.free_bytes", lambda _: 1000)
     assert main([*flags, "--port", str(free_port())]) == 1
-    assert "--out" in capsys.readouterr().out
+    assert "--out" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert main(flags) == 1
-    assert "Ray runs at 10.0.0.1:6379" in capsys.readouterr().out
+    assert "Ray runs at 10.0.0.1:6379" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model").exists()
 
 
@@ -480,6 +480,12 @@ def with_load(**changes: Any) -> Facts:
         (with_memory(used_after=20 * GB), "stop", Level.MISS, "nvidia-smi"),
         (good(left_over=["VLLM::EngineCore"]), "stop", Level.MISS, "report"),
         (good(requests=[Request("text", False, 1.0, "HTTP 500")]), "text request", Level.MISS, "service.log"),
+        (
+            good(requests=[*good().requests[:2], Request("tool", True, 9.0, "noise", is_proven=False)]),
+            "tool request",
+            Level.NOTE,
+            "weights",
+        ),
         (good(requests=[]), "image request", Level.MISS, "service.log"),
         (good(load=None, load_error="exit 2"), "load", Level.MISS, "load test"),
         (with_load(failed=3), "load", Level.MISS, "load.html"),
