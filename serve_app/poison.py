@@ -4,9 +4,9 @@ When an engine dies, what ran in it is of two kinds: attempts that had had token
 yet. An engine that made steps with an attempt is not likely to die of it in the next; one that dies in the first step
 with something new is likely to die of that. So
 
-    named      it was the only newcomer when the engine failed by itself: it is why
-    suspect    one of several newcomers, or the engine was killed from outside (by an operator, or for want of memory)
-               or hung (as it does without its GPU), or there was no newcomer at all
+    named      it was the only newcomer when the engine reported an error or crashed: it is why
+    suspect    one of several newcomers, or there was none; or the engine was killed (by an operator, for want of
+               memory, by its watchdog), or nobody knows what it died of
     beside     it had had tokens, and there was a newcomer: nothing points at it
 
 A named request gets no further attempt. Others do, and the deaths they were in add up, each by its weight: what dies

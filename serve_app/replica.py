@@ -18,7 +18,7 @@ import msgspec
 from serve_app.admission import MAX_WAITING
 from serve_app.autoscaling import FULLNESS
 from serve_app.engine.contract import (
-    KILLED_FROM_OUTSIDE,
+    FAILED_BY_ITSELF,
     AttemptRefused,
     Engine,
     EngineDead,
@@ -126,7 +126,6 @@ class EngineReplica:
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
         self._stopping = False
-        self._hung = False
         self._newcomers: int | None = None
         """How many attempts had no token yet when the engine died."""
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
@@ -285,8 +284,7 @@ class EngineReplica:
         """The engine's death as it concerns this attempt. All that ran in it are told in turn, and leave."""
         if self._newcomers is None:
             self._newcomers = sum(not one.has_token for one in self._attempts.values())
-        # One in which nothing moves any more was stopped, lost its GPU, or waits for another rank.
-        by_itself = not self._hung and KILLED_FROM_OUTSIDE not in str(error)
+        by_itself = FAILED_BY_ITSELF in str(error)
         verdict = blame(is_newcomer=not attempt.has_token, newcomers=self._newcomers, failed_by_itself=by_itself)
         return BLAMED[verdict](str(error))
 
@@ -326,7 +324,6 @@ class EngineReplica:
             reason = f"{judgement.verdict}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
             self._engine_dead = True
-            self._hung = judgement.verdict is Verdict.HUNG
             self._engine.fail(reason)
         elif judgement.silence_s >= SLOW_STEP_S and not self._slow:
             self._slow = True

@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Servers(options.logs, {}) as servers:
             server = servers.start(ours("hostile"))
             asyncio.run(_run(options, server, trials))
-    except (StartFailed, KeyboardInterrupt) as error:
-        print(f"error: {error or 'stopped'}", file=sys.stderr)
+    except StartFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        failed = True
+    except KeyboardInterrupt:
         failed = True
     if options.json:
         options.json.write_text(json.dumps([asdict(trial) for trial in trials], indent=1) + "\n", encoding="utf-8")

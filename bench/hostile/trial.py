@@ -125,8 +125,8 @@ async def _ask(kind: Kind, content: bytes, http: httpx.AsyncClient) -> tuple[int
         return 0, type(error).__name__
     if answer.status_code == 200:
         return 200, ""
-    error = answer.json().get("error", {})
-    return answer.status_code, str(error.get("message", ""))[:200]
+    says = answer.json().get("error", {})
+    return answer.status_code, str(says.get("message", ""))[:200]
 
 
 def p99(gaps: Sequence[float]) -> float:

@@ -16,8 +16,8 @@ from typing import Final, Protocol
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.wire import AttemptRequest, TokenDelta
 
-KILLED_FROM_OUTSIDE: Final = "killed from outside"
-"""In an engine's last words where its process was killed (SIGKILL, SIGTERM): by an operator, or for want of memory."""
+FAILED_BY_ITSELF: Final = "failed by itself"
+"""In an engine's last words where it is known that nobody has killed it: it reported an error, or crashed."""
 
 StepSink = Callable[[Sequence[TokenDelta]], None]
 """Called on the event loop once per engine step with the deltas of that step, in order; never blocks, never raises."""

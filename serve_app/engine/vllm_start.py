@@ -24,7 +24,7 @@ import psutil
 
 from serve_app.compat import vllm_device
 from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
-from serve_app.engine.contract import KILLED_FROM_OUTSIDE, EngineDead, EngineInfo, ProgressSink
+from serve_app.engine.contract import FAILED_BY_ITSELF, EngineDead, EngineInfo, ProgressSink
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
     from vllm.config import VllmConfig
@@ -207,6 +207,9 @@ def engine_core_processes() -> list[psutil.Process]:
     return found
 
 
+FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
+"""How a process ends that an operator has killed, or the kernel for want of memory."""
+
 END_S: Final = 0.5
 """For a process that has been killed to be gone: the kernel says so within milliseconds."""
 
@@ -224,10 +227,12 @@ def how_cores_ended(cores: Sequence[BaseProcess]) -> str:
     for core in cores:
         if core.sentinel in ended:
             core.join(END_S)  # it may not have been reaped yet
-    signals = [-code for core in cores if (code := core.exitcode) is not None and code < 0]
-    if any(number in (signal.SIGKILL, signal.SIGTERM) for number in signals):
-        return f"the engine core's process was {KILLED_FROM_OUTSIDE} (signal {signals[0]})"
-    return "the engine core's process has ended"
+    codes = [core.exitcode for core in cores]
+    if any(code in FROM_OUTSIDE for code in codes):
+        return "the engine core's process was killed"
+    # One that runs on has told of its end itself.
+    by_itself = any(code != 0 for code in codes)
+    return f"the engine core {FAILED_BY_ITSELF}" if by_itself else "the engine core's process has ended"
 
 
 def stop_engine(started: Started) -> None:

@@ -10,6 +10,7 @@ It has one thread, or a fork would not be safe. (The child may start one.)
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -201,6 +202,7 @@ def main() -> None:
         return
     settings = msgspec.msgpack.decode(told, type=WorkerSettings)
     grammars = Grammars(settings)
+    gc.freeze()  # a collection in a child would copy all of this process' memory
     answers.write(grammar_jobs.encode(Verdict()))  # ready
     answers.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the end of our input ends us

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.engine.contract import EngineDead
+from serve_app.engine.contract import FAILED_BY_ITSELF, EngineDead
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.wire import AttemptRequest
 from tests.http.harness import NAME, service
@@ -25,8 +25,9 @@ class Mortal(FakeEngine):
     """An engine that dies of its first request's first step, as of an illegal memory access."""
 
     async def run(self, attempt: AttemptRequest) -> None:  # noqa: ARG002  # the signature of an engine
-        self.fail("illegal memory access")
-        raise EngineDead("illegal memory access")
+        words = f"it {FAILED_BY_ITSELF}: illegal memory access"
+        self.fail(words)
+        raise EngineDead(words)
 
 
 @pytest.mark.asyncio
