@@ -93,8 +93,15 @@ class Gang:
         self._numbers = itertools.count(1)
 
     async def open(self, host: str) -> None:
-        """Listen there, and leave the address in the environment of processes that are started from now on."""
-        self._server = await asyncio.start_server(self._take, host, 0)
+        """Listen there, and leave the address in the environment of processes that are started from now on.
+
+        Where that is not possible, the workers stay unseen: no reason for an engine not to start.
+        """
+        try:
+            self._server = await asyncio.start_server(self._take, host, 0)
+        except OSError as error:
+            logger.warning("the engine's workers will not be heard", extra={"host": host, "error": str(error)})
+            return
         me = psutil.Process()
         port = self._server.sockets[0].getsockname()[1]
         owner = Owner(host, port, self._secret, me.pid, me.create_time())

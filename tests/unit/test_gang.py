@@ -141,3 +141,11 @@ async def test_a_worker_that_cannot_reach_its_owner_works_on(owner: Owner) -> No
     worker = await owner.hire()
     del os.environ[OWNER_VARIABLE]
     assert worker.returncode is None
+
+
+async def test_an_address_that_is_not_this_nodes_keeps_no_engine_from_starting() -> None:
+    gang = Gang(lambda _report: None)
+    await gang.open("192.0.2.1")  # of nobody: RFC 5737
+    assert OWNER_VARIABLE not in os.environ
+    assert gang.activity(OWN, 2).unseen_workers == 2
+    gang.close()
