@@ -332,7 +332,7 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_a_start_that_takes_too_long_says_how_far_it_came(tmp_path: Path) -> None:
-    with stand_in(tmp_path, "hangs") as service, pytest.raises(NotStarted, match="not in 3 s; last: .*compiling"):
+    with stand_in(tmp_path, "hangs") as service, pytest.raises(NotStarted, match=r"not in 3 s; last: .*compiling"):
         service.until_it_answers(3)
 
 
