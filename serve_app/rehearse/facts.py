@@ -133,7 +133,7 @@ def phases(lines: Sequence[tuple[float, str]]) -> list[Phase]:
         if line.startswith("Starting ("):
             name = "Ray and Serve"
         elif words is not None:
-            name = words["words"]
+            name = words["words"].partition(":")[0]  # our warm-up names each kind of request
         elif found is not None and found["text"] == ANSWERS:
             name = ANSWERS
         else:

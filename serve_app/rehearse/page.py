@@ -89,7 +89,7 @@ def _start(phases: Sequence[Phase]) -> str:
         )
         names.append(
             f"<span><i style='background:{colour};height:10px'></i>{escape(phase.name)} "
-            f"<b>{number(phase.seconds)} s</b></span>"
+            f"<b>{phase.seconds:.1f} s</b></span>"
         )
     look = "display:flex;height:28px;line-height:28px;border-radius:6px;overflow:hidden"
     bar = f"<div style='{look}'>{''.join(bars)}</div>"

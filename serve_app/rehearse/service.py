@@ -99,6 +99,8 @@ class Service:
                 if stamped is not None and stamped["text"] == ANSWERS:
                     break
             else:
+                if self._process is not None and self._process.poll() is None:
+                    raise NotStarted(f"not in {limit_s:.0f} s; last: {self.lines[-1][1].strip() if self.lines else ''}")
                 failed = [line.strip() for _, line in self.lines if "FAIL" in line]
                 raise NotStarted("\n".join(failed or [line for _, line in self.lines[-8:]]) or "it said nothing")
             self.dashboard = next((found[1] for line in lines if (found := DASHBOARD.search(line))), "")

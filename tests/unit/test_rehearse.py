@@ -300,6 +300,9 @@ for line in ("engine   loading vLLM (0 s)", "engine   loading vLLM (10 s)", "eng
     print("   1.0 s  " + line, flush=True)
 if sys.argv[1] == "fails":
     sys.exit("FAILED: out of memory")
+if sys.argv[1] == "hangs":
+    signal.sigwait({signal.SIGINT})
+    sys.exit(1)
 print("   3.0 s  answers\\nServing\\n  Ray dashboard  http://127.0.0.1:8265   (asks)\\n", flush=True)
 signal.sigwait({signal.SIGINT})
 """
@@ -326,6 +329,11 @@ def test_a_start_is_followed_to_its_answer_and_ended(tmp_path: Path) -> None:
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     with stand_in(tmp_path, "fails") as service, pytest.raises(NotStarted, match="out of memory"):
         service.until_it_answers(30)
+
+
+def test_a_start_that_takes_too_long_says_how_far_it_came(tmp_path: Path) -> None:
+    with stand_in(tmp_path, "hangs") as service, pytest.raises(NotStarted, match=r"not in 3 s; last: .*compiling"):
+        service.until_it_answers(3)
 
 
 def test_a_tool_that_hangs_is_ended() -> None:
