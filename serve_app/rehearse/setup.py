@@ -144,7 +144,7 @@ def overrides(wanted: AppConfig, model: Path, node: NodeGpus, *, is_demo: bool, 
     if ranks > 1:
         flags |= dict.fromkeys(("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"), 1)
         replicas = {"gpus_per_replica": 1, "nodes_per_replica": 1, "min": 1, "max": 1, "initial": None}
-        placed = {"accelerator_type": node.accelerator, "label_selector": {}, "resources": {}}
+        placed: dict[str, object] = {"accelerator_type": node.accelerator, "label_selector": {}, "resources": {}}
         found["replicas"] = {**replicas, **placed, "cpus_per_replica": wanted.replicas.cpus_per_replica / ranks}
         found["ingress"] = {"keys_file": None, "min_replicas": 1}
     return found

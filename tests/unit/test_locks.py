@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,11 @@ def test_cpu_and_gpu_share_the_versions_of_what_the_service_itself_uses(python: 
 
 def test_this_environment_is_what_the_lock_says() -> None:
     python = f"{sys.version_info.major}{sys.version_info.minor}"
-    kind = "gpu" if "vllm" in {item.name for item in importlib.metadata.distributions()} else "cpu"
+    # Not what else is on the path: setuptools puts its own copies of some packages there.
+    installed = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    found = {canonicalize_name(item.name): item.version for item in installed}
+    kind = "gpu" if "vllm" in found else "cpu"
     wanted = {**lock(f"{kind}-py{python}"), **lock(f"dev-py{python}")}
-    found = {canonicalize_name(item.name): item.version for item in importlib.metadata.distributions()}
     # PyTorch's own index calls its torchvision 0.28.0+cpu.
     found["torchvision"] = found["torchvision"].removesuffix("+cpu")
     assert {name: found.get(name) for name in wanted} == wanted
