@@ -107,7 +107,12 @@ def guard(original: Function, module: ModuleType) -> Function:
     module.StructuredOutputGrammar.register(GuardedGrammar)
 
     def compile_grammar(self: Any, *args: Any, **named: Any) -> GuardedGrammar:
-        return GuardedGrammar(original(self, *args, **named))
+        grammar = original(self, *args, **named)
+        # vLLM only logs what guidance finds wrong, and goes on without a grammar.
+        matcher = getattr(grammar, "ll_matcher", None)
+        if matcher is not None and (problem := matcher.get_error()):
+            raise ValueError(problem)
+        return GuardedGrammar(grammar)
 
     return compile_grammar
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 from vllm.tokenizers import get_tokenizer
 
-from tests.contracts.harness import ENVIRONMENT, MODEL, MTP_ARGV, START_TIMEOUT_S, STOP, Subject, start_vllm
+from tests.contracts.harness import ENVIRONMENT, MODEL, MTP_ARGV, START_TIMEOUT_S, Subject, start_vllm
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(START_TIMEOUT_S)]
 
@@ -60,8 +61,8 @@ async def test_each_request_has_the_back_end_that_it_needs(subject: Subject) -> 
     for backend in ("guidance", "xgrammar", "guidance", "xgrammar"):
         asked = subject.attempt(max_tokens=20, structured_outputs={"regex": "yes, [0-9]{3}"}, backend=backend)
         await subject.run(asked)
-        assert subject.last(asked).finish_reason == STOP
-        assert text(subject, asked)[:5] == "yes, "
+        # What comes after its end is not looked at: guidance ends with the tokenizer's end token, not the model's.
+        assert re.match("yes, [0-9]{3}", text(subject, asked)), backend
 
 
 async def test_one_that_fails_ends_its_own_request(subject: Subject) -> None:
