@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.hostile.kinds import CHAT, base
+from bench.hostile.kinds import COMPLETIONS, base
 
 TOKENS: Final = 600
 RETRY_S: Final = 0.5
@@ -53,9 +53,11 @@ class Streams:
                 await asyncio.sleep(RETRY_S)
 
     async def _one(self, number: int) -> bool:
-        body = base(CHAT, f"Count from {number}.", TOKENS) | {"model": self.model, "stream": True, "ignore_eos": True}
+        # Each token is an event: a chat's parsers keep back what may be a call, and special tokens have no text.
+        every = {"stream": True, "ignore_eos": True, "skip_special_tokens": False}
+        body = base(COMPLETIONS, f"Count from {number}.", TOKENS) | {"model": self.model, **every}
         content = json.dumps(body).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Type: application/json\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
