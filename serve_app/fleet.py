@@ -40,7 +40,7 @@ from serve_app.links import Link, Links, Refusal
 from serve_app.poison import Blame, Quarantine, is_poison
 from serve_app.resumes import ResumeGate
 from serve_app.routing import ReplicaFacts, affinity_key, choose_replica
-from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
+from serve_app.wire import WIRE_VERSION, AttemptRequest, Hello, TokenDelta
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ class Fleet:
         self._tasks: set[asyncio.Task[None]] = set()
         self._quarantine = Quarantine(limits.quarantine_s)
         self._gate = ResumeGate(lambda: len(self._links.up()))
-        self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look, refusal)
+        self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look, self._greet)
+        self._refusal = refusal
         self._admission = AdmissionControl(
             admission or Admission(), self._links, lambda: len(self._flights), _loop_time
         )
@@ -221,10 +222,18 @@ class Fleet:
         limits = self._limits
         deaths = [how for replica_id, how in flight.died.items() if not self._links.serves(replica_id)]
         if is_poison(deaths):
-            self._quarantine.add(self._names(flight.request), asyncio.get_running_loop().time())
+            now_s = asyncio.get_running_loop().time()
+            self._quarantine.add(self._names(flight.request), now_s)
+            self._spawn(self._transport.hold_against(self._quarantine.remaining(now_s)), "quarantine")
             raise PoisonRequest(len(deaths))
         if len(flight.cut) >= limits.max_cut_attempts or self._gone(set(flight.cut)) >= limits.max_gone_replicas:
             raise CutOff(len(flight.cut), limits.link_silence_s)  # by then it is known who is silent
+
+    def _greet(self, hello: Hello) -> str | None:
+        """Take over what other ingresses have told a replica, and say why nothing may be sent to it, if so."""
+        if hello.quarantine:
+            self._quarantine.learn(hello.quarantine, asyncio.get_running_loop().time())
+        return self._refusal(hello)
 
     def _refuse_in_quarantine(self, flight: _Flight) -> None:
         """Raises `PoisonRequest` for a request that has cost a replica, `InQuarantine` for a client that has."""

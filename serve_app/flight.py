@@ -5,7 +5,7 @@ Nothing here knows Ray (that is `Transport`, see `transport.py`) or vLLM (`clien
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -63,6 +63,9 @@ class Transport(Protocol):
 
     async def left_of(self, claim: str) -> list[int]:
         """The most that any replica has of a broken stream (`leftovers.py`); empty if none can be found."""
+
+    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+        """Tell every replica who has cost one, so that the other ingresses hear it from them (`Hello.quarantine`)."""
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.

@@ -15,7 +15,7 @@ beside others often enough is not there by chance.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -48,6 +48,9 @@ def is_poison(deaths: Iterable[Blame]) -> bool:
 
 MAX_REMEMBERED: Final = 4096
 
+SAME_S: Final = 5.0
+"""Two clocks and a message lie between what two ingresses know of one quarantine."""
+
 
 @dataclass
 class Quarantine:
@@ -57,7 +60,7 @@ class Quarantine:
     takes no second with the same request, nor with another one before the first replica is back.
     """
 
-    period_s: float
+    period_s: float = 60.0
     longest_s: float = 3600.0
     _until_s: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By name: until when, and how long that was."""
@@ -68,6 +71,22 @@ class Quarantine:
             _, before_s = self._until_s.pop(name, (0.0, 0.0))
             length_s = min(max(2 * before_s, self.period_s), self.longest_s)
             self._until_s[name] = (now_s + length_s, length_s)
+        self._forget()
+
+    def remaining(self, now_s: float) -> dict[str, float]:
+        """Everybody who has still to wait, and for how many seconds."""
+        return {name: until_s - now_s for name, (until_s, _) in self._until_s.items() if until_s > now_s}
+
+    def learn(self, remaining: Mapping[str, float], now_s: float) -> None:
+        """Take over what another ingress knows (its `remaining`)."""
+        for name, left_s in remaining.items():
+            until_s, _ = self._until_s.get(name, (0.0, 0.0))
+            # A second more or less is the way here, and no other quarantine.
+            if left_s > 0 and now_s + left_s > until_s + SAME_S:
+                self._until_s[name] = (now_s + left_s, max(left_s, self.period_s))
+        self._forget()
+
+    def _forget(self) -> None:
         while len(self._until_s) > MAX_REMEMBERED:
             del self._until_s[next(iter(self._until_s))]
 

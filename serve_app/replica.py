@@ -32,7 +32,7 @@ from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
 from serve_app.flight import ReplicaFull, ReplicaStopping, WrongReplica
 from serve_app.leftovers import Leftovers
 from serve_app.line import LineServer
-from serve_app.poison import Blame, blame
+from serve_app.poison import Blame, Quarantine, blame
 from serve_app.routing import ReplicaFacts
 from serve_app.wire import (
     WIRE_VERSION,
@@ -123,6 +123,7 @@ class EngineReplica:
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._leftovers = Leftovers()
+        self._quarantine = Quarantine()
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
         self._stopping = False
@@ -147,15 +148,24 @@ class EngineReplica:
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def hello(self) -> bytes:
-        """This replica's name, load, line, capacity and versions (`wire.Hello`)."""
+        """This replica's name, load, line, capacity, versions and quarantine (`wire.Hello`)."""
+        now_s = time.monotonic()
         capacity = Capacity(
             max_unfinished=self._max_unfinished,
-            service_s=self._service.mean_s(time.monotonic()),
+            service_s=self._service.mean_s(now_s),
             ingresses=len(self._outboxes),
             start_s=self._info.start_s,
         )
         return msgspec.msgpack.encode(
-            Hello(self._replica_id, self._load(), self._line, capacity, self._info.engine_version, WIRE_VERSION)
+            Hello(
+                self._replica_id,
+                self._load(),
+                self._line,
+                capacity,
+                self._info.engine_version,
+                WIRE_VERSION,
+                self._quarantine.remaining(now_s),
+            )
         )
 
     async def lease(self, target: str) -> AsyncGenerator[bytes, None]:
@@ -211,6 +221,10 @@ class EngineReplica:
         running = [attempt.said for attempt in self._attempts.values() if attempt.claim == claim]
         kept = self._leftovers.find(claim, time.monotonic())
         return msgspec.msgpack.encode(max([kept, *running], key=len))
+
+    async def hold_against(self, quarantine: bytes) -> None:
+        """Keep who has cost a replica, for all ingresses: each hears it with the next `hello`."""
+        self._quarantine.learn(msgspec.msgpack.decode(quarantine, type=dict[str, float]), time.monotonic())
 
     async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
         """The link to one ingress: a `Frame` per engine step, a heartbeat when idle, until the ingress closes it."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -166,6 +166,16 @@ class ServeTransport:
             return []
         found = [msgspec.msgpack.decode(one, type=list[int]) for one in answers if isinstance(one, bytes)]
         return max(found, key=len, default=[])
+
+    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+        """See `fleet.Transport`. A replica that cannot be told is not asked again: its fellows know."""
+        told = msgspec.msgpack.encode(quarantine)
+        try:
+            await self._engine.broadcast("hold_against", told).results_async(
+                timeout_s=LIST_TIMEOUT_S, return_exceptions=True
+            )
+        except (*LOST_CALL, TimeoutError) as error:
+            logger.warning("no replica could be told whom to refuse", extra={"error": str(error)})
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """See `fleet.Transport`."""

@@ -101,6 +101,9 @@ class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls.
 
+    `quarantine` is what ingresses have told it: who has cost a replica, and how many seconds that is still held against
+    them (`poison.Quarantine`).
+
     An ingress sends nothing to a replica of another `wire_version` or vLLM (`ingress/engine_versions.py`).
     """
 
@@ -110,6 +113,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     capacity: Capacity = Capacity()
     vllm_version: str = ""
     wire_version: int = 1  # of replicas that do not say
+    quarantine: dict[str, float] = {}
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):

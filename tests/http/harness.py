@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class LocalTransport:
     async def left_of(self, claim: str) -> list[int]:
         answers = [msgspec.msgpack.decode(await one.left_of(claim), type=list[int]) for one in self.live.values()]
         return max(answers, key=len, default=[])
+
+    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+        for replica in self.live.values():
+            await replica.hold_against(msgspec.msgpack.encode(quarantine))
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         await self.live[replica_id].run_attempt(replica_id, encode_request(attempt))

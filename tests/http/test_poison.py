@@ -10,7 +10,7 @@ import pytest
 from serve_app.engine.contract import FAILED_BY_ITSELF, EngineDead
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.wire import AttemptRequest
-from tests.http.harness import NAME, service
+from tests.http.harness import NAME, LocalTransport, service
 
 ASKED = [{"role": "user", "content": "Kill."}]
 BODIES: list[tuple[str, dict[str, Any]]] = [
@@ -46,5 +46,8 @@ async def test_a_request_that_an_engine_dies_of_takes_no_second_one(
             assert response.status_code == 500, response.text
             assert "a replica failed while working on it" in response.json()["error"]["message"]
             assert response.headers["x-should-retry"] == "false"
+        # What another ingress hears of the replicas that are left.
+        hellos, _ = await LocalTransport("another", running.transport.live).replicas()
+        assert [name.split()[0] for hello in hellos for name in hello.quarantine] == ["prompt", "prompt"]
         dead = [name for name, replica in running.transport.live.items() if replica._engine_dead]  # no public sign
         assert len(dead) == 1

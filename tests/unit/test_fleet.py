@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -60,13 +60,17 @@ class LocalTransport:
         self.live = {replica.name: replica for replica in replicas}
         self.listed: set[str] | None = None
         self.left: dict[str, list[int]] = {}
+        self.quarantine: dict[str, float] = {}
+
+    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+        self.quarantine.update(quarantine)
 
     async def left_of(self, claim: str) -> list[int]:
         return self.left.get(claim, [])
 
     async def replicas(self) -> tuple[Sequence[Hello], bool]:
         names = self.live if self.listed is None else self.listed
-        return [Hello(name, IDLE) for name in names], True
+        return [Hello(name, IDLE, quarantine=self.quarantine) for name in names], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]
@@ -286,6 +290,30 @@ async def test_a_request_that_a_death_is_tied_to_gets_no_second_replica_nor_does
         fleet.submit(replace(request("innocent", first=9), client="alice"))
         assert (await other.started.get()).request_id == "innocent"
     assert isinstance(results.errors["r"], PoisonRequest)
+    assert isinstance(results.errors["again"], PoisonRequest)
+    assert isinstance(results.errors["another"], InQuarantine)
+
+
+async def test_what_one_ingress_holds_against_a_client_every_other_one_does() -> None:
+    first, second = LocalReplica("a"), LocalReplica("b")
+    transport = LocalTransport(first, second)
+    async with flying(transport) as (fleet, results):
+        fleet.submit(replace(request(), client="mallory"))
+        _, replica, _ = await whoever_starts(first, second)
+        del transport.live[replica.name]
+        replica.die(EngineDeadByRequest("illegal memory access"))
+        await results.until_over("r")
+        await turns(lambda: bool(transport.quarantine))
+    third = LocalReplica("c")
+    others = LocalTransport(third)
+    others.quarantine = transport.quarantine
+    async with flying(others) as (fleet, results):
+        await turns(lambda: bool(fleet.replicas_up()))
+        fleet.submit(replace(request("again"), client="alice"))
+        fleet.submit(replace(request("another", first=7), client="mallory"))
+        await results.until_over("again")
+        await results.until_over("another")
+        assert third.started.empty()
     assert isinstance(results.errors["again"], PoisonRequest)
     assert isinstance(results.errors["another"], InQuarantine)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Generator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,12 +60,14 @@ class Call:
 
 @dataclass
 class Answers:
-    hello: bytes
+    """Serve's responses to a broadcast to one replica."""
 
-    async def results_async(self, timeout_s: float, *, return_exceptions: bool) -> list[bytes]:
+    answer: Awaitable[Any]
+
+    async def results_async(self, timeout_s: float, *, return_exceptions: bool) -> list[Any]:
         assert timeout_s > 0
         assert return_exceptions
-        return [self.hello]
+        return [await self.answer]
 
 
 @dataclass
@@ -81,9 +83,11 @@ class Handle:
     def options(self, method_name: str, **_: object) -> Handle:
         return Handle(self.replica, self.hello, method_name, self.called, self.streams)
 
-    def broadcast(self, method: str) -> Answers:
-        assert method == "hello"
-        return Answers(self.hello)
+    def broadcast(self, method: str, *args: Any) -> Answers:
+        return Answers(self._hello() if method == "hello" else getattr(self.replica, method)(*args))
+
+    async def _hello(self) -> bytes:
+        return self.hello
 
     def remote(self, *args: Any) -> Stream | Call:
         self.called.append(self.method)
@@ -199,3 +203,10 @@ async def test_a_lease_that_landed_on_another_replica_makes_no_line() -> None:
         with pytest.raises(WrongReplica):
             await follower.follow("b")
         assert handle.called == ["lease"]
+
+
+async def test_what_is_held_against_a_client_is_in_the_next_hello() -> None:
+    async with service() as (handle, follower):
+        await follower.transport.hold_against({"client mallory": 60.0})
+        hello = msgspec.msgpack.decode(await handle.replica.hello(), type=Hello)
+        assert hello.quarantine == {"client mallory": pytest.approx(60.0, abs=5.0)}
