@@ -181,3 +181,11 @@ def test_no_path_of_a_machine_is_committed() -> None:
             text = file.read_text(errors="ignore")
             guilty += [name] if re.search(r"(?<![\w.])/(work|root|home/\w+)/", text) else []
     assert not guilty
+
+
+def test_no_replica_starts_a_process_from_its_event_loop() -> None:
+    """Serve runs replicas on uvloop, which forks; a fork beside gRPC's threads may never end, and the loop waits."""
+    of_replicas = [file for file in SOURCES if relative(file).startswith("serve_app/")]
+    of_replicas = [file for file in of_replicas if relative(file).split("/")[1] not in {"chaos", "start"}]
+    assert of_replicas
+    assert not [relative(file) for file in of_replicas if "create_subprocess" in file.read_text()]

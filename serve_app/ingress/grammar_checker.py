@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -58,22 +59,48 @@ class _Client:
 
 @dataclass(frozen=True)
 class _Worker:
-    process: asyncio.subprocess.Process
+    """The process. Its methods block, and are called in threads.
 
-    def write(self, message: bytes) -> None:
-        if self.process.stdin is not None:  # as it was asked for
-            self.process.stdin.write(message)
+    It is started by `subprocess`, which uses vfork. uvloop, on which an ingress runs, forks, and a fork of a process
+    with gRPC's threads at times never comes to its exec: the event loop then waits for it for ever.
+    """
 
-    async def drain(self) -> None:
-        if self.process.stdin is not None:  # as above
-            await self.process.stdin.drain()
+    process: subprocess.Popen[bytes]
 
-    async def read(self) -> bytes:
-        """The body of the next message. Raises `EOFError` when the worker has ended."""
-        if self.process.stdout is None:
+    @classmethod
+    def start(cls) -> _Worker:
+        """Return at once; the first message to it must be its `WorkerSettings`, whose answer says that it is ready."""
+        command = (sys.executable, "-m", "serve_app.ingress.vllm_grammar_worker")
+        environment = {
+            **os.environ,
+            # A fork and threads do not go together.
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+            # vLLM's own limit is of time on the clock, and on a busy machine good expressions would meet it.
+            "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
+        }
+        return cls(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
+
+    def converse(self, message: bytes) -> bytes:
+        """The body of the answer to `message`. Raises `EOFError` and `OSError` when the process has ended."""
+        if self.process.stdin is None or self.process.stdout is None:  # they were asked for
             raise EOFError
-        length = int.from_bytes(await self.process.stdout.readexactly(4), "big")
-        return await self.process.stdout.readexactly(length)
+        self.process.stdin.write(message)
+        self.process.stdin.flush()
+        head = self.process.stdout.read(4)
+        body = self.process.stdout.read(int.from_bytes(head, "big"))
+        if len(head) < 4 or not body:
+            raise EOFError
+        return body
+
+    def end(self) -> None:
+        """Return when it has ended. A conversation that is under way ends with it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what was not written yet cannot be any more
+                if pipe is not None:
+                    pipe.close()
 
 
 class GrammarChecker:
@@ -137,9 +164,7 @@ class GrammarChecker:
     async def _ask(self, job: bytes, key: bytes) -> Verdict:
         async with self._answered():
             worker = await self._running()
-            worker.write(job)
-            await worker.drain()
-            verdict = msgspec.msgpack.decode(await worker.read(), type=Verdict)
+            verdict = msgspec.msgpack.decode(await asyncio.to_thread(worker.converse, job), type=Verdict)
         self._verdicts[key] = verdict
         while len(self._verdicts) > KEPT_VERDICTS:
             self._verdicts.popitem(last=False)
@@ -160,25 +185,13 @@ class GrammarChecker:
                 await self._stop()
 
     async def _running(self) -> _Worker:
-        if self._worker is None or self._worker.process.returncode is not None:
-            command = (sys.executable, "-m", "serve_app.ingress.vllm_grammar_worker")
-            environment = {
-                **os.environ,
-                # A fork and threads do not go together.
-                "TOKENIZERS_PARALLELISM": "false",
-                "OMP_NUM_THREADS": "1",
-                # vLLM's own limit is of time on the clock, and on a busy machine good expressions would meet it.
-                "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
-            }
-            pipe = asyncio.subprocess.PIPE
-            process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
-            self._worker = _Worker(process)
-            self._worker.write(encode(self._settings))
-            await self._worker.read()  # it is ready
+        if self._worker is None or self._worker.process.poll() is not None:
+            await self._stop()
+            self._worker = await asyncio.to_thread(_Worker.start)
+            await asyncio.to_thread(self._worker.converse, encode(self._settings))
         return self._worker
 
     async def _stop(self) -> None:
         worker, self._worker = self._worker, None
-        if worker is not None and worker.process.returncode is None:
-            worker.process.kill()
-            await worker.process.wait()
+        if worker is not None:
+            await asyncio.to_thread(worker.end)
