@@ -137,11 +137,10 @@ class Watchdog:
             self._last = (now_s, activity)
         if activity.gpu_busy_ratio:
             moved.append(f"a GPU at {activity.gpu_busy_ratio:.0%}")
-        if activity.unseen_workers:
-            self._signs += 1  # nobody knows that it is still
         if moved:
-            self._signs += 1
             self._moved = ", ".join(moved)
+        if moved or activity.unseen_workers:  # of which nobody knows that they are still
+            self._signs += 1
 
     def _compare(self, before: tuple[float, EngineActivity], now: tuple[float, EngineActivity]) -> list[str]:
         """What has moved between two readings, in words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
@@ -14,7 +14,6 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.vllm_start import engine_core_processes, is_alive
 from tests.contracts.harness import (
     CRASHES,
-    ENVIRONMENT,
     LENGTH,
     MAX_MODEL_LEN,
     MAX_NUM_SEQS,
@@ -26,15 +25,11 @@ from tests.contracts.harness import (
     start_vllm,
 )
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(START_TIMEOUT_S)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("engine_environment"),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(START_TIMEOUT_S),
+]
 
 
 @pytest_asyncio.fixture(

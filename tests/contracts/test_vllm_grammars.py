@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from vllm.tokenizers import get_tokenizer
 
-from tests.contracts.harness import ENVIRONMENT, MODEL, MTP_ARGV, START_TIMEOUT_S, Subject, start_vllm
+from tests.contracts.harness import MODEL, MTP_ARGV, START_TIMEOUT_S, Subject, start_vllm
 
-pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(START_TIMEOUT_S)]
+pytestmark = [
+    pytest.mark.usefixtures("engine_environment"),
+    pytest.mark.engine,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(START_TIMEOUT_S),
+]
 
 ERROR = 3
 """vLLM's `FinishReason.ERROR`."""
@@ -34,14 +39,6 @@ CANNOT_COMPILE: list[tuple[str, dict[str, Any]]] = [
     ("no such back end", {"regex": "a"}),
 ]
 """None of these passes the ingress' checks. What if one did?"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

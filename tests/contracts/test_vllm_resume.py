@@ -6,7 +6,7 @@ Each test runs a request undisturbed, then again from several places in its answ
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from serve_app.wire import AttemptRequest
 from tests.contracts.harness import (
     END_OF_THINKING,
     END_OF_TURN,
-    ENVIRONMENT,
     LENGTH,
     MODEL,
     MTP_ARGV,
@@ -27,7 +26,12 @@ from tests.contracts.harness import (
     start_vllm,
 )
 
-pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(START_TIMEOUT_S)]
+pytestmark = [
+    pytest.mark.usefixtures("engine_environment"),
+    pytest.mark.engine,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(START_TIMEOUT_S),
+]
 
 SCHEMA = json.dumps(
     {
@@ -49,14 +53,6 @@ ARGV = [
     # Smaller than what is resumed: a continuation is prefilled in pieces.
     *("--max-num-batched-tokens", "96"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

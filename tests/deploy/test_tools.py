@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from serve_app.profile import ROOT
+from tests.deploy.manifests import DEPLOY, cluster, manifest
 
-DEPLOY = ROOT / "deploy"
 TOOLS = ROOT / "build" / "deploy-tools" / "bin"
 KUBERAY = ("rayservice", "raycluster")
 CRDS = os.environ.get("KUBERAY_CRDS", "")
@@ -37,17 +37,6 @@ def run(tool: str, *arguments: str | Path, env: Mapping[str, str] | None = None)
     )
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
-
-
-def manifest(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((DEPLOY / "kuberay" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return found
-
-
-def cluster(name: str) -> dict[str, Any]:
-    spec: dict[str, Any] = manifest(name)["spec"]
-    inner: dict[str, Any] = spec.get("rayClusterConfig", spec)
-    return inner
 
 
 @pytest.mark.parametrize("file", sorted((DEPLOY / "docker").iterdir()), ids=lambda path: path.name)

@@ -27,24 +27,13 @@ from serve_app.config import AppConfig, EngineConfig, load_config
 from serve_app.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit
 from serve_app.placement import ACCELERATOR_SHARE, replica_options
 from serve_app.profile import ROOT
+from tests.deploy.manifests import DEPLOY, cluster, manifest
 
-DEPLOY = ROOT / "deploy"
 KUBERAY = ("rayservice", "raycluster")
 LAMBDA = ("b200-x4", "h100-x8", "a100-x8")
 HEAD = NodeGpus("head", None, 0, cpus=0)
 HOME = "/srv/step"
 VOLUME = f"{HOME}/.cache"
-
-
-def manifest(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((DEPLOY / "kuberay" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return found
-
-
-def cluster(name: str) -> dict[str, Any]:
-    spec: dict[str, Any] = manifest(name)["spec"]
-    inner: dict[str, Any] = spec.get("rayClusterConfig", spec)
-    return inner
 
 
 def groups(name: str) -> dict[str, dict[str, Any]]:
