@@ -16,6 +16,7 @@ from serve_app.compat.vllm_cpu_attention import FORWARD, attend_long_contexts
 from serve_app.compat.vllm_cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
 from serve_app.compat.vllm_cpu_scheduler import CHUNK, SCHEDULE, bound_chunks, share_steps
 from serve_app.compat.vllm_cpu_seeds import BOOKKEEPING, SAMPLE, keep_from_winding_back, rewind_generators
+from serve_app.compat.vllm_cpu_waits import WAIT, sleep_between_looks
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
 """Seen in the source of both. A new version is added here once its source has been read."""
@@ -46,7 +47,7 @@ EXPANSION: Final = Target(
 )
 TARGETS: Final = (
     *(ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP),
-    *(SAMPLE, BOOKKEEPING, SCHEDULE, CHUNK),
+    *(SAMPLE, BOOKKEEPING, SCHEDULE, CHUNK, WAIT),
 )
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def close_gaps() -> None:
     replace(CHUNK, bound_chunks)
     replace(SAMPLE, rewind_generators)
     replace(BOOKKEEPING, keep_from_winding_back)
+    replace(WAIT, sleep_between_looks)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:
