@@ -10,11 +10,13 @@ It has one thread, or a fork would not be safe. (The child may start one.)
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import random
 import resource
+import select
 import signal
 import sys
 import threading
@@ -24,6 +26,7 @@ from types import SimpleNamespace
 from typing import IO, Any, Final
 
 import msgspec
+import psutil
 import torch
 from vllm.plugins import load_general_plugins
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
@@ -52,6 +55,13 @@ deeply that it ends a process must end this one."""
 
 NICE: Final = 10
 """Beside the ingress' own work, and the engine's on a small machine: both have clients waiting for each token."""
+
+QUICK_CPU_S: Final = 0.25
+"""What a grammar that clients really send needs, and twice that. One that needs more goes on with what no other wants
+of the machine: several compiler threads at `NICE` together still take half a core from the engine of a small one."""
+
+LOOK_S: Final = 0.05
+"""How often a child's CPU time is looked at while it is quick."""
 
 CHANGED_BY_VLLM: Final = ("choice", "grammar", "_backend", "_backend_was_auto")
 
@@ -137,12 +147,24 @@ def examine_in_child(grammars: Grammars, settings: WorkerSettings, job: Job) -> 
         _be_the_child(grammars, settings, job, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
+        while not select.select([pipe], [], [], LOOK_S)[0]:
+            times = psutil.Process(child).cpu_times()
+            if times.user + times.system > QUICK_CPU_S:
+                _give_way(child)
+                break
         body = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and body:
         return msgspec.msgpack.decode(body, type=Verdict)
     was_slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
     return Verdict(problem=TOO_LONG if was_slow else TOO_LARGE)
+
+
+def _give_way(child: int) -> None:
+    """Let every other process of the machine go before it. Threads that it starts later inherit this."""
+    for thread in psutil.Process(child).threads():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _be_the_child(grammars: Grammars, settings: WorkerSettings, job: Job, pipe: int) -> None:

@@ -7,15 +7,24 @@ nothing, or for more output than the whole context holds.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from serve_app.compat import vllm_api
 from serve_app.compat.patching import Function, replace
 from serve_app.errors import OutputTooLong, PromptTooLong
 from serve_app.ingress.vllm_errors import FleetHTTPError
 
-SAMPLE_CHARS = 65536
-"""How much is tokenised of a prompt that cannot fit by its characters alone, to say about how many tokens it has."""
+SAMPLES: Final = 16
+SAMPLE_CHARS: Final = 4096
+"""So many pieces of so many characters, spread over a long text, say about how many tokens it has: 0.07 s on the event
+loop. To tokenise 20 MB that do not fit took 23 s and 2.5 GB."""
+
+LONG_TEXT: Final = 8
+"""Characters per token of the context beyond which a text is not tokenised before its samples have been. Prose and code
+have four."""
+
+CLEARLY: Final = 2
+"""How many times what fits a text must have by its samples. Below that it is counted."""
 
 
 def patch() -> None:
@@ -54,19 +63,27 @@ def _counting_all(original: Function, _module: ModuleType) -> Function:
 
 
 def _text_check(original: Function, _module: ModuleType) -> Function:
-    """A text with more characters than the context could hold is not tokenised: its length is estimated."""
+    """A text that clearly does not fit is not tokenised: its length is estimated."""
 
     def _text_len_check(self: Any, tokenizer: Any, text: str) -> Any:
         limit = self.max_input_tokens
         if limit is None or tokenizer is None or self.truncate_prompt_tokens is not None:
             return original(self, tokenizer, text)
-        if len(text) > limit * tokenizer.max_chars_per_token:
-            sample = text[:SAMPLE_CHARS]
-            tokens = len(tokenizer.encode(sample)) * len(text) // len(sample)
-            raise FleetHTTPError(PromptTooLong(max(tokens, limit + 1), self.max_total_tokens))
+        cannot_fit = len(text) > limit * tokenizer.max_chars_per_token
+        if cannot_fit or len(text) > limit * LONG_TEXT:
+            tokens = _estimated_tokens(tokenizer, text)
+            if cannot_fit or tokens > limit * CLEARLY:
+                raise FleetHTTPError(PromptTooLong(max(tokens, limit + 1), self.max_total_tokens))
         return text
 
     return _text_len_check
+
+
+def _estimated_tokens(tokenizer: Any, text: str) -> int:
+    starts = range(0, len(text), -(-len(text) // SAMPLES))
+    samples = [text[start : start + SAMPLE_CHARS] for start in starts]
+    counted = sum(len(tokenizer.encode(sample, add_special_tokens=False)) for sample in samples)
+    return counted * len(text) // sum(map(len, samples))
 
 
 def _token_check(original: Function, _module: ModuleType) -> Function:

@@ -212,6 +212,29 @@ async def test_a_text_of_more_characters_than_could_fit_is_refused_with_an_estim
     assert int(found[1]) > int(found[2]) == LIMIT
 
 
+async def test_a_long_text_is_tokenised_only_where_its_samples_say_that_it_may_fit(
+    served: Service, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = served.client.renderer.tokenizer
+    dense, sparse = "1 " * (LIMIT * 5), '": {"type": "string"}' * (LIMIT // 2)
+    assert min(len(dense), len(sparse)) > LIMIT * 8
+    tokenised: list[int] = []
+    encode = type(tokenizer).__call__
+
+    def counting(self: Any, text: str, *args: Any, **named: Any) -> Any:
+        tokenised.append(len(text))
+        return encode(self, text, *args, **named)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counting)
+    refused = await http.post(COMPLETIONS, json=asking(COMPLETIONS, dense, max_tokens=1))
+    assert error_of(refused)["code"] == "context_length_exceeded"
+    assert len(dense) not in tokenised
+    served_whole = await http.post(COMPLETIONS, json=asking(COMPLETIONS, sparse, max_tokens=1))
+    assert served_whole.status_code == 200, "twenty characters a token: the samples say that it may fit"
+    assert served_whole.json()["usage"]["prompt_tokens"] == LIMIT // 2
+    assert len(sparse) in tokenised
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_more_output_than_the_context_holds_is_refused_in_the_vendors_words(
     http: httpx.AsyncClient, stream: bool
