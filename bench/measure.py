@@ -18,7 +18,7 @@ from typing import Any
 from bench.client import BenchClient
 from bench.cpu import ENGINE, CpuClock
 from bench.servers import Server, Servers, Topology
-from serve_app import profile
+from serve_app.config import profile
 
 LOGS = profile.ROOT / "build"
 IDLE_S = 3.0

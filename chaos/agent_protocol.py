@@ -1,4 +1,4 @@
-"""What is said to `hands.py`, and what it answers: a line of JSON each."""
+"""What is said to `ray_agent.py`, and what it answers: a line of JSON each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from serve_app.chaos.procs import Proc
+from chaos.procs import Proc
 
 
 class Order(msgspec.Struct, frozen=True):

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from serve_app.chaos.changes import Made
-from serve_app.chaos.heard import Answer
-from serve_app.chaos.service import Access
-from serve_app.chaos.stream import Heard
+from chaos.changes import Made
+from chaos.response_recorder import Answer
+from chaos.service import Access
+from chaos.stream import Heard
 
 ON_ITS_WAY_S = 0.25
 """How long after a fault text may still come that was sent before it: a few hops on a busy machine."""

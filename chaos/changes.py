@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from serve_app.chaos.fleet import ENGINE, INGRESS, Fleet
-from serve_app.start.serve_status import StatusUnknown
+from chaos.fleet import ENGINE, INGRESS, Fleet
+from serve_app.cli.serve_status import StatusUnknown
 
 UPGRADE_VARIABLE = "STEP_SERVE_CHAOS_UPGRADE"
 """What an upgrade changes in the environment. Nothing reads it; Serve replaces the replicas for it."""

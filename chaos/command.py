@@ -1,4 +1,4 @@
-"""`python -m serve_app chaos`: from the flags to the exit status.
+"""`python -m chaos`: from the flags to the exit status.
 
     look at the fleet -> every request undisturbed -> waves, or a closed loop -> look again -> report
 
@@ -14,20 +14,20 @@ import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from serve_app.chaos import report
-from serve_app.chaos.ask import Ask, AskRules, draw_asks
-from serve_app.chaos.choice import NoMoment
-from serve_app.chaos.fleet import ENGINE, INGRESS, Fleet, describe
-from serve_app.chaos.load import Load, failures, open_load
-from serve_app.chaos.options import IN_CLOSED_LOOP, BadOptions, Fault, Options, read
-from serve_app.chaos.procs import NoEngineProcess
-from serve_app.chaos.reach import OutOfReach, Reach, find_ray
-from serve_app.chaos.rolling import Rolling
-from serve_app.chaos.service import Service
-from serve_app.chaos.strike import Striker
-from serve_app.chaos.verdict import Findings, judge, passed, where_they_part
-from serve_app.chaos.waves import NotWhole, Say, Waves
-from serve_app.start.serve_status import StatusUnknown
+from chaos import report
+from chaos.analysis import Findings, judge, passed, where_they_part
+from chaos.fault_injector import Striker
+from chaos.fault_target import OutOfReach, Reach, find_ray
+from chaos.fleet import ENGINE, INGRESS, Fleet, describe
+from chaos.load import Load, failures, open_load
+from chaos.options import IN_CLOSED_LOOP, BadOptions, Fault, Options, read
+from chaos.procs import NoEngineProcess
+from chaos.request_spec import Ask, AskRules, draw_asks
+from chaos.rolling import Rolling
+from chaos.rounds import NotWhole, Say, Waves
+from chaos.sampling import NoMoment
+from chaos.service import Service
+from serve_app.cli.serve_status import StatusUnknown
 
 SETTLE_S = 15.0
 """Ray publishes metrics every ten seconds; a log line and a freed slot take less."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from serve_app.chaos.ask import Api
-from serve_app.chaos.heard import Hearing, Usage
+from chaos.request_spec import Api
+from chaos.response_recorder import Hearing, Usage
 
 NULL = msgspec.Raw(b"null")
 

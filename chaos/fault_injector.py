@@ -11,8 +11,8 @@ import contextlib
 import signal
 from typing import Self
 
-from serve_app.chaos.options import Fault
-from serve_app.chaos.reach import Aim, OutOfReach, Reach
+from chaos.fault_target import Aim, OutOfReach, Reach
+from chaos.options import Fault
 
 SIGNALS = {
     Fault.KILL: signal.SIGKILL,

@@ -1,7 +1,7 @@
-"""The way to a replica's processes: by ourselves on this node, through `hands.py` on any other.
+"""The way to a replica's processes: by ourselves on this node, through `ray_agent.py` on any other.
 
-What is asked of `hands.py` is asked in turn, with a deadline; where it cannot be had (no Ray address, no token), all
-that this machine's own processes need still works, and the report says what it could not see.
+What is asked of `ray_agent.py` is asked in turn, with a deadline; where it cannot be had (no Ray address, no token),
+all that this machine's own processes need still works, and the report says what it could not see.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Self
 import msgspec
 import psutil
 
-from serve_app.chaos import procs
-from serve_app.chaos.fleet import Fleet, Replica
-from serve_app.chaos.options import own_addresses
-from serve_app.chaos.orders import Load, Order, Reply
-from serve_app.chaos.procs import NoEngineProcess, Proc
-from serve_app.start import serve_status
+from chaos import procs
+from chaos.agent_protocol import Load, Order, Reply
+from chaos.fleet import Fleet, Replica
+from chaos.options import own_addresses
+from chaos.procs import NoEngineProcess, Proc
+from serve_app.cli import serve_status
 
 REPLY_S = 90.0
 """Starting Ray's client and a worker on a far node takes tens of seconds on a busy machine."""
@@ -43,7 +43,7 @@ class Aim:
 
 
 class Reach:
-    """Use as an async context manager; leaving it ends `hands.py`."""
+    """Use as an async context manager; leaving it ends `ray_agent.py`."""
 
     def __init__(self, ray_address: str, application: str) -> None:
         self._address = ray_address
@@ -60,7 +60,7 @@ class Reach:
         if self._address:
             self._hands = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "serve_app.chaos.hands", self._address, self._application),
+                *("-m", "chaos.ray_agent", self._address, self._application),
                 env=env,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

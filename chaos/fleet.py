@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.start.serve_status import StatusUnknown
+from serve_app.cli.serve_status import StatusUnknown
 
 ENGINE, INGRESS = "engine", "ingress"
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import httpx
 
-from serve_app.chaos.ask import Ask
-from serve_app.chaos.options import BadOptions, Options
-from serve_app.chaos.stream import Heard, OnText, hear
+from chaos.options import BadOptions, Options
+from chaos.request_spec import Ask
+from chaos.stream import Heard, OnText, hear
 
 T = TypeVar("T")
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from serve_app.chaos.ask import Api, Kind
-from serve_app.chaos.changes import ROLLING, Change
+from chaos.changes import ROLLING, Change
+from chaos.request_spec import Api, Kind
 
 E = TypeVar("E", bound=Enum)
 

@@ -1,4 +1,4 @@
-"""Signals to the processes of a replica on this machine. Run here, or by `hands.py` on the node where they are.
+"""Signals to the processes of a replica on this machine. Run here, or by `ray_agent.py` on the node where they are.
 
 A process is known by its number and its time of birth: numbers are used again, and a replica that just died is replaced
 at once. Imports nothing but psutil, so that it runs on any node.

@@ -1,4 +1,4 @@
-"""`python -m serve_app.chaos.hands ADDRESS`: what only Ray can do for chaos, an order a line, a reply a line.
+"""`python -m chaos.ray_agent ADDRESS`: what only Ray can do for chaos, an order a line, a reply a line.
 
 A process of its own, so that the one that measures has none of Ray's threads, and a Ctrl-C that it gets does not take
 this one's connection away before what was stopped is undone.
@@ -18,10 +18,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from serve_app.chaos import procs
-from serve_app.chaos.fleet import ENGINE
-from serve_app.chaos.orders import Load, Order, Reply
-from serve_app.wire import Hello
+from chaos import procs
+from chaos.agent_protocol import Load, Order, Reply
+from chaos.fleet import ENGINE
+from serve_app.protocol.messages import Hello
 
 TASK_S = 60.0
 """How long a task may take to run on its node, besides what it is told to take."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from serve_app.chaos.options import ENDS_REPLICA, Options
-from serve_app.chaos.verdict import Findings, Silences, Streamed, Verdict, across_a_change, longest_silence_s, passed
+from chaos.analysis import Findings, Silences, Streamed, Verdict, across_a_change, longest_silence_s, passed
+from chaos.options import ENDS_REPLICA, Options
 
 SHOWN = 10
 """Failures and differences that are printed; `--json` has them all."""

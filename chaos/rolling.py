@@ -15,16 +15,16 @@ from contextlib import suppress
 
 import httpx
 
-from serve_app.chaos import choice
-from serve_app.chaos.ask import Ask
-from serve_app.chaos.changes import Change, Made, change_points, is_done
-from serve_app.chaos.fleet import ENGINE, INGRESS
-from serve_app.chaos.load import Load, ignore, open_load
-from serve_app.chaos.options import Fault, Options
-from serve_app.chaos.service import Service
-from serve_app.chaos.verdict import Findings, Streamed
-from serve_app.chaos.waves import Say
-from serve_app.start.serve_status import StatusUnknown
+from chaos import sampling
+from chaos.analysis import Findings, Streamed
+from chaos.changes import Change, Made, change_points, is_done
+from chaos.fleet import ENGINE, INGRESS
+from chaos.load import Load, ignore, open_load
+from chaos.options import Fault, Options
+from chaos.request_spec import Ask
+from chaos.rounds import Say
+from chaos.service import Service
+from serve_app.cli.serve_status import StatusUnknown
 
 LOOK_S = 1.0
 TELL_S = 10.0
@@ -100,7 +100,7 @@ class Rolling:
     async def _one(self, number: int, load: Load) -> None:
         if number in self._points:
             self._due.release()
-        heard = await load.ask(choice.ask_of(number, self._asks), str(number), ignore)
+        heard = await load.ask(sampling.ask_of(number, self._asks), str(number), ignore)
         self._findings.streams.append(Streamed(number, 0, heard))
 
     # ---- changes -----------------------------------------------------------------------------------------------------

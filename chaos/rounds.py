@@ -13,19 +13,19 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from serve_app.chaos import choice
-from serve_app.chaos.ask import Ask
-from serve_app.chaos.changes import Change
-from serve_app.chaos.choice import Moment, Wave
-from serve_app.chaos.fleet import ENGINE, Fleet, Replica
-from serve_app.chaos.load import Load
-from serve_app.chaos.options import ENDS_REPLICA, Fault, Options
-from serve_app.chaos.reach import Aim, OutOfReach, Reach
-from serve_app.chaos.service import Service
-from serve_app.chaos.stream import Heard
-from serve_app.chaos.strike import Striker
-from serve_app.chaos.verdict import Findings, Streamed, Struck, longest_silence_s, where_they_part
-from serve_app.start.serve_status import StatusUnknown
+from chaos import sampling
+from chaos.analysis import Findings, Streamed, Struck, longest_silence_s, where_they_part
+from chaos.changes import Change
+from chaos.fault_injector import Striker
+from chaos.fault_target import Aim, OutOfReach, Reach
+from chaos.fleet import ENGINE, Fleet, Replica
+from chaos.load import Load
+from chaos.options import ENDS_REPLICA, Fault, Options
+from chaos.request_spec import Ask
+from chaos.sampling import Moment, Wave
+from chaos.service import Service
+from chaos.stream import Heard
+from serve_app.cli.serve_status import StatusUnknown
 
 Say = Callable[[str], None]
 
@@ -66,7 +66,7 @@ class Waves:
     async def run(self, like: Mapping[str, int]) -> None:
         """All waves, over a fleet of so many replicas of each deployment. Raises `NotWhole`."""
         options = self._options
-        waves = choice.plan_waves(options.streams, options.concurrency, options.faults, options.seed)
+        waves = sampling.plan_waves(options.streams, options.concurrency, options.faults, options.seed)
         began_s = asyncio.get_running_loop().time()
         for wave in waves:
             again = await self._wave(wave, like)
@@ -84,7 +84,7 @@ class Waves:
         fleet = await asyncio.to_thread(self._service.fleet)
         victim, aim = await self._victim(wave, fleet)
         expected = {number: heard.answer for number, heard in self._findings.undisturbed.items()}
-        moment = choice.choose_moment(wave, self._asks, expected, self._options.at_token, self._options.seed)
+        moment = sampling.choose_moment(wave, self._asks, expected, self._options.at_token, self._options.seed)
         reached = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             strike = group.create_task(self._strike(wave, moment, reached, victim, aim))
@@ -107,7 +107,7 @@ class Waves:
         running = {one.replica_id: one for one in fleet.running(ENGINE) if one.replica_id not in self._lost}
         if not running:
             raise NotWhole("no engine replica runs")
-        victim = running[choice.choose_replica(list(running), wave.number, self._options.seed)]
+        victim = running[sampling.choose_replica(list(running), wave.number, self._options.seed)]
         if self._options.fault is Fault.UPGRADE:
             return victim, None
         return victim, await self._reach.aim(self._options.fault.value, victim)
@@ -119,7 +119,7 @@ class Waves:
         return frozenset({victim.replica_id} if self._options.fault in ENDS_REPLICA else ())
 
     async def _streams(self, wave: Wave, moment: Moment | None, reached: asyncio.Event) -> None:
-        delays_s = choice.start_delays_s(wave, SPREAD_S, self._options.seed)
+        delays_s = sampling.start_delays_s(wave, SPREAD_S, self._options.seed)
 
         async def one(stream: int, delay_s: float) -> None:
             await asyncio.sleep(delay_s)
@@ -128,7 +128,7 @@ class Waves:
                 if moment is not None and stream == moment.stream and characters >= moment.characters:
                     reached.set()
 
-            ask = choice.ask_of(stream, self._asks)
+            ask = sampling.ask_of(stream, self._asks)
             heard = await self._load.ask(ask, str(stream), on_text)
             self._findings.streams.append(Streamed(stream, wave.number, heard))
 

@@ -10,8 +10,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serve_app.chaos.ask import Ask
-from serve_app.chaos.heard import Answer
+from chaos.request_spec import Ask
+from chaos.response_recorder import Answer
 
 
 class NoMoment(Exception):

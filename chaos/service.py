@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from serve_app.chaos.changes import Change, changed
-from serve_app.chaos.fleet import INGRESS, Fleet, Replica, fleet_of
-from serve_app.start import serve_status
-from serve_app.start.serve_status import APPLICATIONS, StatusUnknown
+from chaos.changes import Change, changed
+from chaos.fleet import INGRESS, Fleet, Replica, fleet_of
+from serve_app.cli import serve_status
+from serve_app.cli.serve_status import APPLICATIONS, StatusUnknown
 
 RESUMES = "ray_step_resumes_total"
 ACCESS = "serve_app.access: request {"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import httpx
 import msgspec
 
+from chaos.events import take_event, take_whole
+from chaos.request_spec import Ask
+from chaos.response_recorder import Answer, Hearing
 from loadtest.framing import BadFraming, EventFeed
-from serve_app.chaos.ask import Ask
-from serve_app.chaos.events import take_event, take_whole
-from serve_app.chaos.heard import Answer, Hearing
 
 BODY_KEPT = 2_000
 """Characters of a failed answer that are kept for the report."""

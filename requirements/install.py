@@ -57,7 +57,7 @@ def install(venv: Path, dev: bool) -> None:
     install_locked(python, kind, locks)
     pip(python, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if kind == "cpu":
-        run([str(python), "-m", "serve_app.compat"], "the torchvision check failed")
+        run([str(python), "-m", "serve_app.vllm_patches"], "the torchvision check failed")
     stamp.write_text(wanted, encoding="utf-8")
 
 
@@ -129,7 +129,7 @@ def install_locked(python: Path, kind: str, locks: list[Path]) -> None:
     chosen = [argument for lock in locks for argument in ("-r", str(lock))]
     has_index = kind == "cpu" and reachable(f"{PYTORCH_INDEX}/torch/")
     if has_index:
-        # PyPI's torchvision is a CUDA build. It works too (serve_app/compat), but the one from here needs no help.
+        # PyPI's torchvision is a CUDA build. It works, too (serve_app/vllm_patches); the one from here needs no help.
         chosen = ["--extra-index-url", PYTORCH_INDEX, *chosen]
     try:
         pip(python, "--no-deps", "--require-hashes", *chosen)

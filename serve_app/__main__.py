@@ -9,15 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app import deployment, flags, hardware, keys, machine, profile
-from serve_app.chaos.options import add_flags as add_chaos_flags
-from serve_app.compat import vllm_device
-from serve_app.config import ConfigError, engine_argv
-from serve_app.flags import BadFlag
-from serve_app.keys import BadKeysFile
+from serve_app.cli import client_env, plan, preflight, serve
+from serve_app.cli.check import Check, Verdict
+from serve_app.config import deployment, hardware, machine, profile, vllm_flags
+from serve_app.config.schema import ConfigError, engine_argv
+from serve_app.config.vllm_flags import BadFlag
+from serve_app.ingress import auth
+from serve_app.ingress.auth import BadKeysFile
 from serve_app.rehearse.setup import add_flags as add_rehearse_flags
-from serve_app.start import client_env, launcher, plan, preflight
-from serve_app.start.check import Check, Verdict
+from serve_app.vllm_patches import device
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 
@@ -65,14 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         "go through everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     )
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
-    add_chaos_flags(command("chaos", _chaos, "lose engine replicas under load, and tell what the clients saw"))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
 
 
 def _serve(options: argparse.Namespace) -> int:
-    return launcher.serve(options.file, _say)
+    return serve.serve(options.file, _say)
 
 
 def _say(line: str) -> None:
@@ -90,14 +89,14 @@ def _preflight(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
-    endpoint = launcher.find_endpoint(deploy)
-    refused = launcher.refused_replicas(deploy)
+    endpoint = serve.find_endpoint(deploy)
+    refused = serve.refused_replicas(deploy)
     for why in refused:
         _say(str(Check(Verdict.FAIL, "versions", why)))
     if endpoint is None and refused:
         return 1
     if endpoint is None:
-        _say(f"  {launcher.expected_endpoint(deploy).url()} does not answer; what a start would find:\n")
+        _say(f"  {serve.expected_endpoint(deploy).url()} does not answer; what a start would find:\n")
         return _preflight(options)
     _say(f"  {endpoint.url()} answers and serves {endpoint.model}.")
     left = {item.pid: item.command for item in machine.leftovers()}
@@ -115,16 +114,16 @@ def _plan(options: argparse.Namespace) -> int:
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
     config = profile.load(deploy.args, [hardware.this_machine()])
-    vllm_device.use_no_device()
+    device.use_no_device()
     argv = engine_argv(config)
     if options.check_model:
-        flags.check_model(flags.parse(argv, flags.serve_parser()))
+        vllm_flags.check_model(vllm_flags.parse(argv, vllm_flags.serve_parser()))
     _say(f"vllm serve {shlex.join(argv)}")
     return 0
 
 
 def _client_env(options: argparse.Namespace) -> int:
-    endpoint = launcher.expected_endpoint(deployment.read(options.file))
+    endpoint = serve.expected_endpoint(deployment.read(options.file))
     setup = client_env.setup_for(options.client, endpoint, options.url or endpoint.url(), options.key)
     print(f"# {setup.place}", file=sys.stderr)  # beside the text, which goes into a shell or a file as it is
     _say(setup.text)
@@ -132,17 +131,11 @@ def _client_env(options: argparse.Namespace) -> int:
 
 
 def _hash_key(options: argparse.Namespace) -> int:
-    key = keys.new_key()
-    line = keys.line_for(options.name, key)
+    key = auth.new_key()
+    line = auth.line_for(options.name, key)
     _say(f"key (shown once, give it to {options.name}):\n  {key}\n")
     _say(f"line for the keys file (`ingress.keys_file`):\n  {line}")
     return 0
-
-
-def _chaos(options: argparse.Namespace) -> int:
-    from serve_app.chaos import command
-
-    return command.run(options, _say)
 
 
 def _rehearse(options: argparse.Namespace) -> int:
@@ -152,7 +145,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    from serve_app.start import config_docs, metrics_docs
+    from serve_app.cli import config_docs, metrics_docs
 
     pages = {
         profile.ROOT / "docs" / "configuration.md": config_docs.markdown(),

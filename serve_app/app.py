@@ -24,27 +24,27 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from serve_app import flags, machine
-from serve_app.admission import Admission
-from serve_app.autoscaling import FullnessPolicy
-from serve_app.compat import vllm_device
-from serve_app.config import AppConfig, ConfigError, engine_argv, flag
+from serve_app.cli import abort_serve_run
+from serve_app.cli.preflight import checked_config
+from serve_app.config import machine, vllm_flags
+from serve_app.config.placement import replica_options
+from serve_app.config.schema import AppConfig, ConfigError, engine_argv, flag
 from serve_app.engine import compile_cache
+from serve_app.engine.autoscaling import FullnessPolicy
 from serve_app.engine.contract import Engine, EngineDead, StepSink
-from serve_app.engine.vllm_start import environment_is_final
+from serve_app.engine.replica import EngineFactory, EngineReplica
+from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.fleet import Fleet
-from serve_app.flight import FleetLimits, FleetSink
+from serve_app.ingress.access_log import log_to_stderr
+from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.engine_versions import EngineVersions
-from serve_app.keys import KeyStore
-from serve_app.logs import log_to_stderr
-from serve_app.middleware import App, Gate, GateSettings
-from serve_app.placement import replica_options
-from serve_app.replica import EngineFactory, EngineReplica
-from serve_app.start import plain_run
-from serve_app.start.preflight import checked_config
-from serve_app.transport import ServeTransport, TargetRouter
+from serve_app.ingress.middleware import App, Gate, GateSettings
+from serve_app.protocol.attempts import FleetLimits, FleetSink
+from serve_app.router.admission import Admission
+from serve_app.router.dispatcher import Fleet
+from serve_app.router.engine_versions import EngineVersions
+from serve_app.router.serve_transport import ServeTransport, TargetRouter
+from serve_app.vllm_patches import device
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ INGRESS_STREAMS = 256
 three hundred of the published streams of 50 tokens a second."""
 
 QUIET = LoggingConfig(enable_access_log=False)
-"""A request has a log line of ours that says more (`outcome.py`) than the two that Serve would write."""
+"""A request has a log line of ours that says more (`protocol/outcome.py`) than the two that Serve would write."""
 
 INGRESS_SURGE_PERCENT = 25
 """Ingress replicas that a replacement may start beyond their number, at least one: the new one serves before the old
@@ -74,12 +74,12 @@ DRAIN_GRACE_S = 30.0
 def build(args: dict[str, object]) -> serve.Application:
     """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run`
     then ends."""
-    vllm_device.use_no_device()
+    device.use_no_device()
     try:
         config = checked_config(args)
     except ConfigError as error:
         if machine.RUN_MARK not in os.environ:  # `make serve` sees and says it by itself
-            plain_run.end(str(error))
+            abort_serve_run.end(str(error))
         raise
     engines = _engine_deployment(config)
     return _ingress_deployment(config).bind(config, engines)
@@ -92,7 +92,7 @@ class EngineDeployment(EngineReplica):
         log_to_stderr()
         if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
             keep_compiled_kernels(config.engine.compile_cache_dir)
-        vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
+        device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
         if config.replicas.nodes_per_replica > 1:
             join_this_ray()
         super().__init__(
@@ -117,7 +117,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
         log_to_stderr()
-        vllm_device.use_no_device()
+        device.use_no_device()
         self._config = config
         self._engines = engines
         self._closing = contextlib.AsyncExitStack()
@@ -125,8 +125,8 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> App:
         """Serve calls this after the constructor and serves what it returns."""
         # Here and not at the top: the process that only builds the application does not need vLLM's server.
-        from serve_app.api import build_api
-        from serve_app.metrics import IngressMetrics
+        from serve_app.ingress.api import build_api
+        from serve_app.ingress.metrics import IngressMetrics
 
         config = self._config
         ingress_id = uuid.uuid4().hex
@@ -136,11 +136,11 @@ class Ingress:
 
         def open_fleet(sink: FleetSink) -> Fleet:
             transport = ServeTransport(self._engines, ingress_id)
-            refusal = EngineVersions(vllm_device.version()).mismatch
+            refusal = EngineVersions(device.version()).mismatch
             return Fleet(transport, ingress_id, limits, sink, admission_of(config), refusal)
 
         app, client = await build_api(
-            flags.parse(engine_argv(config), flags.serve_parser()),
+            vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),
             open_fleet,
             config.ingress.allowed_media_hosts,
         )
@@ -194,7 +194,7 @@ def engine_factory(config: AppConfig) -> EngineFactory:
 
     def vllm(sink: StepSink) -> Engine:
         from serve_app.engine.vllm import VllmEngine
-        from serve_app.engine.vllm_stats import LateStatLogger
+        from serve_app.engine.vllm_metrics import LateStatLogger
 
         return VllmEngine(
             engine_argv(config),
@@ -284,6 +284,6 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         ray_actor_options={
             "num_cpus": ingress.cpus_per_replica,
             # It loads the model's configuration, tokenizer and image processor from where the engine does.
-            "runtime_env": {"env_vars": {**config.engine.env, **vllm_device.FRONT_END_ENV}},
+            "runtime_env": {"env_vars": {**config.engine.env, **device.FRONT_END_ENV}},
         },
     )

@@ -23,16 +23,16 @@ from bench.servers import PROFILE
 from bench.watchdog import faults
 from bench.watchdog.kinds import COMPILES
 from bench.watchdog.outcome import CaseOutcome, Say
-from serve_app import profile
-from serve_app.config import AppConfig, engine_argv
+from serve_app.config import profile
+from serve_app.config.schema import AppConfig, engine_argv
+from serve_app.config.yaml_lines import YamlDocument
 from serve_app.engine import compile_cache, warm_up
 from serve_app.engine.contract import EngineDead, StepSink
+from serve_app.engine.replica import EngineReplica
 from serve_app.engine.vllm import VllmEngine
-from serve_app.engine.vllm_start import engine_core_processes
+from serve_app.engine.vllm_process import engine_core_processes
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.replica import EngineReplica
-from serve_app.wire import AttemptRequest, decode_frame, encode_request
-from serve_app.yaml_lines import YamlDocument
+from serve_app.protocol.messages import AttemptRequest, decode_frame, encode_request
 
 REPLICA, INGRESS = "replica", "bench"
 LOOK_S = 0.05

@@ -1,1 +1,1 @@
-"""From a command to a running service, and what a person asks before: checks, plan, launch, words on the screen."""
+"""`python -m serve_app`: from a command to a running service, and what a person asks before: checks, plan."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.memory import ModelShape
+from serve_app.config.memory import ModelShape
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _EXPERTS = re.compile(r"\.moe\.(gate|up|down)_proj\.|\.experts\.")

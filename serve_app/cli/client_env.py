@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from serve_app.start.welcome import Endpoint
+from serve_app.cli.banner import Endpoint
 
 MAX_OUTPUT_TOKENS = 16_384
 """The longest answer that agents ask for. vLLM refuses a prompt that leaves less room than the answer may take."""

@@ -11,15 +11,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from serve_app import hardware, machine, memory, profile
-from serve_app.config import AppConfig, flag
-from serve_app.deployment import Deployment
-from serve_app.hardware import NodeGpus, NoProfileFits
-from serve_app.keys import BadKeysFile, KeyStore
-from serve_app.memory import GB, Layout, ModelShape
-from serve_app.start import checkpoint
-from serve_app.start.check import Check, Verdict, failed, passed
-from serve_app.start.checkpoint import BadCheckpoint, Checkpoint
+from serve_app.cli import checkpoint
+from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.checkpoint import BadCheckpoint, Checkpoint
+from serve_app.config import hardware, machine, memory, profile
+from serve_app.config.deployment import Deployment
+from serve_app.config.hardware import NodeGpus, NoProfileFits
+from serve_app.config.memory import GB, Layout, ModelShape
+from serve_app.config.schema import AppConfig, flag
+from serve_app.ingress.auth import BadKeysFile, KeyStore
 
 CUTS_STREAMS = {
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120",

@@ -1,5 +1,5 @@
-"""Writes `docs/configuration.md` from the types and docstrings of `config.py`, so that the page cannot say another
-thing."""
+"""Writes `docs/configuration.md` from the types and docstrings of `config/schema.py`, so that the page cannot say
+another thing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from serve_app import profile
-from serve_app.config import AppConfig, Section
-from serve_app.flags import OWNED
-from serve_app.start import plan
+from serve_app.cli import plan
+from serve_app.config import profile
+from serve_app.config.schema import AppConfig, Section
+from serve_app.config.vllm_flags import OWNED
 
 INTRODUCTION = """\
 # Configuration
 
-Written by `python -m serve_app docs` from `serve_app/config.py`; a test keeps it current.
+Written by `python -m serve_app docs` from `serve_app/config/schema.py`; a test keeps it current.
 
 A profile (`configs/<name>.yaml`) describes a hardware layout. The application's `args` in `deploy.yaml` are laid over
 it, key by key; lists are replaced, and a flag set to `null` is taken away. Unknown keys are refused with the nearest

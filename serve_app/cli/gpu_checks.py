@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from serve_app.config import AppConfig, flag
-from serve_app.memory import GB
-from serve_app.start.check import Check, Verdict, failed, passed
-from serve_app.start.gpu_facts import Gpu, GpuBox
+from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.gpu_facts import Gpu, GpuBox
+from serve_app.config.memory import GB
+from serve_app.config.schema import AppConfig, flag
 
 OLDEST_DRIVER = 580
 """vLLM 0.33's wheel is built for CUDA 13, whose runtime needs this driver."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import psutil
 
-from serve_app import machine
+from serve_app.config import machine
 from serve_app.engine import activity
 from serve_app.engine.child import search_path
 

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app import machine, profile
-from serve_app.deployment import Deployment
-from serve_app.start.check import Check, Verdict, failed, passed
+from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.config import machine, profile
+from serve_app.config.deployment import Deployment
 
 GIB = 1024**3
 

@@ -1,19 +1,20 @@
-"""Writes `docs/metrics.md`: our metrics from their declarations in `metrics.py`, and vLLM's that are looked at most."""
+"""Writes `docs/metrics.md`: our metrics from their declarations in `ingress/metrics.py`, and vLLM's that are looked at
+most."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from serve_app.metrics import IngressMetrics
-from serve_app.outcome import Outcome
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
+from serve_app.ingress.metrics import IngressMetrics
+from serve_app.protocol.outcome import Outcome
 
 PAGE = ROOT / "docs" / "metrics.md"
 
 INTRODUCTION = """\
 # Metrics
 
-Written by `python -m serve_app docs` from `serve_app/metrics.py`.
+Written by `python -m serve_app docs` from `serve_app/ingress/metrics.py`.
 
 All of them are on the metrics endpoint that Ray has on every node, without a token; `docs/operations.md` says where,
 and which queries to begin with. A counter appears with its first count. Histograms have `_bucket`, `_sum` and `_count`.

@@ -1,13 +1,14 @@
-"""The table of `python -m serve_app plan`: what each profile's layout holds, by the arithmetic of `memory.py`."""
+"""The table of `python -m serve_app plan`: what each profile's layout holds, by the arithmetic of
+`config/memory.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from serve_app import memory
-from serve_app.config import AppConfig, load_config
-from serve_app.memory import GB
-from serve_app.start.config_checks import layout_of, shape_of
+from serve_app.cli.config_checks import layout_of, shape_of
+from serve_app.config import memory
+from serve_app.config.memory import GB
+from serve_app.config.schema import AppConfig, load_config
 
 SESSION_TOKENS = {"32k": 32_768, "100k": 100_000, "256k": 262_144}
 _ROW = "{:<14} {:<9} {:>12} {:>10} {:>10} {:>7} {:>7} {:>7}"

@@ -10,12 +10,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from serve_app import deployment, hardware, machine, profile
-from serve_app.config import AppConfig, ConfigError, engine_argv, load_config
-from serve_app.deployment import Deployment
-from serve_app.hardware import NodeGpus
-from serve_app.start.check import Check, Verdict, failed, passed
-from serve_app.start.config_checks import (
+from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.config_checks import (
     compile_cache_checks,
     fit_checks,
     flag_checks,
@@ -24,9 +20,13 @@ from serve_app.start.config_checks import (
     model_checks,
     serve_option_checks,
 )
-from serve_app.start.gpu_checks import gpu_checks
-from serve_app.start.gpu_facts import this_box
-from serve_app.start.machine_checks import machine_checks, port_checks, version_checks
+from serve_app.cli.gpu_checks import gpu_checks
+from serve_app.cli.gpu_facts import this_box
+from serve_app.cli.machine_checks import machine_checks, port_checks, version_checks
+from serve_app.config import deployment, hardware, machine, profile
+from serve_app.config.deployment import Deployment
+from serve_app.config.hardware import NodeGpus
+from serve_app.config.schema import AppConfig, ConfigError, engine_argv, load_config
 
 
 def checked_config(args: Mapping[str, object]) -> AppConfig:

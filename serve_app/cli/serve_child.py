@@ -18,9 +18,9 @@ from typing import Self
 
 import psutil
 
-from serve_app import machine
-from serve_app.profile import ROOT
-from serve_app.start import serve_status
+from serve_app.cli import serve_status
+from serve_app.config import machine
+from serve_app.config.profile import ROOT
 
 GRACE_S = 5.0
 """How long Serve may take to end by itself. Its replicas drain for half a minute and more, which nobody who presses

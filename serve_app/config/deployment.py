@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app import yaml_lines
-from serve_app.config import ConfigError
-from serve_app.yaml_lines import BadYaml, KeyPath, YamlDocument
+from serve_app.config import yaml_lines
+from serve_app.config.schema import ConfigError
+from serve_app.config.yaml_lines import BadYaml, KeyPath, YamlDocument
 
 _ENV = ("runtime_env", "env_vars")
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from serve_app.config import AppConfig, ReplicasConfig
+from serve_app.config.schema import AppConfig, ReplicasConfig
 
 CPU_PROFILE = "cpu-demo"
 

@@ -5,8 +5,8 @@ guessed here, to some 2 GB a GPU. Believe its `Available KV cache memory` where 
 
 * weights: experts split over all GPUs of a replica, the rest over each of its data-parallel ranks; what vLLM does not
   split (MTP's projections, the routers, which it keeps in FP32) on every GPU.
-* cache: what `gpu-memory-utilization` leaves, cut into blocks as vLLM does it (`kv_cache.py`). More GPUs than KV heads
-  hold copies. Each data-parallel rank has a cache of its own.
+* cache: what `gpu-memory-utilization` leaves, cut into blocks as vLLM does it (`config/kv_cache.py`). More GPUs than KV
+  heads hold copies. Each data-parallel rank has a cache of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from serve_app.kv_cache import BLOCK_TOKENS, CacheShape, CacheSize, cache_size
+from serve_app.config.kv_cache import BLOCK_TOKENS, CacheShape, CacheSize, cache_size
 
 GB = 1_000_000_000
 MIB = 1024**2

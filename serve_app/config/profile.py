@@ -11,12 +11,12 @@ from pathlib import Path
 import pydantic
 import pydantic_core
 
-from serve_app import yaml_lines
-from serve_app.config import AppConfig, ConfigError, Section
-from serve_app.hardware import NodeGpus, NoProfileFits, ProfileChoice, choose_profile
-from serve_app.yaml_lines import BadYaml, KeyPath, YamlDocument
+from serve_app.config import yaml_lines
+from serve_app.config.hardware import NodeGpus, NoProfileFits, ProfileChoice, choose_profile
+from serve_app.config.schema import AppConfig, ConfigError, Section
+from serve_app.config.yaml_lines import BadYaml, KeyPath, YamlDocument
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """The repository, or the copy of it that Ray unpacked on a node (`working_dir`)."""
 PROFILES = ROOT / "configs"
 

@@ -23,11 +23,11 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.admission import MAX_WAITING
-from serve_app.compat.vllm_device import VARIABLE as DEVICE_VARIABLE
+from serve_app.router.admission import MAX_WAITING
+from serve_app.vllm_patches.device import VARIABLE as DEVICE_VARIABLE
 
 if TYPE_CHECKING:
-    from serve_app.hardware import NodeGpus
+    from serve_app.config.hardware import NodeGpus
 
 Scalar = str | int | float | bool | None
 FlagValue = Scalar | list[object] | dict[str, object]
@@ -253,8 +253,8 @@ def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = N
     `nodes` are what `profile: auto` chooses by; without them the Ray cluster is asked that this process is connected
     to.
     """
-    from serve_app import hardware, profile
-    from serve_app.yaml_lines import YamlDocument
+    from serve_app.config import hardware, profile
+    from serve_app.config.yaml_lines import YamlDocument
 
     if nodes is None and args.get("profile", "auto") == "auto":
         nodes = hardware.cluster_nodes()
@@ -269,8 +269,8 @@ def engine_argv(config: AppConfig) -> list[str]:
 
 
 def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> list[str]:
-    from serve_app.flags import BadFlag, argv_of, parse, serve_parser
-    from serve_app.profile import place_of
+    from serve_app.config.profile import place_of
+    from serve_app.config.vllm_flags import BadFlag, argv_of, parse, serve_parser
 
     for limit in ("max-num-seqs", "max-num-batched-tokens"):
         if flag(config.engine.flags, limit) is None:

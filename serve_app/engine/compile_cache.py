@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from serve_app import machine
+from serve_app.config import machine
 from serve_app.engine import activity
 
 FOLDERS: Final = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from serve_app.engine.watchdog import EngineActivity
-from serve_app.wire import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 FAILED_BY_ITSELF: Final = "failed by itself"
 """In an engine's last words where it is known that nobody has killed it: it reported an error, or crashed."""
@@ -31,7 +31,7 @@ class EngineDead(Exception):
 
 
 class EngineDeadByRequest(EngineDead):
-    """The same, to the one attempt that the death is tied to (`poison.py`)."""
+    """The same, to the one attempt that the death is tied to (`router/poison.py`)."""
 
 
 class EngineDeadBeside(EngineDead):

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serve_app.admission import MAX_WAITING
-from serve_app.autoscaling import FULLNESS
+from serve_app.engine.autoscaling import FULLNESS
 from serve_app.engine.contract import (
     FAILED_BY_ITSELF,
     AttemptRefused,
@@ -27,14 +26,12 @@ from serve_app.engine.contract import (
     EngineInfo,
     StepSink,
 )
+from serve_app.engine.partial_outputs import Leftovers
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
-from serve_app.flight import ReplicaFull, ReplicaStopping, WrongReplica
-from serve_app.leftovers import Leftovers
-from serve_app.line import LineServer
-from serve_app.poison import Blame, Quarantine, blame
-from serve_app.routing import ReplicaFacts
-from serve_app.wire import (
+from serve_app.protocol.attempts import ReplicaFull, ReplicaStopping, WrongReplica
+from serve_app.protocol.data_channel import LineServer
+from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
     Capacity,
@@ -46,6 +43,9 @@ from serve_app.wire import (
     decode_request,
     encode_frame,
 )
+from serve_app.router.admission import MAX_WAITING
+from serve_app.router.poison import Blame, Quarantine, blame
+from serve_app.router.routing import ReplicaFacts
 
 logger = logging.getLogger(__name__)
 

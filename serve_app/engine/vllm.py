@@ -1,7 +1,7 @@
 """Real vLLM behind the engine contract: raw requests in, each step's raw outputs out.
 
 The ingress runs vLLM's input and output processors, so a request arrives here as vLLM's own `EngineCoreRequest`, and
-what an engine step gives leaves as it is, through a tap on `AsyncLLM`'s engine core (`vllm_tap.py`).
+what an engine step gives leaves as it is, through a tap on `AsyncLLM`'s engine core (`vllm_observer.py`).
 
 Flags that a layout must know: an engine has no image cache (`--mm-processor-cache-gb 0`, set here), because it would be
 the shadow of a cache at exactly one front end. A front end may keep a cache without a shadow (vLLM's
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from serve_app.engine import activity, vllm_tap, warm_up
+from serve_app.engine import activity, vllm_observer, warm_up
 from serve_app.engine.child import Report
 from serve_app.engine.contract import (
     AttemptRefused,
@@ -32,7 +32,8 @@ from serve_app.engine.contract import (
     StepSink,
 )
 from serve_app.engine.gang import Gang
-from serve_app.engine.vllm_start import (
+from serve_app.engine.vllm_io import engine_request, token_delta
+from serve_app.engine.vllm_process import (
     EngineReports,
     Started,
     engine_core_children,
@@ -43,11 +44,10 @@ from serve_app.engine.vllm_start import (
     start_engine,
     stop_engine,
 )
-from serve_app.engine.vllm_wire import engine_request, token_delta
 from serve_app.engine.watchdog import EngineActivity
-from serve_app.wire import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
-if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -172,7 +172,7 @@ class VllmEngine:
         self._cores = engine_core_children(self._others)
         self._gpu = activity.gpu_reader()
         self._last_step_s = time.monotonic()
-        vllm_tap.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
+        vllm_observer.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
 
     async def _warm_up(self, started: Started, say: ProgressSink) -> None:
@@ -272,7 +272,7 @@ class VllmEngine:
             return
         running = self._admit(attempt)
         try:
-            await vllm_tap.add(live.llm, request)
+            await vllm_observer.add(live.llm, request)
             await running.ended
         except asyncio.CancelledError:
             await self.abort(attempt.attempt_id)

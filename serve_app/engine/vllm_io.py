@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from serve_app.compat import vllm_resume
 from serve_app.engine.contract import AttemptRefused
-from serve_app.wire import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, TokenDelta
+from serve_app.vllm_patches import resume
 
-if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.compat.names` reads these
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
@@ -58,7 +58,7 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     params.stop = []  # the ingress looks for them in the text
     params.max_tokens = attempt.max_tokens - len(emitted)
     params.min_tokens = max(0, attempt.min_tokens - len(emitted))
-    vllm_resume.mark(params, len(emitted), attempt.min_tokens)
+    resume.mark(params, len(emitted), attempt.min_tokens)
     if emitted:
         params.prompt_logprobs = None  # the first attempt gave them
     return request

@@ -13,7 +13,8 @@ Slow is not dead: a first step of its kind compiles kernels (minutes, where a co
 prompt takes as long as its context is deep. So the limit for `stuck` grows with the slowest step that this engine has
 made, and a compiler at work has a limit of its own.
 
-Time is counted in the watcher's own observations (`liveness.py`): a machine that was stopped finds nobody hung.
+Time is counted in the watcher's own observations (`protocol/liveness.py`): a machine that was stopped finds nobody
+hung.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from serve_app.liveness import SilenceClock
+from serve_app.protocol.liveness import SilenceClock
 
 LOOK_AFTER_S = 2.0
 """A step that takes longer is looked into. Before that, reading the process table would cost more than it tells."""

@@ -1,7 +1,7 @@
 """vLLM's own API app over the fleet. The sole importer of vLLM's server internals.
 
 The protocols (chat, completions, responses, messages, tokenise) are vLLM's code, unchanged. What is not served here,
-and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`middleware.py`)."""
+and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`ingress/middleware.py`)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.parser import metrics as parser_metrics
 
-from serve_app import media
-from serve_app.client import FleetClient, FleetFactory
-from serve_app.compat import vllm_answers, vllm_parsers, vllm_prefill
-from serve_app.ingress import own_routes, responses_api, structured_outputs, vllm_errors, vllm_limits
+from serve_app.ingress import media, own_routes, responses_api, vllm_errors, vllm_limits
+from serve_app.ingress.engine_client import FleetClient, FleetFactory
+from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.own_routes import OwnFacts
+from serve_app.vllm_patches import answers, parsers, prefill
 
 TASKS = ("generate",)
 
@@ -64,13 +64,13 @@ def frontend_config(args: Namespace) -> VllmConfig:
 async def build_api(
     args: Namespace, fleet_factory: FleetFactory, allowed_media_hosts: Sequence[str] = ()
 ) -> tuple[FastAPI, FleetClient]:
-    """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `media.py`."""
+    """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `ingress/media.py`."""
     media.use(allowed_media_hosts)
-    vllm_parsers.keep_tables()
+    parsers.keep_tables()
     vllm_errors.patch()
     vllm_limits.patch()
-    vllm_prefill.continue_answers()
-    vllm_answers.correct_answers()
+    prefill.continue_answers()
+    answers.correct_answers()
     responses_api.use()
     structured_outputs.use()
     client = FleetClient(frontend_config(args), fleet_factory)
@@ -86,8 +86,8 @@ async def build_api(
 
 def _drop_unread_middleware(app: FastAPI) -> None:
     """Leave out what the gate does itself (CORS: our own refusals need it, too), and what vLLM counts for a `/metrics`
-    that is not served here, one of it for every token: a twentieth of an ingress' time. Ours go to Ray (`metrics.py`),
-    the engine's from its replica."""
+    that is not served here, one of it for every token: a twentieth of an ingress' time. Ours go to Ray
+    (`ingress/metrics.py`), the engine's from its replica."""
     unread: tuple[object, ...] = (PrometheusInstrumentatorMiddleware, CORSMiddleware)
     app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls not in unread]
     app.middleware_stack = None  # built when it is first asked for; `build_app` has done so already

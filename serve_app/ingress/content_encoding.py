@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from http import HTTPStatus
 
-from serve_app.errors import RequestRefused
+from serve_app.protocol.errors import RequestRefused
 
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """zlib's names for the formats."""

@@ -5,7 +5,7 @@ does in front of the core stays vLLM's code: input processing, `n` sequences per
 log probabilities, aborts. An attempt that dies and goes on elsewhere is therefore invisible here: the core simply took
 a little longer. See `docs/decisions/0001-the-seam.md`.
 
-With `serve_app/api.py` and `serve_app/engine/vllm.py` the only importers of vLLM.
+With `serve_app/ingress/api.py` and `serve_app/engine/vllm.py` the only importers of vLLM.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.compat.answer_stops import AnswerOutputProcessor
-from serve_app.context import CURRENT
-from serve_app.errors import OtherVersion, RequestRefused, ServeError
-from serve_app.fleet import Fleet
-from serve_app.flight import FleetRequest, FlightRecord
-from serve_app.ingress import request_limits, structured_outputs
-from serve_app.ingress.grammar_checker import GrammarChecker
-from serve_app.ingress.grammar_jobs import WorkerSettings
+from serve_app.ingress.grammars import structured_outputs
+from serve_app.ingress.grammars.checker import GrammarChecker
+from serve_app.ingress.grammars.jobs import WorkerSettings
+from serve_app.ingress.requests import limits
 from serve_app.ingress.vllm_errors import FleetHTTPError
-from serve_app.wire import TokenDelta
+from serve_app.protocol.attempts import FleetRequest, FlightRecord
+from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
+from serve_app.protocol.messages import TokenDelta
+from serve_app.router.dispatcher import Fleet
+from serve_app.router.request_context import CURRENT
+from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
 FleetFactory = Callable[["FleetCore"], Fleet]
 """Builds the fleet that delivers to the given sink."""
@@ -72,7 +73,7 @@ class FleetCore:
 
     def _is_refusal(self, request_id: str, delta: TokenDelta) -> bool:
         """Whether a request's end is that of its grammar. That only an engine can know, and it says no more than that
-        the request failed, before its first token or later (`compat/vllm_grammars.py`)."""
+        the request failed, before its first token or later (`vllm_patches/grammars.py`)."""
         field = self._grammars.pop(request_id, None)
         if field is None or delta.finish_reason != FinishReason.ERROR.value:
             return False
@@ -92,7 +93,7 @@ class FleetCore:
         if params is None or request.prompt_token_ids is None:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
         try:
-            request_limits.check_tokens(
+            limits.check_tokens(
                 sum(map(len, params.bad_words_token_ids or ())),
                 (params.prompt_logprobs or 0) * len(request.prompt_token_ids),
             )
@@ -255,5 +256,5 @@ def worker_settings(config: VllmConfig) -> WorkerSettings:
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:
-    """What of a request does not survive its replica to the letter (see `compat/vllm_resume.py`)."""
+    """What of a request does not survive its replica to the letter (see `vllm_patches/resume.py`)."""
     return ("seed",) if params.seed is not None and params.temperature else ()

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.errors import OutputTooLong, PromptTooLong, RequestRefused, ServeError, ThreadNotFound
+from serve_app.protocol.errors import OutputTooLong, PromptTooLong, RequestRefused, ServeError, ThreadNotFound
 
 NOT_VALID = "The request is not valid."
 SERVER_FAULT = "The request failed on the server. Please retry."

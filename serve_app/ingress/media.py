@@ -28,7 +28,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
 from yarl import URL
 
-from serve_app.context import CURRENT, RequestContext
+from serve_app.router.request_context import CURRENT, RequestContext
 
 NAME: Final = "http"
 """Of vLLM's default connector, in whose place this process has ours. `VLLM_MEDIA_CONNECTOR` chooses another one; to set

@@ -12,8 +12,8 @@ import logging
 
 from ray.serve import metrics
 
-from serve_app.context import RequestContext
-from serve_app.outcome import Outcome
+from serve_app.protocol.outcome import Outcome
+from serve_app.router.request_context import RequestContext
 
 LOGGED_IGNORED = 20
 """Of what a request asked for in vain, so many entries are in its line: a long history holds hundreds."""
@@ -28,7 +28,7 @@ LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 1
 
 
 RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
-"""`Retry-After` is within these (`admission.py`)."""
+"""`Retry-After` is within these (`router/admission.py`)."""
 
 
 class IngressMetrics:

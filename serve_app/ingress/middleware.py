@@ -2,7 +2,7 @@
 
 In order: request id; routes that are served at all (`ingress/routes.py`); the key; the body (encoding, size, aliases,
 effort); then vLLM's app. On the way back: the request id, errors in the API's own shape with a retry hint, streams that
-never go silent (`sse.py`), and one log line. Nothing here waits for anything but the client and the app.
+never go silent (`ingress/sse.py`), and one log line. Nothing here waits for anything but the client and the app.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from serve_app.context import CURRENT, RequestContext
-from serve_app.errors import PoisonRequest, PromptTooLong, RequestRefused, ServeError
-from serve_app.ingress import content_encoding, json_body, request_preparation, routes
+from serve_app.ingress import content_encoding, routes
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.edits import HEADER, Edits, header_value
 from serve_app.ingress.error_format import SERVER_FAULT, Api, error_body, foreign_error, status_of
-from serve_app.outcome import Outcome
-from serve_app.sse import EventStream
+from serve_app.ingress.requests import json_body, preparation
+from serve_app.ingress.requests.edits import HEADER, Edits, header_value
+from serve_app.ingress.sse import EventStream
+from serve_app.protocol.errors import PoisonRequest, PromptTooLong, RequestRefused, ServeError
+from serve_app.protocol.outcome import Outcome
+from serve_app.router.request_context import CURRENT, RequestContext
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +56,14 @@ DISCONNECT_GRACE_S = 0.25
 
 
 class Keys(Protocol):
-    """The keys that may ask (`serve_app/keys.py`)."""
+    """The keys that may ask (`serve_app/ingress/auth.py`)."""
 
     def name_of(self, presented: str) -> str | None:
         """Whose key it is; None for an unknown one."""
 
 
 class AccessLog(Protocol):
-    """Told of every request once, when it is over (`serve_app/metrics.py`)."""
+    """Told of every request once, when it is over (`serve_app/ingress/metrics.py`)."""
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """One request has ended. `route` is a pattern of `routes.SERVED`, or "unserved"."""
@@ -306,9 +307,9 @@ class _Exchange:
 
     def _rewrite(self, body: bytes) -> bytes:
         """Aliases become the served name, efforts those the model knows; what agents send and vLLM does not take is
-        mended or left out (`ingress/request_preparation.py`). Raises `RequestRefused`."""
+        mended or left out (`ingress/requests/preparation.py`). Raises `RequestRefused`."""
         path = self._scope["path"]
-        if path not in request_preparation.WITH_BODY:
+        if path not in preparation.WITH_BODY:
             return body
         request, repaired = json_body.decode(body)
         edits = Edits(changed=repaired)
@@ -317,7 +318,7 @@ class _Exchange:
             self._context.model = self._gate.resolve_model(model)
             edits.changed |= self._context.model != model
             request["model"] = self._context.model
-        request_preparation.prepare(path, request, edits)
+        preparation.prepare(path, request, edits)
         self._context.ignored = edits.ignored
         for holder in (
             request,

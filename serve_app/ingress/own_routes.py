@@ -16,8 +16,8 @@ from fastapi import FastAPI, Header, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from serve_app.errors import ModelNotFound
 from serve_app.ingress import openapi, routes
+from serve_app.protocol.errors import ModelNotFound
 
 
 @dataclass(frozen=True)

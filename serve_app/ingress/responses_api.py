@@ -18,9 +18,9 @@ from vllm.entrypoints.openai.responses.protocol import (
 )
 from vllm.sampling_params import validate_thinking_token_budget
 
-from serve_app.compat import vllm_api
-from serve_app.compat.patching import Function, replace
-from serve_app.ingress import structured_outputs
+from serve_app.ingress.grammars import structured_outputs
+from serve_app.vllm_patches import vllm_api
+from serve_app.vllm_patches.patching import Function, replace
 
 ITEM_DONE: Final = "response.output_item.done"
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from serve_app.context import RequestContext
-from serve_app.errors import ServeError
 from serve_app.ingress.error_format import Api, error_object, foreign_error
+from serve_app.protocol.errors import ServeError
+from serve_app.router.request_context import RequestContext
 
 Message = MutableMapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""Every exception and error answer of vLLM's server, as one of our errors (`errors.py`).
+"""Every exception and error answer of vLLM's server, as one of our errors (`protocol/errors.py`).
 
 vLLM turns what goes wrong into an answer in many places: FastAPI's handlers, `except` clauses of its routes, streams
 that have begun. All of them pass here: the handlers are ours, and the few functions in between are replaced. What comes
@@ -31,11 +31,6 @@ from vllm.exceptions import (
 )
 from vllm.v1.engine.exceptions import EngineGenerateError
 
-from serve_app.admission import UNKNOWN_START_S
-from serve_app.compat import vllm_api
-from serve_app.compat.patching import Function, replace
-from serve_app.context import CURRENT
-from serve_app.errors import PromptTooLong, RequestRefused, ServeError
 from serve_app.ingress.error_format import (
     NOT_VALID,
     SERVER_FAULT,
@@ -45,8 +40,13 @@ from serve_app.ingress.error_format import (
     openai_code,
     plain_sentence,
 )
-from serve_app.ingress.request_fields import find_problem
+from serve_app.ingress.requests.fields import find_problem
 from serve_app.ingress.validation_errors import Problem, describe
+from serve_app.protocol.errors import PromptTooLong, RequestRefused, ServeError
+from serve_app.router.admission import UNKNOWN_START_S
+from serve_app.router.request_context import CURRENT
+from serve_app.vllm_patches import vllm_api
+from serve_app.vllm_patches.patching import Function, replace
 
 SHAPELESS = "A field of the request has a value of the wrong type or shape."
 NOT_UNDERSTOOD = (TypeError, AttributeError, LookupError, AssertionError)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.compat import vllm_api
-from serve_app.compat.patching import Function, replace
-from serve_app.errors import OutputTooLong, PromptTooLong
 from serve_app.ingress.vllm_errors import FleetHTTPError
+from serve_app.protocol.errors import OutputTooLong, PromptTooLong
+from serve_app.vllm_patches import vllm_api
+from serve_app.vllm_patches.patching import Function, replace
 
 SAMPLES: Final = 16
 SAMPLE_CHARS: Final = 4096

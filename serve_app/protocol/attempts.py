@@ -1,6 +1,6 @@
 """What flies, on what, and how it is told: the words that the fleet, its transport and its caller share.
 
-Nothing here knows Ray (that is `Transport`, see `transport.py`) or vLLM (`client.py`).
+Nothing here knows Ray (that is `Transport`, see `router/serve_transport.py`) or vLLM (`ingress/engine_client.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from serve_app.errors import ServeError
-from serve_app.wire import AttemptRequest, Frame, Hello, TokenDelta
+from serve_app.protocol.errors import ServeError
+from serve_app.protocol.messages import AttemptRequest, Frame, Hello, TokenDelta
 
 
 class ReplicaLost(Exception):
@@ -41,7 +41,7 @@ class End(Enum):
     DIED = "died"
     """The engine died or hung while the attempt was in it, or the replica's process ended: the request may be why."""
     NAMED = "named"
-    """It died, and the attempt is why, as far as there is evidence (`poison.py`)."""
+    """It died, and the attempt is why, as far as there is evidence (`router/poison.py`)."""
     BESIDE = "beside"
     """It died, and nothing points at the attempt."""
     CUT = "cut"
@@ -62,7 +62,8 @@ class Transport(Protocol):
         """The link to one replica, open until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
 
     async def left_of(self, claim: str) -> list[int]:
-        """The most that any replica has of a broken stream (`leftovers.py`); empty if none can be found."""
+        """The most that any replica has of a broken stream (`engine/partial_outputs.py`); empty if none can be
+        found."""
 
     async def hold_against(self, quarantine: Mapping[str, float]) -> None:
         """Tell every replica who has cost one, so that the other ingresses hear it from them (`Hello.quarantine`)."""
@@ -131,7 +132,7 @@ class FleetSink(Protocol):
 @dataclass(frozen=True)
 class FleetLimits:
     """A request without a new token for `request_deadline_s` gets no further attempt. What makes a request poison is
-    `poison.py`'s to say.
+    `router/poison.py`'s to say.
 
     Being cut off ends it later, for a request that stops its replicas without a word is cut off as one on a broken
     network is: when, since its last token, `max_gone_replicas` have fallen silent for good, or after

@@ -1,9 +1,9 @@
 """The line between an ingress and an engine replica: one TCP connection, attempts one way and frames the other.
 
 A call or a message of Ray Serve's costs each side as much as several steps' tokens do. So what comes with every step
-and with every attempt does not go that way. Serve still holds the pair together (`transport.py`): beside the line the
-ingress keeps one streaming call open, which Serve waits for before it ends a replica, and which says how the replica
-ended when the line breaks.
+and with every attempt does not go that way. Serve still holds the pair together (`router/serve_transport.py`): beside
+the line the ingress keeps one streaming call open, which Serve waits for before it ends a replica, and which says how
+the replica ended when the line breaks.
 
 A message is its length (4 bytes), its kind (1 byte) and its body, which is msgpack but for a frame: that is encoded
 already.
@@ -23,8 +23,8 @@ from typing import Protocol
 import msgspec
 
 from serve_app.engine.contract import AttemptRefused, EngineDead, EngineDeadBeside, EngineDeadByRequest
-from serve_app.flight import ReplicaFull, ReplicaLost, ReplicaStopping, WrongReplica
-from serve_app.wire import Frame, LineAddress, decode_frame
+from serve_app.protocol.attempts import ReplicaFull, ReplicaLost, ReplicaStopping, WrongReplica
+from serve_app.protocol.messages import Frame, LineAddress, decode_frame
 
 logger = logging.getLogger(__name__)
 

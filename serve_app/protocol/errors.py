@@ -24,7 +24,7 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from serve_app.outcome import Outcome
+from serve_app.protocol.outcome import Outcome
 
 
 @dataclass

@@ -20,9 +20,9 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `prompt_token_ids` never changes between attempts; `emitted_token_ids` holds what earlier attempts gave, which the
     engine must continue after as if it had produced them itself. `max_tokens` and `min_tokens` count from the first
     token of the first attempt. `payload` is vLLM's request (without the token ids), in the buffers of vLLM's encoder.
-    `claim` is under which what it says can be asked for if its stream breaks off (`leftovers.py`); empty: under none.
-    `admitted`: a replica had taken the request before, so none refuses it for want of room; None is what an ingress
-    says that does not know of such refusals.
+    `claim` is under which what it says can be asked for if its stream breaks off (`engine/partial_outputs.py`); empty:
+    under none. `admitted`: a replica had taken the request before, so none refuses it for want of room; None is what an
+    ingress says that does not know of such refusals.
     """
 
     wire_version: int
@@ -78,7 +78,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class LineAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where a replica takes lines (`line.py`), and what a caller must know to get one."""
+    """Where a replica takes lines (`protocol/data_channel.py`), and what a caller must know to get one."""
 
     host: str
     port: int
@@ -104,7 +104,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `quarantine` is what ingresses have told it: who has cost a replica, and how many seconds that is still held against
     them (`poison.Quarantine`).
 
-    An ingress sends nothing to a replica of another `wire_version` or vLLM (`ingress/engine_versions.py`).
+    An ingress sends nothing to a replica of another `wire_version` or vLLM (`router/engine_versions.py`).
     """
 
     replica_id: str

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from loadtest.report.files import write_text
-from serve_app import deployment, hardware
-from serve_app.profile import ROOT
+from serve_app.config import deployment, hardware
+from serve_app.config.profile import ROOT
 from serve_app.rehearse import facts, measure, page, setup, verdict
 from serve_app.rehearse.facts import Facts
 from serve_app.rehearse.service import NotStarted, Say, Service, serve_command

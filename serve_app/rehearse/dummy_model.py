@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
 
 DEMO = ROOT / "models" / "step-tiny"
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -14,13 +14,13 @@ import numpy as np
 
 from loadtest.data.pictures import data_url, draw, png
 from loadtest.published import MACHINES
-from serve_app import hardware, memory
-from serve_app.config import AppConfig
+from serve_app.cli.config_checks import layout_of, shape_of
+from serve_app.config import hardware, memory
+from serve_app.config.schema import AppConfig
 from serve_app.rehearse import facts
 from serve_app.rehearse.facts import Facts, Kill, Load, Memory, Request
 from serve_app.rehearse.service import Say, run_tool
 from serve_app.rehearse.setup import HOST, Plan
-from serve_app.start.config_checks import layout_of, shape_of
 
 TEXT_TOKENS, IMAGE_SIDE, LEAST_IMAGE_TOKENS = 32, 448, 169
 CITIES = ("Oslo", "Paris")
@@ -199,7 +199,7 @@ def plan_memory(config: AppConfig) -> Memory:
 
 def gpu_memory() -> tuple[int | None, int | None]:
     """Total and used bytes of the fullest GPU, by NVML; None where there is none."""
-    from serve_app.start.gpu_facts import this_box
+    from serve_app.cli.gpu_facts import this_box
 
     gpus = this_box({}, None).gpus
     fullest = max(gpus, key=lambda gpu: gpu.used_bytes, default=None)

@@ -16,10 +16,10 @@ from typing import BinaryIO, Self
 
 import psutil
 
-from serve_app import machine
-from serve_app.profile import ROOT
+from serve_app.cli import serve_child, serve_status
+from serve_app.config import machine
+from serve_app.config.profile import ROOT
 from serve_app.rehearse.facts import ANSWERS, DASHBOARD, STAMPED
-from serve_app.start import serve_child, serve_status
 
 POLL_S = 0.2
 STOP_S = 120.0

@@ -16,15 +16,15 @@ from typing import Any
 
 import yaml
 
-from serve_app import hardware, machine, profile
-from serve_app.config import AppConfig, ConfigError, flag
-from serve_app.deployment import Deployment
-from serve_app.hardware import CPU_PROFILE, NodeGpus
-from serve_app.memory import GB
-from serve_app.profile import ROOT
+from serve_app.cli.config_checks import hub_cache, shape_of
+from serve_app.config import hardware, machine, profile
+from serve_app.config.deployment import Deployment
+from serve_app.config.hardware import CPU_PROFILE, NodeGpus
+from serve_app.config.memory import GB
+from serve_app.config.profile import ROOT
+from serve_app.config.schema import AppConfig, ConfigError, flag
+from serve_app.config.yaml_lines import YamlDocument
 from serve_app.rehearse import dummy_model
-from serve_app.start.config_checks import hub_cache, shape_of
-from serve_app.yaml_lines import YamlDocument
 
 ACCEPTED = 2.8
 """Tokens of a step: what the published figures come to (`loadtest/published.py`)."""

@@ -13,7 +13,7 @@ from enum import Enum
 from serve_app.rehearse.facts import GB, Facts, Kill, Load, Memory
 
 GUESSED_BYTES = 2 * GB
-"""How far `plan` may be off: activations, CUDA graphs and the runtime are guessed (`memory.py`)."""
+"""How far `plan` may be off: activations, CUDA graphs and the runtime are guessed (`config/memory.py`)."""
 LONG_START_S = 900.0
 """Without weights to read, a start is compiling, graphs and warm-up: minutes."""
 FULL_RATIO = 0.97

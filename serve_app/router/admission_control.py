@@ -1,6 +1,7 @@
 """What an ingress tells a client that comes to a full fleet: gathers the facts, and keeps what it has told whom.
 
-The decision is `admission.py`'s. The last word is the replicas' (`replica.py`): they know of every ingress' requests.
+The decision is `router/admission.py`'s. The last word is the replicas' (`engine/replica.py`): they know of every
+ingress' requests.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
-from serve_app.admission import Admission, Admit, Facts, Never, NobodyUp, refuse
-from serve_app.errors import QueueFull, ServeError, TooManySequences
-from serve_app.links import Links
+from serve_app.protocol.errors import QueueFull, ServeError, TooManySequences
+from serve_app.router.admission import Admission, Admit, Facts, Never, NobodyUp, refuse
+from serve_app.router.replica_pool import Links
 
 
 class Promises:

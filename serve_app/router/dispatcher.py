@@ -2,11 +2,11 @@
 
 A request is a *flight*. It flies in *attempts*, one replica each. An attempt has two halves: a control call, which
 returns when the attempt has ended on the replica, and the deltas, which come with the frames of the *link* that this
-ingress holds to the replica (`links.py`). A flight lands when a delta says that it has finished. Whatever else ends an
-attempt (a dead replica, a silent or broken link, a gap in the positions, the end of a drain) starts another one
-elsewhere, with the prompt and what has been emitted.
+ingress holds to the replica (`router/replica_pool.py`). A flight lands when a delta says that it has finished. Whatever
+else ends an attempt (a dead replica, a silent or broken link, a gap in the positions, the end of a drain) starts
+another one elsewhere, with the prompt and what has been emitted.
 
-Nothing here knows Ray (that is `Transport`, see `transport.py`) or vLLM (`client.py`).
+Nothing here knows Ray (that is `Transport`, see `router/serve_transport.py`) or vLLM (`ingress/engine_client.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from serve_app.admission import Admission
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.errors import CutOff, InQuarantine, PoisonRequest, ServeError, refused_by_engine
-from serve_app.flight import (
+from serve_app.protocol.attempts import (
     End,
     FleetLimits,
     FleetRequest,
@@ -35,12 +33,14 @@ from serve_app.flight import (
     Transport,
     WrongReplica,
 )
-from serve_app.ingress.admission_control import AdmissionControl
-from serve_app.links import Link, Links, Refusal
-from serve_app.poison import Blame, Quarantine, is_poison
-from serve_app.resumes import ResumeGate
-from serve_app.routing import ReplicaFacts, affinity_key, choose_replica
-from serve_app.wire import WIRE_VERSION, AttemptRequest, Hello, TokenDelta
+from serve_app.protocol.errors import CutOff, InQuarantine, PoisonRequest, ServeError, refused_by_engine
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, Hello, TokenDelta
+from serve_app.router.admission import Admission
+from serve_app.router.admission_control import AdmissionControl
+from serve_app.router.migration_throttle import ResumeGate
+from serve_app.router.poison import Blame, Quarantine, is_poison
+from serve_app.router.replica_pool import Link, Links, Refusal
+from serve_app.router.routing import ReplicaFacts, affinity_key, choose_replica
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class _Flight:
 class Fleet:
     """Flies requests on whatever replicas there are. Use as an async context manager: leaving it ends every task.
 
-    `refusal` says which replicas must get nothing, and why (`ingress/engine_versions.py`).
+    `refusal` says which replicas must get nothing, and why (`router/engine_versions.py`).
     """
 
     def __init__(

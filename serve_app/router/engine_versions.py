@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.wire import WIRE_VERSION, Hello
+from serve_app.protocol.messages import WIRE_VERSION, Hello
 
 ANY = frozenset({"", "fake"})
 """Versions that go with all: of a replica that does not say, and of the fake engine, which reads nothing of vLLM's."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from serve_app.errors import ServeError
-from serve_app.flight import FlightRecord
+from serve_app.protocol.attempts import FlightRecord
+from serve_app.protocol.errors import ServeError
 
 
 @dataclass(eq=False)
@@ -30,7 +30,7 @@ class RequestContext:
     key_name: str | None = None
     model: str | None = None
     ignored: list[str] = field(default_factory=list)
-    """What was asked for and left out, by field (`ingress/edits.py`)."""
+    """What was asked for and left out, by field (`ingress/requests/edits.py`)."""
     flights: list[FlightRecord] = field(default_factory=list)
     grammar_source: str = "structured_outputs"
     """The field of its body that its grammar is in, if it has one."""

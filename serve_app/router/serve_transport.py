@@ -4,8 +4,8 @@ Serve routes a call to whichever replica its `RequestRouter` picks; the fleet ha
 its target, `TargetRouter` sends it there, and the replica checks: a call for a replica that Serve no longer routes to
 lands elsewhere and comes back as `WrongReplica`.
 
-Attempts and frames go by a line of their own where there is one (`line.py`); Serve's calls are the way to find it, to
-keep the replica, and to go where there is none.
+Attempts and frames go by a line of their own where there is one (`protocol/data_channel.py`); Serve's calls are the way
+to find it, to keep the replica, and to go where there is none.
 
 The list of replicas comes from `handle.broadcast`, Serve's public way to reach every replica that takes new work.
 """
@@ -26,9 +26,9 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.flight import ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
-from serve_app.line import Line
-from serve_app.wire import AttemptRequest, Frame, Hello, LineAddress, decode_frame, encode_request
+from serve_app.protocol.attempts import ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
+from serve_app.protocol.data_channel import Line
+from serve_app.protocol.messages import AttemptRequest, Frame, Hello, LineAddress, decode_frame, encode_request
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`python -m serve_app.compat`: makes torchvision importable in this environment, if it is not. Says what it did."""
+"""`python -m serve_app.vllm_patches`: makes torchvision importable in this environment, and says what it did."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from serve_app.compat import torchvision_cpu
+from serve_app.vllm_patches import torchvision_cpu
 
 MODULE = "_step_serve_torchvision"
 """Its name in site-packages: a copy of `torchvision_cpu.py`, so that the environment starts without this one."""

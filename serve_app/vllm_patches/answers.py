@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pydantic_core
 
-from serve_app.compat.patching import Function, Target, replace
+from serve_app.vllm_patches.patching import Function, Target, replace
 
 PARSER: Final = Target(
     "vllm.parser.parser_manager", "ParserManager", "get_parser", ("tool_parser_name", "reasoning_parser_name")
@@ -53,7 +53,7 @@ def correct_answers() -> None:
 
 def parse_in_one_pass(original: Function, _: ModuleType) -> Function:
     """The parser of this model is ours. Others stay as they are."""
-    from serve_app.compat.answer_parser import AnswerParser
+    from serve_app.vllm_patches.answer_parser import AnswerParser
 
     def get_parser(cls: Any, *args: Any, **named: Any) -> Any:
         found = original(cls, *args, **named)

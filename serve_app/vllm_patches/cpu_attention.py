@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.compat.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, Target
 
 FORWARD: Final = Target(
     "vllm.v1.attention.backends.cpu_attn",

@@ -14,7 +14,7 @@ import json
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.compat.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, Target
 
 BACKEND: Final = Target("vllm.v1.structured_output.backend_xgrammar", "XgrammarBackend", "__post_init__", ())
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.compat.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, Target
 
 SCHEDULE: Final = Target("vllm.v1.core.sched.scheduler", "Scheduler", "schedule", ("throttle_prefills",))
 CHUNK: Final = Target(

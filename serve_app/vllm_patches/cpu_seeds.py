@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from serve_app.compat.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, Target
 
 SAMPLE: Final = Target(
     "vllm.v1.worker.gpu_model_runner",

@@ -12,7 +12,7 @@ import time
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.compat.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, Target
 
 WAIT: Final = Target("vllm.distributed.device_communicators.shm_broadcast", "SpinCondition", "wait", ("timeout_ms",))
 

@@ -1,6 +1,6 @@
 """A grammar in an engine costs its own request at most: neither another request's back end, nor a step, nor the engine.
 
-The ingress has tried each grammar before (`ingress/grammar_checker.py`). What can be known in an engine only, or later:
+The ingress has tried each grammar (`ingress/grammars/checker.py`). What can be known in an engine only, or later:
 
 * vLLM compiles with the library that an engine's first grammar chose, for the engine's life: one that only another
   library takes (`auto` falls back to guidance) then fails, or is refused (0.33). Here each request has its own.
@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, Final, TypeVar
 
-from serve_app.compat.patching import Function, Target, replace
+from serve_app.vllm_patches.patching import Function, Target, replace
 
 COMPILE_LIMIT_S: Final = 120.0
 """On the clock, the wait for a compiler thread included. The ingress allows 8 s of CPU time; beyond this a thread hangs

@@ -1,7 +1,8 @@
 """How this package changes vLLM: one function at a time, once, and only where it has the expected shape.
 
 A process that went on with half of a change would be worse than one that does not start, so whatever is not as expected
-raises. `python -m serve_app.compat.names` compares every `Target` with the source of a version not yet installed.
+raises. `python -m serve_app.vllm_patches.vllm_api_check` compares every `Target` with the source of a version that is
+not installed yet.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from serve_app.compat.after_import import after_import
+from serve_app.vllm_patches.import_hook import after_import
 
 logger = logging.getLogger(__name__)
 

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from serve_app.compat import vllm_cpu, vllm_grammars, vllm_resume
 from serve_app.engine import child, gang
+from serve_app.vllm_patches import cpu, grammars, resume
 
 
 def register() -> None:
     """vLLM calls this in each of its processes, at times more than once."""
     child.find_own_programs()  # again, for workers on other nodes, which are Ray's processes and not the engine's
-    vllm_cpu.close_gaps()
-    vllm_resume.continue_requests()
-    vllm_grammars.keep_to_their_requests()
+    cpu.close_gaps()
+    resume.continue_requests()
+    grammars.keep_to_their_requests()
     if child.is_engine_process():
         child.die_with_parent()
         child.report_to_owner()

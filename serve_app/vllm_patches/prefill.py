@@ -11,7 +11,7 @@ import inspect
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.compat.patching import Function, Target, replace
+from serve_app.vllm_patches.patching import Function, Target, replace
 
 CONVERT: Final = Target(
     "vllm.entrypoints.anthropic.serving",

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from serve_app.compat.patching import Function, Target, minor_version, replace
+from serve_app.vllm_patches.patching import Function, Target, minor_version, replace
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serve_app.compat.patching import Target
+from serve_app.vllm_patches.patching import Target
 
 _CREATE_ERROR = ("message", "err_type", "status_code", "param")
 _LIMITS = ("vllm.renderers.params", "TokenizeParams")

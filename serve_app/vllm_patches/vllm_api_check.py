@@ -1,4 +1,4 @@
-"""`python -m serve_app.compat.names [--source WHEEL_OR_FOLDER]`: is every vLLM name that we use there?
+"""`python -m serve_app.vllm_patches.vllm_api_check [--source WHEEL_OR_FOLDER]`: is every vLLM name that we use there?
 
 vLLM promises nothing about its inside, and we stand in the middle of it. So before a version is taken up, this reads
 our modules and that version's source (of the installed one, or of a wheel that is not installed) and compares: imports,
@@ -17,19 +17,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.compat import vllm_answers, vllm_api, vllm_cpu, vllm_grammars, vllm_prefill, vllm_resume
-from serve_app.compat.patching import Target
-from serve_app.compat.source_tree import Definition, SourceTree
+from serve_app.vllm_patches import answers, cpu, grammars, prefill, resume, vllm_api
+from serve_app.vllm_patches.patching import Target
+from serve_app.vllm_patches.source_tree import Definition, SourceTree
 
 PACKAGE = "vllm"
 
 TARGETS = (
-    *vllm_answers.TARGETS,
+    *answers.TARGETS,
     *vllm_api.TARGETS,
-    *vllm_cpu.TARGETS,
-    *vllm_grammars.TARGETS,
-    *vllm_prefill.TARGETS,
-    *vllm_resume.TARGETS,
+    *cpu.TARGETS,
+    *grammars.TARGETS,
+    *prefill.TARGETS,
+    *resume.TARGETS,
 )
 """What we change in vLLM, all of it."""
 
@@ -297,15 +297,15 @@ def check_targets(source: SourceTree, targets: Iterable[Target]) -> list[str]:
             method = source.resolve(target.module, target.name)
         parameters = source.parameters(method) if method is not None else set()
         if method is None:
-            problems.append(f"serve_app/compat: there is no {target} to change")
+            problems.append(f"serve_app/vllm_patches: there is no {target} to change")
         elif parameters is not None and (missing := set(target.parameters) - parameters):
-            problems.append(f"serve_app/compat: {target} does not take {', '.join(sorted(missing))}")
+            problems.append(f"serve_app/vllm_patches: {target} does not take {', '.join(sorted(missing))}")
     return problems
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns a process exit status: 1 where names are missing."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.compat.names", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m serve_app.vllm_patches.vllm_api_check", description=__doc__)
     parser.add_argument("--source", type=Path, help="a wheel or folder with vLLM's source (default: what is installed)")
     path: Path | None = parser.parse_args(arguments).source
     if path is None:

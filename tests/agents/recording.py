@@ -12,8 +12,8 @@ from typing import Any
 
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import fake_engine_config
-from serve_app.middleware import App, Receive, Scope, Send
-from serve_app.replica import EngineFactory
+from serve_app.engine.replica import EngineFactory
+from serve_app.ingress.middleware import App, Receive, Scope, Send
 from tests.agents.conversations import NOT_THE_TASK
 from tests.http.harness import FLAGS, MODEL, Line, Service, _listening, service
 

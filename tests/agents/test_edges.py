@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.replica import EngineReplica
 from tests.agents.conftest import installed
 from tests.agents.conversations import ANSWER, DEFAULT, call, conversation, loops_script, task_text, turn
 from tests.agents.programs import CLAUDE, CODEX, OPENCODE, Program, Workplace

@@ -14,7 +14,7 @@ from typing import Any
 from serve_app.engine import warm_up
 from serve_app.engine.contract import Engine, EngineInfo
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.wire import WIRE_VERSION, AttemptRequest, TokenDelta
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, TokenDelta
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 
@@ -149,7 +149,7 @@ async def start_fake() -> Subject:
 
 async def start_vllm(*argv: str, warms_up: bool = False, progress: Callable[[str], object] = print) -> Subject:
     from serve_app.engine.vllm import VllmEngine
-    from serve_app.engine.vllm_start import engine_core_processes
+    from serve_app.engine.vllm_process import engine_core_processes
 
     sink = Recorder()
     engine = VllmEngine([*VLLM_ARGV, *argv], sink, warms_up=warms_up)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from serve_app.engine.vllm import VllmEngine
-from serve_app.wire import TokenDelta
+from serve_app.protocol.messages import TokenDelta
 
 
 def ignore_step(deltas: Sequence[TokenDelta]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from serve_app.wire import AttemptRequest
+from serve_app.protocol.messages import AttemptRequest
 from tests.contracts.harness import (
     END_OF_THINKING,
     END_OF_TURN,
@@ -198,7 +198,7 @@ async def test_a_thought_that_ended_within_its_budget_stays_ended(subject: Subje
 
 
 async def test_a_seeded_request_continues_the_same_way_each_time(subject: Subject) -> None:
-    """Not the way it would have gone on undisturbed: see `serve_app/compat/vllm_resume.py`."""
+    """Not the way it would have gone on undisturbed: see `serve_app/vllm_patches/resume.py`."""
     # Hot, or a model that is sure of what comes next says the same whatever the random numbers are.
     request = {"max_tokens": 30, "temperature": 2.0, "seed": 7}
     undisturbed = await subject.run(subject.attempt(**request))

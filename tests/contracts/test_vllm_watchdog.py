@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serve_app.engine import compile_cache
-from serve_app.engine.vllm_start import engine_core_processes
+from serve_app.engine.vllm_process import engine_core_processes
 from serve_app.engine.watchdog import Judgement, Verdict, Watchdog, WatchdogLimits
 from tests.contracts.harness import (
     ENVIRONMENT,

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
 
 DEPLOY = ROOT / "deploy"
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
 from tests.ray.cluster import PATIENCE, Cluster, Node, fake_engine, until
 from tests.ray.nodes import Network, not_here
 

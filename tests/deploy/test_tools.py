@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
 from tests.deploy.manifests import DEPLOY, cluster, manifest
 
 TOOLS = ROOT / "build" / "deploy-tools" / "bin"

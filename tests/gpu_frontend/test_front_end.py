@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import flags, profile
-from serve_app.compat import vllm_device
-from serve_app.compat.vllm_cpu import TARGETS, close_gaps
-from serve_app.config import engine_argv, load_config
-from serve_app.profile import ROOT
+from serve_app.config import profile, vllm_flags
+from serve_app.config.profile import ROOT
+from serve_app.config.schema import engine_argv, load_config
+from serve_app.vllm_patches import device
+from serve_app.vllm_patches.cpu import TARGETS, close_gaps
 
 TINY = ROOT / "models" / "step-tiny"
 
@@ -33,7 +33,8 @@ FULL_SHAPE = {
     "sliding_window": 512,
     "max_position_embeddings": 262144,
 }
-"""Step-3.7-Flash's, as far as `memory.py` and its flags know them; the rest is the demo's, of the same architecture."""
+"""Step-3.7-Flash's, as far as `config/memory.py` and its flags know them; the rest is the demo's, of the same
+architecture."""
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def full_model(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:--disable-cascade-attn")  # in some profiles; without effect since 0.32
 @pytest.mark.parametrize("name", profile.profile_names())
 def test_every_profile_is_taken_at_the_full_shape_without_a_gpu(name: str, full_model: Path) -> None:
-    from serve_app.api import frontend_config
+    from serve_app.ingress.api import frontend_config
 
     config = load_config({"profile": name, "model": {"source": str(full_model)}}, [])
-    built = frontend_config(flags.parse(engine_argv(config), flags.serve_parser()))
+    built = frontend_config(vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()))
     assert built.model_config.architectures == ["Step3p7ForConditionalGeneration"]
     assert built.scheduler_config.max_num_seqs == config.engine.flags["max-num-seqs"]
 
@@ -64,7 +65,7 @@ def test_the_command_line_reads_flags_without_a_driver_by_itself(tmp_path: Path)
     """`make test-gpu-frontend` sets the variable for these tests; users do not."""
     deploy = (ROOT / "deploy.yaml").read_text(encoding="utf-8").replace("profile: auto", "profile: h100-x8")
     (tmp_path / "deploy.yaml").write_text(deploy, encoding="utf-8")
-    env = {name: value for name, value in os.environ.items() if name != vllm_device.VARIABLE}
+    env = {name: value for name, value in os.environ.items() if name != device.VARIABLE}
     command = [sys.executable, "-m", "serve_app", "argv", "--file", str(tmp_path / "deploy.yaml")]
     told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr[-2000:]
@@ -72,13 +73,13 @@ def test_the_command_line_reads_flags_without_a_driver_by_itself(tmp_path: Path)
 
 
 def test_a_front_end_knows_that_it_is_one_of_gpus() -> None:
-    assert vllm_device.is_front_end_of_gpus()
-    assert not vllm_device.version().endswith("+cpu")
+    assert device.is_front_end_of_gpus()
+    assert not device.version().endswith("+cpu")
 
 
 def test_the_patches_of_the_cpu_backend_stay_away_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced: list[object] = []
-    monkeypatch.setattr("serve_app.compat.vllm_cpu.replace", lambda target, _make: replaced.append(target))
+    monkeypatch.setattr("serve_app.vllm_patches.cpu.replace", lambda target, _make: replaced.append(target))
     close_gaps()
     assert TARGETS
     assert replaced == []

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
-from serve_app.ingress.edits import HEADER
-from serve_app.wire import AttemptRequest
+from serve_app.ingress.requests.edits import HEADER
+from serve_app.protocol.messages import AttemptRequest
 from tests.http.harness import MODEL, NAME, Service, service
 
 CHAT, RESPONSES, MESSAGES, COUNT = "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"

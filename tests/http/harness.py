@@ -11,20 +11,20 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from serve_app import flags
-from serve_app.admission import Admission
-from serve_app.api import build_api
-from serve_app.client import FleetClient, worker_settings
-from serve_app.context import RequestContext
+from serve_app.config import vllm_flags
+from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.fleet import Fleet
-from serve_app.flight import FleetLimits
+from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.grammar_checker import GrammarChecker
-from serve_app.middleware import Gate, GateSettings, Keys
-from serve_app.outcome import Outcome
-from serve_app.replica import EngineFactory, EngineReplica
-from serve_app.wire import AttemptRequest, Frame, Hello, decode_frame, encode_request
+from serve_app.ingress.engine_client import FleetClient, worker_settings
+from serve_app.ingress.grammars.checker import GrammarChecker
+from serve_app.ingress.middleware import Gate, GateSettings, Keys
+from serve_app.protocol.attempts import FleetLimits
+from serve_app.protocol.messages import AttemptRequest, Frame, Hello, decode_frame, encode_request
+from serve_app.protocol.outcome import Outcome
+from serve_app.router.admission import Admission
+from serve_app.router.dispatcher import Fleet
+from serve_app.router.request_context import RequestContext
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 NAME = "step3p7-flash"
@@ -125,7 +125,7 @@ async def service(
             await replica.start()
             transport.live[name] = replica
         app, client = await build_api(
-            flags.parse(list(argv), flags.serve_parser()),
+            vllm_flags.parse(list(argv), vllm_flags.serve_parser()),
             lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink, Admission(max_waiting, slots=16)),
             allowed_media_hosts,
         )

@@ -22,7 +22,7 @@ from vllm.v1.serial_utils import MsgpackEncoder
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import LENGTH, STOP, FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
-from serve_app.wire import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 Steps = Sequence[Sequence[int]]
 """Token ids, by engine step."""

@@ -15,9 +15,9 @@ from serve_app.engine.contract import AttemptRefused, StepSink
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.fake_faults import Fault, FaultKind
-from serve_app.outcome import Outcome
-from serve_app.replica import EngineFactory
-from serve_app.wire import AttemptRequest
+from serve_app.engine.replica import EngineFactory
+from serve_app.protocol.messages import AttemptRequest
+from serve_app.protocol.outcome import Outcome
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

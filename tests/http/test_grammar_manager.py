@@ -14,8 +14,8 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
-from serve_app.compat import vllm_grammars
-from serve_app.compat.vllm_grammars import GuardedGrammar
+from serve_app.vllm_patches import grammars
+from serve_app.vllm_patches.grammars import GuardedGrammar
 from tests.http.harness import service
 
 pytestmark = [
@@ -35,7 +35,7 @@ CANNOT_COMPILE: list[tuple[str, dict[str, Any]]] = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def manager() -> AsyncIterator[Any]:
-    vllm_grammars.keep_to_their_requests()
+    grammars.keep_to_their_requests()
     async with service({}) as running:
         yield StructuredOutputManager(running.client.vllm_config)
 

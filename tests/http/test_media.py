@@ -17,9 +17,9 @@ from aiohttp import web
 from PIL import Image
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-from serve_app import media
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.media import MAX_BYTES, REFUSED, is_public
+from serve_app.ingress import media
+from serve_app.ingress.media import MAX_BYTES, REFUSED, is_public
 from tests.http.harness import NAME, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

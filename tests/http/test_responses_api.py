@@ -13,7 +13,7 @@ import pytest_asyncio
 from transformers import AutoTokenizer
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.replica import EngineFactory
+from serve_app.engine.replica import EngineFactory
 from tests.http.harness import MODEL, NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.replica import EngineFactory
+from serve_app.engine.replica import EngineFactory
 from tests.http.harness import NAME, Service, service
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

@@ -12,7 +12,7 @@ import pytest_asyncio
 from vllm.v1.engine import FinishReason
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.wire import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, TokenDelta
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,13 +9,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from serve_app.chaos.ask import Api
-from serve_app.chaos.events import take_event, take_whole
-from serve_app.chaos.heard import Answer, Hearing
+from chaos.events import take_event, take_whole
+from chaos.request_spec import Api
+from chaos.response_recorder import Answer, Hearing
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.keys import KeyStore, line_for
-from serve_app.outcome import Outcome
+from serve_app.ingress.auth import KeyStore, line_for
+from serve_app.protocol.outcome import Outcome
 from tests.http.harness import NAME, Service, service
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

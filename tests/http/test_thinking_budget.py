@@ -12,7 +12,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.serial_utils import MsgpackDecoder
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.wire import AttemptRequest
+from serve_app.protocol.messages import AttemptRequest
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

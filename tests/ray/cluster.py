@@ -26,8 +26,8 @@ import httpx
 import psutil
 import yaml
 
-from serve_app import machine
-from serve_app.profile import ROOT
+from serve_app.config import machine
+from serve_app.config.profile import ROOT
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ import msgspec
 import ray
 from ray import serve
 
-from serve_app.wire import Hello
+from serve_app.protocol.messages import Hello
 
 
 async def answer(questions: asyncio.Queue[str | None]) -> None:

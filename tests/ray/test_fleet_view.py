@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
 from tests.ray.cluster import Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service

@@ -16,8 +16,8 @@ import httpx
 import pytest
 import yaml
 
-from serve_app import machine
-from serve_app.profile import ROOT
+from serve_app.config import machine
+from serve_app.config.profile import ROOT
 from tests.ray.cluster import fake_engine, free_ports
 from tests.ray.conftest import own_ports
 

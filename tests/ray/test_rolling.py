@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve_app.chaos.changes import Change
-from serve_app.chaos.service import Service
+from chaos.changes import Change
+from chaos.service import Service
 from tests.ray.cluster import APPLICATION, Cluster, Node, fake_engine, until
 from tests.ray.conftest import ARGS, INGRESSES, own_ports
 

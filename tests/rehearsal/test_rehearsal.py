@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import machine
-from serve_app.profile import ROOT
+from serve_app.config import machine
+from serve_app.config.profile import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

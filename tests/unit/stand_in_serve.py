@@ -47,7 +47,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"daemon {held.pid}", flush=True)
     print(
-        '(ServeReplica:app:engine pid=7) INFO serve_app.replica: starting {"phase":"loading weights (3 s)"}', flush=True
+        '(ServeReplica:app:engine pid=7) INFO serve_app.engine.replica: starting {"phase":"loading weights (3 s)"}',
+        flush=True,
     )
     print(f"View the dashboard at \x1b[1m\x1b[32mhttp://127.0.0.1:{port}\x1b[39m\x1b[22m", flush=True)
     if states == ["dies"]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.admission import (
+from serve_app.router.admission import (
     ASSUMED_SERVICE_S,
     LEAST_RETRY_S,
     MOST_RETRY_S,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app.autoscaling import FULLNESS, FullnessPolicy, replicas_wanted
+from serve_app.engine.autoscaling import FULLNESS, FullnessPolicy, replicas_wanted
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from bench import report
 from bench.cpu import ENGINE, CpuClock, Sample
 from bench.measure import Load, Result, Run
 from bench.servers import BARE, FAST_OPTIONS, OURS, PROXY, WITHOUT_DRAFTS, Topology, moved, ours
-from serve_app import deployment, profile
+from serve_app.config import deployment, profile
 
 
 def run_of(topology: str, number: int, tok_per_s: float, front_end_s: float) -> Run:

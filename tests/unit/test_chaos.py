@@ -18,18 +18,18 @@ import psutil
 import pytest
 import yaml
 
-from serve_app.chaos import changes, choice, options, procs, report, service, verdict
-from serve_app.chaos.ask import Api, Ask, AskRules, Kind, draw_asks
-from serve_app.chaos.changes import Change
-from serve_app.chaos.events import take_event, take_whole
-from serve_app.chaos.fleet import Fleet, fleet_of
-from serve_app.chaos.heard import Answer, Hearing
-from serve_app.chaos.options import BadOptions, Fault, Options
-from serve_app.chaos.service import Access
-from serve_app.chaos.stream import Heard, hear
-from serve_app.chaos.verdict import Findings, Streamed, Struck
-from serve_app.profile import ROOT
-from serve_app.start.serve_status import StatusUnknown
+from chaos import analysis, changes, options, procs, report, sampling, service
+from chaos.analysis import Findings, Streamed, Struck
+from chaos.changes import Change
+from chaos.events import take_event, take_whole
+from chaos.fleet import Fleet, fleet_of
+from chaos.options import BadOptions, Fault, Options
+from chaos.request_spec import Api, Ask, AskRules, Kind, draw_asks
+from chaos.response_recorder import Answer, Hearing
+from chaos.service import Access
+from chaos.stream import Heard, hear
+from serve_app.cli.serve_status import StatusUnknown
+from serve_app.config.profile import ROOT
 
 RULES = AskRules("m", tuple(Api), tuple(Kind), (40, 200), seed=0)
 ANSWER = Answer((("reasoning", "AAAA"), ("content", "BCDEFGHI")), "length", 7, 12)
@@ -322,7 +322,7 @@ async def test_nobody_there_is_data_too() -> None:
 
 
 def test_waves_hold_every_stream_once_and_are_all_struck() -> None:
-    waves = choice.plan_waves(1000, 64, None, 0)
+    waves = sampling.plan_waves(1000, 64, None, 0)
     assert len(waves) == 16
     assert sum(wave.count for wave in waves) == 1000
     assert [wave.first for wave in waves[1:]] == [wave.first + wave.count for wave in waves[:-1]]
@@ -330,31 +330,31 @@ def test_waves_hold_every_stream_once_and_are_all_struck() -> None:
 
 
 def test_more_faults_make_more_waves_and_fewer_leave_some_alone() -> None:
-    assert [wave.count for wave in choice.plan_waves(24, 32, 2, 0)] == [12, 12]
-    waves = choice.plan_waves(100, 10, 3, 0)
+    assert [wave.count for wave in sampling.plan_waves(24, 32, 2, 0)] == [12, 12]
+    waves = sampling.plan_waves(100, 10, 3, 0)
     assert len(waves) == 10
     assert sum(wave.struck for wave in waves) == 3
-    assert waves == choice.plan_waves(100, 10, 3, 0)
+    assert waves == sampling.plan_waves(100, 10, 3, 0)
 
 
 def test_a_moment_is_a_token_of_a_stream_that_goes_on_after_it() -> None:
     asks = draw_asks(replace(RULES, kinds=(Kind.TEXT,)), 8)
     expected = {ask.number: replace(ANSWER, output_tokens=4 + ask.number) for ask in asks}
-    for wave in choice.plan_waves(400, 8, None, 0):
-        moment = choice.choose_moment(wave, asks, expected, None, 0)
+    for wave in sampling.plan_waves(400, 8, None, 0):
+        moment = sampling.choose_moment(wave, asks, expected, None, 0)
         assert wave.first <= moment.stream < wave.first + wave.count
         assert 1 <= moment.token < 4 + moment.stream % 8
         assert 1 <= moment.characters <= ANSWER.characters
-    given_token = choice.choose_moment(choice.Wave(0, 0, 8, struck=True), asks, expected, 10, 0)
+    given_token = sampling.choose_moment(sampling.Wave(0, 0, 8, struck=True), asks, expected, 10, 0)
     assert (given_token.stream, given_token.token) == (7, 10)
-    with pytest.raises(choice.NoMoment, match="more than 11"):
-        choice.choose_moment(choice.Wave(0, 0, 8, struck=True), asks, expected, 11, 0)
+    with pytest.raises(sampling.NoMoment, match="more than 11"):
+        sampling.choose_moment(sampling.Wave(0, 0, 8, struck=True), asks, expected, 11, 0)
 
 
 def test_every_replica_is_chosen_sooner_or_later() -> None:
-    chosen = [choice.choose_replica(["b", "a", "c"], wave, 0) for wave in range(30)]
+    chosen = [sampling.choose_replica(["b", "a", "c"], wave, 0) for wave in range(30)]
     assert set(chosen) == {"a", "b", "c"}
-    assert chosen == [choice.choose_replica(["c", "b", "a"], wave, 0) for wave in range(30)]
+    assert chosen == [sampling.choose_replica(["c", "b", "a"], wave, 0) for wave in range(30)]
 
 
 @pytest.mark.parametrize(("upgrades", "points"), [(0, []), (1, [5000]), (2, [3333, 6666])])
@@ -568,7 +568,7 @@ def heard(ask: Ask = ASK, answer: Answer = ANSWER, *, error: str = "", name: str
     ],
 )
 def test_it_is_said_where_two_answers_part(other: Answer, where: str) -> None:
-    found = verdict.where_they_part(ANSWER, other)
+    found = analysis.where_they_part(ANSWER, other)
     assert found.startswith(where)
     assert bool(found) == bool(where)
 
@@ -580,8 +580,8 @@ def seen(*streams: Streamed, **more: object) -> Findings:
 
 def test_the_promise_held_if_all_finished_and_are_the_same() -> None:
     findings = seen(Streamed(0, 0, heard()), Streamed(1, 0, heard(name="s")))
-    found = verdict.judge(findings, 2)
-    assert verdict.passed(found, findings)
+    found = analysis.judge(findings, 2)
+    assert analysis.passed(found, findings)
     assert found.finished() == 2
 
 
@@ -597,32 +597,32 @@ def test_the_promise_held_if_all_finished_and_are_the_same() -> None:
 )
 def test_the_promise_did_not_hold_otherwise(stream: Heard, more: dict[str, object]) -> None:
     findings = seen(Streamed(0, 0, stream), **more)
-    found = verdict.judge(findings, 1)
-    assert not verdict.passed(found, findings)
+    found = analysis.judge(findings, 1)
+    assert not analysis.passed(found, findings)
     assert "FAILED" in list(report.lines(given(), findings, found))
 
 
 def test_a_stream_that_was_never_heard_is_missed() -> None:
     findings = seen(Streamed(0, 0, heard()))
-    assert not verdict.passed(verdict.judge(findings, 2), findings)
+    assert not analysis.passed(analysis.judge(findings, 2), findings)
 
 
 def test_who_was_hit_is_what_the_access_log_says() -> None:
     streams = [Streamed(number, 0, heard(name=f"s{number}")) for number in range(3)]
     access = {"s0": Access("s0", 1, ["a", "b"]), "s1": Access("s1", 0, ["b"]), "s2": Access("s2", 0, ["a"])}
     struck = [Struck(0, "kill", "a", "pid 1", 5, 0, 2.0, 0.0)]
-    hit, known = verdict.who_was_hit(streams, struck, access)
+    hit, known = analysis.who_was_hit(streams, struck, access)
     assert known
     assert [one.stream for one in hit] == [0, 2]
-    assert verdict.who_was_hit(streams, struck, {}) == (streams, False)
-    assert verdict.who_was_hit(streams, [], access) == ([], True)
+    assert analysis.who_was_hit(streams, struck, {}) == (streams, False)
+    assert analysis.who_was_hit(streams, [], access) == ([], True)
 
 
 def test_silence_is_between_two_pieces_of_text() -> None:
-    assert verdict.longest_silence_s(heard(times="1 2 7 8")) == 5.0
-    assert verdict.longest_silence_s(heard(times="1")) is None
-    found = verdict.silences([heard(times="0 1"), heard(times="0 3"), heard(times="")])
-    assert found == verdict.Silences(2, 2.0, 3.0)
+    assert analysis.longest_silence_s(heard(times="1 2 7 8")) == 5.0
+    assert analysis.longest_silence_s(heard(times="1")) is None
+    found = analysis.silences([heard(times="0 1"), heard(times="0 3"), heard(times="")])
+    assert found == analysis.Silences(2, 2.0, 3.0)
 
 
 @pytest.mark.parametrize(
@@ -635,7 +635,7 @@ def test_silence_is_between_two_pieces_of_text() -> None:
     ],
 )
 def test_the_wait_is_the_one_that_the_fault_made(times: str, wait_s: float | None) -> None:
-    assert verdict.wait_across_s(heard(times=times), 2.0) == wait_s
+    assert analysis.wait_across_s(heard(times=times), 2.0) == wait_s
 
 
 def test_the_report_says_what_was_seen_and_json_has_it_all() -> None:
@@ -646,7 +646,7 @@ def test_the_report_says_what_was_seen_and_json_has_it_all() -> None:
         resumes=1,
         whole_again_s=[4.0],
     )
-    found = verdict.judge(findings, 2)
+    found = analysis.judge(findings, 2)
     text = "\n".join(report.lines(given(), findings, found))
     assert "1  200: HTTP 503" in text
     assert "1 by the service's metrics, 1 in its log" in text

@@ -10,9 +10,9 @@ import sys
 import psutil
 import pytest
 
-from serve_app.chaos import command, options
-from serve_app.chaos.verdict import Findings, judge, passed
-from serve_app.profile import ROOT
+from chaos import command, options
+from chaos.analysis import Findings, judge, passed
+from serve_app.config.profile import ROOT
 from tests.unit.stand_in_fleet import StandIn, stand_in
 
 pytestmark = pytest.mark.slow  # a wave takes a second to start, and processes take theirs

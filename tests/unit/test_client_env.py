@@ -9,8 +9,8 @@ import tomllib
 import pytest
 
 from serve_app.__main__ import main
-from serve_app.start.client_env import CLIENTS, setup_for
-from serve_app.start.welcome import Endpoint
+from serve_app.cli.banner import Endpoint
+from serve_app.cli.client_env import CLIENTS, setup_for
 
 OPEN = Endpoint("0.0.0.0", 8000, "m", needs_key=False, context_tokens=100_000)
 LOCKED = Endpoint("0.0.0.0", 8000, "m", needs_key=True)

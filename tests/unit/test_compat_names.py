@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.compat.names import PACKAGE, TARGETS, check, check_targets, main, users
-from serve_app.compat.patching import Target
-from serve_app.compat.source_tree import SourceTree
+from serve_app.vllm_patches.patching import Target
+from serve_app.vllm_patches.source_tree import SourceTree
+from serve_app.vllm_patches.vllm_api_check import PACKAGE, TARGETS, check, check_targets, main, users
 
 SOURCES = {
     "vllm/__init__.py": "def __getattr__(name): ...\nLAZY = {'Easy': '.engine:Engine'}\n",
@@ -99,7 +99,7 @@ def test_the_command_fails_for_a_version_that_lacks_what_we_use(
     wheel: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--source", str(wheel)]) == 1
-    assert "serve_app/engine/vllm_start.py" in capsys.readouterr().out
+    assert "serve_app/engine/vllm_process.py" in capsys.readouterr().out
 
 
 def installed() -> SourceTree:

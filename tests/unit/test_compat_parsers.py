@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm.parser.engine import streaming_parser_engine
 
-from serve_app.compat.vllm_parsers import TABLES, keep_tables, keeping
+from serve_app.vllm_patches.parsers import TABLES, keep_tables, keeping
 
 
 class Counted:

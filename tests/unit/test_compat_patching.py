@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.compat.after_import import after_import
-from serve_app.compat.patching import Function, Target, UnexpectedVllmError, minor_version, replace
+from serve_app.vllm_patches.import_hook import after_import
+from serve_app.vllm_patches.patching import Function, Target, UnexpectedVllmError, minor_version, replace
 
 SOURCE = """
 class Kernel:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.compat.vllm_resume import (
+from serve_app.vllm_patches.resume import (
     EMITTED,
     MARK,
     continued_seed,

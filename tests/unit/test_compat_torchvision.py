@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.compat import torchvision_cpu
+from serve_app.vllm_patches import torchvision_cpu
 
 HOOK = Path(str(torchvision_cpu.__file__))
 

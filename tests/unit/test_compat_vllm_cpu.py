@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.compat.patching import UnexpectedVllmError
-from serve_app.compat.vllm_cpu import expand_in_torch, honour_expert_map, make_features_contiguous, route_by_sigmoid
+from serve_app.vllm_patches.cpu import expand_in_torch, honour_expert_map, make_features_contiguous, route_by_sigmoid
+from serve_app.vllm_patches.patching import UnexpectedVllmError
 
 ROUTER = {"top_k": 2, "renormalize": True, "routed_scaling_factor": 3.0, "e_score_correction_bias": None}
 

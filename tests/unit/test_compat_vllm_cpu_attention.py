@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.compat.vllm_cpu_attention import KEPT, Chunk, attend_long_contexts, long_chunks
+from serve_app.vllm_patches.cpu_attention import KEPT, Chunk, attend_long_contexts, long_chunks
 
 pytestmark = pytest.mark.slow  # torch and vLLM are imported: ten seconds
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from serve_app.compat.vllm_cpu_endings import (
+from serve_app.vllm_patches.cpu_endings import (
     MAX_ITEMS,
     MAX_NUMBER,
     MAX_STRING_CHARS,

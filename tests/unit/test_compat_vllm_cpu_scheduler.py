@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from serve_app.compat.vllm_cpu_scheduler import (
+from serve_app.vllm_patches.cpu_scheduler import (
     LEAST_CHUNK,
     STEP_BUDGET,
     TOKEN_COST,

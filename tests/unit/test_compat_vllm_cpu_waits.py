@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import ModuleType, SimpleNamespace
 
-from serve_app.compat.vllm_cpu_waits import PAUSE_S, sleep_between_looks
+from serve_app.vllm_patches.cpu_waits import PAUSE_S, sleep_between_looks
 
 
 def test_a_reader_sleeps_while_vllm_would_yield_and_then_waits_as_vllm_does() -> None:

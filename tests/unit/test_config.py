@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from serve_app import memory, profile
-from serve_app.config import AppConfig, ConfigError, engine_argv, load_config
-from serve_app.flags import OWNED, BadFlag, argv_of, parse, serve_parser
-from serve_app.hardware import NodeGpus
-from serve_app.profile import ROOT, resolve
-from serve_app.start import config_docs
-from serve_app.start.config_checks import layout_of, shape_of
-from serve_app.start.plan import SESSION_TOKENS
-from serve_app.yaml_lines import BadYaml, YamlDocument
-from serve_app.yaml_lines import parse as parse_yaml
+from serve_app.cli import config_docs
+from serve_app.cli.config_checks import layout_of, shape_of
+from serve_app.cli.plan import SESSION_TOKENS
+from serve_app.config import memory, profile
+from serve_app.config.hardware import NodeGpus
+from serve_app.config.profile import ROOT, resolve
+from serve_app.config.schema import AppConfig, ConfigError, engine_argv, load_config
+from serve_app.config.vllm_flags import OWNED, BadFlag, argv_of, parse, serve_parser
+from serve_app.config.yaml_lines import BadYaml, YamlDocument
+from serve_app.config.yaml_lines import parse as parse_yaml
 
 DEMO = {"profile": "cpu-demo"}
 NO_GPU = [NodeGpus("head", None, 0)]

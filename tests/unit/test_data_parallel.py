@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import ConfigError, load_config
+from serve_app.config.hardware import NodeGpus
+from serve_app.config.schema import ConfigError, load_config
 from serve_app.engine.vllm import VllmEngine
-from serve_app.engine.vllm_start import engine_info
-from serve_app.hardware import NodeGpus
+from serve_app.engine.vllm_process import engine_info
 
 
 def vllm_config(ranks: int) -> Any:

@@ -22,11 +22,11 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve._private.haproxy import HAProxyConfig
 from ray.serve.schema import ServeDeploySchema
 
-from serve_app import deployment, profile
-from serve_app.config import AppConfig, EngineConfig, load_config
-from serve_app.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit
-from serve_app.placement import ACCELERATOR_SHARE, replica_options
-from serve_app.profile import ROOT
+from serve_app.config import deployment, profile
+from serve_app.config.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit
+from serve_app.config.placement import ACCELERATOR_SHARE, replica_options
+from serve_app.config.profile import ROOT
+from serve_app.config.schema import AppConfig, EngineConfig, load_config
 from tests.deploy.manifests import DEPLOY, cluster, manifest
 
 KUBERAY = ("rayservice", "raycluster")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve_app.engine.contract import FAILED_BY_ITSELF
-from serve_app.engine.vllm_start import how_cores_ended
+from serve_app.engine.vllm_process import how_cores_ended
 
 
 @dataclass

@@ -7,8 +7,8 @@ from http import HTTPStatus
 
 import pytest
 
-from serve_app.errors import NoReplica, OutputTooLong, PromptTooLong, QueueFull, RequestRefused
 from serve_app.ingress.error_format import Api, error_body, foreign_error, plain_sentence, status_of
+from serve_app.protocol.errors import NoReplica, OutputTooLong, PromptTooLong, QueueFull, RequestRefused
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 
 from serve_app.engine.contract import AttemptRefused, EngineDead, EngineDeadBeside, EngineDeadByRequest
-from serve_app.errors import CutOff, InQuarantine, NoReplica, PoisonRequest, RequestRefused, ServeError
-from serve_app.fleet import Fleet
-from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaDied, ReplicaLost, WrongReplica
-from serve_app.wire import AttemptRequest, Frame, Hello, Load, TokenDelta
+from serve_app.protocol.attempts import FleetLimits, FleetRequest, FlightRecord, ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.protocol.errors import CutOff, InQuarantine, NoReplica, PoisonRequest, RequestRefused, ServeError
+from serve_app.protocol.messages import AttemptRequest, Frame, Hello, Load, TokenDelta
+from serve_app.router.dispatcher import Fleet
 
 STOP = 0
 IDLE = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import AppConfig, load_config
-from serve_app.engine import child, vllm_start
-from serve_app.start import gpu_facts
-from serve_app.start.check import Verdict
-from serve_app.start.gpu_checks import gpu_checks
-from serve_app.start.gpu_facts import Gpu, GpuBox, MemoryHolder
+from serve_app.cli import gpu_facts
+from serve_app.cli.check import Verdict
+from serve_app.cli.gpu_checks import gpu_checks
+from serve_app.cli.gpu_facts import Gpu, GpuBox, MemoryHolder
+from serve_app.config.schema import AppConfig, load_config
+from serve_app.engine import child, vllm_process
 
 MIB = 1024**2
 H100_BYTES = 81_559 * MIB
@@ -277,7 +277,7 @@ def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain_path")
 def test_the_processes_of_an_engine_inherit_that_path() -> None:
-    vllm_start.prepare_environment()
+    vllm_process.prepare_environment()
     assert os.environ["PATH"] == child.search_path("/usr/bin")
     box = gpu_facts.this_box({}, nvml=FakeDriver())
     assert box.ninja is not None

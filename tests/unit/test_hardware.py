@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app import memory
-from serve_app.config import AppConfig, ConfigError, load_config
-from serve_app.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit, choose_profile, describe
-from serve_app.memory import GB, Layout
-from serve_app.profile import profile_names
-from serve_app.start.config_checks import layout_of
+from serve_app.cli.config_checks import layout_of
+from serve_app.config import memory
+from serve_app.config.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit, choose_profile, describe
+from serve_app.config.memory import GB, Layout
+from serve_app.config.profile import profile_names
+from serve_app.config.schema import AppConfig, ConfigError, load_config
 
 HEAD = NodeGpus("head", None, 0, cpus=8)
 

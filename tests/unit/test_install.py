@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from serve_app.profile import ROOT
+from serve_app.config.profile import ROOT
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress import json_body
-from serve_app.ingress.edits import header_value
+from serve_app.ingress.requests import json_body
+from serve_app.ingress.requests.edits import header_value
+from serve_app.protocol.errors import RequestRefused
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import keys
-from serve_app.keys import BadKeysFile, KeyStore
+from serve_app.ingress import auth
+from serve_app.ingress.auth import BadKeysFile, KeyStore
 
 
 def stored(tmp_path: Path, text: str) -> KeyStore:
@@ -17,24 +17,24 @@ def stored(tmp_path: Path, text: str) -> KeyStore:
 
 
 def test_a_key_is_found_by_its_name_and_no_other(tmp_path: Path) -> None:
-    ann, bob = keys.new_key(), keys.new_key()
-    text = f"# the team\n\n{keys.line_for('ann', ann)}  # laptop\n{keys.line_for('bob', bob)}\n"
+    ann, bob = auth.new_key(), auth.new_key()
+    text = f"# the team\n\n{auth.line_for('ann', ann)}  # laptop\n{auth.line_for('bob', bob)}\n"
     store = stored(tmp_path, text)
     assert [store.name_of(ann), store.name_of(bob)] == ["ann", "bob"]
-    assert store.name_of(keys.new_key()) is None
+    assert store.name_of(auth.new_key()) is None
     assert store.name_of("") is None
     assert len(store) == 2
 
 
 def test_neither_file_nor_repr_tells_a_key(tmp_path: Path) -> None:
-    key = keys.new_key()
-    store = stored(tmp_path, keys.line_for("ann", key))
+    key = auth.new_key()
+    store = stored(tmp_path, auth.line_for("ann", key))
     assert key not in repr(store)
-    assert key not in keys.line_for("ann", key)
+    assert key not in auth.line_for("ann", key)
 
 
 def test_new_keys_differ_and_can_be_recognised() -> None:
-    made = {keys.new_key() for _ in range(50)}
+    made = {auth.new_key() for _ in range(50)}
     assert len(made) == 50
     assert all(key.startswith("sk-step-") and len(key) > 48 for key in made)
 
@@ -66,4 +66,4 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_the_file_would_refuse_is_refused_when_the_key_is_made() -> None:
     with pytest.raises(BadKeysFile, match="a name has letters"):
-        keys.line_for("two words", keys.new_key())
+        auth.line_for("two words", auth.new_key())

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from serve_app import memory
-from serve_app.config import load_config
-from serve_app.kv_cache import CacheShape, cache_size
-from serve_app.profile import profile_names
-from serve_app.start import plan
-from serve_app.start.check import Verdict
-from serve_app.start.config_checks import layout_checks, layout_of, shape_of
+from serve_app.cli import plan
+from serve_app.cli.check import Verdict
+from serve_app.cli.config_checks import layout_checks, layout_of, shape_of
+from serve_app.config import memory
+from serve_app.config.kv_cache import CacheShape, cache_size
+from serve_app.config.profile import profile_names
+from serve_app.config.schema import load_config
 
 GIB = 1024**3
 ON_GPUS = [name for name in profile_names() if load_config({"profile": name}, []).replicas.gpus_per_replica]

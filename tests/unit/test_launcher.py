@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app import deployment
-from serve_app.deployment import Deployment
-from serve_app.profile import ROOT
-from serve_app.start import launcher, serve_child, serve_status, welcome
-from serve_app.start.serve_status import NOT_THERE, ApplicationStatus, DeploymentStatus
-from serve_app.start.welcome import Endpoint
+from serve_app.cli import banner, serve, serve_child, serve_status
+from serve_app.cli.banner import Endpoint
+from serve_app.cli.serve_status import NOT_THERE, ApplicationStatus, DeploymentStatus
+from serve_app.config import deployment
+from serve_app.config.deployment import Deployment
+from serve_app.config.profile import ROOT
 
 STAND_IN = Path(__file__).with_name("stand_in_serve.py")
 
@@ -82,7 +82,7 @@ def test_the_essence_of_a_traceback_is_its_last_exception() -> None:
 
 
 def test_a_replicas_progress_is_read_off_its_log() -> None:
-    line = '(ServeReplica:step:engine pid=12) INFO serve_app.replica: up {"replica":"a","phase":"loading (3 s)"}'
+    line = '(ServeReplica:step:engine pid=12) INFO serve_app.engine.replica: up {"replica":"a","phase":"loading (3 s)"}'
     assert serve_status.progress_in(line) == "engine   loading (3 s)"
     assert serve_status.progress_in(line.replace("phase", "fase")) is None
     assert serve_status.progress_in('{"phase": "x"}') is None
@@ -92,7 +92,7 @@ def test_a_replicas_progress_is_read_off_its_log() -> None:
 
 
 def test_the_welcome_has_address_model_and_lines_to_paste() -> None:
-    text = welcome.text(Endpoint("0.0.0.0", 8000, "m", needs_key=False), "http://127.0.0.1:8265")
+    text = banner.text(Endpoint("0.0.0.0", 8000, "m", needs_key=False), "http://127.0.0.1:8265")
     for part in (
         "Serving m at http://127.0.0.1:8000",
         "curl http://127.0.0.1:8000/v1/chat/completions",
@@ -103,13 +103,13 @@ def test_the_welcome_has_address_model_and_lines_to_paste() -> None:
     ):
         assert part in text
     assert "Authorization" not in text
-    assert "Authorization: Bearer YOUR-KEY" in welcome.text(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
+    assert "Authorization: Bearer YOUR-KEY" in banner.text(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
 
 
 def test_the_curl_line_is_one_that_a_shell_and_json_can_read() -> None:
     import shlex
 
-    text = welcome.text(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
+    text = banner.text(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
     line = next(line for line in text.splitlines() if line.strip().startswith("curl http"))
     words = shlex.split(line)
     assert json.loads(words[words.index("-d") + 1])["model"] == "m"
@@ -145,7 +145,7 @@ class Terminal:
 async def run(deploy: Deployment, states: object, log: Path, say: Terminal) -> int:
     command = [sys.executable, str(STAND_IN), str(deploy.port), json.dumps(states)]
     async with asyncio.timeout(60):
-        return await launcher.run(deploy, command, owns_ray=True, log=log, say=say)
+        return await serve.run(deploy, command, owns_ray=True, log=log, say=say)
 
 
 @pytest.fixture
@@ -203,6 +203,6 @@ async def test_ctrl_c_while_it_starts_leaves_nothing_behind(deploy: Deployment, 
 
 
 def test_serve_run_is_told_to_start_a_ray_of_its_own_unless_one_runs() -> None:
-    assert launcher.serve_command(Path("deploy.yaml"), None)[1:4] == ["run", "--address", "local"]
-    assert launcher.serve_command(Path("deploy.yaml"), "10.0.0.1:6379")[3] == "10.0.0.1:6379"
-    assert shutil.which(launcher.serve_command(Path("x"), None)[0])
+    assert serve.serve_command(Path("deploy.yaml"), None)[1:4] == ["run", "--address", "local"]
+    assert serve.serve_command(Path("deploy.yaml"), "10.0.0.1:6379")[3] == "10.0.0.1:6379"
+    assert shutil.which(serve.serve_command(Path("x"), None)[0])

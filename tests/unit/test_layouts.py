@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 
-from serve_app import flags
-from serve_app.config import AppConfig, engine_argv, flag, load_config
-from serve_app.profile import profile_names
+from serve_app.config import vllm_flags
+from serve_app.config.profile import profile_names
+from serve_app.config.schema import AppConfig, engine_argv, flag, load_config
 
 ON_GPUS = [name for name in profile_names() if load_config({"profile": name}, []).replicas.gpus_per_replica]
 
@@ -52,13 +52,13 @@ def deprecated_flags(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def test_vllm_tells_which_flags_are_deprecated() -> None:
-    assert "disable-cascade-attn" in deprecated_flags(flags.serve_parser())
+    assert "disable-cascade-attn" in deprecated_flags(vllm_flags.serve_parser())
 
 
 @pytest.mark.parametrize("name", profile_names())
 def test_no_flag_is_one_that_vllm_has_deprecated(name: str) -> None:
     used = {key.replace("_", "-") for key in load_config({"profile": name}, []).engine.flags}
-    assert not used & (deprecated_flags(flags.serve_parser()) | {"disable-cascade-attn"})
+    assert not used & (deprecated_flags(vllm_flags.serve_parser()) | {"disable-cascade-attn"})
 
 
 @pytest.mark.parametrize("name", ON_GPUS)

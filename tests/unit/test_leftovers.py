@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serve_app.context import RequestContext
-from serve_app.leftovers import Leftovers
+from serve_app.engine.partial_outputs import Leftovers
+from serve_app.router.request_context import RequestContext
 
 
 def test_it_is_there_until_its_time_is_over() -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.flight import ReplicaLost, WrongReplica
-from serve_app.line import ERRORS, Line, LineServer
-from serve_app.wire import Frame, LineAddress, Load, TokenDelta, encode_frame
+from serve_app.protocol.attempts import ReplicaLost, WrongReplica
+from serve_app.protocol.data_channel import ERRORS, Line, LineServer
+from serve_app.protocol.messages import Frame, LineAddress, Load, TokenDelta, encode_frame
 
 LOAD = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_app.liveness import SilenceClock
+from serve_app.protocol.liveness import SilenceClock
 
 
 def silences(clock: SilenceClock, looks: list[tuple[float, int, bool]]) -> list[float]:

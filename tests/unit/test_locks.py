@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from serve_app.start import machine_checks
+from serve_app.cli import machine_checks
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements"
 KINDS, PYTHONS = ("cpu", "gpu"), ("311", "312")

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve_app.admission import Admission
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
+from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.errors import NoReplica, QueueFull, TooManySequences
-from serve_app.fleet import Fleet
-from serve_app.flight import FleetLimits, FleetRequest, FlightRecord, ReplicaFull
-from serve_app.replica import EngineReplica
-from serve_app.wire import WIRE_VERSION, AttemptRequest, encode_request
+from serve_app.protocol.attempts import FleetLimits, FleetRequest, FlightRecord, ReplicaFull
+from serve_app.protocol.errors import NoReplica, QueueFull, TooManySequences
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
+from serve_app.router.admission import Admission
+from serve_app.router.dispatcher import Fleet
 from tests.http.harness import LocalTransport
 from tests.unit.test_fleet import Results
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.config import ReplicasConfig
-from serve_app.placement import gang_bundles, replica_options
+from serve_app.config.placement import gang_bundles, replica_options
+from serve_app.config.schema import ReplicasConfig
 
 H100 = "accelerator_type:H100"
 

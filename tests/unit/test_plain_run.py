@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.profile import ROOT
-from serve_app.start.plain_run import is_serve_run, started_by
+from serve_app.cli.abort_serve_run import is_serve_run, started_by
+from serve_app.config.profile import ROOT
 
 COMMAND = """
 import signal, subprocess, sys
@@ -19,7 +19,7 @@ signal.pause()
 """
 """Like Serve's program: it starts what builds the application, and waits for ever."""
 
-BUILD = "from serve_app.start import plain_run; print(plain_run.end('port 1 is no port'), flush=True)"
+BUILD = "from serve_app.cli import plain_run; print(plain_run.end('port 1 is no port'), flush=True)"
 
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app import deployment, hardware, machine
-from serve_app.config import AppConfig, ConfigError, load_config
-from serve_app.hardware import NodeGpus
-from serve_app.profile import ROOT
-from serve_app.start import checkpoint, config_checks, machine_checks, preflight
-from serve_app.start.check import Check, Verdict
-from serve_app.start.checkpoint import BadCheckpoint
+from serve_app.cli import checkpoint, config_checks, machine_checks, preflight
+from serve_app.cli.check import Check, Verdict
+from serve_app.cli.checkpoint import BadCheckpoint
+from serve_app.config import deployment, hardware, machine
+from serve_app.config.hardware import NodeGpus
+from serve_app.config.profile import ROOT
+from serve_app.config.schema import AppConfig, ConfigError, load_config
 
 NO_GPU = [NodeGpus("head", None, 0, 8)]
 

@@ -17,20 +17,20 @@ import pytest
 
 from loadtest.mock import MockServer
 from loadtest.mock_answers import Manners
-from serve_app import deployment, memory
 from serve_app.__main__ import main
-from serve_app.config import AppConfig, engine_argv, load_config
-from serve_app.hardware import NodeGpus
-from serve_app.memory import GB, STEP_3P7_FLASH
-from serve_app.profile import ROOT, profile_names
+from serve_app.cli import checkpoint, config_checks
+from serve_app.cli.check import Verdict
+from serve_app.cli.config_checks import layout_of, shape_of
+from serve_app.config import deployment, memory
+from serve_app.config.hardware import NodeGpus
+from serve_app.config.memory import GB, STEP_3P7_FLASH
+from serve_app.config.profile import ROOT, profile_names
+from serve_app.config.schema import AppConfig, engine_argv, load_config
 from serve_app.rehearse import dummy_model, facts, measure, page, setup, verdict
 from serve_app.rehearse.facts import Facts, Kill, Load, Memory, Phase, Request
 from serve_app.rehearse.service import NotStarted, Service, run_tool
 from serve_app.rehearse.setup import ACCEPTED, Refused, choose, overrides
 from serve_app.rehearse.verdict import Level
-from serve_app.start import checkpoint, config_checks
-from serve_app.start.check import Verdict
-from serve_app.start.config_checks import layout_of, shape_of
 
 DEMO = dummy_model.read_config(dummy_model.DEMO)
 ON_GPUS = [name for name in profile_names() if load_config({"profile": name}, []).replicas.gpus_per_replica]
@@ -101,17 +101,17 @@ def test_whatever_the_model_samples_is_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "ranks"), [("h100-x8", 1), ("h100-x8", 8), ("b200-x4", 4), ("cpu-demo", 1)])
 def test_vllm_takes_the_dummy_model_with_the_flags_of_a_rehearsal(name: str, ranks: int, tmp_path: Path) -> None:
-    from serve_app import flags
+    from serve_app.config import vllm_flags
 
     wanted, is_demo, node = profile(name), name == "cpu-demo", NodeGpus("here", "H100", 8)
     config = DEMO if is_demo else dummy_model.full_config(DEMO, ranks=ranks)
     dummy_model.write(tmp_path / "model", dummy_model.DEMO, config)
     laid_over = overrides(wanted, tmp_path / "model", node, is_demo=is_demo, ranks=ranks)
     started = load_config({"profile": name, **laid_over}, [])
-    parsed = flags.parse(engine_argv(started), flags.serve_parser())
+    parsed = vllm_flags.parse(engine_argv(started), vllm_flags.serve_parser())
     assert parsed.load_format == "dummy"
     assert parsed.tensor_parallel_size == (wanted.engine.flags.get("tensor-parallel-size", 1) if ranks == 1 else 1)
-    flags.check_model(parsed)
+    vllm_flags.check_model(parsed)
     if not is_demo:
         assert parsed.speculative_config["method"] == "mtp"
         assert parsed.speculative_config["synthetic_acceptance_length"] == ACCEPTED
@@ -246,7 +246,7 @@ def test_the_service_of_a_rehearsal_is_the_users_own_but_for_the_model_and_the_d
 def test_what_is_written_passes_the_checks_of_a_start_on_such_a_machine(
     name: str, node: NodeGpus, share: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_app.hardware.this_machine", lambda: node)
+    monkeypatch.setattr("serve_app.config.hardware.this_machine", lambda: node)
     before = deployment.read(ROOT / "deploy.yaml")
     plan = setup.plan(before, given(tmp_path / "out", profile=name, share=share, port=free_port()))
     deploy = deployment.read(plan.deploy)
@@ -282,7 +282,7 @@ def test_a_held_port_an_unknown_profile_and_a_full_disk_are_said_before_anything
         assert f"port {port} is held by pid" in capsys.readouterr().err
     assert main(["rehearse", "--profile", "h100-x9"]) == 1
     assert "did you mean `h100-x8`?" in capsys.readouterr().err
-    monkeypatch.setattr("serve_app.machine.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("serve_app.config.machine.free_bytes", lambda _: 1000)
     assert main([*flags, "--port", str(free_port())]) == 1
     assert "--out" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")

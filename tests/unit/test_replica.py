@@ -10,10 +10,10 @@ import pytest
 
 from serve_app.engine.contract import EngineDead
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
+from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.flight import WrongReplica
-from serve_app.replica import EngineReplica
-from serve_app.wire import WIRE_VERSION, AttemptRequest, encode_request
+from serve_app.protocol.attempts import WrongReplica
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
 
 
 def attempt(attempt_id: str) -> bytes:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress.request_limits import MAX_BAD_WORD_TOKENS, MAX_PROMPT_LOGPROBS, check, check_tokens
+from serve_app.ingress.requests.limits import MAX_BAD_WORD_TOKENS, MAX_PROMPT_LOGPROBS, check, check_tokens
+from serve_app.protocol.errors import RequestRefused
 
 FITS: list[dict[str, Any]] = [
     {},

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress import json_body, request_preparation
-from serve_app.ingress.edits import Edits, header_value
+from serve_app.ingress.requests import json_body, preparation
+from serve_app.ingress.requests.edits import Edits, header_value
+from serve_app.protocol.errors import RequestRefused
 
 JUNK: tuple[Any, ...] = (
     *(None, True, 0, -1.5, "", "x", [], {}, [[]], [None], ["x"], {"type": "text"}, {"type": []}, {"text": {}}),
@@ -92,7 +92,7 @@ def test_nothing_but_a_refusal_is_raised(path: str) -> None:
         request = mutant(path, 0.02 + 0.1 * (number % 4), draw) if number else {}
         edits = Edits()
         try:
-            request_preparation.prepare(path, request, edits)
+            preparation.prepare(path, request, edits)
         except RequestRefused as error:
             refusals.append(error.message)
             continue
@@ -111,7 +111,7 @@ def test_what_is_not_changed_is_not_said_to_be(path: str) -> None:
         request = mutant(path, 0.1, draw)
         before, edits = json.dumps(request), Edits()
         try:
-            request_preparation.prepare(path, request, edits)
+            preparation.prepare(path, request, edits)
         except RequestRefused:
             continue
         assert edits.changed or json.dumps(request) == before

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serve_app.resumes import TOKENS_PER_REPLICA, ResumeGate, has_room
+from serve_app.router.migration_throttle import TOKENS_PER_REPLICA, ResumeGate, has_room
 
 HALF = TOKENS_PER_REPLICA // 2
 

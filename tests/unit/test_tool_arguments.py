@@ -8,7 +8,7 @@ import random
 import pytest
 from vllm.parser.qwen3 import _qwen3_arg_converter
 
-from serve_app.compat.tool_arguments import ToolArguments
+from serve_app.vllm_patches.tool_arguments import ToolArguments
 
 GOOD = "\n<parameter=path>\na.py\n</parameter>\n<parameter=text>\nif a<b:\n    say('hi \"you\" 🎉')\n\n</parameter>\n"
 

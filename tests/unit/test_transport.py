@@ -14,10 +14,10 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.flight import ReplicaDied, ReplicaLost, WrongReplica
-from serve_app.replica import EngineReplica
-from serve_app.transport import ServeTransport
-from serve_app.wire import WIRE_VERSION, AttemptRequest, Frame, Hello, LineAddress
+from serve_app.engine.replica import EngineReplica
+from serve_app.protocol.attempts import ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, Frame, Hello, LineAddress
+from serve_app.router.serve_transport import ServeTransport
 
 
 @dataclass

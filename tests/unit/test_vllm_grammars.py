@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.compat import vllm_grammars
-from serve_app.compat.vllm_grammars import COMPILE_LIMIT_S, SLOW_MASKS, GuardedGrammar
+from serve_app.vllm_patches import grammars
+from serve_app.vllm_patches.grammars import COMPILE_LIMIT_S, SLOW_MASKS, GuardedGrammar
 
 NO_MODULE = types.ModuleType("none")
 
@@ -85,7 +85,7 @@ def test_one_that_raises_takes_no_further_token_and_masks_none(what: str) -> Non
 
 def test_one_that_goes_on_being_slow_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Grammar(cpu_s=0.15)
-    monkeypatch.setattr(vllm_grammars.time, "thread_time", lambda: slow.clock[0])
+    monkeypatch.setattr(grammars.time, "thread_time", lambda: slow.clock[0])
     guarded, row = GuardedGrammar(slow), Row()
     for _ in range(SLOW_MASKS):
         guarded.fill_bitmask([row], 0)
@@ -97,8 +97,8 @@ def test_one_that_goes_on_being_slow_is_ended(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_request_does_not_wait_for_ever_for_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(vllm_grammars.time, "monotonic", lambda: clock[0])
-    ready = vllm_grammars.wait_no_longer(lambda self: not isinstance(self._grammar, Future), NO_MODULE)
+    monkeypatch.setattr(grammars.time, "monotonic", lambda: clock[0])
+    ready = grammars.wait_no_longer(lambda self: not isinstance(self._grammar, Future), NO_MODULE)
     asked: Any = SimpleNamespace(_grammar=Future())
     assert not ready(asked)
     clock[0] = COMPILE_LIMIT_S - 1
@@ -133,7 +133,7 @@ def asking(name: str) -> Any:
 
 
 def test_each_request_is_compiled_by_the_back_end_that_was_chosen_for_it() -> None:
-    init = vllm_grammars.choose_by_request(Manager.grammar_init, NO_MODULE)
+    init = grammars.choose_by_request(Manager.grammar_init, NO_MODULE)
     manager = Manager()
     with pytest.raises(ValueError, match="broken"):
         init(manager, asking("broken"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from serve_app.engine import vllm_stats
-from serve_app.engine.vllm_stats import LateCounter, LateGauge
+from serve_app.engine import vllm_metrics
+from serve_app.engine.vllm_metrics import LateCounter, LateGauge
 
 
 class Recorder:
@@ -30,7 +30,7 @@ def recorded(metric: Any) -> tuple[Any, Recorder]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_stats, "FLUSH_S", 0.01)
+    monkeypatch.setattr(vllm_metrics, "FLUSH_S", 0.01)
 
 
 async def test_increments_are_added_up_and_none_is_lost() -> None:

@@ -23,9 +23,9 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from serve_app.errors import QueueFull, ServeError
-from serve_app.ingress.grammar_jobs import Job, Verdict, WorkerSettings, encode
-from serve_app.outcome import Outcome
+from serve_app.ingress.grammars.jobs import Job, Verdict, WorkerSettings, encode
+from serve_app.protocol.errors import QueueFull, ServeError
+from serve_app.protocol.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class _Worker:
     @classmethod
     def start(cls) -> _Worker:
         """Return at once; the first message to it must be its `WorkerSettings`, whose answer says that it is ready."""
-        command = (sys.executable, "-m", "serve_app.ingress.vllm_grammar_worker")
+        command = (sys.executable, "-m", "serve_app.ingress.grammars.vllm_worker")
         environment = {
             **os.environ,
             # A fork and threads do not go together.

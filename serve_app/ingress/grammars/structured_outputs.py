@@ -19,11 +19,11 @@ from typing import Any, Final
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
-from serve_app.compat import vllm_api
-from serve_app.compat.patching import Function, replace
-from serve_app.context import CURRENT
-from serve_app.ingress.grammar_checker import GrammarChecker
-from serve_app.ingress.grammar_syntax import KINDS, check_size
+from serve_app.ingress.grammars.checker import GrammarChecker
+from serve_app.ingress.grammars.syntax import KINDS, check_size
+from serve_app.router.request_context import CURRENT
+from serve_app.vllm_patches import vllm_api
+from serve_app.vllm_patches.patching import Function, replace
 
 CHECKED: Final = "_checked_by_step_serve"
 """Set on parameters that a worker has tried and found good."""

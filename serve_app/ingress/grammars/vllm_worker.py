@@ -1,4 +1,4 @@
-"""`python -m serve_app.ingress.vllm_grammar_worker`: tries grammars with vLLM's code, each in a child process.
+"""`python -m serve_app.ingress.grammars.vllm_worker`: tries grammars with vLLM's code, each in a child process.
 
 A compiler that explodes can be stopped in no other way: it is C++ that looks at no clock, and no thread can be killed.
 So this process loads what compiling needs, and then forks for each grammar a child with a limit of CPU time and memory.
@@ -36,10 +36,10 @@ from vllm.v1.structured_output.backend_types import StructuredOutputBackend, Str
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import get_structured_output_key
 
-from serve_app.compat.vllm_grammars import has_failed
-from serve_app.ingress import grammar_jobs
-from serve_app.ingress.grammar_jobs import Job, Verdict, WorkerSettings
-from serve_app.ingress.grammar_syntax import check_expression, check_patterns
+from serve_app.ingress.grammars import jobs
+from serve_app.ingress.grammars.jobs import Job, Verdict, WorkerSettings
+from serve_app.ingress.grammars.syntax import check_expression, check_patterns
+from serve_app.vllm_patches.grammars import has_failed
 
 TOO_LONG: Final = "it takes too long to compile; make it simpler"
 TOO_LARGE: Final = "it takes too much memory to compile, or is nested too deeply; make it simpler"
@@ -113,7 +113,7 @@ class Grammars:
     def _walk(self, backend: StructuredOutputBackend, grammar: StructuredOutputGrammar) -> None:
         """Say something that the grammar allows. Raises `ValueError` where that is slow (once may be chance)."""
         mask, choose, slow = backend.allocate_token_bitmask(1), random.Random(0), 0
-        for _ in range(grammar_jobs.TRIED_TOKENS):
+        for _ in range(jobs.TRIED_TOKENS):
             if grammar.is_terminated():
                 return
             began_s = time.thread_time()
@@ -225,12 +225,12 @@ def main() -> None:
     settings = msgspec.msgpack.decode(told, type=WorkerSettings)
     grammars = Grammars(settings)
     gc.freeze()  # a collection in a child would copy all of this process' memory
-    answers.write(grammar_jobs.encode(Verdict()))  # ready
+    answers.write(jobs.encode(Verdict()))  # ready
     answers.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the end of our input ends us
     while (message := read_message(sys.stdin.buffer)) is not None:
         verdict = examine_in_child(grammars, settings, msgspec.msgpack.decode(message, type=Job))
-        answers.write(grammar_jobs.encode(verdict))
+        answers.write(jobs.encode(verdict))
         answers.flush()
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serve_app.errors import RequestRefused, ThreadNotFound
-from serve_app.ingress import anthropic_tools, json_body
-from serve_app.ingress.chat_requests import prefill_conflict
-from serve_app.ingress.content import (
+from serve_app.ingress.requests import anthropic_tools, json_body
+from serve_app.ingress.requests.chat import prefill_conflict
+from serve_app.ingress.requests.content import (
     Block,
     as_list,
     check_image_source,
@@ -23,7 +22,8 @@ from serve_app.ingress.content import (
     settle,
     word,
 )
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused, ThreadNotFound
 
 KNOWN = frozenset({"text", "image", "tool_use", "tool_result", "thinking", "tool_addition", "tool_removal"})
 """Blocks that vLLM takes as they are (images and tool results once they have been looked into)."""
@@ -196,7 +196,7 @@ def _tool_result(block: Block, path: str, edits: Edits) -> Block:
 
 
 def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None:
-    """A last message from the assistant is the beginning of the answer; `compat/vllm_prefill.py` has it continued."""
+    """A last message from the assistant is the beginning of the answer; `vllm_patches/prefill.py` has it continued."""
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused
 
 Tool = dict[str, Any]
 

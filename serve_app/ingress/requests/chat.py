@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress import chat_tools, json_body
-from serve_app.ingress.content import (
+from serve_app.ingress.requests import chat_tools, json_body
+from serve_app.ingress.requests.content import (
     Block,
     check_image_source,
     check_image_url,
@@ -19,7 +18,8 @@ from serve_app.ingress.content import (
     settle,
     split_data_url,
 )
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused
 
 ROLES = {"developer": "system", "function": "tool"}
 """The model's template knows the newer name of one and the newer form of the other."""

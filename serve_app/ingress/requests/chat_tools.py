@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress.content import as_list, word
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests.content import as_list, word
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused
 
 
 def prepare(request: dict[str, Any], edits: Edits) -> None:

@@ -12,8 +12,8 @@ import itertools
 import json
 from typing import Any
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused
 
 Block = dict[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from serve_app.errors import RequestRefused
+from serve_app.protocol.errors import RequestRefused
 
 CONVERSATION = frozenset({"messages", "input", "system", "tools", "prompt", "instructions"})
 """Fields that hold what was said. A NaN in them (a tool's result, mostly) stays in the history of each later turn, so

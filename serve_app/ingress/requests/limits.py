@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_app.errors import RequestRefused
+from serve_app.protocol.errors import RequestRefused
 
 MAX_ENTRIES: Final[Mapping[str, int]] = {
     "logit_bias": 1024,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress import anthropic_requests, chat_requests, request_limits, responses_requests
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests import anthropic, chat, limits, responses
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused
 
 Prepare = Callable[[dict[str, Any], Edits], None]
 
 PREPARED: dict[str, Prepare] = {
-    "/v1/chat/completions": chat_requests.prepare,
-    "/tokenize": chat_requests.prepare,  # so that it counts what would be sent
-    "/v1/responses": responses_requests.prepare,
-    "/v1/messages": anthropic_requests.prepare,
-    "/v1/messages/count_tokens": anthropic_requests.prepare,
+    "/v1/chat/completions": chat.prepare,
+    "/tokenize": chat.prepare,  # so that it counts what would be sent
+    "/v1/responses": responses.prepare,
+    "/v1/messages": anthropic.prepare,
+    "/v1/messages/count_tokens": anthropic.prepare,
 }
 """Other routes hold nothing that vLLM does not take."""
 
@@ -37,7 +37,7 @@ def prepare(path: str, request: dict[str, Any], edits: Edits) -> None:
         if name in variables:  # vLLM hands these over itself, and fails on a second one
             field = f"chat_template_kwargs.{name}"
             raise RequestRefused(f"`{field}` cannot be set; use the request's own field.", param=field)
-    request_limits.check(request)
+    limits.check(request)
     apply = PREPARED.get(path)
     if apply is not None:
         apply(request, edits)

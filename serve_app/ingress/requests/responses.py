@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.errors import RequestRefused
-from serve_app.ingress import json_body, responses_tools
-from serve_app.ingress.chat_requests import UNHEARD, refuse_with_format, unheard
-from serve_app.ingress.content import (
+from serve_app.ingress.requests import json_body, responses_tools
+from serve_app.ingress.requests.chat import UNHEARD, refuse_with_format, unheard
+from serve_app.ingress.requests.content import (
     Block,
     as_list,
     check_image_source,
@@ -27,7 +26,8 @@ from serve_app.ingress.content import (
     settle,
     word,
 )
-from serve_app.ingress.edits import Edits
+from serve_app.ingress.requests.edits import Edits
+from serve_app.protocol.errors import RequestRefused
 
 INCLUDED = frozenset(
     {"code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",

@@ -1,0 +1,25 @@
+"""`python -m chaos`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from chaos import command, options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status of `command.run`."""
+    about = "Lose engine replicas under load, and tell what the clients saw."
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=about)
+    options.add_flags(parser)
+    return command.run(parser.parse_args(argv), _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
