@@ -13,7 +13,7 @@ from serve_app.protocol.errors import OtherVersion
 from serve_app.protocol.messages import WIRE_VERSION, Hello
 from serve_app.router.dispatcher import Fleet
 from serve_app.router.engine_versions import EngineVersions
-from tests.unit.test_fleet import IDLE, LocalReplica, LocalTransport, Results, request, turns
+from tests.unit.test_dispatcher import IDLE, LocalReplica, LocalTransport, Results, request, turns
 
 BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install the same on every node"
 

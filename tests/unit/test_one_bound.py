@@ -18,7 +18,7 @@ from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_req
 from serve_app.router.admission import Admission
 from serve_app.router.dispatcher import Fleet
 from tests.http.harness import LocalTransport
-from tests.unit.test_fleet import Results
+from tests.unit.test_dispatcher import Results
 
 SLOTS, WAITING = 3, 4
 BOUND = 2 * (SLOTS + WAITING)
