@@ -11,13 +11,12 @@ from pathlib import Path
 
 from serve_app.cli import client_env, plan, preflight, serve
 from serve_app.cli.check import Check, Verdict
-from serve_app.config import deployment, hardware, machine, profile, vllm_flags
+from serve_app.config import deployment, hardware, machine, profile, vllm_device, vllm_flags
 from serve_app.config.schema import ConfigError, engine_argv
 from serve_app.config.vllm_flags import BadFlag
 from serve_app.ingress import auth
 from serve_app.ingress.auth import BadKeysFile
 from serve_app.rehearse.setup import add_flags as add_rehearse_flags
-from serve_app.vllm_patches import device
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 
@@ -114,7 +113,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
     config = profile.load(deploy.args, [hardware.this_machine()])
-    device.use_no_device()
+    vllm_device.use_no_device()
     argv = engine_argv(config)
     if options.check_model:
         vllm_flags.check_model(vllm_flags.parse(argv, vllm_flags.serve_parser()))

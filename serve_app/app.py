@@ -26,12 +26,12 @@ from ray.serve.schema import LoggingConfig
 
 from serve_app.cli import abort_serve_run
 from serve_app.cli.preflight import checked_config
-from serve_app.config import machine, vllm_flags
+from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
 from serve_app.config.schema import AppConfig, ConfigError, engine_argv, flag
 from serve_app.engine import compile_cache
 from serve_app.engine.autoscaling import FullnessPolicy
-from serve_app.engine.contract import Engine, EngineDead, StepSink
+from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
@@ -39,12 +39,11 @@ from serve_app.ingress.access_log import log_to_stderr
 from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.middleware import App, Gate, GateSettings
-from serve_app.protocol.attempts import FleetLimits, FleetSink
+from serve_app.protocol.attempts import EngineDead, FleetLimits, FleetSink
 from serve_app.router.admission import Admission
 from serve_app.router.dispatcher import Fleet
 from serve_app.router.engine_versions import EngineVersions
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
-from serve_app.vllm_patches import device
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ DRAIN_GRACE_S = 30.0
 def build(args: dict[str, object]) -> serve.Application:
     """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run`
     then ends."""
-    device.use_no_device()
+    vllm_device.use_no_device()
     try:
         config = checked_config(args)
     except ConfigError as error:
@@ -92,7 +91,7 @@ class EngineDeployment(EngineReplica):
         log_to_stderr()
         if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
             keep_compiled_kernels(config.engine.compile_cache_dir)
-        device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
+        vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
         if config.replicas.nodes_per_replica > 1:
             join_this_ray()
         super().__init__(
@@ -117,7 +116,7 @@ class Ingress:
 
     def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
         log_to_stderr()
-        device.use_no_device()
+        vllm_device.use_no_device()
         self._config = config
         self._engines = engines
         self._closing = contextlib.AsyncExitStack()
@@ -136,7 +135,7 @@ class Ingress:
 
         def open_fleet(sink: FleetSink) -> Fleet:
             transport = ServeTransport(self._engines, ingress_id)
-            refusal = EngineVersions(device.version()).mismatch
+            refusal = EngineVersions(vllm_device.version()).mismatch
             return Fleet(transport, ingress_id, limits, sink, admission_of(config), refusal)
 
         app, client = await build_api(
@@ -284,6 +283,6 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
         ray_actor_options={
             "num_cpus": ingress.cpus_per_replica,
             # It loads the model's configuration, tokenizer and image processor from where the engine does.
-            "runtime_env": {"env_vars": {**config.engine.env, **device.FRONT_END_ENV}},
+            "runtime_env": {"env_vars": {**config.engine.env, **vllm_device.FRONT_END_ENV}},
         },
     )

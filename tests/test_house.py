@@ -1,4 +1,4 @@
-"""Rules of the house that a machine can keep. The linter and mypy keep the rest (`make check`)."""
+"""Rules of this codebase that a machine can check. The linter and mypy check the rest (`make check`)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ VLLM_IMPORTERS = {
     "serve_app/ingress/vllm_*": "vLLM's errors and limits, as ours",
     "serve_app/ingress/media.py": "vLLM's image fetching, with refusals in place of failures",
     "serve_app/ingress/responses_api.py": "vLLM's Responses API, with OpenAI's end of a stream",
-    "serve_app/ingress/grammars/structured_outputs.py": "vLLM's check of grammars, which names the field",
-    "serve_app/config/vllm_flags.py": "vLLM's parser of its flags",
+    "serve_app/ingress/grammars/*": "vLLM's check of grammars, and its back ends, with which each is tried",
+    "serve_app/config/vllm_*": "vLLM's parser of its flags, and its version",
     "serve_app/engine/*": "vLLM's engine",
     "serve_app/vllm_patches/*": "what mends vLLM",
     "models/*": "the demo model's checks",
@@ -48,11 +48,24 @@ RAY_IMPORTERS = {
 
 PURE = (
     *("protocol/errors", "protocol/messages", "protocol/outcome"),
-    *("router/admission", "router/poison", "router/routing"),
+    *("router/admission", "protocol/poison", "router/routing"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     "ingress/validation_errors",
 )
 """Facts in, verdict out: these import neither asyncio nor anything that talks to somebody."""
+
+FLOORS = (
+    ("protocol",),
+    ("config",),
+    ("vllm_patches",),
+    ("router", "engine"),
+    ("ingress",),
+    ("cli",),
+    ("rehearse",),
+    ("app",),
+    ("__main__",),
+)
+"""The folders of `serve_app`, lowest first. One imports from lower floors only; `protocol` is what two others share."""
 
 LONG_FILE, LONG_FUNCTION = 300, 40
 """Past these a file or function is split, or justified by name here."""
@@ -108,6 +121,31 @@ def test_only_the_named_modules_import_vllm() -> None:
 def test_only_the_adapters_import_ray() -> None:
     strangers = {name for name in importers_of("ray", SOURCES) if not allowed(name, RAY_IMPORTERS)}
     assert not strangers
+
+
+def test_folders_import_from_below_only() -> None:
+    floor_of = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+    upward, seen = [], set()
+    for file in SOURCES:
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        if parts[0] != "serve_app" or parts[1] == "__init__":
+            continue
+        seen.add(parts[1])
+        for name in imported(ast.parse(file.read_text())):
+            other = name.split(".")[1] if name.startswith("serve_app.") else parts[1]
+            if other != parts[1] and floor_of[other] >= floor_of[parts[1]]:
+                upward.append(f"{relative(file)}: {name}")
+            tools = {"chaos", "loadtest", "models", "bench"} - ({"loadtest"} if parts[1] == "rehearse" else set())
+            if name.split(".")[0] in tools:
+                upward.append(f"{relative(file)}: {name}")
+    assert seen == set(floor_of), "each folder has a floor"
+    assert not upward
+
+
+@pytest.mark.parametrize("patterns", [VLLM_IMPORTERS, RAY_IMPORTERS, JUSTIFIED_FILES], ids=["vllm", "ray", "files"])
+def test_exceptions_name_real_files(patterns: set[str] | dict[str, str]) -> None:
+    names = [relative(file) for file in SOURCES]
+    assert not [pattern for pattern in patterns if not any(allowed(name, {pattern}) for name in names)]
 
 
 @pytest.mark.parametrize("package", ["ray", "vllm", "torch", "transformers"])

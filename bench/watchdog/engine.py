@@ -27,11 +27,12 @@ from serve_app.config import profile
 from serve_app.config.schema import AppConfig, engine_argv
 from serve_app.config.yaml_lines import YamlDocument
 from serve_app.engine import compile_cache, warm_up
-from serve_app.engine.contract import EngineDead, StepSink
+from serve_app.engine.contract import StepSink
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_process import engine_core_processes
 from serve_app.engine.watchdog import WatchdogLimits
+from serve_app.protocol.attempts import EngineDead
 from serve_app.protocol.messages import AttemptRequest, decode_frame, encode_request
 
 REPLICA, INGRESS = "replica", "bench"

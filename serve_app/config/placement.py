@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.config.schema import ReplicasConfig
-from serve_app.vllm_patches.device import ENGINE_ENV
+from serve_app.config.vllm_device import ENGINE_ENV
 
 ACCELERATOR_SHARE = 0.001
 """Of the resource by which Ray names a node's GPUs: Ray itself asks for as much to bind work to such a node."""

@@ -23,8 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.router.admission import MAX_WAITING
-from serve_app.vllm_patches.device import VARIABLE as DEVICE_VARIABLE
+from serve_app.config.vllm_device import VARIABLE as DEVICE_VARIABLE
 
 if TYPE_CHECKING:
     from serve_app.config.hardware import NodeGpus
@@ -33,6 +32,10 @@ Scalar = str | int | float | bool | None
 FlagValue = Scalar | list[object] | dict[str, object]
 
 MIB = 1024 * 1024
+
+MAX_WAITING = 512
+"""Waiting requests of one engine, unless configured: at 20 s each (`router/admission.py`) and 256 slots, 40 s of
+work."""
 
 
 class ConfigError(Exception):

@@ -2,7 +2,7 @@
 
 vLLM runs an engine as a tree of processes (the engine core, and a worker per GPU below it). Two things it leaves
 undone: an engine core whose owner is killed lives on and holds the GPUs, and the reason why a start failed is only in
-the log of the process that failed. Our vLLM plugin (`serve_app/vllm_patches/plugin.py`) calls this in each of them.
+the log of the process that failed. Our vLLM plugin (`serve_app/engine/vllm_plugin.py`) calls this in each of them.
 """
 
 from __future__ import annotations

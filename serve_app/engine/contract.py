@@ -26,27 +26,11 @@ ProgressSink = Callable[[str], None]
 """Told in words what a start is doing ("loading weights"). May be called from another thread."""
 
 
-class EngineDead(Exception):
-    """The engine cannot go on: its process died, or it reported a fatal error. Every running attempt gets this."""
-
-
-class EngineDeadByRequest(EngineDead):
-    """The same, to the one attempt that the death is tied to (`router/poison.py`)."""
-
-
-class EngineDeadBeside(EngineDead):
-    """The same, to an attempt that nothing points at."""
-
-
-class AttemptRefused(Exception):
-    """The engine will never run this request (too long for its cache, say). Not worth retrying."""
-
-
 @dataclass(frozen=True)
 class EngineInfo:
     """What a started engine settled on. Token counts, and names as vLLM gives them.
 
-    `engine_version` is vLLM's (`compat/vllm_device.version`), or `fake`, which goes with every ingress.
+    `engine_version` is vLLM's (`config/vllm_device.version`), or `fake`, which goes with every ingress.
     """
 
     max_model_len: int

@@ -12,11 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from serve_app.engine.contract import AttemptRefused, EngineDead, EngineInfo, EngineStats, ProgressSink, StepSink
+from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig, RandomAnswer
 from serve_app.engine.fake_faults import Fault, FaultKind
 from serve_app.engine.fake_script import ScriptedAnswer
 from serve_app.engine.watchdog import EngineActivity
+from serve_app.protocol.attempts import AttemptRefused, EngineDead
 from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 __all__ = ["FakeEngine", "FakeEngineConfig", "Fault", "FaultKind"]

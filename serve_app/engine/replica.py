@@ -15,21 +15,22 @@ from dataclasses import dataclass
 
 import msgspec
 
+from serve_app.config.schema import MAX_WAITING
 from serve_app.engine.autoscaling import FULLNESS
-from serve_app.engine.contract import (
-    FAILED_BY_ITSELF,
-    AttemptRefused,
-    Engine,
-    EngineDead,
-    EngineDeadBeside,
-    EngineDeadByRequest,
-    EngineInfo,
-    StepSink,
-)
+from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.partial_outputs import Leftovers
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
-from serve_app.protocol.attempts import ReplicaFull, ReplicaStopping, WrongReplica
+from serve_app.protocol.attempts import (
+    AttemptRefused,
+    EngineDead,
+    EngineDeadBeside,
+    EngineDeadByRequest,
+    ReplicaFacts,
+    ReplicaFull,
+    ReplicaStopping,
+    WrongReplica,
+)
 from serve_app.protocol.data_channel import LineServer
 from serve_app.protocol.messages import (
     WIRE_VERSION,
@@ -43,9 +44,7 @@ from serve_app.protocol.messages import (
     decode_request,
     encode_frame,
 )
-from serve_app.router.admission import MAX_WAITING
-from serve_app.router.poison import Blame, Quarantine, blame
-from serve_app.router.routing import ReplicaFacts
+from serve_app.protocol.poison import Blame, Quarantine, blame
 
 logger = logging.getLogger(__name__)
 

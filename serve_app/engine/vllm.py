@@ -23,14 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve_app.engine import activity, vllm_observer, warm_up
 from serve_app.engine.child import Report
-from serve_app.engine.contract import (
-    AttemptRefused,
-    EngineDead,
-    EngineInfo,
-    EngineStats,
-    ProgressSink,
-    StepSink,
-)
+from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.gang import Gang
 from serve_app.engine.vllm_io import engine_request, token_delta
 from serve_app.engine.vllm_process import (
@@ -45,6 +38,7 @@ from serve_app.engine.vllm_process import (
     stop_engine,
 )
 from serve_app.engine.watchdog import EngineActivity
+from serve_app.protocol.attempts import AttemptRefused, EngineDead
 from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import psutil
 
+from serve_app.config import vllm_device
 from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
-from serve_app.engine.contract import FAILED_BY_ITSELF, EngineDead, EngineInfo, ProgressSink
-from serve_app.vllm_patches import device
+from serve_app.engine.contract import FAILED_BY_ITSELF, EngineInfo, ProgressSink
+from serve_app.protocol.attempts import EngineDead
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.config import VllmConfig
@@ -120,7 +121,7 @@ class EngineReports:
 
 def prepare_environment() -> None:
     """Set what vLLM reads when it is imported or starts processes, unless the operator has set it."""
-    device.use_the_gpu()
+    vllm_device.use_the_gpu()
     os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
     os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(STEP_TIMEOUT_S))
     # Forking a process that runs threads and an event loop copies their locks as they are.
@@ -192,7 +193,7 @@ def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         kv_cache_tokens=(cache.kv_cache_size_tokens or 0) * ranks,
         model=vllm_config.model_config.model,
-        engine_version=device.version(),
+        engine_version=vllm_device.version(),
         start_s=start_s,
     )
 

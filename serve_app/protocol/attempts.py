@@ -34,6 +34,22 @@ class ReplicaFull(Exception):
     """The replica holds as many attempts as it may, and has not taken this one. Another may have room."""
 
 
+class EngineDead(Exception):
+    """The engine cannot go on: its process died, or it reported a fatal error. Every running attempt gets this."""
+
+
+class EngineDeadByRequest(EngineDead):
+    """The same, to the one attempt that the death is tied to (`protocol/poison.py`)."""
+
+
+class EngineDeadBeside(EngineDead):
+    """The same, to an attempt that nothing points at."""
+
+
+class AttemptRefused(Exception):
+    """The engine will never run this request (too long for its cache, say). Not worth retrying."""
+
+
 class End(Enum):
     """How an attempt ended."""
 
@@ -41,7 +57,7 @@ class End(Enum):
     DIED = "died"
     """The engine died or hung while the attempt was in it, or the replica's process ended: the request may be why."""
     NAMED = "named"
-    """It died, and the attempt is why, as far as there is evidence (`router/poison.py`)."""
+    """It died, and the attempt is why, as far as there is evidence (`protocol/poison.py`)."""
     BESIDE = "beside"
     """It died, and nothing points at the attempt."""
     CUT = "cut"
@@ -50,6 +66,23 @@ class End(Enum):
     """Its replica is about to go, or did not take it: nobody died."""
     REFUSED = "refused"
     """Its replica was full."""
+
+
+@dataclass(frozen=True)
+class ReplicaFacts:
+    """What routing needs to know of a replica. `unfinished` counts requests, those just sent and not yet seen
+    included."""
+
+    replica_id: str
+    unfinished: int
+    max_num_seqs: int
+    kv_usage_ratio: float
+
+    @property
+    def fullness(self) -> float:
+        """Share of the batch slots taken, above 1 when requests wait; nearly full caches count as full."""
+        slots = self.unfinished / max(self.max_num_seqs, 1)
+        return max(slots, self.kv_usage_ratio) if self.kv_usage_ratio > 0.9 else slots
 
 
 class Transport(Protocol):
@@ -132,7 +165,7 @@ class FleetSink(Protocol):
 @dataclass(frozen=True)
 class FleetLimits:
     """A request without a new token for `request_deadline_s` gets no further attempt. What makes a request poison is
-    `router/poison.py`'s to say.
+    `protocol/poison.py`'s to say.
 
     Being cut off ends it later, for a request that stops its replicas without a word is cut off as one on a broken
     network is: when, since its last token, `max_gone_replicas` have fallen silent for good, or after

@@ -22,8 +22,16 @@ from typing import Protocol
 
 import msgspec
 
-from serve_app.engine.contract import AttemptRefused, EngineDead, EngineDeadBeside, EngineDeadByRequest
-from serve_app.protocol.attempts import ReplicaFull, ReplicaLost, ReplicaStopping, WrongReplica
+from serve_app.protocol.attempts import (
+    AttemptRefused,
+    EngineDead,
+    EngineDeadBeside,
+    EngineDeadByRequest,
+    ReplicaFull,
+    ReplicaLost,
+    ReplicaStopping,
+    WrongReplica,
+)
 from serve_app.protocol.messages import Frame, LineAddress, decode_frame
 
 logger = logging.getLogger(__name__)

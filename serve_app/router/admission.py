@@ -15,8 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-MAX_WAITING = 512
-"""Waiting requests of one engine, unless configured: at the 20 s of `ASSUMED_SERVICE_S` and 256 slots, 40 s of work."""
+from serve_app.config.schema import MAX_WAITING
 
 ASSUMED_SERVICE_S = 20.0
 """How long a request runs, as long as none has finished to measure it by: 1,000 tokens at 50 a second."""

@@ -21,12 +21,14 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.protocol.attempts import (
+    AttemptRefused,
     End,
+    EngineDead,
     FleetLimits,
     FleetRequest,
     FleetSink,
+    ReplicaFacts,
     ReplicaFull,
     ReplicaLost,
     ReplicaStopping,
@@ -35,12 +37,12 @@ from serve_app.protocol.attempts import (
 )
 from serve_app.protocol.errors import CutOff, InQuarantine, PoisonRequest, ServeError, refused_by_engine
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, Hello, TokenDelta
+from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
 from serve_app.router.migration_throttle import ResumeGate
-from serve_app.router.poison import Blame, Quarantine, is_poison
 from serve_app.router.replica_pool import Link, Links, Refusal
-from serve_app.router.routing import ReplicaFacts, affinity_key, choose_replica
+from serve_app.router.routing import affinity_key, choose_replica
 
 logger = logging.getLogger(__name__)
 

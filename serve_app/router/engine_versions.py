@@ -22,7 +22,7 @@ FIX = (
 
 @dataclass(frozen=True)
 class EngineVersions:
-    """What this ingress runs. `vllm` as `compat/vllm_device.version` gives it."""
+    """What this ingress runs. `vllm` as `config/vllm_device.version` gives it."""
 
     vllm: str
 

@@ -15,13 +15,23 @@ from typing import Protocol
 
 import msgspec
 
-from serve_app.engine.contract import EngineDead, EngineDeadBeside, EngineDeadByRequest
-from serve_app.protocol.attempts import End, FleetLimits, ReplicaDied, ReplicaFull, ReplicaLost, Transport, WrongReplica
+from serve_app.protocol.attempts import (
+    End,
+    EngineDead,
+    EngineDeadBeside,
+    EngineDeadByRequest,
+    FleetLimits,
+    ReplicaDied,
+    ReplicaFacts,
+    ReplicaFull,
+    ReplicaLost,
+    Transport,
+    WrongReplica,
+)
 from serve_app.protocol.errors import NoReplica, OtherVersion
 from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import Capacity, Frame, Hello, Load, TokenDelta
 from serve_app.router.admission import start_wait
-from serve_app.router.routing import ReplicaFacts
 
 logger = logging.getLogger(__name__)
 

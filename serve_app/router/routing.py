@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from serve_app.protocol.attempts import ReplicaFacts
 
 AFFINITY_SLACK = 0.25
 """How much fuller (as a share of `max_num_seqs`) the preferred replica may be. A prefix hit saves one prefill; a
@@ -20,23 +21,6 @@ the wait."""
 PREFIX_TOKENS = 1024
 """How many prompt tokens make the key where no session is named. Enough to tell conversations with a common short
 system prompt apart, short enough to be stable over a conversation's turns."""
-
-
-@dataclass(frozen=True)
-class ReplicaFacts:
-    """What routing needs to know of a replica. `unfinished` counts requests, those just sent and not yet seen
-    included."""
-
-    replica_id: str
-    unfinished: int
-    max_num_seqs: int
-    kv_usage_ratio: float
-
-    @property
-    def fullness(self) -> float:
-        """Share of the batch slots taken, above 1 when requests wait; nearly full caches count as full."""
-        slots = self.unfinished / max(self.max_num_seqs, 1)
-        return max(slots, self.kv_usage_ratio) if self.kv_usage_ratio > 0.9 else slots
 
 
 def affinity_key(session_id: str | None, prompt_token_ids: Sequence[int]) -> bytes:

@@ -25,8 +25,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.protocol.attempts import ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
+from serve_app.protocol.attempts import AttemptRefused, EngineDead, ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
 from serve_app.protocol.data_channel import Line
 from serve_app.protocol.messages import AttemptRequest, Frame, Hello, LineAddress, decode_frame, encode_request
 

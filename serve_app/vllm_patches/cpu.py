@@ -10,7 +10,7 @@ import logging
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.vllm_patches import device
+from serve_app.config import vllm_device
 from serve_app.vllm_patches.cpu_attention import FORWARD, attend_long_contexts
 from serve_app.vllm_patches.cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
 from serve_app.vllm_patches.cpu_scheduler import CHUNK, SCHEDULE, bound_chunks, share_steps
@@ -58,7 +58,7 @@ def close_gaps() -> None:
     from vllm import __version__
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu() or device.is_front_end_of_gpus():
+    if not current_platform.is_cpu() or vllm_device.is_front_end_of_gpus():
         return
     if minor_version(__version__) not in VERSIONS_WITH_THE_GAPS:
         logger.warning("cpu_gaps_left_open vllm=%s: not a version they are known in", __version__)

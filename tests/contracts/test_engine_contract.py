@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from serve_app.engine.contract import AttemptRefused, EngineDead
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.vllm_process import engine_core_processes, is_alive
+from serve_app.protocol.attempts import AttemptRefused, EngineDead
 from tests.contracts.harness import (
     CRASHES,
     LENGTH,

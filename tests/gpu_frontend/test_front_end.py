@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.config import profile, vllm_flags
+from serve_app.config import profile, vllm_device, vllm_flags
 from serve_app.config.profile import ROOT
 from serve_app.config.schema import engine_argv, load_config
-from serve_app.vllm_patches import device
 from serve_app.vllm_patches.cpu import TARGETS, close_gaps
 
 TINY = ROOT / "models" / "step-tiny"
@@ -65,7 +64,7 @@ def test_the_command_line_reads_flags_without_a_driver_by_itself(tmp_path: Path)
     """`make test-gpu-frontend` sets the variable for these tests; users do not."""
     deploy = (ROOT / "deploy.yaml").read_text(encoding="utf-8").replace("profile: auto", "profile: h100-x8")
     (tmp_path / "deploy.yaml").write_text(deploy, encoding="utf-8")
-    env = {name: value for name, value in os.environ.items() if name != device.VARIABLE}
+    env = {name: value for name, value in os.environ.items() if name != vllm_device.VARIABLE}
     command = [sys.executable, "-m", "serve_app", "argv", "--file", str(tmp_path / "deploy.yaml")]
     told = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr[-2000:]
@@ -73,8 +72,8 @@ def test_the_command_line_reads_flags_without_a_driver_by_itself(tmp_path: Path)
 
 
 def test_a_front_end_knows_that_it_is_one_of_gpus() -> None:
-    assert device.is_front_end_of_gpus()
-    assert not device.version().endswith("+cpu")
+    assert vllm_device.is_front_end_of_gpus()
+    assert not vllm_device.version().endswith("+cpu")
 
 
 def test_the_patches_of_the_cpu_backend_stay_away_from_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from serve_app.engine.contract import AttemptRefused, StepSink
+from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.fake_faults import Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
+from serve_app.protocol.attempts import AttemptRefused
 from serve_app.protocol.messages import AttemptRequest
 from serve_app.protocol.outcome import Outcome
 from tests.http.harness import NAME, Service, service

@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.engine.contract import FAILED_BY_ITSELF, EngineDead
+from serve_app.engine.contract import FAILED_BY_ITSELF
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
+from serve_app.protocol.attempts import EngineDead
 from serve_app.protocol.messages import AttemptRequest
 from tests.http.harness import NAME, LocalTransport, service
 

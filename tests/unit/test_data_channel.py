@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve_app.engine.contract import AttemptRefused, EngineDead
-from serve_app.protocol.attempts import ReplicaLost, WrongReplica
+from serve_app.protocol.attempts import AttemptRefused, EngineDead, ReplicaLost, WrongReplica
 from serve_app.protocol.data_channel import ERRORS, Line, LineServer
 from serve_app.protocol.messages import Frame, LineAddress, Load, TokenDelta, encode_frame
 

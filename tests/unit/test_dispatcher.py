@@ -10,8 +10,18 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.engine.contract import AttemptRefused, EngineDead, EngineDeadBeside, EngineDeadByRequest
-from serve_app.protocol.attempts import FleetLimits, FleetRequest, FlightRecord, ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.protocol.attempts import (
+    AttemptRefused,
+    EngineDead,
+    EngineDeadBeside,
+    EngineDeadByRequest,
+    FleetLimits,
+    FleetRequest,
+    FlightRecord,
+    ReplicaDied,
+    ReplicaLost,
+    WrongReplica,
+)
 from serve_app.protocol.errors import CutOff, InQuarantine, NoReplica, PoisonRequest, RequestRefused, ServeError
 from serve_app.protocol.messages import AttemptRequest, Frame, Hello, Load, TokenDelta
 from serve_app.router.dispatcher import Fleet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.router.poison import MAX_REMEMBERED, Blame, Quarantine, blame, is_poison
+from serve_app.protocol.poison import MAX_REMEMBERED, Blame, Quarantine, blame, is_poison
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
-from serve_app.engine.contract import EngineDead
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import WrongReplica
+from serve_app.protocol.attempts import EngineDead, WrongReplica
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
 
 

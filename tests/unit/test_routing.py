@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.router.routing import AFFINITY_SLACK, ReplicaFacts, affinity_key, choose_replica
+from serve_app.protocol.attempts import ReplicaFacts
+from serve_app.router.routing import AFFINITY_SLACK, affinity_key, choose_replica
 
 
 def replica(name: str, unfinished: int = 0, slots: int = 100, kv: float = 0.0) -> ReplicaFacts:
