@@ -19,7 +19,7 @@ signal.pause()
 """
 """Like Serve's program: it starts what builds the application, and waits for ever."""
 
-BUILD = "from serve_app.cli import plain_run; print(plain_run.end('port 1 is no port'), flush=True)"
+BUILD = "from serve_app.cli import abort_serve_run; print(abort_serve_run.end('port 1 is no port'), flush=True)"
 
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:
