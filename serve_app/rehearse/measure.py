@@ -158,7 +158,7 @@ def kill(plan: Plan, dashboard: str, out: Path, say: Say) -> Kill:
     result.unlink(missing_ok=True)
     limit_s = plan.config.engine.start_timeout_s + 300
     command = [
-        "serve_app", "chaos", "--fault", "kill-engine", "--url", f"http://{HOST}:{plan.port}",
+        "chaos", "--fault", "kill-engine", "--url", f"http://{HOST}:{plan.port}",
         "--dashboard", dashboard, "--apis", "chat", "--kinds", "text", "--at-token", "100",
         "--streams", str(STREAMS), "--concurrency", str(STREAMS), "--distinct", str(STREAMS),
         "--tokens", f"{STREAM_TOKENS}-{STREAM_TOKENS}", "--deadline-s", f"{limit_s:g}", "--recover-s", f"{limit_s:g}",

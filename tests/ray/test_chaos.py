@@ -20,7 +20,7 @@ async def chaos(service: Cluster, *flags: str) -> tuple[int, str]:
     """Run the command; returns its exit status and what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "serve_app", "chaos", "--url", service.url()),
+        *("-m", "chaos", "--url", service.url()),
         *("--dashboard", f"http://{service.head.address}:{service.dashboard_port}", *flags),
         cwd=ROOT,
         env=service._env,

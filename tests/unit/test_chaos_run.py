@@ -123,7 +123,7 @@ async def test_ctrl_c_reports_what_was_measured_and_leaves_nothing_standing_stil
     async with stand_in() as fleet:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "serve_app", "chaos", "--url", fleet.url, "--dashboard", fleet.url, *QUICK),
+            *("-m", "chaos", "--url", fleet.url, "--dashboard", fleet.url, *QUICK),
             *("--fault", "slow", "--slow-s", "600"),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
