@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.slow, pytest.mark
 
 def rehearse(out: Path, *flags: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "serve_app", "rehearse", "--profile", "cpu-demo", "--out", str(out), *flags]
+    # A shell lets what it runs in the background ignore SIGINT, and its children would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -38,14 +40,14 @@ def test_a_rehearsal_goes_through_everything_and_leaves_only_its_results(tmp_pat
 
 
 def test_an_interrupted_rehearsal_takes_everything_down_and_reports_what_it_has(tmp_path: Path) -> None:
-    process = rehearse(tmp_path)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "loading" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    printed = process.stdout.read()
-    assert process.wait() == 1
+    with rehearse(tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "loading" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        printed = process.stdout.read()
+    assert process.returncode == 1
     assert "INTERRUPTED" in printed
     assert json.loads((tmp_path / "rehearsal.json").read_text(encoding="utf-8"))["facts"]["interrupted"]
     assert not machine.leftovers()
