@@ -68,9 +68,9 @@ test-rehearsal: venv
 # The GPU build's Python laid over the environment, and on it the tests of the APIs and of what we take from vLLM: its
 # names, parsers, flags and the arithmetic of its cache. Some 15 minutes on 2 cores.
 GPU_FRONTEND := build/gpu-frontend
-OVER_GPU_BUILD := tests/http $(addprefix tests/unit/test_,compat_names.py compat_parsers.py compat_patching.py \
-	compat_resume.py config.py data_parallel.py engine_versions.py hardware.py kv_cache.py layouts.py \
-	tool_arguments.py vllm_device.py)
+OVER_GPU_BUILD := tests/http $(addprefix tests/unit/test_,config.py data_parallel.py engine_versions.py hardware.py \
+	kv_cache.py layouts.py tool_arguments.py vllm_api_check.py vllm_device.py vllm_patches_parsers.py \
+	vllm_patches_patching.py vllm_patches_resume.py)
 test-gpu-frontend: venv
 	@$(PY) -m tests.gpu_frontend.install $(GPU_FRONTEND)
 	@PYTHONPATH=$(CURDIR)/$(GPU_FRONTEND):$(CURDIR) VLLM_TARGET_DEVICE=cpu $(PYTEST) tests/gpu_frontend \

@@ -148,6 +148,14 @@ def test_exceptions_name_real_files(patterns: set[str] | dict[str, str]) -> None
     assert not [pattern for pattern in patterns if not any(allowed(name, {pattern}) for name in names)]
 
 
+def test_the_makefile_names_real_tests() -> None:
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    named = re.findall(r"^OVER_GPU_BUILD := (\S+) \$\(addprefix (\S+?),(.*)\)$", text, re.MULTILINE)
+    assert named
+    folder, prefix, names = named[0]
+    assert not [name for name in (folder, *(prefix + name for name in names.split())) if not (ROOT / name).exists()]
+
+
 @pytest.mark.parametrize("package", ["ray", "vllm", "torch", "transformers"])
 def test_the_load_test_runs_without(package: str) -> None:
     assert not {name for name in importers_of(package, SOURCES) if name.startswith("loadtest/")}
