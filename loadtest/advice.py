@@ -12,7 +12,7 @@ BY_STATUS = {
     404: "the server knows no such model or path: check --model, --url and --api",
     413: "the prompts are larger than the server or a proxy before it allows: lower --input-len",
     422: "the server does not understand a field: check --api and --extra-body",
-    429: "the server is full: lower --concurrency or --rate, or give it more replicas",
+    429: "the server is full: lower --max-concurrency or --request-rate, or give it more replicas",
     502: "a proxy found no server behind it: look at the fleet",
     503: "nobody could serve: wait until the fleet is ready, or lower the load below its queue limit",
     529: "nobody could serve (Anthropic's status for it): wait until the fleet is ready",

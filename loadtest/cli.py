@@ -6,17 +6,18 @@ import argparse
 import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import uvloop
 
-from loadtest import __version__
+from loadtest import __version__, vllm_command
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.flag_values import LAST_PORT, MOST_WORKERS, above_zero, seconds, whole
 from loadtest.flags import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.plan import DEFAULT_CONCURRENCY
-from loadtest.published import PRESETS, QUICK_WAVES
+from loadtest.published import PRESETS, QUICK_WAVES, preset_of
 from loadtest.run import InterruptedEarly
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ def build_parser(run_defaults: Mapping[str, object] | None = None) -> argparse.A
     add_load_flags(run)
     add_fleet_flags(run)
     add_output_flags(run)
+    vllm_command.add_flags(run)
     run.set_defaults(**(run_defaults or {}))
     _search_flags(commands)
     _other_flags(commands)
@@ -62,6 +64,7 @@ def _search_flags(commands: Commands) -> None:
     add_data_flags(search, sorted(DATASETS))
     add_load_flags(search)
     add_output_flags(search)
+    vllm_command.add_flags(search)
     search.add_argument("--what", choices=["concurrency", "rate"], default="concurrency", help="what to raise")
     search.add_argument("--from", dest="low", type=above_zero, default=None, help="lowest load (default 1, or 0.5 /s)")
     search.add_argument(
@@ -129,12 +132,16 @@ def read_args(argv: Sequence[str]) -> argparse.Namespace:
     if preset is None:
         if getattr(args, "quick", False):
             raise UsageError("--quick shortens a preset", "Name one with --preset")
-        return args
-    values = dict(PRESETS[preset])
-    if args.quick:
-        values["num_prompts"] = QUICK_WAVES * (args.concurrency or DEFAULT_CONCURRENCY)
-    parser = build_parser(values)
-    return parser.parse_args(argv)
+    else:
+        values = dict(PRESETS[preset])
+        if args.quick:
+            values["num_prompts"] = QUICK_WAVES * (args.concurrency or DEFAULT_CONCURRENCY)
+        args = build_parser(values).parse_args(argv)
+    if args.command in ("run", "search"):
+        vllm_command.translate(args, datetime.now().astimezone())
+    if args.command == "run":
+        args.preset = args.preset or preset_of(args)
+    return args
 
 
 def command(args: argparse.Namespace) -> int:

@@ -163,7 +163,9 @@ async def search(args: argparse.Namespace) -> int:
     bounds = parse_bounds(output.slo or "")
     needs_slo(bounds)
     if load.open_loop_asked or load.concurrency:
-        raise UsageError("search chooses the load itself", "Leave --concurrency, --rate, --phases and --trace out")
+        raise UsageError(
+            "search chooses the load itself", "Leave --max-concurrency, --request-rate, --phases and --trace out"
+        )
     endpoint, served = await reach(target)
     concurrency = args.what == "concurrency"
     span = Range(

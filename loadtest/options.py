@@ -188,7 +188,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     """Checked flags about the load."""
     ways = [args.rate < math.inf, bool(args.phases), bool(args.trace)]
     if sum(ways) > 1:
-        raise UsageError("--rate, --phases and --trace exclude each other", "Choose one")
+        raise UsageError("--request-rate, --phases and --trace exclude each other", "Choose one")
     return LoadOptions(
         concurrency=args.concurrency,
         rate=args.rate,
@@ -213,9 +213,9 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
     for flag, said in (("--slo", [args.slo]), ("--assert", args.assertions)):
         if any(text is not None and not text.strip() for text in said):  # a variable that was not set, in CI
             raise UsageError(f"{flag} is empty", f"Write e.g. {flag} 'ttft_p99<3s'")
-    percentiles = numbers(args.percentiles, "--percentiles")
+    percentiles = numbers(args.percentiles, "--metric-percentiles")
     if not all(0 <= percentile <= 100 for percentile in percentiles):
-        raise UsageError(f"--percentiles are from 0 to 100, not {args.percentiles!r}")
+        raise UsageError(f"--metric-percentiles are from 0 to 100, not {args.percentiles!r}")
     return OutputOptions(
         percentiles=tuple(percentiles),
         goodput_ms=goodput,

@@ -120,7 +120,7 @@ def _count(data: DataOptions, load: LoadOptions) -> int:
 def check_lengths(prompts: list[Prompt], served: Served) -> None:
     """Refuse prompts that the server must refuse, before 512 of them fail."""
     if not prompts:
-        raise DataError("the data set gave no prompt", "Check --data-file")
+        raise DataError("the data set gave no prompt", "Check --dataset-path")
     longest = max(prompts, key=lambda prompt: prompt.prompt_tokens + prompt.output_tokens)
     need = longest.prompt_tokens + longest.output_tokens
     if served.max_model_len and need > served.max_model_len:

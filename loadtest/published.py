@@ -7,6 +7,8 @@ Source: Lambda, "How to deploy Step 3.7 Flash" (lambda.ai/inference-models/stepf
 
 from __future__ import annotations
 
+import argparse
+import math
 from dataclasses import dataclass
 
 from loadtest.parity import Parity
@@ -30,6 +32,18 @@ QUICK_WAVES = 3
 """`--quick`: one wave to fill up, two to look at."""
 TOKENS_PER_CHUNK = 2.8
 """ITL / TPOT of the published figures: what MTP with 3 draft tokens accepted."""
+
+
+SHAPE = ("api", "dataset", "input_len", "output_len", "num_prompts", "concurrency")
+"""What makes a run one of the published benchmark, whether it named the preset or said it flag by flag."""
+
+
+def preset_of(args: argparse.Namespace) -> str | None:
+    """The preset whose load the flags ask for, if any."""
+    if args.rate < math.inf or args.phases or args.trace:
+        return None
+    same = (name for name, values in PRESETS.items() if all(getattr(args, key) == values[key] for key in SHAPE))
+    return next(same, None)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def steady_times(count: int, rate: float, burstiness: float, rng: np.random.Gene
     Unlike vLLM, the sum is not rescaled to count / rate: that would make the arrivals less random than Poisson.
     """
     if rate <= 0 or burstiness <= 0:
-        raise UsageError("--rate and --burstiness must be above 0")
+        raise UsageError("--request-rate and --burstiness must be above 0")
     if math.isinf(burstiness):
         gaps = np.full(count, 1.0 / rate)
     else:

@@ -24,7 +24,7 @@ TRACE_BLOCK = 512
 """Tokens per `hash_ids` entry of a Mooncake trace."""
 
 
-def _read(file: str | None, flag: str = "--data-file") -> bytes:
+def _read(file: str | None, flag: str = "--dataset-path") -> bytes:
     if not file:
         raise UsageError("this data set is read from a file", f"Name it with {flag}")
     try:
@@ -33,7 +33,7 @@ def _read(file: str | None, flag: str = "--data-file") -> bytes:
         raise DataError(f"cannot read {file!r} ({bad.strerror})", f"Check {flag}") from bad
 
 
-def _rows(file: str | None, flag: str = "--data-file") -> Iterator[dict[str, Json]]:
+def _rows(file: str | None, flag: str = "--dataset-path") -> Iterator[dict[str, Json]]:
     for number, line in enumerate(_read(file, flag).splitlines(), 1):
         if not line.strip():
             continue

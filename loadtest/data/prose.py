@@ -52,9 +52,9 @@ def load_text(file: str | None) -> str:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as bad:
         why = getattr(bad, "strerror", None) or bad
-        raise DataError(f"cannot read the text {file!r} ({why})", "Give --data-file a UTF-8 text file") from bad
+        raise DataError(f"cannot read the text {file!r} ({why})", "Give --dataset-path a UTF-8 text file") from bad
     if len(text) < 1000:
-        raise DataError(f"{file} has only {len(text)} characters", "Give --data-file a longer text")
+        raise DataError(f"{file} has only {len(text)} characters", "Give --dataset-path a longer text")
     return text
 
 

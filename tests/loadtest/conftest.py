@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +21,22 @@ from loadtest.prompt import Prompt
 from loadtest.run import Audience, Finished, Nobody, run_here
 from loadtest.schedule import Load
 
+ROOT = Path(__file__).parents[2]
+FIRST_LINE = "mock server at "
 QUICK = Manners(first_s=0.005, gap_s=0.001)
 StartMock = Callable[[Manners], Awaitable[MockServer]]
 RunJob = Callable[..., Awaitable[Finished]]
+
+
+@pytest.fixture(scope="module")
+def mock_url() -> Iterator[str]:
+    """A mock server in a process of its own, as `loadtest mock` starts it."""
+    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--first-ms", "5", "--gap-ms", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        yield said.removeprefix(FIRST_LINE).split(",")[0]
+        process.terminate()
 
 
 @pytest.fixture

@@ -5,33 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loadtest.cli import main, read_args
 from loadtest.errors import UsageError
+from tests.loadtest.conftest import FIRST_LINE
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "models" / "step-tiny"
-FIRST_LINE = "mock server at "
-
-
-@pytest.fixture(scope="module")
-def mock_url() -> Iterator[str]:
-    """A mock server in a process of its own, as `loadtest mock` starts it."""
-    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--first-ms", "5", "--gap-ms", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        yield said.removeprefix(FIRST_LINE).split(",")[0]
-        process.terminate()
 
 
 def run_quick(url: str, *flags: str) -> int:
-    return main(["run", "--url", url, "--num-prompts", "6", "--dataset", "natural", "--input-len", "20",
-                 "--output-len", "5", "--concurrency", "3", "--quiet", *flags])  # fmt: skip
+    return main(["run", "--url", url, "--num-prompts", "6", "--dataset-name", "natural", "--input-len", "20",
+                 "--output-len", "5", "--max-concurrency", "3", "--quiet", *flags])  # fmt: skip
 
 
 def test_it_starts_without_the_engines_libraries() -> None:
@@ -49,7 +37,7 @@ def test_a_run_writes_what_was_asked_for(mock_url: str, tmp_path: Path, capsys: 
     code = run_quick(
         mock_url,
         *flags,
-        "--detailed",
+        "--save-detailed",
         "--keep-text",
         "--slo",
         "ttft_p99<10s",
@@ -104,12 +92,12 @@ MISTAKES = {
     ("run", "--url", "http://nowhere.invalid"): (3, "Check --url"),
     ("run", "--url", "ftp://x"): (2, "http://host:8000"),
     ("run", "--nonsense"): (2, "--help"),
-    ("run", "--concurrency", "0"): (2, "at least 1"),
-    ("run", "--rate", "3", "--phases", "1s@1"): (2, "Choose one"),
+    ("run", "--max-concurrency", "0"): (2, "at least 1"),
+    ("run", "--request-rate", "3", "--phases", "1s@1"): (2, "Choose one"),
     ("run", "--slo", "ttft<3s"): (2, "_p99"),
     ("run", "--slo", "ttft_p99<1.2.3s"): (2, "ttft_p99<3s"),
     ("run", "--slo", "ttft_p999<3s"): (2, "p99.9"),
-    ("run", "--percentiles", "50,101"): (2, "0 to 100"),
+    ("run", "--metric-percentiles", "50,101"): (2, "0 to 100"),
     ("run", "--num-prompts", "-1"): (2, "at least 1"),
     ("run", "--html", "/dev/null/page.html"): (4, "another place"),
     ("run", "--json", "/"): (4, "folder"),
@@ -127,12 +115,12 @@ MISTAKES = {
     ("mock", "--port", "99999"): (2, "at most 65535"),
     ("run", "--assert", ""): (2, "--assert is empty"),
     ("run", "--slo", " "): (2, "--slo is empty"),
-    ("run", "--rate", "nan"): (2, "--rate: takes a number"),
-    ("run", "--rate", "0"): (2, "--rate: must be above 0"),
+    ("run", "--request-rate", "nan"): (2, "--request-rate: takes a number"),
+    ("run", "--request-rate", "0"): (2, "--request-rate: must be above 0"),
     ("run", "--duration", "nan"): (2, "--duration"),
     ("run", "--timeout", "0"): (2, "above 0"),
     ("run", "--think-time", "-1"): (2, "takes seconds"),
-    ("run", "--warmup", "-3"): (2, "at least 0"),
+    ("run", "--num-warmups", "-3"): (2, "at least 0"),
     ("run", "--seed", "-1"): (2, "at least 0"),
     ("run", "--turns", "0"): (2, "at least 1"),
     ("run", "--range-ratio", "1.5"): (2, "below 1"),
@@ -155,7 +143,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(words: tuple[str, ...], caps
 def test_mistakes_that_only_the_server_can_tell(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_quick(mock_url, "--model", "other") == 3
     assert run_quick(mock_url, "--output-len", "300000") == 2
-    assert run_quick(mock_url, "--dataset", "random") == 4
+    assert run_quick(mock_url, "--dataset-name", "random") == 4
     assert run_quick(mock_url, "--assert", "ttft_p99<1ms", "--assert", "failed<1%") == 1
     said = capsys.readouterr().err.splitlines()
     assert "It serves: mock" in said[0]
@@ -195,10 +183,10 @@ def test_flags_win_over_a_preset() -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--dataset", "natural"], ["--dataset", "sessions", "--turns", "2"], ["--dataset", "tools"],
-        ["--dataset", "images", "--image-size", "32x16"], ["--dataset", "prefixes", "--input-len", "40"],
-        ["--dataset", "random", "--input-len", "40"], ["--rate", "200"],
-        ["--dataset", "tools", "--api", "messages"], ["--dataset", "images", "--api", "messages"],
+        ["--dataset-name", "natural"], ["--dataset-name", "sessions", "--turns", "2"], ["--dataset-name", "tools"],
+        ["--dataset-name", "images", "--image-size", "32x16"], ["--dataset-name", "prefixes", "--input-len", "40"],
+        ["--dataset-name", "random", "--input-len", "40"], ["--request-rate", "200"],
+        ["--dataset-name", "tools", "--api", "messages"], ["--dataset-name", "images", "--api", "messages"],
     ],
 )  # fmt: skip
 def test_every_data_set_runs(mock_url: str, flags: list[str]) -> None:
@@ -213,7 +201,7 @@ def test_a_run_without_any_success_ends_with_what_to_do(capsys: pytest.CaptureFi
         assert run_quick(url) == 3
         process.terminate()
     said = capsys.readouterr()
-    assert "6 ended as full_429. The server is full: lower --concurrency" in said.err
+    assert "6 ended as full_429. The server is full: lower --max-concurrency" in said.err
     assert "come back in 7 s" in said.err
     assert "nothing was sent again" in said.out
 
@@ -248,7 +236,17 @@ def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFix
 
 def test_a_load_step_is_felt_where_no_fleet_can_be_seen(mock_url: str, tmp_path: Path) -> None:
     file = tmp_path / "steps.json"
-    flags = ("--dataset", "natural", "--phases", "1s@10,1s@30", "--slo", "ttft_p50<5s", "--json", str(file), "--quiet")
+    flags = (
+        "--dataset-name",
+        "natural",
+        "--phases",
+        "1s@10,1s@30",
+        "--slo",
+        "ttft_p50<5s",
+        "--json",
+        str(file),
+        "--quiet",
+    )
     assert main(["run", "--url", mock_url, "--output-len", "3", *flags]) == 0
     fleet = json.loads(file.read_text())["loadtest"]["fleet"]
     assert fleet["recoveries"] == [[1.0, 0.0]]

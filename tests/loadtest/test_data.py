@@ -163,7 +163,7 @@ def test_a_prompt_wins_over_the_runs_extra_body_and_that_over_the_defaults() -> 
 def test_a_set_that_needs_the_tokenizer_says_so() -> None:
     with pytest.raises(DataError, match="tokenizer"):
         sample(replace(OPTIONS, dataset="random"), None, 1)
-    with pytest.raises(UsageError, match="--data-file"):
+    with pytest.raises(UsageError, match="--dataset-path"):
         sample(replace(OPTIONS, dataset="jsonl"), None, 1)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         load_tokens("/nowhere")

@@ -37,7 +37,7 @@ async def test_a_killed_replica_and_its_return_are_on_the_runs_time_axis(service
     files = tmp_path / "fleet.json", tmp_path / "fleet.html"
     running = await loadtest(
         service,
-        *("--dataset", "natural", "--input-len", "60", "--output-len", "24", "--phases", f"5s@2,{LOAD_S - 5}s@6"),
+        *("--dataset-name", "natural", "--input-len", "60", "--output-len", "24", "--phases", f"5s@2,{LOAD_S - 5}s@6"),
         *("--slo", "ttft_p90<2s", "--at", f"8:kill -9 {victim['pid']}"),
         *("--json", str(files[0]), "--html", str(files[1])),
     )
