@@ -3,7 +3,8 @@
 For a second after the last message vLLM's processes spin on the queue between them, with `sched_yield`, so that a
 message is read within a microsecond. On a GPU a core of its own pays for that. On a CPU the spinning takes one of the
 cores that compute the step. And Linux 6.18 counts a yield as time used: among few cores whoever does not yield may then
-wait for seconds, which stopped every stream, and a `sleep` beside them, for up to ten (docs/watchdog.md).
+wait for seconds, which stopped every stream, and a `sleep` beside them, for up to ten
+(docs/decisions/0017-waiting-without-spinning.md).
 """
 
 from __future__ import annotations

@@ -147,11 +147,9 @@ def examine_in_child(grammars: Grammars, settings: WorkerSettings, job: Job) -> 
         _be_the_child(grammars, settings, job, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        while not select.select([pipe], [], [], LOOK_S)[0]:
-            times = psutil.Process(child).cpu_times()
-            if times.user + times.system > QUICK_CPU_S:
-                _give_way(child)
-                break
+        # It may end at any moment, and a container may forbid it: neither says anything of the grammar.
+        with contextlib.suppress(OSError, psutil.Error):
+            _give_way_when_slow(child, pipe)
         body = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and body:
@@ -160,11 +158,17 @@ def examine_in_child(grammars: Grammars, settings: WorkerSettings, job: Job) -> 
     return Verdict(problem=TOO_LONG if was_slow else TOO_LARGE)
 
 
-def _give_way(child: int) -> None:
-    """Let every other process of the machine go before it. Threads that it starts later inherit this."""
-    for thread in psutil.Process(child).threads():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+def _give_way_when_slow(child: int, pipe: IO[bytes]) -> None:
+    """Return with its answer, or once every other process of the machine goes before it, as it is no quick one. Threads
+    that it starts later inherit that."""
+    process = psutil.Process(child)
+    while not select.select([pipe], [], [], LOOK_S)[0]:
+        times = process.cpu_times()
+        if times.user + times.system > QUICK_CPU_S:
+            for thread in process.threads():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+            return
 
 
 def _be_the_child(grammars: Grammars, settings: WorkerSettings, job: Job, pipe: int) -> None:
