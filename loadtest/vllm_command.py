@@ -11,19 +11,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from loadtest.api import PATHS, Api
+from loadtest.api import BACKENDS, PATHS, Api
 from loadtest.errors import UsageError
 from loadtest.flag_values import LAST_PORT, above_zero, whole
 
 LOCAL: Final = "http://127.0.0.1:8000"
 
-BACKENDS: Final = {
-    "openai-chat": Api.CHAT,
-    "openai": Api.COMPLETIONS,
-    "openai-completions": Api.COMPLETIONS,
-    "vllm": Api.COMPLETIONS,
+APIS: Final = {
+    BACKENDS[Api.CHAT]: Api.CHAT,
+    **dict.fromkeys((BACKENDS[Api.COMPLETIONS], "openai-completions", "vllm"), Api.COMPLETIONS),
 }
-"""vLLM's names of what we have. Its own default is `openai`; ours stays the chat API."""
+"""By vLLM's names. Its own default is `openai`; ours stays the chat API."""
 
 METRICS: Final = ("ttft", "tpot", "itl", "e2el")
 
@@ -31,7 +29,7 @@ METRICS: Final = ("ttft", "tpot", "itl", "e2el")
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that only a command for vLLM has."""
     group = parser.add_argument_group("as `vllm bench serve` has them")
-    group.add_argument("--backend", choices=sorted(BACKENDS), help="the same as --api, by vLLM's names")
+    group.add_argument("--backend", choices=sorted(APIS), help="the same as --api, by vLLM's names")
     group.add_argument("--endpoint", help="path of the API, with what a proxy puts before it")
     group.add_argument("--host", help="with --port instead of --url")
     group.add_argument("--port", type=whole(1, LAST_PORT), help="with --host instead of --url")
@@ -50,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def translate(args: argparse.Namespace, now: datetime) -> None:
     """Turn them into ours, in place. Raises `UsageError` for what contradicts itself; `now` is for a file's name."""
     if args.backend is not None:
-        api = BACKENDS[args.backend]
+        api = APIS[args.backend]
         if args.api not in (None, api.value):
             raise UsageError(f"--api {args.api} is not --backend {args.backend}", "Give one of them")
         args.api = api.value
@@ -65,7 +63,7 @@ def translate(args: argparse.Namespace, now: datetime) -> None:
     args.model = args.served_model_name or args.model
     if args.disable_tqdm and args.live is None:
         args.live = False
-    if (args.result_dir or args.result_filename) and not (args.save_result or args.detailed):
+    if (args.result_dir or args.result_filename) and not args.save_result:
         raise UsageError("--result-dir and --result-filename name a file that is not asked for", "Add --save-result")
     if args.save_result and args.json is None:
         args.json = str(Path(args.result_dir or ".") / (args.result_filename or _file_name(args, now)))
@@ -93,6 +91,6 @@ def _url(args: argparse.Namespace) -> str:
 
 def _file_name(args: argparse.Namespace, now: datetime) -> str:
     at_a_time = f"-concurrency{args.concurrency}" if args.concurrency else ""
-    label = args.label or args.backend or f"openai-{args.api}"
+    label = args.label or args.backend or BACKENDS[Api(args.api)]
     model = (args.model or "model").rstrip("/").split("/")[-1]
     return f"{label}-{args.rate}qps{at_a_time}-{model}-{now:%Y%m%d-%H%M%S}.json"

@@ -44,15 +44,8 @@ FREEING_TRIES = 10
 PUBLISHED_LOAD = ("--preset", "published-8k-2k", "--num-prompts", "256")
 """Fewer prompts than published: a minute does not reach them, and making them takes a minute."""
 CPU_LOAD = (
-    "--input-len",
-    "256",
-    "--output-len",
-    "128",
-    "--max-concurrency",
-    "16",
-    "--num-prompts",
-    "2000",
-    "--ignore-eos",
+    *("--input-len", "256", "--output-len", "128", "--num-prompts", "2000"),
+    *("--max-concurrency", "16", "--ignore-eos"),
 )
 """The published load is for GPUs: a CPU would read its first prompts for an hour."""
 STREAMS = 4

@@ -66,6 +66,7 @@ def test_a_backend_is_an_api(said: str, api: Api) -> None:
         ("--url http://a --port 8001", "instead of --url"),
         ("--percentile-metrics ttft,speed", "has no 'speed'"),
         ("--result-dir there", "not asked for"),
+        ("--result-dir there --save-detailed", "not asked for"),
         ("--backend sglang", "invalid choice: 'sglang'"),
     ],
 )
