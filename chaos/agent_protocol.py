@@ -9,7 +9,7 @@ import msgspec
 from chaos.procs import Proc
 
 
-class Order(msgspec.Struct, frozen=True):
+class AgentRequest(msgspec.Struct, frozen=True):
     """`find`: the processes a fault is for. `signal` and `slow`: done to them. `loads`: of all engine replicas."""
 
     do: Literal["find", "signal", "slow", "loads"]
@@ -28,7 +28,7 @@ class Load(msgspec.Struct, frozen=True):
     unfinished: int
 
 
-class Reply(msgspec.Struct, frozen=True):
+class AgentReply(msgspec.Struct, frozen=True):
     """`error` is empty where all went well."""
 
     error: str = ""

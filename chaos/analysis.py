@@ -10,7 +10,7 @@ from itertools import pairwise
 from chaos.changes import Made
 from chaos.response_recorder import Answer
 from chaos.service import Access
-from chaos.stream import Heard
+from chaos.stream import Recording
 
 ON_ITS_WAY_S = 0.25
 """How long after a fault text may still come that was sent before it: a few hops on a busy machine."""
@@ -25,7 +25,7 @@ class Streamed:
 
     stream: int
     wave: int
-    heard: Heard
+    heard: Recording
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Struck:
 class Findings:
     """Everything that a run has seen so far; an interrupted one is told from the same."""
 
-    undisturbed: dict[int, Heard] = field(default_factory=dict)
+    undisturbed: dict[int, Recording] = field(default_factory=dict)
     """By the number of the request."""
     streams: list[Streamed] = field(default_factory=list)
     struck: list[Struck] = field(default_factory=list)
     whole_again_s: list[float] = field(default_factory=list)
-    resumes: int | None = None
+    migrations: int | None = None
     """By the service's metrics; None where they cannot be read."""
     access: dict[str, Access] = field(default_factory=dict)
     """The service's own log of these requests, by request id."""
@@ -95,12 +95,12 @@ def _parts_differ(expected: Sequence[tuple[str, str]], heard: Sequence[tuple[str
     return f"{len(heard)} parts instead of {len(expected)}"
 
 
-def longest_silence_s(heard: Heard) -> float | None:
+def longest_silence_s(heard: Recording) -> float | None:
     """Between two pieces of text; None where there are not two."""
     return max((after - before for before, after in pairwise(heard.text_s)), default=None)
 
 
-def wait_across_s(heard: Heard, fault_s: float) -> float | None:
+def wait_across_s(heard: Recording, fault_s: float) -> float | None:
     """Between the last text before a fault and the first after it; None for a stream that had none on either side.
 
     What was on its way at the fault still comes: the longest silence that began by then is meant.
@@ -118,12 +118,12 @@ class Silences:
     worst_s: float
 
 
-def silences(heard: Sequence[Heard]) -> Silences | None:
+def silences(heard: Sequence[Recording]) -> Silences | None:
     """Of these streams; None where none has two pieces of text."""
     return _summed([silence for one in heard if (silence := longest_silence_s(one)) is not None])
 
 
-def waits_for_text(heard: Sequence[Heard]) -> Silences | None:
+def waits_for_text(heard: Sequence[Recording]) -> Silences | None:
     """From sending these requests to their first piece of text: what a prefill takes, and the way there and back."""
     return _summed([one.text_s[0] - one.start_s for one in heard if one.text_s])
 
@@ -133,7 +133,7 @@ def _summed(found: Sequence[float]) -> Silences | None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Analysis:
     """The run in figures."""
 
     asked: int
@@ -143,7 +143,7 @@ class Verdict:
     hit: Sequence[Streamed]
     hit_is_known: bool
     """Whether the access log told who was hit; otherwise all that were in flight count."""
-    logged_resumes: int
+    logged_migrations: int
     hit_waits: Silences | None
     """Across the fault."""
     hit_silences: Silences | None
@@ -156,7 +156,7 @@ class Verdict:
         return self.heard - len(self.failed)
 
 
-def judge(findings: Findings, asked: int) -> Verdict:
+def judge(findings: Findings, asked: int) -> Analysis:
     """Hold every stream against its undisturbed run."""
     failed = [one for one in findings.streams if not one.heard.finished]
     different = []
@@ -169,14 +169,14 @@ def judge(findings: Findings, asked: int) -> Verdict:
     hit, known = who_was_hit(findings.streams, findings.struck, findings.access)
     at_s = {one.wave: one.at_s for one in findings.struck if not one.error}
     waits = [wait_across_s(one.heard, at_s[one.wave]) for one in hit]
-    return Verdict(
+    return Analysis(
         asked=asked,
         heard=len(findings.streams),
         failed=failed,
         different=different,
         hit=hit,
         hit_is_known=known,
-        logged_resumes=sum(one.resumes for one in findings.access.values()),
+        logged_migrations=sum(one.migrations for one in findings.access.values()),
         hit_waits=_summed([wait for wait in waits if wait is not None]),
         hit_silences=silences([one.heard for one in hit]),
         calm_silences=silences(list(findings.undisturbed.values())),
@@ -205,12 +205,12 @@ def who_was_hit(
     if any(one.heard.request_id not in access for one in disturbed):
         return in_flight, False
     # A stream that begins just after may still be sent to the lost replica: it has a resume, and was not in flight.
-    hit = {one.stream for one in disturbed if access[one.heard.request_id].resumes}
+    hit = {one.stream for one in disturbed if access[one.heard.request_id].migrations}
     hit |= {one.stream for one in in_flight if faults[one.wave].replica_id in access[one.heard.request_id].replica}
     return [one for one in disturbed if one.stream in hit], True
 
 
-def passed(verdict: Verdict, findings: Findings) -> bool:
+def passed(verdict: Analysis, findings: Findings) -> bool:
     """Whether the promise held: every stream finished, all the same, no slot lost, every fault made."""
     return (
         verdict.heard == verdict.asked

@@ -16,15 +16,15 @@ from contextlib import AsyncExitStack
 
 from chaos import report
 from chaos.analysis import Findings, judge, passed, where_they_part
-from chaos.fault_injector import Striker
-from chaos.fault_target import OutOfReach, Reach, find_ray
+from chaos.fault_injector import FaultInjector
+from chaos.fault_target import FaultTarget, TargetUnreachable, find_ray
 from chaos.fleet import ENGINE, INGRESS, Fleet, describe
 from chaos.load import Load, failures, open_load
 from chaos.options import IN_CLOSED_LOOP, BadOptions, Fault, Options, read
 from chaos.procs import NoEngineProcess
-from chaos.request_spec import Ask, AskRules, draw_asks
+from chaos.request_spec import RequestRules, RequestSpec, draw_requests
 from chaos.rolling import Rolling
-from chaos.rounds import NotWhole, Say, Waves
+from chaos.rounds import NotWhole, Rounds, Say
 from chaos.sampling import NoMoment
 from chaos.service import Service
 from serve_app.cli.serve_status import StatusUnknown
@@ -44,7 +44,7 @@ def run(given: argparse.Namespace, say: Say) -> int:
     except BadOptions as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (StatusUnknown, OutOfReach, NoMoment) as error:
+    except (StatusUnknown, TargetUnreachable, NoMoment) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -84,23 +84,25 @@ class Run:
         self._service = Service(options.dashboard, options.application)
 
     async def run(self) -> None:
-        """Raises `BadOptions`, `StatusUnknown` and `OutOfReach` before anything was done to anybody."""
+        """Raises `BadOptions`, `StatusUnknown` and `TargetUnreachable` before anything was done to anybody."""
         options = self._options
         fleet = await asyncio.to_thread(self._service.fleet)
         async with AsyncExitStack() as stack:
-            reach = await stack.enter_async_context(Reach(find_ray(options.ray_address, fleet), options.application))
+            reach = await stack.enter_async_context(
+                FaultTarget(find_ray(options.ray_address, fleet), options.application)
+            )
             load = await stack.enter_async_context(open_load(options))
             await self._check(reach, fleet)
-            asks = draw_asks(await self._rules(load), options.different_asks)
+            asks = draw_requests(await self._rules(load), options.different_asks)
             await self._undisturbed(load, asks)
-            before = await self._counted(self._service.resumes)
+            before = await self._counted(self._service.migrations)
             try:
                 await self._disturb(load, reach, asks, fleet)
-            except (NotWhole, StatusUnknown, OutOfReach, NoMoment) as error:
+            except (NotWhole, StatusUnknown, TargetUnreachable, NoMoment) as error:
                 self._findings.problems.append(str(error))
             await self._look_again(load, reach, before)
 
-    async def _check(self, reach: Reach, fleet: Fleet) -> None:
+    async def _check(self, reach: FaultTarget, fleet: Fleet) -> None:
         engines, fault = fleet.running(ENGINE), self._options.fault
         if not engines:
             raise BadOptions(f"no engine replica runs (engines: {fleet.states(ENGINE)}): wait until the service is up")
@@ -119,10 +121,10 @@ class Run:
             self._say("one engine replica: nobody can stand in for it, its requests wait for its restart")
         self._say(f"engines: {describe(engines)}")
 
-    async def _rules(self, load: Load) -> AskRules:
+    async def _rules(self, load: Load) -> RequestRules:
         options = self._options
         model = options.model or await load.model()
-        return AskRules(
+        return RequestRules(
             model,
             options.apis,
             options.kinds,
@@ -132,7 +134,7 @@ class Run:
             long_tokens=options.long_tokens,
         )
 
-    async def _undisturbed(self, load: Load, asks: list[Ask]) -> None:
+    async def _undisturbed(self, load: Load, asks: list[RequestSpec]) -> None:
         concurrency = self._options.concurrency
         if self._options.requests is not None:
             concurrency = max(1, concurrency // 8)  # a fleet that is to be seen growing must not grow before
@@ -148,16 +150,16 @@ class Run:
         tokens = sum(one.answer.output_tokens for one in self._findings.undisturbed.values())
         self._say(f"undisturbed: {len(asks)} different requests, {tokens:,} tokens, all finished")
 
-    async def _disturb(self, load: Load, reach: Reach, asks: list[Ask], fleet: Fleet) -> None:
+    async def _disturb(self, load: Load, reach: FaultTarget, asks: list[RequestSpec], fleet: Fleet) -> None:
         if self._options.requests is not None:
             await Rolling(self._options, asks, load, self._service, self._findings, self._say).run()
             return
         like = {name: len(fleet.running(name)) for name in (ENGINE, INGRESS)}
-        async with Striker(reach, self._options.slow_s) as striker:
-            waves = Waves(self._options, asks, load, self._service, reach, striker, self._findings, self._say)
+        async with FaultInjector(reach, self._options.slow_s) as striker:
+            waves = Rounds(self._options, asks, load, self._service, reach, striker, self._findings, self._say)
             await waves.run(like)
 
-    async def _look_again(self, load: Load, reach: Reach, before: int | None) -> None:
+    async def _look_again(self, load: Load, reach: FaultTarget, before: int | None) -> None:
         """Who was hit, what was counted, what is left, and whether what differs differs without a fault too."""
         lines = LOG_LINES_SPARE + 2 * len(self._findings.streams)
         loop = asyncio.get_running_loop()
@@ -165,10 +167,10 @@ class Run:
         while True:
             await self._read_log(lines, load.prefix)
             await self._read_loads(reach)
-            after = await self._counted(self._service.resumes)
-            self._findings.resumes = None if before is None or after is None else after - before
-            logged = sum(one.resumes for one in self._findings.access.values())
-            told = self._findings.resumes is None or self._findings.resumes >= logged
+            after = await self._counted(self._service.migrations)
+            self._findings.migrations = None if before is None or after is None else after - before
+            logged = sum(one.migrations for one in self._findings.access.values())
+            told = self._findings.migrations is None or self._findings.migrations >= logged
             if (told and not self._findings.unfinished) or loop.time() > deadline_s:
                 break
             await asyncio.sleep(1.0)
@@ -181,10 +183,10 @@ class Run:
         ids = {one.heard.request_id for one in self._findings.streams}
         self._findings.access = {name: line for name, line in access.items() if name in ids and name.startswith(prefix)}
 
-    async def _read_loads(self, reach: Reach) -> None:
+    async def _read_loads(self, reach: FaultTarget) -> None:
         try:
             self._findings.unfinished = sum(load.unfinished for load in await reach.loads())
-        except OutOfReach as error:
+        except TargetUnreachable as error:
             self._findings.unfinished = None
             self._unseen(f"the replicas' unfinished work: {error}")
 

@@ -1,4 +1,4 @@
-"""What the four protocols say in an event, or in an answer that comes in one piece: taken into a `Hearing`.
+"""What the four protocols say in an event, or in an answer that comes in one piece: taken into a `Recorder`.
 
 Only fields that a client could act on are read. Comments and pings say nothing.
 """
@@ -8,25 +8,25 @@ from __future__ import annotations
 import msgspec
 
 from chaos.request_spec import Api
-from chaos.response_recorder import Hearing, Usage
+from chaos.response_recorder import Recorder, Usage
 
 NULL = msgspec.Raw(b"null")
 
 
-def take_event(api: Api, hearing: Hearing, data: bytes) -> None:
+def take_event(api: Api, hearing: Recorder, data: bytes) -> None:
     """One event of a stream. Raises `msgspec.DecodeError` for what is not the protocol."""
     if hearing.ended:
         hearing.flaws.append(f"an event after the end: {data[:200].decode(errors='replace')}")
     _EVENTS[api](hearing, data)
 
 
-def take_whole(api: Api, hearing: Hearing, data: bytes) -> None:
+def take_whole(api: Api, hearing: Recorder, data: bytes) -> None:
     """An answer that came in one piece. Raises `msgspec.DecodeError`."""
     _WHOLES[api](hearing, data)
     hearing.ended = True
 
 
-def _is_error(hearing: Hearing, error: msgspec.Raw) -> bool:
+def _is_error(hearing: Recorder, error: msgspec.Raw) -> bool:
     if not error or error == NULL:
         return False
     hearing.flaws.append(f"error event: {bytes(error).decode(errors='replace')}")
@@ -79,7 +79,7 @@ class Completion(msgspec.Struct):
 _completion = msgspec.json.Decoder(Completion)
 
 
-def take_completion(hearing: Hearing, data: bytes) -> None:
+def take_completion(hearing: Recorder, data: bytes) -> None:
     """A chunk, the end marker, or a whole answer."""
     if data == b"[DONE]":
         hearing.ended = True
@@ -98,7 +98,7 @@ def take_completion(hearing: Hearing, data: bytes) -> None:
     hearing.usage = said.usage or hearing.usage
 
 
-def _take_call(hearing: Hearing, number: int, function: Function) -> None:
+def _take_call(hearing: Recorder, number: int, function: Function) -> None:
     hearing.text(f"tool {number}", f"{function.name} " if function.name else None)
     hearing.text(f"tool {number}", function.arguments)
 
@@ -143,7 +143,7 @@ _message = msgspec.json.Decoder(Message)
 _message_event = msgspec.json.Decoder(MessageEvent)
 
 
-def take_message_event(hearing: Hearing, data: bytes) -> None:
+def take_message_event(hearing: Recorder, data: bytes) -> None:
     """One event."""
     said = _message_event.decode(data)
     if _is_error(hearing, said.error):
@@ -164,7 +164,7 @@ def take_message_event(hearing: Hearing, data: bytes) -> None:
     hearing.ended = said.type == "message_stop"
 
 
-def take_message(hearing: Hearing, data: bytes) -> None:
+def take_message(hearing: Recorder, data: bytes) -> None:
     """A whole answer."""
     said = _message.decode(data)
     for number, block in enumerate(said.content):
@@ -228,7 +228,7 @@ _response = msgspec.json.Decoder(Response)
 _response_event = msgspec.json.Decoder(ResponseEvent)
 
 
-def take_response_event(hearing: Hearing, data: bytes) -> None:
+def take_response_event(hearing: Recorder, data: bytes) -> None:
     """One event. Its number must follow the last one's."""
     said = _response_event.decode(data)
     if said.type == "error":
@@ -248,8 +248,8 @@ def take_response_event(hearing: Hearing, data: bytes) -> None:
             _end_response(hearing, said.response)
 
 
-def _end_response(hearing: Hearing, response: Response) -> None:
-    streamed, summary = hearing.whole(), Hearing()
+def _end_response(hearing: Recorder, response: Response) -> None:
+    streamed, summary = hearing.whole(), Recorder()
     _take_output(summary, response)
     for channel in sorted({*streamed, *summary.whole()}):
         if streamed.get(channel, "") != summary.whole().get(channel, ""):
@@ -260,7 +260,7 @@ def _end_response(hearing: Hearing, response: Response) -> None:
     hearing.ended = True
 
 
-def take_response(hearing: Hearing, data: bytes) -> None:
+def take_response(hearing: Recorder, data: bytes) -> None:
     """A whole answer."""
     response = _response.decode(data)
     _take_output(hearing, response)
@@ -268,7 +268,7 @@ def take_response(hearing: Hearing, data: bytes) -> None:
     hearing.usage = response.usage
 
 
-def _take_output(hearing: Hearing, response: Response) -> None:
+def _take_output(hearing: Recorder, response: Response) -> None:
     for number, item in enumerate(response.output):
         if item.type == "function_call":
             hearing.text(f"tool {number}", f"{item.name} {item.arguments or ''}")

@@ -11,7 +11,7 @@ import contextlib
 import signal
 from typing import Self
 
-from chaos.fault_target import Aim, OutOfReach, Reach
+from chaos.fault_target import Aim, FaultTarget, TargetUnreachable
 from chaos.options import Fault
 
 SIGNALS = {
@@ -22,10 +22,10 @@ SIGNALS = {
 }
 
 
-class Striker:
+class FaultInjector:
     """Use as an async context manager: on leaving it, nothing stands still that it stopped."""
 
-    def __init__(self, reach: Reach, slow_s: float) -> None:
+    def __init__(self, reach: FaultTarget, slow_s: float) -> None:
         self._reach = reach
         self._slow_s = slow_s
         self._stopped: list[tuple[Fault, Aim]] = []
@@ -37,7 +37,7 @@ class Striker:
         await asyncio.shield(self.settle())
 
     async def strike(self, fault: Fault, aim: Aim) -> None:
-        """Make the fault. `SLOW` returns when it is over, the others at once. Raises `OutOfReach`."""
+        """Make the fault. `SLOW` returns when it is over, the others at once. Raises `TargetUnreachable`."""
         if fault is Fault.SLOW:
             self._stopped.append((fault, aim))
             await self._reach.slow(aim, self._slow_s)
@@ -46,12 +46,12 @@ class Striker:
         if number is signal.SIGSTOP:
             self._stopped.append((fault, aim))
         if not await self._reach.send(aim, number):
-            raise OutOfReach(f"replica {aim.replica.replica_id} was gone before the fault")
+            raise TargetUnreachable(f"replica {aim.replica.replica_id} was gone before the fault")
 
     async def settle(self) -> None:
         """End what was stopped, let go on what was slowed."""
         while self._stopped:
             fault, aim = self._stopped.pop()
             # Gone already, or gone with its node: either way it does not stand still.
-            with contextlib.suppress(OutOfReach):
+            with contextlib.suppress(TargetUnreachable):
                 await self._reach.send(aim, signal.SIGCONT if fault is Fault.SLOW else signal.SIGKILL)

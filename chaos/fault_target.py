@@ -20,7 +20,7 @@ import msgspec
 import psutil
 
 from chaos import procs
-from chaos.agent_protocol import Load, Order, Reply
+from chaos.agent_protocol import AgentReply, AgentRequest, Load
 from chaos.fleet import Fleet, Replica
 from chaos.options import own_addresses
 from chaos.procs import NoEngineProcess, Proc
@@ -30,7 +30,7 @@ REPLY_S = 90.0
 """Starting Ray's client and a worker on a far node takes tens of seconds on a busy machine."""
 
 
-class OutOfReach(Exception):
+class TargetUnreachable(Exception):
     """A process cannot be found or signalled. The message says what to do."""
 
 
@@ -42,7 +42,7 @@ class Aim:
     procs: tuple[Proc, ...]
 
 
-class Reach:
+class FaultTarget:
     """Use as an async context manager; leaving it ends `ray_agent.py`."""
 
     def __init__(self, ray_address: str, application: str) -> None:
@@ -77,46 +77,50 @@ class Reach:
             await self._hands.wait()
 
     async def aim(self, fault: str, replica: Replica) -> Aim:
-        """Find the processes. Raises `NoEngineProcess`, `OutOfReach`."""
+        """Find the processes. Raises `NoEngineProcess`, `TargetUnreachable`."""
         if not self._is_here(replica):
-            reply = await self._ask(Order("find", node_id=replica.node_id, pid=replica.pid, fault=fault))
+            reply = await self._ask(AgentRequest("find", node_id=replica.node_id, pid=replica.pid, fault=fault))
             if reply.no_engine_process:
                 raise NoEngineProcess
             return Aim(replica, tuple(reply.procs))
         try:
             return Aim(replica, tuple(await asyncio.to_thread(procs.find, replica.pid, fault)))
         except psutil.Error as error:
-            raise OutOfReach(f"replica {replica.replica_id}: {error}. Run this as the user that Ray runs as") from error
+            raise TargetUnreachable(
+                f"replica {replica.replica_id}: {error}. Run this as the user that Ray runs as"
+            ) from error
 
     async def send(self, aim: Aim, number: signal.Signals) -> int:
         """Signal them; returns how many there still were."""
         if not self._is_here(aim.replica):
             node_id = aim.replica.node_id
-            return (await self._ask(Order("signal", node_id=node_id, procs=list(aim.procs), signal=number))).count
+            return (
+                await self._ask(AgentRequest("signal", node_id=node_id, procs=list(aim.procs), signal=number))
+            ).count
         try:
             return procs.send(aim.procs, number)
         except psutil.AccessDenied as error:
-            raise OutOfReach(f"{error}. Run this as the user that Ray runs as") from error
+            raise TargetUnreachable(f"{error}. Run this as the user that Ray runs as") from error
 
     async def slow(self, aim: Aim, for_s: float) -> None:
         """Slow them down for so long."""
         if not self._is_here(aim.replica):
             node_id = aim.replica.node_id
-            await self._ask(Order("slow", node_id=node_id, procs=list(aim.procs), for_s=for_s), for_s)
+            await self._ask(AgentRequest("slow", node_id=node_id, procs=list(aim.procs), for_s=for_s), for_s)
             return
         await asyncio.to_thread(procs.slow, aim.procs, for_s, self._end_slow)
 
     async def loads(self) -> Sequence[Load]:
-        """What every engine replica has to do. Raises `OutOfReach`."""
-        return (await self._ask(Order("loads"))).loads
+        """What every engine replica has to do. Raises `TargetUnreachable`."""
+        return (await self._ask(AgentRequest("loads"))).loads
 
     def _is_here(self, replica: Replica) -> bool:
         return replica.node_ip in self._here
 
-    async def _ask(self, order: Order, for_s: float = 0.0) -> Reply:
+    async def _ask(self, order: AgentRequest, for_s: float = 0.0) -> AgentReply:
         hands = self._hands
         if hands is None or hands.stdin is None or hands.stdout is None:
-            raise OutOfReach("Ray's address is not known: give --ray-address HOST:6379")
+            raise TargetUnreachable("Ray's address is not known: give --ray-address HOST:6379")
         async with self._turn:
             try:
                 async with asyncio.timeout(REPLY_S + for_s):
@@ -126,12 +130,14 @@ class Reach:
                     while line and not line.startswith(b"{"):  # what a library prints
                         line = await hands.stdout.readline()
             except (TimeoutError, ConnectionError) as error:
-                raise OutOfReach(f"Ray at {self._address} does not answer") from error
+                raise TargetUnreachable(f"Ray at {self._address} does not answer") from error
         if not line:
-            raise OutOfReach(f"cannot join Ray at {self._address}: is it right, and the token (docs/operations.md)?")
-        reply = msgspec.json.decode(line, type=Reply)
+            raise TargetUnreachable(
+                f"cannot join Ray at {self._address}: is it right, and the token (docs/operations.md)?"
+            )
+        reply = msgspec.json.decode(line, type=AgentReply)
         if reply.error:
-            raise OutOfReach(reply.error)
+            raise TargetUnreachable(reply.error)
         return reply
 
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 import httpx
 
 from chaos.options import BadOptions, Options
-from chaos.request_spec import Ask
-from chaos.stream import Heard, OnText, hear
+from chaos.request_spec import RequestSpec
+from chaos.stream import OnText, Recording, hear
 
 T = TypeVar("T")
 
@@ -28,15 +28,15 @@ class Load:
         self._deadline_s = deadline_s
         self.prefix = prefix or f"chaos-{uuid.uuid4().hex[:8]}"
 
-    async def ask(self, ask: Ask, name: str, on_text: OnText) -> Heard:
+    async def ask(self, ask: RequestSpec, name: str, on_text: OnText) -> Recording:
         """One request, followed to its end. `name` tells it from the others of this run."""
         return await hear(self._client, ask, f"{self.prefix}-{name}", self._deadline_s, on_text)
 
-    async def ask_calmly(self, asks: Iterable[Ask], concurrency: int, name: str) -> dict[int, Heard]:
+    async def ask_calmly(self, asks: Iterable[RequestSpec], concurrency: int, name: str) -> dict[int, Recording]:
         """Each of these requests once, without a fault: by the request's number."""
-        found: dict[int, Heard] = {}
+        found: dict[int, Recording] = {}
 
-        async def one(ask: Ask) -> None:
+        async def one(ask: RequestSpec) -> None:
             found[ask.number] = await self.ask(ask, f"{name}-{ask.number}", ignore)
 
         await each(asks, concurrency, one)
@@ -90,6 +90,6 @@ async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable
             group.create_task(worker())
 
 
-def failures(heard: Iterable[Heard]) -> Sequence[Heard]:
+def failures(heard: Iterable[Recording]) -> Sequence[Recording]:
     """Those that are no proper answers."""
     return [one for one in heard if not one.finished]

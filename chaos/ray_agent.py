@@ -19,48 +19,48 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chaos import procs
-from chaos.agent_protocol import Load, Order, Reply
+from chaos.agent_protocol import AgentReply, AgentRequest, Load
 from chaos.fleet import ENGINE
-from serve_app.protocol.messages import Hello
+from serve_app.protocol.messages import ReplicaInfo
 
 TASK_S = 60.0
 """How long a task may take to run on its node, besides what it is told to take."""
 HELLO_S = 5.0
 
 
-def do_here(order: Order) -> Reply:
+def do_here(order: AgentRequest) -> AgentReply:
     """Carry out an order on the node where this runs."""
     try:
         if order.do == "find":
-            return Reply(procs=procs.find(order.pid, order.fault))
+            return AgentReply(procs=procs.find(order.pid, order.fault))
         if order.do == "slow":
             procs.slow(order.procs, order.for_s, threading.Event())
-            return Reply()
-        return Reply(count=procs.send(order.procs, order.signal))
+            return AgentReply()
+        return AgentReply(count=procs.send(order.procs, order.signal))
     except procs.NoEngineProcess:
-        return Reply(no_engine_process=True)
+        return AgentReply(no_engine_process=True)
     except psutil.Error as error:
-        return Reply(error=str(error))
+        return AgentReply(error=str(error))
 
 
-def do_there(order: Order) -> Reply:
+def do_there(order: AgentRequest) -> AgentReply:
     """The same on the order's node, in a task that takes none of its resources."""
     pinned = NodeAffinitySchedulingStrategy(node_id=order.node_id, soft=False)
     task = ray.remote(_in_task).options(num_cpus=0, max_retries=0, scheduling_strategy=pinned)
     data: bytes = ray.get(task.remote(msgspec.json.encode(order)), timeout=TASK_S + order.for_s)
-    return msgspec.json.decode(data, type=Reply)
+    return msgspec.json.decode(data, type=AgentReply)
 
 
 def _in_task(data: bytes) -> bytes:
-    return msgspec.json.encode(do_here(msgspec.json.decode(data, type=Order)))
+    return msgspec.json.encode(do_here(msgspec.json.decode(data, type=AgentRequest)))
 
 
-def loads(engines: DeploymentHandle) -> Reply:
+def loads(engines: DeploymentHandle) -> AgentReply:
     """What every engine replica says of itself."""
     answers = engines.broadcast("hello").results(timeout_s=HELLO_S, return_exceptions=True)
-    hellos = [msgspec.msgpack.decode(one, type=Hello) for one in answers if isinstance(one, bytes)]
+    hellos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
     silent = len(answers) - len(hellos)
-    return Reply(
+    return AgentReply(
         loads=[Load(hello.replica_id, hello.load.unfinished) for hello in hellos],
         error=f"{silent} of {len(answers)} replicas do not answer" if silent else "",
     )
@@ -71,11 +71,11 @@ def main(address: str, application: str) -> None:
     ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
     engines = serve.get_deployment_handle(ENGINE, application)
     for line in sys.stdin.buffer:
-        order = msgspec.json.decode(line, type=Order)
+        order = msgspec.json.decode(line, type=AgentRequest)
         try:
             reply = loads(engines) if order.do == "loads" else do_there(order)
         except (RayError, RayServeException, TimeoutError) as error:
-            reply = Reply(error=f"{type(error).__name__}: {error}")
+            reply = AgentReply(error=f"{type(error).__name__}: {error}")
         sys.stdout.write(f"{msgspec.json.encode(reply).decode()}\n")
         sys.stdout.flush()
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from chaos.analysis import Findings, Silences, Streamed, Verdict, across_a_change, longest_silence_s, passed
+from chaos.analysis import Analysis, Findings, Silences, Streamed, across_a_change, longest_silence_s, passed
 from chaos.options import ENDS_REPLICA, Options
 
 SHOWN = 10
 """Failures and differences that are printed; `--json` has them all."""
 
 
-def lines(options: Options, findings: Findings, verdict: Verdict) -> Iterator[str]:
+def lines(options: Options, findings: Findings, verdict: Analysis) -> Iterator[str]:
     """What is printed at the end."""
     yield ""
     yield from _trouble(findings, verdict)
@@ -30,7 +30,7 @@ def lines(options: Options, findings: Findings, verdict: Verdict) -> Iterator[st
             "changes", ", ".join(f"{made.change.value} at {made.at_s:.0f} s" for made in findings.changes) or "none"
         )
         yield _row("streams across them", f"{across_a_change(findings.streams, findings.changes):,}")
-    yield _row("resumes", _resumes(findings, verdict))
+    yield _row("migrations", _migrations(findings, verdict))
     yield _row("unfinished at the end", "not known" if findings.unfinished is None else str(findings.unfinished))
     for what in findings.unseen:
         yield f"not seen: {what}"
@@ -42,7 +42,7 @@ def _row(name: str, value: str) -> str:
     return f"{name:<24}{value}"
 
 
-def _fault_rows(options: Options, findings: Findings, verdict: Verdict) -> Iterator[str]:
+def _fault_rows(options: Options, findings: Findings, verdict: Analysis) -> Iterator[str]:
     made = sum(not one.error for one in findings.struck)
     yield _row("faults", f"{made} {options.fault.value}")
     whose = "hit" if verdict.hit_is_known else "in flight at a fault"
@@ -63,18 +63,18 @@ def _silences(found: Silences | None) -> str:
     return f"median {found.median_s:.2f} s, worst {found.worst_s:.2f} s, {found.count:,} streams"
 
 
-def _resumes(findings: Findings, verdict: Verdict) -> str:
-    counted = "not known" if findings.resumes is None else f"{findings.resumes:,}"
-    logged = f"{verdict.logged_resumes:,} in its log" if findings.access else "its log was not read"
+def _migrations(findings: Findings, verdict: Analysis) -> str:
+    counted = "not known" if findings.migrations is None else f"{findings.migrations:,}"
+    logged = f"{verdict.logged_migrations:,} in its log" if findings.access else "its log was not read"
     return f"{counted} by the service's metrics, {logged}"
 
 
-def _kinds(verdict: Verdict) -> str:
+def _kinds(verdict: Analysis) -> str:
     kinds = Counter(f"{one.heard.status or 'no status'}: {one.heard.error[:100]}" for one in verdict.failed)
     return "".join(f"\n{'':<24}{count:>6}  {kind}" for kind, count in kinds.most_common(SHOWN))
 
 
-def _trouble(findings: Findings, verdict: Verdict) -> Iterator[str]:
+def _trouble(findings: Findings, verdict: Analysis) -> Iterator[str]:
     for problem in findings.problems:
         yield f"PROBLEM  {problem}"
     for struck in findings.struck:
@@ -97,7 +97,7 @@ def _named(one: Streamed) -> str:
     return f"stream {one.stream} (wave {one.wave + 1}, {ask.api.value} {ask.kind.value}, {one.heard.request_id})"
 
 
-def as_json(options: Options, findings: Findings, verdict: Verdict) -> bytes:
+def as_json(options: Options, findings: Findings, verdict: Analysis) -> bytes:
     """Everything that was measured."""
     where = {one.stream: text for one, text in verdict.different}
     hit = {one.stream for one in verdict.hit}
@@ -110,8 +110,8 @@ def as_json(options: Options, findings: Findings, verdict: Verdict) -> bytes:
         "different": len(verdict.different),
         "hit": len(verdict.hit),
         "hit_is_known": verdict.hit_is_known,
-        "resumes": findings.resumes,
-        "logged_resumes": verdict.logged_resumes,
+        "migrations": findings.migrations,
+        "logged_migrations": verdict.logged_migrations,
         "unfinished": findings.unfinished,
         "wait_across_fault": verdict.hit_waits,
         "silence_hit": verdict.hit_silences,
@@ -145,7 +145,7 @@ def _stream(one: Streamed, findings: Findings, where: str, hit: bool) -> dict[st
         "body": heard.body,
         "differs": where,
         "hit": hit,
-        "resumes": access.resumes if access else None,
+        "migrations": access.migrations if access else None,
         "replicas": access.replica if access else [],
         "output_tokens": heard.answer.output_tokens,
         "total_s": heard.end_s - heard.start_s,

@@ -68,7 +68,7 @@ PERSON: Mapping[str, Json] = {
 
 
 @dataclass(frozen=True)
-class Ask:
+class RequestSpec:
     """One distinct request."""
 
     number: int
@@ -85,7 +85,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class AskRules:
+class RequestRules:
     """What the requests of a run have in common. `tokens` are the answers' lengths, shortest and longest."""
 
     model: str
@@ -99,7 +99,7 @@ class AskRules:
     """Every twentieth request of each API is a stream of so many tokens; 0: none."""
 
 
-def draw_asks(rules: AskRules, count: int) -> list[Ask]:
+def draw_requests(rules: RequestRules, count: int) -> list[RequestSpec]:
     """`count` different requests: the APIs in turn, and for each API the kinds that it has, in turn."""
     asks = []
     for number in range(count):
@@ -119,7 +119,7 @@ def draw_asks(rules: AskRules, count: int) -> list[Ask]:
             body["ignore_eos"] = True
         if stream and api in (Api.CHAT, Api.COMPLETIONS):
             body["stream_options"] = {"include_usage": True}
-        asks.append(Ask(number, api, kind, max_tokens, stream, msgspec.json.encode(body)))
+        asks.append(RequestSpec(number, api, kind, max_tokens, stream, msgspec.json.encode(body)))
     return asks
 
 

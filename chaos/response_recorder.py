@@ -53,7 +53,7 @@ class Usage(msgspec.Struct):
 
 
 @dataclass
-class Hearing:
+class Recorder:
     """Collects one answer. `text` adds to a channel; whatever a protocol says else is set directly."""
 
     parts: list[tuple[str, list[str]]] = field(default_factory=list)

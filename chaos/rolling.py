@@ -21,7 +21,7 @@ from chaos.changes import Change, Made, change_points, is_done
 from chaos.fleet import ENGINE, INGRESS
 from chaos.load import Load, ignore, open_load
 from chaos.options import Fault, Options
-from chaos.request_spec import Ask
+from chaos.request_spec import RequestSpec
 from chaos.rounds import Say
 from chaos.service import Service
 from serve_app.cli.serve_status import StatusUnknown
@@ -38,7 +38,7 @@ class Rolling:
     """One run as a closed loop. What it sees goes to `findings` as it happens."""
 
     def __init__(
-        self, options: Options, asks: Sequence[Ask], load: Load, service: Service, findings: Findings, say: Say
+        self, options: Options, asks: Sequence[RequestSpec], load: Load, service: Service, findings: Findings, say: Say
     ) -> None:
         self._options = options
         self._asks = asks

@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from chaos import sampling
 from chaos.analysis import Findings, Streamed, Struck, longest_silence_s, where_they_part
 from chaos.changes import Change
-from chaos.fault_injector import Striker
-from chaos.fault_target import Aim, OutOfReach, Reach
+from chaos.fault_injector import FaultInjector
+from chaos.fault_target import Aim, FaultTarget, TargetUnreachable
 from chaos.fleet import ENGINE, Fleet, Replica
 from chaos.load import Load
 from chaos.options import ENDS_REPLICA, Fault, Options
-from chaos.request_spec import Ask
+from chaos.request_spec import RequestSpec
 from chaos.sampling import Moment, Wave
 from chaos.service import Service
-from chaos.stream import Heard
+from chaos.stream import Recording
 from serve_app.cli.serve_status import StatusUnknown
 
 Say = Callable[[str], None]
@@ -38,17 +38,17 @@ class NotWhole(Exception):
     """The fleet has not come back to what it was."""
 
 
-class Waves:
+class Rounds:
     """One run in waves. What it sees goes to `findings` as it happens."""
 
     def __init__(
         self,
         options: Options,
-        asks: Sequence[Ask],
+        asks: Sequence[RequestSpec],
         load: Load,
         service: Service,
-        reach: Reach,
-        striker: Striker,
+        reach: FaultTarget,
+        striker: FaultInjector,
         findings: Findings,
         say: Say,
     ) -> None:
@@ -147,7 +147,7 @@ class Waves:
                 await asyncio.to_thread(self._service.change, Change.UPGRADE, label)
             else:
                 await self._striker.strike(self._options.fault, aim)
-        except (OutOfReach, StatusUnknown) as failed:
+        except (TargetUnreachable, StatusUnknown) as failed:
             error = str(failed)
         process = f"pid {', '.join(str(one.pid) for one in aim.procs)} on {victim.node_ip}" if aim else "all replicas"
         replica_id = victim.replica_id if aim else ""
@@ -193,6 +193,6 @@ class Waves:
             return f"{what} NOT MADE: {struck.error} | {line}"
         return f"{what} | {line}"
 
-    def _is_same(self, heard: Heard) -> bool:
+    def _is_same(self, heard: Recording) -> bool:
         calm = self._findings.undisturbed[heard.ask.number]
         return not where_they_part(calm.answer, heard.answer)

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from chaos.request_spec import Ask
+from chaos.request_spec import RequestSpec
 from chaos.response_recorder import Answer
 
 
@@ -38,7 +38,8 @@ class Moment:
 
 
 def plan_waves(streams: int, concurrency: int, faults: int | None, seed: int) -> list[Wave]:
-    """Waves of at most `concurrency` streams, as many as there are faults at least. Fewer faults: waves by the seed."""
+    """Rounds of at most `concurrency` streams, as many as there are faults at least. Fewer faults: waves by the
+    seed."""
     count = max(-(-streams // concurrency), faults or 1)
     struck = set(random.Random(f"{seed}:waves").sample(range(count), count if faults is None else faults))
     waves, first = [], 0
@@ -49,13 +50,13 @@ def plan_waves(streams: int, concurrency: int, faults: int | None, seed: int) ->
     return waves
 
 
-def ask_of(stream: int, asks: Sequence[Ask]) -> Ask:
+def ask_of(stream: int, asks: Sequence[RequestSpec]) -> RequestSpec:
     """Which of the distinct requests a stream sends."""
     return asks[stream % len(asks)]
 
 
 def choose_moment(
-    wave: Wave, asks: Sequence[Ask], expected: Mapping[int, Answer], at_token: int | None, seed: int
+    wave: Wave, asks: Sequence[RequestSpec], expected: Mapping[int, Answer], at_token: int | None, seed: int
 ) -> Moment:
     """A stream that gets beyond the token, and the token: given, or any but the last. Raises `NoMoment`.
 

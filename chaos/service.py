@@ -18,7 +18,7 @@ from chaos.fleet import INGRESS, Fleet, Replica, fleet_of
 from serve_app.cli import serve_status
 from serve_app.cli.serve_status import APPLICATIONS, StatusUnknown
 
-RESUMES = "ray_step_resumes_total"
+RESUMES = "ray_step_migrations_total"
 ACCESS = "serve_app.access: request {"
 TIMEOUT_S = 30.0
 
@@ -31,7 +31,7 @@ class Service:
         self._application = application
         self.ingresses: dict[str, Replica] = {}
         """Every ingress replica that was ever seen: their logs outlive them."""
-        self._resumes: dict[str, float] = {}
+        self._migrations: dict[str, float] = {}
 
     def fleet(self) -> Fleet:
         """The replicas now."""
@@ -47,14 +47,15 @@ class Service:
         config = changed(self._details(), self._application, change, label)
         serve_status.ask(self._dashboard, APPLICATIONS, TIMEOUT_S, put=json.dumps(config).encode())
 
-    def resumes(self) -> int:
-        """`ray_step_resumes_total` of all ingress replicas that were ever seen. Ray publishes it every ten seconds."""
+    def migrations(self) -> int:
+        """`ray_step_migrations_total` of all ingress replicas that were ever seen. Ray publishes it every ten
+        seconds."""
         groups = json.loads(serve_status.ask(self._dashboard, "/api/prometheus/sd", TIMEOUT_S))
         for target in sorted({target for group in groups for target in group["targets"]}):
             # A replica that is gone takes its counter along: what it had last is kept.
             for labels, value in counters(_page(f"http://{target}/metrics"), RESUMES):
-                self._resumes[labels] = max(value, self._resumes.get(labels, 0.0))
-        return round(sum(self._resumes.values()))
+                self._migrations[labels] = max(value, self._migrations.get(labels, 0.0))
+        return round(sum(self._migrations.values()))
 
     def access_lines(self, lines: int) -> tuple[dict[str, Access], list[str]]:
         """The access log's last lines of every ingress replica that was ever seen, by request id; and of whom there are
@@ -76,7 +77,7 @@ class Access(msgspec.Struct):
     """One line of the access log, as far as chaos needs it."""
 
     id: str = ""
-    resumes: int = 0
+    migrations: int = 0
     replica: list[str] = []
     outcome: str = ""
 

@@ -1,6 +1,6 @@
 """One request on the wire: sent, followed to its end, and every piece of text stamped when it came.
 
-Failures are data here: whatever happens to a request, a `Heard` comes back. Only the end of the run passes through.
+Failures are data here: whatever happens to a request, a `Recording` comes back. Only the end of the run passes through.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import httpx
 import msgspec
 
 from chaos.events import take_event, take_whole
-from chaos.request_spec import Ask
-from chaos.response_recorder import Answer, Hearing
+from chaos.request_spec import RequestSpec
+from chaos.response_recorder import Answer, Recorder
 from loadtest.framing import BadFraming, EventFeed
 
 BODY_KEPT = 2_000
@@ -22,10 +22,10 @@ BODY_KEPT = 2_000
 
 
 @dataclass(frozen=True)
-class Heard:
+class Recording:
     """What one client saw. Times are the event loop's clock, in seconds."""
 
-    ask: Ask
+    ask: RequestSpec
     request_id: str
     status: int
     answer: Answer
@@ -48,7 +48,9 @@ OnText = Callable[[int], None]
 """Told how many characters a stream has brought so far, whenever it brings some."""
 
 
-async def hear(client: httpx.AsyncClient, ask: Ask, request_id: str, deadline_s: float, on_text: OnText) -> Heard:
+async def hear(
+    client: httpx.AsyncClient, ask: RequestSpec, request_id: str, deadline_s: float, on_text: OnText
+) -> Recording:
     """Send a request and follow the answer."""
     listener = _Listener(ask, on_text)
     loop = asyncio.get_running_loop()
@@ -67,12 +69,14 @@ async def hear(client: httpx.AsyncClient, ask: Ask, request_id: str, deadline_s:
         error = f"HTTP {listener.status}"
     error = error or "; ".join(answer.flaws)
     body = bytes(listener.last_bytes[-BODY_KEPT:]).decode(errors="replace") if error else ""
-    return Heard(ask, request_id, listener.status, answer, error, body, start_s, loop.time(), tuple(listener.text_s))
+    return Recording(
+        ask, request_id, listener.status, answer, error, body, start_s, loop.time(), tuple(listener.text_s)
+    )
 
 
 class _Listener:
-    def __init__(self, ask: Ask, on_text: OnText) -> None:
-        self.hearing = Hearing()
+    def __init__(self, ask: RequestSpec, on_text: OnText) -> None:
+        self.hearing = Recorder()
         self.status = 0
         self.text_s: list[float] = []
         self.last_bytes = bytearray()

@@ -98,7 +98,7 @@ def _doctor(options: argparse.Namespace) -> int:
         _say(f"  {serve.expected_endpoint(deploy).url()} does not answer; what a start would find:\n")
         return _preflight(options)
     _say(f"  {endpoint.url()} answers and serves {endpoint.model}.")
-    left = {item.pid: item.command for item in machine.leftovers()}
+    left = {item.pid: item.command for item in machine.stale_processes()}
     for pid, command in left.items():
         _say(f"  left over from an earlier run: pid {pid} ({command})")
     return 1 if left or refused else 0

@@ -30,7 +30,7 @@ from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
 from serve_app.config.schema import AppConfig, ConfigError, engine_argv, flag
 from serve_app.engine import compile_cache
-from serve_app.engine.autoscaling import FullnessPolicy
+from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
@@ -38,10 +38,10 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.access_log import log_to_stderr
 from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.middleware import App, Gate, GateSettings
-from serve_app.protocol.attempts import EngineDead, FleetLimits, FleetSink
+from serve_app.ingress.middleware import App, IngressMiddleware, MiddlewareSettings
+from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink, EngineDead
 from serve_app.router.admission import Admission
-from serve_app.router.dispatcher import Fleet
+from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.engine_versions import EngineVersions
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
 
@@ -129,14 +129,14 @@ class Ingress:
 
         config = self._config
         ingress_id = uuid.uuid4().hex
-        limits = FleetLimits(
+        limits = DispatcherLimits(
             request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
         )
 
-        def open_fleet(sink: FleetSink) -> Fleet:
+        def open_fleet(sink: DispatcherSink) -> Dispatcher:
             transport = ServeTransport(self._engines, ingress_id)
             refusal = EngineVersions(vllm_device.version()).mismatch
-            return Fleet(transport, ingress_id, limits, sink, admission_of(config), refusal)
+            return Dispatcher(transport, ingress_id, limits, sink, admission_of(config), refusal)
 
         app, client = await build_api(
             vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),
@@ -149,7 +149,7 @@ class Ingress:
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
         keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
-        settings = GateSettings(
+        settings = MiddlewareSettings(
             served_name=config.model.served_name,
             aliases=config.model.aliases,
             max_body_bytes=config.ingress.max_body_bytes,
@@ -157,7 +157,7 @@ class Ingress:
             sets_request_id=False,
             cors=Cors(config.ingress.allowed_origins),
         )
-        return Gate(app, settings, keys, IngressMetrics())
+        return IngressMiddleware(app, settings, keys, IngressMetrics())
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: nothing would reach a client any more. Serve then replaces
@@ -251,7 +251,7 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
             max_replicas=replicas.max,
             initial_replicas=replicas.initial,
             policy=AutoscalingPolicy(
-                policy_function=FullnessPolicy, policy_kwargs={"target_load": replicas.target_load}
+                policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load}
             ),
             metrics_interval_s=interval_s,
             look_back_period_s=3 * interval_s,

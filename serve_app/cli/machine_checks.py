@@ -72,7 +72,7 @@ def port_checks(deploy: Deployment) -> Iterator[Check]:
 
 def machine_checks() -> Iterator[Check]:
     """Nothing of an earlier run is left, and there is room in shared memory and on disk."""
-    left = {item.pid: item for item in [*machine.leftovers(), *machine.orphaned_proxies()]}
+    left = {item.pid: item for item in [*machine.stale_processes(), *machine.orphaned_proxies()]}
     if left:
         # An engine holds memory that the next one needs. What else is left matters only if it holds a port.
         engines = any("VLLM" in item.command or "ServeReplica" in item.command for item in left.values())

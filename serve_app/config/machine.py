@@ -72,7 +72,7 @@ def command_of(pid: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class Leftover:
+class StaleProcess:
     """A process of an earlier run whose launcher is gone."""
 
     pid: int
@@ -101,12 +101,12 @@ def processes_of(run: str) -> list[psutil.Process]:
     return [process for process, mark in marked() if mark == run]
 
 
-def leftovers() -> list[Leftover]:
+def stale_processes() -> list[StaleProcess]:
     """Processes of earlier runs that outlived their launcher."""
     found = []
     for process, mark in marked():
         if not _launcher_lives(mark):
-            found.append(Leftover(process.pid, command_of(process.pid)))
+            found.append(StaleProcess(process.pid, command_of(process.pid)))
     return found
 
 
@@ -122,7 +122,7 @@ def marked() -> Iterator[tuple[psutil.Process, str]]:
                 yield process, mark
 
 
-def orphaned_proxies() -> list[Leftover]:
+def orphaned_proxies() -> list[StaleProcess]:
     """HAProxy processes of a Ray Serve whose Ray is gone: `ray stop` leaves them alive, and they keep the port."""
     names: dict[int, str] = {}
     proxies = []
@@ -133,7 +133,7 @@ def orphaned_proxies() -> list[Leftover]:
                 proxies.append(process)
     if any(name in _RAY_DAEMONS for name in names.values()):
         return []  # some Ray lives: they may well be its own
-    return [Leftover(process.pid, command_of(process.pid)) for process in proxies]
+    return [StaleProcess(process.pid, command_of(process.pid)) for process in proxies]
 
 
 def version_of(distributions: Sequence[str]) -> str | None:

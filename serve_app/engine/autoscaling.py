@@ -13,20 +13,20 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-FULLNESS = "fullness"
+UTILIZATION = "utilization"
 """The number that a replica reports (`record_autoscaling_stats`)."""
 
 
-def replicas_wanted(fullness: Collection[float], target_load: float) -> int:
+def replicas_wanted(utilization: Collection[float], target_load: float) -> int:
     """How many replicas would be at `target_load` or below with all of this.
 
     Replicas that have not reported yet count as empty: what they will take is still in the others' queues.
     """
     # Rounded first: three replicas at 0.7 are three, though the floating-point sum is a little more.
-    return math.ceil(round(sum(fullness) / target_load, 6))
+    return math.ceil(round(sum(utilization) / target_load, 6))
 
 
-class FullnessPolicy:
+class UtilizationPolicy:
     """`replicas_wanted` as Serve's autoscaling policy; limits and delays are Serve's."""
 
     def __init__(self, target_load: float) -> None:
@@ -34,7 +34,7 @@ class FullnessPolicy:
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas wanted, and no state."""
-        reported = (context.aggregated_metrics or {}).get(FULLNESS)
+        reported = (context.aggregated_metrics or {}).get(UTILIZATION)
         if not reported:
             return context.target_num_replicas, {}  # nobody has said anything yet: no reason to change
         return replicas_wanted(list(reported.values()), self._target_load), {}

@@ -2,7 +2,8 @@
 
 A stream may lose its client's connection or its whole ingress. What ran for it is stopped, so that no slot is held for
 nobody; its tokens are small, and stay: who asks the same again with the same key and the broken request's id
-(`x-take-up`) gets them at once, and the answer goes on from there (`docs/decisions/0004-when-an-ingress-dies.md`).
+(`x-resume-request-id`) gets them at once, and the answer goes on from there
+(`docs/decisions/0004-when-an-ingress-dies.md`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ MAX_TOKENS = 4_000_000
 """16 MB in one replica: ten minutes of everything that the published streams of one replica say."""
 
 
-class Leftovers:
-    """Token ids by claim, for `keep_s`, `max_tokens` in all; the oldest go first. `now_s` is the caller's clock."""
+class PartialOutputs:
+    """Token ids by resume_key, for `keep_s`, `max_tokens` in all; the oldest go first. `now_s` is the caller's
+    clock."""
 
     def __init__(self, keep_s: float = KEEP_S, max_tokens: int = MAX_TOKENS) -> None:
         self._keep_s = keep_s
@@ -26,17 +28,17 @@ class Leftovers:
         self._kept: dict[str, tuple[float, array[int]]] = {}
         self._tokens = 0
 
-    def keep(self, claim: str, token_ids: Sequence[int], now_s: float) -> None:
-        """Keep them, in place of what the claim had."""
-        self._drop(claim)
-        self._kept[claim] = (now_s + self._keep_s, array("i", token_ids))
+    def keep(self, resume_key: str, token_ids: Sequence[int], now_s: float) -> None:
+        """Keep them, in place of what the resume_key had."""
+        self._drop(resume_key)
+        self._kept[resume_key] = (now_s + self._keep_s, array("i", token_ids))
         self._tokens += len(token_ids)
         self._forget_old(now_s)
 
-    def find(self, claim: str, now_s: float) -> list[int]:
-        """What the claim has; empty if nothing. It stays: who takes it up may lose the stream again."""
+    def find(self, resume_key: str, now_s: float) -> list[int]:
+        """What the resume_key has; empty if nothing. It stays: who takes it up may lose the stream again."""
         self._forget_old(now_s)
-        kept = self._kept.get(claim)
+        kept = self._kept.get(resume_key)
         return list(kept[1]) if kept is not None else []
 
     def _forget_old(self, now_s: float) -> None:
@@ -46,7 +48,7 @@ class Leftovers:
                 return
             self._drop(oldest)
 
-    def _drop(self, claim: str) -> None:
-        kept = self._kept.pop(claim, None)
+    def _drop(self, resume_key: str) -> None:
+        kept = self._kept.pop(resume_key, None)
         if kept is not None:
             self._tokens -= len(kept[1])

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import msgspec
 
 from serve_app.config.schema import MAX_WAITING
-from serve_app.engine.autoscaling import FULLNESS
+from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
-from serve_app.engine.partial_outputs import Leftovers
+from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
 from serve_app.protocol.attempts import (
@@ -31,15 +31,15 @@ from serve_app.protocol.attempts import (
     ReplicaStopping,
     WrongReplica,
 )
-from serve_app.protocol.data_channel import LineServer
+from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
     Capacity,
+    DataChannelAddress,
     Frame,
-    Hello,
-    LineAddress,
     Load,
+    ReplicaInfo,
     TokenDelta,
     decode_request,
     encode_frame,
@@ -63,11 +63,11 @@ EngineFactory = Callable[[StepSink], Engine]
 @dataclass(eq=False)
 class Attempt:
     """What runs here for an ingress. `said` are the request's tokens so far, earlier attempts' included, as long as it
-    has a claim."""
+    has a resume_key."""
 
     ingress_id: str
-    claim: str
-    said: list[int]
+    resume_key: str
+    output_token_ids: list[int]
     has_token: bool = False
     """Whether this attempt has had a token from this engine."""
 
@@ -85,7 +85,7 @@ class Outbox:
         self._deltas.append(delta)
         self._ready.set()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Have a frame go out even if there is nothing in it."""
         self._ready.set()
 
@@ -121,7 +121,7 @@ class EngineReplica:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._leftovers = Leftovers()
+        self._leftovers = PartialOutputs()
         self._quarantine = Quarantine()
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
@@ -132,22 +132,22 @@ class EngineReplica:
         self._slow = False
         self._line_host = line_host
         self._max_waiting = max_waiting
-        self._lines = LineServer(self)
-        self._line: LineAddress | None = None
+        self._lines = DataChannelServer(self)
+        self._line: DataChannelAddress | None = None
 
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
         self._service = ServiceTimes(self._info.max_num_seqs, time.monotonic())
-        self._heartbeat = asyncio.get_running_loop().create_task(self._beat(), name="heartbeat")
+        self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._line_host is not None:
             self._line = await self._lines.open(self._line_host)
         logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
 
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
-    async def hello(self) -> bytes:
-        """This replica's name, load, line, capacity, versions and quarantine (`wire.Hello`)."""
+    async def info(self) -> bytes:
+        """This replica's name, load, line, capacity, versions and quarantine (`wire.ReplicaInfo`)."""
         now_s = time.monotonic()
         capacity = Capacity(
             max_unfinished=self._max_unfinished,
@@ -156,7 +156,7 @@ class EngineReplica:
             start_s=self._info.start_s,
         )
         return msgspec.msgpack.encode(
-            Hello(
+            ReplicaInfo(
                 self._replica_id,
                 self._load(),
                 self._line,
@@ -195,7 +195,7 @@ class EngineReplica:
         await self._run(attempt)
 
     async def _run(self, attempt: AttemptRequest) -> None:
-        running = Attempt(attempt.ingress_id, attempt.claim, list(attempt.emitted_token_ids))
+        running = Attempt(attempt.ingress_id, attempt.resume_key, list(attempt.emitted_token_ids))
         self._attempts[attempt.attempt_id] = running
         self._service.enter(time.monotonic())
         served = False
@@ -210,15 +210,15 @@ class EngineReplica:
         finally:
             del self._attempts[attempt.attempt_id]
             # One that was cancelled with tokens may have met a stop string: the ingress looks for those.
-            served = served or len(running.said) > len(attempt.emitted_token_ids)
+            served = served or len(running.output_token_ids) > len(attempt.emitted_token_ids)
             self._service.leave(time.monotonic(), served=served)
             self._keep(running)
 
-    async def left_of(self, claim: str) -> bytes:
-        """The token ids that a broken stream of this claim had; none if it is not known here."""
+    async def fetch_partial_output(self, resume_key: str) -> bytes:
+        """The token ids that a broken stream of this resume_key had; none if it is not known here."""
         # Whoever asks knows of the break before us, at times.
-        running = [attempt.said for attempt in self._attempts.values() if attempt.claim == claim]
-        kept = self._leftovers.find(claim, time.monotonic())
+        running = [attempt.output_token_ids for attempt in self._attempts.values() if attempt.resume_key == resume_key]
+        kept = self._leftovers.find(resume_key, time.monotonic())
         return msgspec.msgpack.encode(max([kept, *running], key=len))
 
     async def hold_against(self, quarantine: bytes) -> None:
@@ -232,7 +232,7 @@ class EngineReplica:
         if (previous := self._outboxes.get(ingress_id)) is not None:
             previous.close()
         self._outboxes[ingress_id] = outbox
-        outbox.beat()
+        outbox.heartbeat()
         sequence = 0
         try:
             while not outbox.closed:
@@ -255,15 +255,15 @@ class EngineReplica:
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """How full this replica is, as routing sees it, for `autoscaling.FullnessPolicy`."""
+        """How full this replica is, as routing sees it, for `autoscaling.UtilizationPolicy`."""
         load = self._load()
         facts = ReplicaFacts(self._replica_id, load.unfinished, load.max_num_seqs, load.kv_usage_ratio)
-        return {FULLNESS: facts.fullness}
+        return {UTILIZATION: facts.utilization}
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""
         self._stopping = True
-        heartbeat: asyncio.Task[None] | None = getattr(self, "_heartbeat", None)
+        heartbeat: asyncio.Task[None] | None = getattr(self, "_heartbeat_task", None)
         if heartbeat is not None:
             heartbeat.cancel()
         await self._lines.close()
@@ -285,10 +285,10 @@ class EngineReplica:
             if attempt is None:
                 continue
             attempt.has_token = True
-            if attempt.claim:
-                attempt.said.extend(delta.token_ids)
+            if attempt.resume_key:
+                attempt.output_token_ids.extend(delta.token_ids)
                 if delta.finish_reason is not None:
-                    attempt.claim = ""  # nothing breaks off any more
+                    attempt.resume_key = ""  # nothing breaks off any more
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
@@ -302,8 +302,8 @@ class EngineReplica:
         return BLAMED[verdict](str(error))
 
     def _keep(self, attempt: Attempt) -> None:
-        if attempt.claim and attempt.said:
-            self._leftovers.keep(attempt.claim, attempt.said, time.monotonic())
+        if attempt.resume_key and attempt.output_token_ids:
+            self._leftovers.keep(attempt.resume_key, attempt.output_token_ids, time.monotonic())
 
     def _load(self) -> Load:
         stats = self._engine.stats()
@@ -319,12 +319,12 @@ class EngineReplica:
             draining=self._engine_dead,
         )
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._look_at_engine()
             for outbox in self._outboxes.values():
-                outbox.beat()
+                outbox.heartbeat()
 
     def _look_at_engine(self) -> None:
         stats = self._engine.stats()

@@ -29,7 +29,7 @@ def _soon(flush: Callable[[], None]) -> None:
         flush()
 
 
-class LateGauge(RayGaugeWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
+class BufferedGauge(RayGaugeWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
     """A gauge of which the latest value counts."""
 
     _value: float | None = None
@@ -46,16 +46,16 @@ class LateGauge(RayGaugeWrapper):  # type: ignore[misc]  # vLLM is not read by m
         super().set(value)
 
 
-class LateCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
+class BufferedCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
     """A counter whose increments are added up first. What vLLM asks for by its labels at every step is kept."""
 
     _sum: float = 0.0
 
     def __init__(self, name: str, documentation: str = "", labelnames: list[str] | None = None) -> None:
         super().__init__(name, documentation, labelnames)
-        self._labelled: dict[tuple[object, ...], LateCounter] = {}
+        self._labelled: dict[tuple[object, ...], BufferedCounter] = {}
 
-    def labels(self, *labels: object, **labelskwargs: object) -> LateCounter:
+    def labels(self, *labels: object, **labelskwargs: object) -> BufferedCounter:
         """See `prometheus_client.Counter.labels`."""
         key = (*labels, *sorted(labelskwargs.items()))
         if key not in self._labelled:
@@ -78,12 +78,12 @@ class LateCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not read 
 class LateSpecDecodingProm(RaySpecDecodingProm):  # type: ignore[misc]  # vLLM is not read by mypy
     """Drafted and accepted tokens, added up first."""
 
-    _counter_cls = LateCounter
+    _counter_cls = BufferedCounter
 
 
 class LateStatLogger(RayPrometheusStatLogger):  # type: ignore[misc]  # vLLM is not read by mypy
     """vLLM's Ray stat logger over the two above."""
 
-    _gauge_cls = LateGauge
-    _counter_cls = LateCounter
+    _gauge_cls = BufferedGauge
+    _counter_cls = BufferedCounter
     _spec_decoding_cls = LateSpecDecodingProm

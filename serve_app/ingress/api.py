@@ -20,7 +20,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.parser import metrics as parser_metrics
 
 from serve_app.ingress import media, own_routes, responses_api, vllm_errors, vllm_limits
-from serve_app.ingress.engine_client import FleetClient, FleetFactory
+from serve_app.ingress.engine_client import DispatcherFactory, FleetClient
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.own_routes import OwnFacts
 from serve_app.vllm_patches import answers, parsers, prefill
@@ -62,7 +62,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 
 
 async def build_api(
-    args: Namespace, fleet_factory: FleetFactory, allowed_media_hosts: Sequence[str] = ()
+    args: Namespace, fleet_factory: DispatcherFactory, allowed_media_hosts: Sequence[str] = ()
 ) -> tuple[FastAPI, FleetClient]:
     """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `ingress/media.py`."""
     media.use(allowed_media_hosts)

@@ -32,21 +32,21 @@ from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
 from serve_app.ingress.requests import limits
 from serve_app.ingress.vllm_errors import FleetHTTPError
-from serve_app.protocol.attempts import FleetRequest, FlightRecord
+from serve_app.protocol.attempts import FleetRequest, RequestTrace
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.protocol.messages import TokenDelta
-from serve_app.router.dispatcher import Fleet
+from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import CURRENT
 from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
-FleetFactory = Callable[["FleetCore"], Fleet]
+DispatcherFactory = Callable[["FleetCore"], Dispatcher]
 """Builds the fleet that delivers to the given sink."""
 
 
 class FleetCore:
     """The fleet behind the interface that `AsyncLLM` has to its engine core (`EngineCoreClient`)."""
 
-    def __init__(self, fleet_factory: FleetFactory) -> None:
+    def __init__(self, fleet_factory: DispatcherFactory) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
         self.on_failed: Callable[[str, ServeError], None] = lambda _request_id, _error: None
         self.fleet = fleet_factory(self)
@@ -55,10 +55,10 @@ class FleetCore:
         self._decoder = MsgpackDecoder(EngineCoreOutput)
         self._grammars: dict[str, str] = {}
 
-    # ---- fleet.FleetSink -----------------------------------------------------------------------------------------
+    # ---- DispatcherSink -----------------------------------------------------------------------------------------
 
     def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
-        """See `fleet.FleetSink`."""
+        """See `DispatcherSink`."""
         outputs = [
             self._as_core_output(request_id, delta)
             for request_id, delta in deltas
@@ -67,7 +67,7 @@ class FleetCore:
         self._steps.put_nowait(EngineCoreOutputs(outputs=outputs))
 
     def failed(self, request_id: str, error: ServeError) -> None:
-        """See `fleet.FleetSink`."""
+        """See `DispatcherSink`."""
         self._grammars.pop(request_id, None)
         self.on_failed(request_id, error)
 
@@ -100,7 +100,7 @@ class FleetCore:
         except RequestRefused as error:
             raise FleetHTTPError(error) from error
         context = CURRENT.get()
-        record = FlightRecord(inexact=_inexact_after_resume(params))
+        record = RequestTrace(inexact=_inexact_after_resume(params))
         payload = copy(request)
         payload.prompt_token_ids = []
         if params.structured_outputs is not None:
@@ -120,15 +120,17 @@ class FleetCore:
                 session_id=request.session_id or (context.session_id if context else None),
                 record=record,
                 client=(context.key_name if context else None) or "",
-                claim=context.claim(context.request_id, request.prompt_token_ids) if context and may_break else "",
-                takes_up=context.claim(context.take_up, request.prompt_token_ids)
-                if context and may_break and context.take_up
+                resume_key=context.resume_key(context.request_id, request.prompt_token_ids)
+                if context and may_break
+                else "",
+                resumed_key=context.resume_key(context.resume_request_id, request.prompt_token_ids)
+                if context and may_break and context.resume_request_id
                 else "",
                 answer_begun=lambda: context is not None and context.answer_begun,
             )
         )
         if context is not None:
-            context.flights.append(record)
+            context.sequences.append(record)
             context.submitted.set()
 
     async def abort_requests_async(self, request_ids: Iterable[str]) -> None:
@@ -176,7 +178,7 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
     vLLM classes. `tests/contracts/test_vllm_names.py` fails first when a new vLLM adds to it.
     """
 
-    def __init__(self, vllm_config: VllmConfig, fleet_factory: FleetFactory) -> None:
+    def __init__(self, vllm_config: VllmConfig, fleet_factory: DispatcherFactory) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.scheduler_config = vllm_config.scheduler_config

@@ -41,8 +41,8 @@ class IngressMetrics:
         self._tokens = metrics.Counter(
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )
-        self._resumes = metrics.Counter("step_resumes", description="Attempts that took over from a lost one.")
-        self._total_s = self._histogram("step_request_seconds", "From the request's arrival to its last byte.")
+        self._migrations = metrics.Counter("step_migrations", description="Attempts that took over from a lost one.")
+        self._total_s = self._histogram("step_request_duration_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
             "step_time_to_first_token_seconds", "From submission to the fleet to the first token back at the ingress."
         )
@@ -52,7 +52,7 @@ class IngressMetrics:
             boundaries=RETRY_BUCKETS_S,
             tag_keys=("outcome", "basis"),
         )
-        self._queue_s = self._histogram("step_route_seconds", "Wait for a replica to send the request to.")
+        self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
 
     @staticmethod
     def _histogram(name: str, description: str) -> metrics.Histogram:
@@ -60,7 +60,7 @@ class IngressMetrics:
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """See `middleware.AccessLog`."""
-        flights = context.flights
+        flights = context.sequences
         first = flights[0] if flights else None
         queue_s = first.dispatched_s - first.submitted_s if first and first.dispatched_s is not None else None
         first_token_s = first.first_token_s - first.submitted_s if first and first.first_token_s is not None else None
@@ -68,14 +68,14 @@ class IngressMetrics:
             sum(getattr(flight, name) for flight in flights)
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
         )
-        resumes = sum(flight.resumed for flight in flights)
+        migrations = sum(flight.migrations for flight in flights)
         self._requests.inc(tags={"route": route, "outcome": outcome.value})
         self._total_s.observe(total_s, tags={"route": route})
         for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
-        if resumes:
-            self._resumes.inc(resumes)
+        if migrations:
+            self._migrations.inc(migrations)
         self._asked_back(context, outcome)
         for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
             if value is not None:
@@ -98,7 +98,7 @@ class IngressMetrics:
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
                 **_ways(context),
-                "resumes": resumes,
+                "migrations": migrations,
             },
         )
 
@@ -112,12 +112,12 @@ class IngressMetrics:
 def _ways(context: RequestContext) -> dict[str, object]:
     """What was left out of the request, the replicas of each attempt, what the resumes among them could not carry to
     the letter, and what was taken up before the first."""
-    flights = context.flights
+    flights = context.sequences
     return {
         "ignored": context.ignored[:LOGGED_IGNORED],
         "replica": [replica for flight in flights for replica in flight.replicas],
-        "inexact": sorted({name for flight in flights if flight.resumed for name in flight.inexact}),
-        "taken_up_tokens": sum(flight.taken_up_tokens for flight in flights),
+        "inexact": sorted({name for flight in flights if flight.migrations for name in flight.inexact}),
+        "resumed_tokens": sum(flight.resumed_tokens for flight in flights),
     }
 
 

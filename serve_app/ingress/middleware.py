@@ -70,7 +70,7 @@ class AccessLog(Protocol):
 
 
 @dataclass(frozen=True)
-class GateSettings:
+class MiddlewareSettings:
     """What the gate is told by the configuration. An alias that ends in `*` matches any name with that start."""
 
     served_name: str
@@ -82,10 +82,10 @@ class GateSettings:
     cors: Cors = field(default_factory=Cors)
 
 
-class Gate:
+class IngressMiddleware:
     """The ASGI app that the world talks to; `app` is vLLM's."""
 
-    def __init__(self, app: App, settings: GateSettings, keys: Keys | None, log: AccessLog) -> None:
+    def __init__(self, app: App, settings: MiddlewareSettings, keys: Keys | None, log: AccessLog) -> None:
         self.app = app
         self.settings = settings
         self.keys = keys
@@ -99,14 +99,14 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         offered = headers.get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
-        broken = headers.get("x-take-up", "")
+        broken = headers.get("x-resume-request-id", "")
         context = RequestContext(
             request_id,
             session_id=headers.get("x-session-id"),
-            take_up=broken if REQUEST_ID.fullmatch(broken) else None,
+            resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None,
         )
         token = CURRENT.set(context)
-        exchange = _Exchange(self, scope, receive, send, headers, context)
+        exchange = _RequestCycle(self, scope, receive, send, headers, context)
         try:
             await exchange.run()
         finally:
@@ -125,12 +125,12 @@ class Gate:
         return routes.MODELS + "/" + self.resolve_model(model) if found and not prefix else path
 
 
-class _Exchange:
+class _RequestCycle:
     """One request and its response."""
 
     def __init__(
         self,
-        gate: Gate,
+        gate: IngressMiddleware,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -189,7 +189,7 @@ class _Exchange:
                 f"{method} is not possible on {path[:200]}; use {route.allow}.", HTTPStatus.METHOD_NOT_ALLOWED
             )
             await self._refuse(problem, [(b"allow", route.allow.encode())])
-        elif await self._may_ask(route):
+        elif await self._authenticate(route):
             await self._serve()
 
     async def _answer_options(self, route: routes.Route) -> None:
@@ -206,7 +206,7 @@ class _Exchange:
         await self._send_raw({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT.value, "headers": headers})
         await self._send_raw({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _may_ask(self, route: routes.Route) -> bool:
+    async def _authenticate(self, route: routes.Route) -> bool:
         keys = self._gate.keys
         if keys is None or not route.needs_key:
             return True
@@ -401,13 +401,13 @@ class _Exchange:
 
     def _outcome(self) -> Outcome:
         if self._client_left:
-            return Outcome.CLIENT_LEFT
+            return Outcome.CANCELLED
         failed = self._status >= HTTPStatus.BAD_REQUEST or (self._stream is not None and self._stream.failed)
         if failed and self._context.error is not None:
             return self._context.error.outcome
         if self._stream is not None and self._stream.failed:
             return Outcome.SERVER_ERROR
-        return Outcome.from_status(self._status) if self._complete else Outcome.CLIENT_LEFT
+        return Outcome.from_status(self._status) if self._complete else Outcome.CANCELLED
 
 
 def _clamp_effort(holder: object) -> bool:

@@ -182,7 +182,7 @@ class EventStream:
             "model": self._context.model,
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": {"input_tokens": self._context.flights[0].prompt_tokens, "output_tokens": 0},
+            "usage": {"input_tokens": self._context.sequences[0].prompt_tokens, "output_tokens": 0},
         }
         event = msgspec.json.encode({"type": "message_start", "message": message})
         await self._emit(MESSAGE_START + b"\ndata: " + event + b"\n\n")

@@ -118,7 +118,7 @@ def classify(error: BaseException) -> ServeError:
     if isinstance(error, EngineGenerateError) and error.__cause__ is not None:
         return classify(error.__cause__)
     context = CURRENT.get()
-    if isinstance(error, NOT_UNDERSTOOD) and context is not None and not context.flights:
+    if isinstance(error, NOT_UNDERSTOOD) and context is not None and not context.sequences:
         # vLLM checks many fields less than it relies on them. The line in the log is for whoever mends that.
         logger.warning("request_not_understood", extra={"id": context.request_id, "error": repr(error)[:200]})
         return RequestRefused(SHAPELESS)

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from serve_app.protocol.errors import ServeError
-from serve_app.protocol.messages import AttemptRequest, Frame, Hello, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, TokenDelta
 
 
 class ReplicaLost(Exception):
@@ -79,7 +79,7 @@ class ReplicaFacts:
     kv_usage_ratio: float
 
     @property
-    def fullness(self) -> float:
+    def utilization(self) -> float:
         """Share of the batch slots taken, above 1 when requests wait; nearly full caches count as full."""
         slots = self.unfinished / max(self.max_num_seqs, 1)
         return max(slots, self.kv_usage_ratio) if self.kv_usage_ratio > 0.9 else slots
@@ -88,18 +88,19 @@ class ReplicaFacts:
 class Transport(Protocol):
     """The way from this ingress to the engine replicas."""
 
-    async def replicas(self) -> tuple[Sequence[Hello], bool]:
+    async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
 
     def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         """The link to one replica, open until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
 
-    async def left_of(self, claim: str) -> list[int]:
+    async def fetch_partial_output(self, resume_key: str) -> list[int]:
         """The most that any replica has of a broken stream (`engine/partial_outputs.py`); empty if none can be
         found."""
 
     async def hold_against(self, quarantine: Mapping[str, float]) -> None:
-        """Tell every replica who has cost one, so that the other ingresses hear it from them (`Hello.quarantine`)."""
+        """Tell every replica who has cost one, so that the other ingresses hear it from them
+        (`ReplicaInfo.quarantine`)."""
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
@@ -109,7 +110,7 @@ class Transport(Protocol):
 
 
 @dataclass
-class FlightRecord:
+class RequestTrace:
     """What became of a request on its way, for its log line. Times are `loop.time()` stamps in seconds."""
 
     submitted_s: float = 0.0
@@ -118,10 +119,10 @@ class FlightRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    taken_up_tokens: int = 0
+    resumed_tokens: int = 0
     """Of the output, what a broken stream had already said."""
     replicas: list[str] = field(default_factory=list)
-    resumed: int = 0
+    migrations: int = 0
     inexact: tuple[str, ...] = ()
     """What a resume of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
     error: ServeError | None = None
@@ -141,18 +142,18 @@ class FleetRequest:
     priority: int
     payload: list[bytes]
     session_id: str | None
-    record: FlightRecord
-    claim: str = ""
+    record: RequestTrace
+    resume_key: str = ""
     """Under which what it says can be taken up; empty: under none."""
     client: str = ""
     """Whose it is, by the name of its API key; empty where there are no keys."""
-    takes_up: str = ""
-    """The claim of the broken stream that it takes up, if it does."""
+    resumed_key: str = ""
+    """The resume_key of the broken stream that it takes up, if it does."""
     answer_begun: Callable[[], bool] = lambda: False
     """Whether its client has been sent the head of an answer: then it is too late to refuse it."""
 
 
-class FleetSink(Protocol):
+class DispatcherSink(Protocol):
     """Where a fleet's results go. Both are called on the event loop and must not block."""
 
     def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
@@ -163,7 +164,7 @@ class FleetSink(Protocol):
 
 
 @dataclass(frozen=True)
-class FleetLimits:
+class DispatcherLimits:
     """A request without a new token for `request_deadline_s` gets no further attempt. What makes a request poison is
     `protocol/poison.py`'s to say.
 

@@ -32,7 +32,7 @@ from serve_app.protocol.attempts import (
     ReplicaStopping,
     WrongReplica,
 )
-from serve_app.protocol.messages import Frame, LineAddress, decode_frame
+from serve_app.protocol.messages import DataChannelAddress, Frame, decode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ MAX_MESSAGE_BYTES = 1 << 30
 """No message of ours is so long: what claims to be is no message of ours."""
 
 OPEN, RUN, STOP, ENDED, FRAME = range(5)
-"""Kinds of messages: `Opening`, `Start`, a number, `Ended`, a frame."""
+"""Kinds of messages: `Handshake`, `Start`, a number, `Ended`, a frame."""
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
@@ -60,7 +60,7 @@ ERRORS: dict[str, type[Exception]] = {
 """How an attempt may end that did not run to its end, by the name that crosses the line."""
 
 
-class Opening(msgspec.Struct, array_like=True):
+class Handshake(msgspec.Struct, array_like=True):
     """The first message: who calls whom, and that it was offered the line."""
 
     secret: bytes
@@ -93,7 +93,7 @@ class Runner(Protocol):
         """Frames for an ingress, until closed."""
 
 
-class LineServer:
+class DataChannelServer:
     """Takes lines for one replica."""
 
     def __init__(self, runner: Runner) -> None:
@@ -102,10 +102,10 @@ class LineServer:
         self._server: asyncio.Server | None = None
         self._lines: set[asyncio.Task[None]] = set()
 
-    async def open(self, host: str) -> LineAddress:
+    async def open(self, host: str) -> DataChannelAddress:
         """Listen there, on any free port. Raises `OSError` where that is not possible."""
         self._server = await asyncio.start_server(self._take, host, 0)
-        return LineAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
+        return DataChannelAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
 
     async def close(self) -> None:
         """End every line, and what runs on it."""
@@ -143,15 +143,15 @@ class LineServer:
             await asyncio.gather(*left, return_exceptions=True)
             self._lines.discard(line)
 
-    async def _opening(self, reader: asyncio.StreamReader) -> Opening:
+    async def _opening(self, reader: asyncio.StreamReader) -> Handshake:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             kind, body = await _read(reader, longest=4096)
-        opening = msgspec.msgpack.decode(body, type=Opening)
+        opening = msgspec.msgpack.decode(body, type=Handshake)
         if kind != OPEN or not hmac.compare_digest(opening.secret, self._secret):
             raise ConnectionError("this line was not offered")
         return opening
 
-    async def _pump(self, writer: asyncio.StreamWriter, opening: Opening) -> None:
+    async def _pump(self, writer: asyncio.StreamWriter, opening: Handshake) -> None:
         try:
             async with contextlib.aclosing(self._runner.frames(opening.target, opening.ingress_id)) as frames:
                 async for frame in frames:
@@ -175,7 +175,7 @@ class LineServer:
         writer.write(_message(ENDED, msgspec.msgpack.encode(ended)))
 
 
-class Line:
+class DataChannel:
     """The ingress' end of a line. `frames` must be read: what attempts wait for comes with it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -186,11 +186,11 @@ class Line:
         self._broken: Exception | None = None
 
     @classmethod
-    async def open(cls, address: LineAddress, target: str, ingress_id: str) -> Line:
+    async def open(cls, address: DataChannelAddress, target: str, ingress_id: str) -> DataChannel:
         """Raises `OSError`, `TimeoutError` where nothing answers."""
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(_message(OPEN, msgspec.msgpack.encode(Opening(address.secret, target, ingress_id))))
+        writer.write(_message(OPEN, msgspec.msgpack.encode(Handshake(address.secret, target, ingress_id))))
         return cls(reader, writer)
 
     async def frames(self) -> AsyncGenerator[Frame, None]:

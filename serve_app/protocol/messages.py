@@ -20,9 +20,9 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `prompt_token_ids` never changes between attempts; `emitted_token_ids` holds what earlier attempts gave, which the
     engine must continue after as if it had produced them itself. `max_tokens` and `min_tokens` count from the first
     token of the first attempt. `payload` is vLLM's request (without the token ids), in the buffers of vLLM's encoder.
-    `claim` is under which what it says can be asked for if its stream breaks off (`engine/partial_outputs.py`); empty:
-    under none. `admitted`: a replica had taken the request before, so none refuses it for want of room; None is what an
-    ingress says that does not know of such refusals.
+    `resume_key` is under which what it says can be asked for if its stream breaks off (`engine/partial_outputs.py`);
+    empty: under none. `admitted`: a replica had taken the request before, so none refuses it for want of room; None is
+    what an ingress says that does not know of such refusals.
     """
 
     wire_version: int
@@ -37,7 +37,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     stop_token_ids: list[int]
     priority: int
     payload: list[bytes]
-    claim: str = ""
+    resume_key: str = ""
     admitted: bool | None = None
 
 
@@ -77,7 +77,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
     draining: bool
 
 
-class LineAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class DataChannelAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where a replica takes lines (`protocol/data_channel.py`), and what a caller must know to get one."""
 
     host: str
@@ -98,7 +98,7 @@ class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     start_s: float | None = None
 
 
-class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls.
 
     `quarantine` is what ingresses have told it: who has cost a replica, and how many seconds that is still held against
@@ -109,7 +109,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     replica_id: str
     load: Load
-    line: LineAddress | None = None
+    line: DataChannelAddress | None = None
     capacity: Capacity = Capacity()
     vllm_version: str = ""
     wire_version: int = 1  # of replicas that do not say

@@ -19,7 +19,7 @@ class Outcome(StrEnum):
     NO_REPLICA = "no_replica"
     POISON = "poison"
     """The request took as many replicas with it as one request may."""
-    CLIENT_LEFT = "client_left"
+    CANCELLED = "cancelled"
     SERVER_ERROR = "server_error"
 
     @classmethod

@@ -60,7 +60,7 @@ class Admit:
 
 
 @dataclass(frozen=True)
-class Refuse:
+class RejectRetryable:
     """The fleet is full. Come back in `retry_after_s`, when there should be room: `why` says so in words."""
 
     retry_after_s: int
@@ -76,7 +76,7 @@ class NobodyUp:
 
 
 @dataclass(frozen=True)
-class Never:
+class RejectPermanently:
     """More at a time than there is room for with nobody else here: `limit` sequences. Coming back is of no use."""
 
     limit: int
@@ -92,7 +92,7 @@ class Admission:
     engines: int = 1
     ingresses: int = 1
 
-    def decide(self, facts: Facts) -> Admit | Refuse | NobodyUp | Never:
+    def decide(self, facts: Facts) -> Admit | RejectRetryable | NobodyUp | RejectPermanently:
         """Whether `facts.asked` more sequences may start or wait."""
         one_room = facts.one_room or self.slots + self.max_waiting
         if not facts.slots:
@@ -103,10 +103,10 @@ class Admission:
         if facts.held + facts.waiting + facts.asked <= facts.room:
             return Admit()
         limit = max(facts.room, one_room * self.engines)
-        return Never(limit) if facts.asked > limit else refuse(facts)
+        return RejectPermanently(limit) if facts.asked > limit else refuse(facts)
 
 
-def refuse(facts: Facts) -> Refuse:
+def refuse(facts: Facts) -> RejectRetryable:
     """When to come back to a full fleet. `facts` may be older than the refusal: at least one place is missing."""
     missing = max(facts.held + facts.waiting + facts.asked - facts.room, 1)
     before_it = facts.promised * max(facts.ingresses, 1)
@@ -120,7 +120,7 @@ def refuse(facts: Facts) -> Refuse:
         f"it holds {facts.held + facts.waiting} requests, of which {_rate(places_per_s)} finish ({basis}), "
         f"so there should be room in about {_duration(wait_s)}"
     )
-    return Refuse(max(math.ceil(retry_s), LEAST_RETRY_S), why, measured)
+    return RejectRetryable(max(math.ceil(retry_s), LEAST_RETRY_S), why, measured)
 
 
 def start_wait(start_s: float | None, down_s: float) -> tuple[int, bool]:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from serve_app.protocol.errors import QueueFull, ServeError, TooManySequences
-from serve_app.router.admission import Admission, Admit, Facts, Never, NobodyUp, refuse
-from serve_app.router.replica_pool import Links
+from serve_app.router.admission import Admission, Admit, Facts, NobodyUp, RejectPermanently, refuse
+from serve_app.router.replica_pool import ReplicaPool
 
 
 class Promises:
@@ -36,7 +36,7 @@ class AdmissionControl:
     """For one ingress. `in_flight` tells how many sequences it has taken that have not ended, `clock` is a loop's."""
 
     def __init__(
-        self, admission: Admission, links: Links, in_flight: Callable[[], int], clock: Callable[[], float]
+        self, admission: Admission, links: ReplicaPool, in_flight: Callable[[], int], clock: Callable[[], float]
     ) -> None:
         self._admission = admission
         self._links = links
@@ -50,7 +50,7 @@ class AdmissionControl:
         verdict = self._admission.decide(facts)
         if isinstance(verdict, Admit):
             return
-        if isinstance(verdict, Never):
+        if isinstance(verdict, RejectPermanently):
             raise TooManySequences(asked, verdict.limit)
         raise (
             self._links.no_replica(f"{verdict.waiting} requests wait for one")

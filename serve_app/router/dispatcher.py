@@ -1,10 +1,10 @@
-"""The fleet as one ingress sees it: attempts, resume.
+"""Dispatches requests to engine replicas, and migrates them to another replica when one is lost.
 
-A request is a *flight*. It flies in *attempts*, one replica each. An attempt has two halves: a control call, which
-returns when the attempt has ended on the replica, and the deltas, which come with the frames of the *link* that this
-ingress holds to the replica (`router/replica_pool.py`). A flight lands when a delta says that it has finished. Whatever
-else ends an attempt (a dead replica, a silent or broken link, a gap in the positions, the end of a drain) starts
-another one elsewhere, with the prompt and what has been emitted.
+A request is run in *attempts*, one replica each. An attempt has two halves: a control call, which returns when the
+attempt has ended on the replica, and the deltas, which come with the frames of the connection that this ingress holds
+to the replica (`router/replica_pool.py`). A request is complete when a delta says that it has finished. Whatever else
+ends an attempt (a dead replica, a silent or broken connection, a gap in the positions, the end of a drain) starts
+another one elsewhere, with the prompt and the tokens that were emitted.
 
 Nothing here knows Ray (that is `Transport`, see `router/serve_transport.py`) or vLLM (`ingress/engine_client.py`).
 """
@@ -23,11 +23,11 @@ from typing import Any, Self
 
 from serve_app.protocol.attempts import (
     AttemptRefused,
+    DispatcherLimits,
+    DispatcherSink,
     End,
     EngineDead,
-    FleetLimits,
     FleetRequest,
-    FleetSink,
     ReplicaFacts,
     ReplicaFull,
     ReplicaLost,
@@ -36,12 +36,12 @@ from serve_app.protocol.attempts import (
     WrongReplica,
 )
 from serve_app.protocol.errors import CutOff, InQuarantine, PoisonRequest, ServeError, refused_by_engine
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, Hello, TokenDelta
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
-from serve_app.router.migration_throttle import ResumeGate
-from serve_app.router.replica_pool import Link, Links, Refusal
+from serve_app.router.migration_throttle import MigrationThrottle
+from serve_app.router.replica_pool import Refusal, ReplicaConnection, ReplicaPool
 from serve_app.router.routing import affinity_key, choose_replica
 
 logger = logging.getLogger(__name__)
@@ -50,15 +50,15 @@ BLAME = {End.NAMED: Blame.NAMED, End.DIED: Blame.SUSPECT, End.BESIDE: Blame.BESI
 
 LAST_FRAME_S = 5.0
 """How long a finished attempt's last tokens may lag behind its control call. They are on their way in another frame or
-stream of the same pair; a longer wait means that the link is broken."""
+stream of the same pair; a longer wait means that the connection is broken."""
 
 ROOM_PERIOD_S = 0.5
 """How often a request that is too late to refuse asks full replicas again: a place may be free with each frame, and an
-idle link has one so often."""
+idle connection has one so often."""
 
 
 @dataclass(eq=False)
-class _Flight:
+class _ActiveRequest:
     request: FleetRequest
     key: bytes
     emitted: list[int] = field(default_factory=list)
@@ -79,13 +79,13 @@ class _Flight:
     task: asyncio.Task[None] | None = None
 
     def end(self, how: End) -> None:
-        """See `links.Passenger`."""
+        """See `AttemptHandle` in `router/replica_pool.py`."""
         if self.ended is not None and not self.ended.done():
             self.ended.set_result(how)
 
 
-class Fleet:
-    """Flies requests on whatever replicas there are. Use as an async context manager: leaving it ends every task.
+class Dispatcher:
+    """Runs requests on the replicas that are up. Use as an async context manager: leaving it ends every task.
 
     `refusal` says which replicas must get nothing, and why (`router/engine_versions.py`).
     """
@@ -94,28 +94,26 @@ class Fleet:
         self,
         transport: Transport,
         ingress_id: str,
-        limits: FleetLimits,
-        sink: FleetSink,
+        limits: DispatcherLimits,
+        sink: DispatcherSink,
         admission: Admission | None = None,
-        refusal: Refusal = lambda _hello: None,
+        refusal: Refusal = lambda _info: None,
     ) -> None:
         self._transport = transport
         self._ingress_id = ingress_id
         self._limits = limits
         self._sink = sink
-        self._flights: dict[str, _Flight] = {}
-        self._attempts: dict[str, _Flight] = {}
+        self._active: dict[str, _ActiveRequest] = {}
+        self._attempts: dict[str, _ActiveRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._quarantine = Quarantine(limits.quarantine_s)
-        self._gate = ResumeGate(lambda: len(self._links.up()))
-        self._links = Links(transport, limits, self._spawn, self._on_deltas, self._gate.look, self._greet)
+        self._throttle = MigrationThrottle(lambda: len(self._pool.up()))
+        self._pool = ReplicaPool(transport, limits, self._spawn, self._on_deltas, self._throttle.look, self._greet)
         self._refusal = refusal
-        self._admission = AdmissionControl(
-            admission or Admission(), self._links, lambda: len(self._flights), _loop_time
-        )
+        self._admission = AdmissionControl(admission or Admission(), self._pool, lambda: len(self._active), _loop_time)
 
     async def __aenter__(self) -> Self:
-        self._links.start()
+        self._pool.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -127,40 +125,40 @@ class Fleet:
     # ---- what the ingress asks -------------------------------------------------------------------------------------
 
     def submit(self, request: FleetRequest) -> None:
-        """Start flying a request. Its deltas, or its failure, go to the sink."""
-        flight = _Flight(request, affinity_key(request.session_id, request.prompt_token_ids))
-        request.record.submitted_s = flight.last_token_s = asyncio.get_running_loop().time()
+        """Start a request. Its deltas, or its failure, go to the sink."""
+        active = _ActiveRequest(request, affinity_key(request.session_id, request.prompt_token_ids))
+        request.record.submitted_s = active.last_token_s = asyncio.get_running_loop().time()
         request.record.prompt_tokens = len(request.prompt_token_ids)
-        self._flights[request.request_id] = flight
-        flight.task = self._spawn(self._fly(flight), f"flight {request.request_id}")
-        flight.task.add_done_callback(lambda task: self._land(flight, task))
+        self._active[request.request_id] = active
+        active.task = self._spawn(self._dispatch(active), f"request {request.request_id}")
+        active.task.add_done_callback(lambda task: self._complete(active, task))
 
     def check_room(self, asked: int) -> None:
         """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more requests must not be submitted."""
         self._admission.check(asked)
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request wherever it is. Unknown ids are ignored: it may just have landed."""
-        flight = self._flights.get(request_id)
-        if flight is not None and flight.task is not None:
-            flight.task.cancel()
+        """Stop a request wherever it is. Unknown ids are ignored: it may just have completed."""
+        active = self._active.get(request_id)
+        if active is not None and active.task is not None:
+            active.task.cancel()
 
     @property
     def in_flight(self) -> int:
-        """Requests that have not landed."""
-        return len(self._flights)
+        """Requests that are not complete."""
+        return len(self._active)
 
     def replicas_up(self) -> list[ReplicaFacts]:
         """The replicas that can take a request now."""
-        return self._links.up()
+        return self._pool.up()
 
     def replicas_refused(self) -> list[str]:
         """Why nothing is sent to replicas that are there, a sentence for each."""
-        return self._links.refused
+        return self._pool.refused
 
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
-        await self._links.wait_for_one(timeout_s)
+        await self._pool.wait_for_one(timeout_s)
 
     # ---- tokens ----------------------------------------------------------------------------------------------------
 
@@ -170,79 +168,79 @@ class Fleet:
             self._sink.deltas(delivered)
 
     def _take(self, delta: TokenDelta) -> tuple[str, TokenDelta] | None:
-        flight = self._attempts.get(delta.attempt_id)
-        if flight is None:
+        active = self._attempts.get(delta.attempt_id)
+        if active is None:
             return None  # Of an attempt that was given up.
-        if delta.position != len(flight.emitted):
+        if delta.position != len(active.emitted):
             logger.error("tokens lost or doubled", extra={"attempt": delta.attempt_id, "position": delta.position})
             del self._attempts[delta.attempt_id]
-            flight.end(End.CUT)
+            active.end(End.CUT)
             return None
-        flight.emitted.extend(delta.token_ids)
-        record = flight.request.record
+        active.emitted.extend(delta.token_ids)
+        record = active.request.record
         if record.first_token_s is None and delta.token_ids:
             record.first_token_s = asyncio.get_running_loop().time()
-        record.output_tokens = len(flight.emitted)
+        record.output_tokens = len(active.emitted)
         if delta.cached_tokens is not None and delta.position == 0:
             record.cached_tokens = delta.cached_tokens
-        if flight.attempts > 1:
-            self._gate.leave(flight)
+        if active.attempts > 1:
+            self._throttle.leave(active)
         if delta.finish_reason is not None:
             del self._attempts[delta.attempt_id]
-            flight.end(End.FINISHED)
-        return flight.request.request_id, delta
+            active.end(End.FINISHED)
+        return active.request.request_id, delta
 
-    # ---- flights ---------------------------------------------------------------------------------------------------
+    # ---- requests --------------------------------------------------------------------------------------------------
 
-    async def _fly(self, flight: _Flight) -> None:
-        request_id = flight.request.request_id
+    async def _dispatch(self, active: _ActiveRequest) -> None:
+        request_id = active.request.request_id
         try:
-            self._refuse_in_quarantine(flight)
-            if flight.request.takes_up:
-                await self._take_up(flight)
-            while not await self._attempt(flight, await self._choose(flight)):
-                self._check_losses(flight)
+            self._refuse_in_quarantine(active)
+            if active.request.resumed_key:
+                await self._resume_partial_output(active)
+            while not await self._attempt(active, await self._choose(active)):
+                self._check_losses(active)
         except ServeError as error:
-            self._fail(flight, error)
+            self._fail(active, error)
         finally:
-            self._gate.leave(flight)
-            self._flights.pop(request_id, None)
+            self._throttle.leave(active)
+            self._active.pop(request_id, None)
 
-    async def _take_up(self, flight: _Flight) -> None:
-        """Begin with what a broken stream had said, as if an attempt of this flight had."""
-        request = flight.request
-        flight.emitted = await self._transport.left_of(request.takes_up)
-        if flight.emitted:
-            flight.admitted = True
+    async def _resume_partial_output(self, active: _ActiveRequest) -> None:
+        """Begin with the tokens that a broken stream had sent, as if an attempt of this request had."""
+        request = active.request
+        active.emitted = await self._transport.fetch_partial_output(request.resumed_key)
+        if active.emitted:
+            active.admitted = True
             record = request.record
             record.first_token_s = asyncio.get_running_loop().time()
-            record.output_tokens = record.taken_up_tokens = len(flight.emitted)
-            self._sink.deltas([(request.request_id, TokenDelta("", 0, list(flight.emitted)))])
+            record.output_tokens = record.resumed_tokens = len(active.emitted)
+            self._sink.deltas([(request.request_id, TokenDelta("", 0, list(active.emitted)))])
 
-    def _check_losses(self, flight: _Flight) -> None:
+    def _check_losses(self, active: _ActiveRequest) -> None:
         """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
         limits = self._limits
-        deaths = [how for replica_id, how in flight.died.items() if not self._links.serves(replica_id)]
+        deaths = [how for replica_id, how in active.died.items() if not self._pool.serves(replica_id)]
         if is_poison(deaths):
             now_s = asyncio.get_running_loop().time()
-            self._quarantine.add(self._names(flight.request), now_s)
+            self._quarantine.add(self._names(active.request), now_s)
             self._spawn(self._transport.hold_against(self._quarantine.remaining(now_s)), "quarantine")
             raise PoisonRequest(len(deaths))
-        if len(flight.cut) >= limits.max_cut_attempts or self._gone(set(flight.cut)) >= limits.max_gone_replicas:
-            raise CutOff(len(flight.cut), limits.link_silence_s)  # by then it is known who is silent
+        if len(active.cut) >= limits.max_cut_attempts or self._gone(set(active.cut)) >= limits.max_gone_replicas:
+            raise CutOff(len(active.cut), limits.link_silence_s)  # by then it is known who is silent
 
-    def _greet(self, hello: Hello) -> str | None:
+    def _greet(self, info: ReplicaInfo) -> str | None:
         """Take over what other ingresses have told a replica, and say why nothing may be sent to it, if so."""
-        if hello.quarantine:
-            self._quarantine.learn(hello.quarantine, asyncio.get_running_loop().time())
-        return self._refusal(hello)
+        if info.quarantine:
+            self._quarantine.learn(info.quarantine, asyncio.get_running_loop().time())
+        return self._refusal(info)
 
-    def _refuse_in_quarantine(self, flight: _Flight) -> None:
+    def _refuse_in_quarantine(self, active: _ActiveRequest) -> None:
         """Raises `PoisonRequest` for a request that has cost a replica, `InQuarantine` for a client that has."""
         if self._quarantine.is_empty:
             return
         now_s = asyncio.get_running_loop().time()
-        prompt, *clients = self._names(flight.request)
+        prompt, *clients = self._names(active.request)
         if self._quarantine.left_s([prompt], now_s):
             raise PoisonRequest(1)
         if (left_s := self._quarantine.left_s(clients, now_s)) > 0:
@@ -256,85 +254,89 @@ class Fleet:
 
     def _gone(self, replica_ids: set[str]) -> int:
         """How many of them do not serve. One that serves again has not died: its connection broke, or it was slow."""
-        return sum(not self._links.serves(replica_id) for replica_id in replica_ids)
+        return sum(not self._pool.serves(replica_id) for replica_id in replica_ids)
 
-    def _land(self, flight: _Flight, task: asyncio.Task[None]) -> None:
+    def _complete(self, active: _ActiveRequest, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             # A fault of ours, which `_reap` logs. The client must not wait for ever.
-            self._fail(flight, ServeError("The server failed while it worked on this request."))
+            self._fail(active, ServeError("The server failed while it worked on this request."))
 
-    def _fail(self, flight: _Flight, error: ServeError) -> None:
-        flight.request.record.error = error
-        self._sink.failed(flight.request.request_id, error)
+    def _fail(self, active: _ActiveRequest, error: ServeError) -> None:
+        active.request.record.error = error
+        self._sink.failed(active.request.request_id, error)
 
-    async def _choose(self, flight: _Flight) -> Link:
-        """The replica for the next attempt, when it is this flight's turn. Raises `NoReplica` at its deadline, and
+    async def _choose(self, active: _ActiveRequest) -> ReplicaConnection:
+        """The replica for the next attempt, when it is this request's turn. Raises `NoReplica` at its deadline, and
         `QueueFull` where all have refused it."""
-        if flight.full and all(facts.replica_id in flight.full for facts in self._links.up()):
-            if not flight.request.answer_begun():
+        if active.full and all(facts.replica_id in active.full for facts in self._pool.up()):
+            if not active.request.answer_begun():
                 raise self._admission.refusal()
             await asyncio.sleep(ROOM_PERIOD_S)
-            flight.full.clear()
+            active.full.clear()
         now_s = asyncio.get_running_loop().time()
-        left_s = flight.last_token_s + self._limits.request_deadline_s - now_s
+        left_s = active.last_token_s + self._limits.request_deadline_s - now_s
         if left_s <= 0:  # though there may be replicas: it gets nowhere on them
-            raise self._links.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
+            raise self._pool.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
         # One that has begun waits: where versions change one by one, a replica of its own may be on its way.
-        await self._links.wait_for_one(left_s, patient=flight.attempts > 0)
+        await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
-                if flight.attempts:
-                    self._gate.leave(flight)
-                    tokens = len(flight.request.prompt_token_ids) + len(flight.emitted)
-                    await self._gate.enter(flight, tokens)
+                if active.attempts:
+                    self._throttle.leave(active)
+                    tokens = len(active.request.prompt_token_ids) + len(active.emitted)
+                    await self._throttle.enter(active, tokens)
                 else:
-                    await self._gate.until_nobody_waits()
-                await self._links.wait_for_one(left_s)  # they may have gone while it waited for its turn
+                    await self._throttle.until_nobody_waits()
+                await self._pool.wait_for_one(left_s)  # they may have gone while it waited for its turn
         except TimeoutError:
-            raise self._links.no_replica(f"waited {left_s:.0f} s") from None
-        up = self._links.up()
-        return self._links[choose_replica([one for one in up if one.replica_id not in flight.full] or up, flight.key)]
+            raise self._pool.no_replica(f"waited {left_s:.0f} s") from None
+        up = self._pool.up()
+        return self._pool[choose_replica([one for one in up if one.replica_id not in active.full] or up, active.key)]
 
-    async def _attempt(self, flight: _Flight, link: Link) -> bool:
-        """One attempt on one replica. True when the flight has landed."""
-        flight.attempts += 1
-        attempt_id = f"{flight.request.request_id}:{flight.attempts}"
-        record = flight.request.record
-        record.replicas.append(link.replica_id)
-        record.resumed = flight.attempts - 1
+    async def _attempt(self, active: _ActiveRequest, connection: ReplicaConnection) -> bool:
+        """One attempt on one replica. True when the request is complete."""
+        active.attempts += 1
+        attempt_id = f"{active.request.request_id}:{active.attempts}"
+        record = active.request.record
+        record.replicas.append(connection.replica_id)
+        record.migrations = active.attempts - 1
         loop = asyncio.get_running_loop()
         if record.dispatched_s is None:
             record.dispatched_s = loop.time()
-        flight.ended = ended = loop.create_future()
-        had = len(flight.emitted)
-        self._attempts[attempt_id] = flight
-        link.attempts[attempt_id] = flight
-        attempt = self._transport.run_attempt(link.replica_id, self._wire(flight, attempt_id))
+        active.ended = ended = loop.create_future()
+        had = len(active.emitted)
+        self._attempts[attempt_id] = active
+        connection.attempts[attempt_id] = active
+        attempt = self._transport.run_attempt(connection.replica_id, self._wire(active, attempt_id))
         control = loop.create_task(attempt, name=f"attempt {attempt_id}", context=Context())
         how = End.CUT
         try:
-            how = await self._await_end(flight, link, control, ended)
+            how = await self._await_end(active, connection, control, ended)
         finally:
             self._attempts.pop(attempt_id, None)
-            link.attempts.pop(attempt_id, None)
-            await self._settle(control, landed=how is End.FINISHED)
-        if len(flight.emitted) > had:
-            flight.last_token_s = loop.time()
-            flight.cut.clear()
+            connection.attempts.pop(attempt_id, None)
+            await self._settle(control, finished=how is End.FINISHED)
+        if len(active.emitted) > had:
+            active.last_token_s = loop.time()
+            active.cut.clear()
         if how is End.REFUSED:
-            flight.attempts -= 1
+            active.attempts -= 1
             record.replicas.pop()
-            record.dispatched_s = record.dispatched_s if flight.attempts else None
+            record.dispatched_s = record.dispatched_s if active.attempts else None
         else:
-            flight.full.clear()
+            active.full.clear()
         if how in BLAME:
-            flight.died[link.replica_id] = BLAME[how]
+            active.died[connection.replica_id] = BLAME[how]
         elif how is End.CUT:
-            flight.cut.append(link.replica_id)
+            active.cut.append(connection.replica_id)
         return how is End.FINISHED
 
     async def _await_end(
-        self, flight: _Flight, link: Link, control: asyncio.Task[None], ended: asyncio.Future[End]
+        self,
+        active: _ActiveRequest,
+        connection: ReplicaConnection,
+        control: asyncio.Task[None],
+        ended: asyncio.Future[End],
     ) -> End:
         waiting: set[asyncio.Future[Any]] = {control, ended}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -344,26 +346,27 @@ class Fleet:
             except AttemptRefused as error:
                 raise refused_by_engine(str(error)) from error
             except ReplicaFull:
-                flight.full.add(link.replica_id)
-                link.note_full()
+                active.full.add(connection.replica_id)
+                connection.note_full()
                 return End.REFUSED
             except (WrongReplica, ReplicaLost, EngineDead) as error:
-                flight.admitted |= not isinstance(error, WrongReplica) or isinstance(error, ReplicaStopping)
-                logger.warning("lost an attempt", extra={"request": flight.request.request_id, "error": str(error)})
-                how = link.end_by(error)
+                active.admitted |= not isinstance(error, WrongReplica) or isinstance(error, ReplicaStopping)
+                logger.warning("lost an attempt", extra={"request": active.request.request_id, "error": str(error)})
+                how = connection.end_by(error)
                 # Until it says otherwise itself: or the next attempt would come straight back here.
-                self._links.avoid(link, dismissed=how is End.MOVED)
+                self._pool.cordon(connection, deregistered=how is End.MOVED)
                 return how
             await asyncio.wait({ended}, timeout=LAST_FRAME_S)
-        flight.admitted = True
+        active.admitted = True
         return ended.result() if ended.done() else End.CUT
 
-    async def _settle(self, control: asyncio.Task[None], *, landed: bool) -> None:
-        """Leave no control call behind: a landed one is about to return by itself, any other is cancelled."""
+    async def _settle(self, control: asyncio.Task[None], *, finished: bool) -> None:
+        """Leave no control call behind: that of a finished attempt is about to return by itself, any other is
+        cancelled."""
         if control.done():
             _forget(control)
             return
-        if landed:
+        if finished:
             self._tasks.add(control)
             control.add_done_callback(self._tasks.discard)
             control.add_done_callback(_forget)
@@ -374,23 +377,23 @@ class Fleet:
         ):
             await control
 
-    def _wire(self, flight: _Flight, attempt_id: str) -> AttemptRequest:
-        request = flight.request
+    def _wire(self, active: _ActiveRequest, attempt_id: str) -> AttemptRequest:
+        request = active.request
         return AttemptRequest(
             wire_version=WIRE_VERSION,
             attempt_id=attempt_id,
             request_id=request.request_id,
             ingress_id=self._ingress_id,
             prompt_token_ids=request.prompt_token_ids,
-            emitted_token_ids=list(flight.emitted),
+            emitted_token_ids=list(active.emitted),
             max_tokens=request.max_tokens,
             min_tokens=request.min_tokens,
             ignore_eos=request.ignore_eos,
             stop_token_ids=request.stop_token_ids,
             priority=request.priority,
             payload=request.payload,
-            claim=request.claim,
-            admitted=flight.admitted,
+            resume_key=request.resume_key,
+            admitted=active.admitted,
         )
 
     def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
@@ -404,7 +407,7 @@ class Fleet:
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a task of the fleet failed", exc_info=error, extra={"task": task.get_name()})
+            logger.error("a task of the dispatcher failed", exc_info=error, extra={"task": task.get_name()})
 
 
 def _loop_time() -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.protocol.messages import WIRE_VERSION, Hello
+from serve_app.protocol.messages import WIRE_VERSION, ReplicaInfo
 
 ANY = frozenset({"", "fake"})
 """Versions that go with all: of a replica that does not say, and of the fake engine, which reads nothing of vLLM's."""
@@ -26,7 +26,7 @@ class EngineVersions:
 
     vllm: str
 
-    def mismatch(self, hello: Hello) -> str | None:
+    def mismatch(self, hello: ReplicaInfo) -> str | None:
         """What is wrong with this replica and how to mend it, in one sentence; None where nothing is."""
         if hello.wire_version != WIRE_VERSION:
             return (

@@ -21,7 +21,7 @@ def has_room(inside_tokens: int, asked_tokens: int, replicas: int) -> bool:
     return inside_tokens == 0 or inside_tokens + asked_tokens <= TOKENS_PER_REPLICA * replicas
 
 
-class ResumeGate:
+class MigrationThrottle:
     """First come, first served. `replicas` tells how many can take work now."""
 
     def __init__(self, replicas: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
-"""The links of one ingress: one per engine replica, found, followed, watched and let go.
+"""The connections of one ingress to the engine replicas: discovered, read, watched and closed.
 
-A link carries every new token of this ingress' attempts on that replica, and the replica's load. It is lost when it
-breaks, when a frame is missing, or when nothing comes for `link_silence_s`; what ran on it then runs elsewhere.
+A connection carries every new token of this ingress' attempts on that replica, and the replica's load. It is lost when
+it breaks, when a frame is missing, or when nothing comes for `link_silence_s`; its attempts then run elsewhere.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Protocol
 import msgspec
 
 from serve_app.protocol.attempts import (
+    DispatcherLimits,
     End,
     EngineDead,
     EngineDeadBeside,
     EngineDeadByRequest,
-    FleetLimits,
     ReplicaDied,
     ReplicaFacts,
     ReplicaFull,
@@ -30,7 +30,7 @@ from serve_app.protocol.attempts import (
 )
 from serve_app.protocol.errors import NoReplica, OtherVersion
 from serve_app.protocol.liveness import SilenceClock
-from serve_app.protocol.messages import Capacity, Frame, Hello, Load, TokenDelta
+from serve_app.protocol.messages import Capacity, Frame, Load, ReplicaInfo, TokenDelta
 from serve_app.router.admission import start_wait
 
 logger = logging.getLogger(__name__)
@@ -39,29 +39,29 @@ DISCOVERY_PERIOD_S = 1.0
 """How often the list of replicas is read. A new replica gets its first request at most this late."""
 
 WATCH_PERIOD_S = 1.0
-"""How often links are looked at for silence, and draining replicas for what must move."""
+"""How often connections are checked for silence, and draining replicas for attempts that must move."""
 
 MOVES_PER_LOOK = 8
 """How many attempts leave a draining replica at a time: they prefill elsewhere, beside those that run there."""
 
-Refusal = Callable[[Hello], str | None]
+Refusal = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where nothing speaks against it."""
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
-class Passenger(Protocol):
-    """An attempt on its link."""
+class AttemptHandle(Protocol):
+    """An attempt on its connection."""
 
     def end(self, how: End) -> None:
         """It has ended. Only the first end counts."""
 
 
 @dataclass(eq=False)
-class Link:
+class ReplicaConnection:
     """The way to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()` stamp.
 
-    `dismissed`: Serve does not route there any more, and may end its process.
+    `deregistered`: Serve does not route there any more, and may end its process.
     """
 
     replica_id: str
@@ -69,9 +69,9 @@ class Link:
     capacity: Capacity
     up: bool = False
     draining_since_s: float | None = None
-    dismissed: bool = False
+    deregistered: bool = False
     sequence: int = -1
-    attempts: dict[str, Passenger] = field(default_factory=dict)
+    attempts: dict[str, AttemptHandle] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
 
@@ -103,10 +103,10 @@ class Link:
             self.load = msgspec.structs.replace(self.load, unfinished=unfinished)
 
     def end_by(self, error: Exception) -> End:
-        """What this error says of an attempt here. That Serve ends a replica which it has dismissed is no death."""
+        """What this error says of an attempt here. That Serve ends a replica which it has deregistered is no death."""
         if isinstance(error, ReplicaFull):
             return End.REFUSED
-        if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.dismissed):
+        if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.deregistered):
             return End.MOVED
         if isinstance(error, EngineDeadByRequest):
             return End.NAMED
@@ -120,18 +120,18 @@ class Link:
             attempt.end(how)
 
 
-class Links:
+class ReplicaPool:
     """`spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's tokens, `on_change` is told when
-    replicas came, `refusal` says which of them there must be no link to."""
+    replicas came, `refusal` says which of them nothing may be sent to."""
 
     def __init__(
         self,
         transport: Transport,
-        limits: FleetLimits,
+        limits: DispatcherLimits,
         spawn: Spawn,
         on_deltas: Callable[[Sequence[TokenDelta]], None],
         on_change: Callable[[], None],
-        refusal: Refusal = lambda _hello: None,
+        refusal: Refusal = lambda _info: None,
     ) -> None:
         self._transport = transport
         self._limits = limits
@@ -140,8 +140,8 @@ class Links:
         self._on_change = on_change
         self._refusal = refusal
         self._refused: dict[str, str] = {}
-        self._links: dict[str, Link] = {}
-        self._last: Link | None = None
+        self._connections: dict[str, ReplicaConnection] = {}
+        self._last: ReplicaConnection | None = None
         self._last_up_s = 0.0
         self._changed = asyncio.Event()
         self._look_again = asyncio.Event()
@@ -152,20 +152,20 @@ class Links:
         self._spawn(self._discover(), "fleet-discover")
         self._spawn(self._watch(), "fleet-watch")
 
-    def __getitem__(self, replica_id: str) -> Link:
-        return self._links[replica_id]
+    def __getitem__(self, replica_id: str) -> ReplicaConnection:
+        return self._connections[replica_id]
 
     def up(self) -> list[ReplicaFacts]:
         """The replicas that can take a request now."""
-        return [link.facts() for link in self._links.values() if link.takes_work]
+        return [connection.facts() for connection in self._connections.values() if connection.takes_work]
 
-    def taking_work(self) -> list[Link]:
-        """The links to the replicas that can take a request now."""
-        return [link for link in self._links.values() if link.takes_work]
+    def taking_work(self) -> list[ReplicaConnection]:
+        """The connections to the replicas that can take a request now."""
+        return [connection for connection in self._connections.values() if connection.takes_work]
 
     def attempts(self) -> int:
         """How many attempts of this ingress are at a replica."""
-        return sum(len(link.attempts) for link in self._links.values())
+        return sum(len(connection.attempts) for connection in self._connections.values())
 
     def last_room(self, max_waiting: int) -> int:
         """How many attempts the last replica that was found may hold; 0 if none was."""
@@ -189,7 +189,7 @@ class Links:
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.up():
-                    if self._refused and not self._links and not patient:
+                    if self._refused and not self._connections and not patient:
                         raise OtherVersion(self.refused[0])
                     self._changed.clear()
                     await self._changed.wait()
@@ -198,15 +198,15 @@ class Links:
 
     def serves(self, replica_id: str) -> bool:
         """Whether this replica takes work: it lives."""
-        link = self._links.get(replica_id)
-        return link is not None and link.takes_work
+        connection = self._connections.get(replica_id)
+        return connection is not None and connection.takes_work
 
-    def avoid(self, link: Link, *, dismissed: bool) -> None:
+    def cordon(self, connection: ReplicaConnection, *, deregistered: bool) -> None:
         """Send nothing there until the replica itself says that it takes work."""
-        self._drain(link)
-        link.dismissed = link.dismissed or dismissed
-        if not dismissed:
-            # One that says no and still says hello (it speaks another wire version, say) would be asked in a circle, as
+        self._drain(connection)
+        connection.deregistered = connection.deregistered or deregistered
+        if not deregistered:
+            # One that refuses and is still listed (it has another wire version, say) would be asked in a circle, as
             # fast as it answers.
             self._look_again.set()
 
@@ -216,58 +216,58 @@ class Links:
         while True:
             self._look_again.clear()
             try:
-                hellos, complete = await self._transport.replicas()
+                infos, complete = await self._transport.replicas()
             except ReplicaLost as error:
                 logger.debug("cannot list the replicas", extra={"error": str(error)})
             else:
-                self._reconcile(hellos, complete=complete)
+                self._reconcile(infos, complete=complete)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DISCOVERY_PERIOD_S):
                     await self._look_again.wait()
 
-    def _reconcile(self, hellos: Sequence[Hello], *, complete: bool) -> None:
+    def _reconcile(self, infos: Sequence[ReplicaInfo], *, complete: bool) -> None:
         seen = set()
-        for hello in hellos:
-            seen.add(hello.replica_id)
-            if self._is_refused(hello):
+        for info in infos:
+            seen.add(info.replica_id)
+            if self._is_refused(info):
                 continue
-            link = self._links.get(hello.replica_id)
-            if link is None:
-                link = Link(hello.replica_id, hello.load, hello.capacity)
-                self._links[hello.replica_id] = link
-                link.task = self._spawn(self._follow(link), f"link {hello.replica_id}")
-            link.capacity = hello.capacity
-            self._last = link
-            if hello.load.draining:
-                self._drain(link)
+            connection = self._connections.get(info.replica_id)
+            if connection is None:
+                connection = ReplicaConnection(info.replica_id, info.load, info.capacity)
+                self._connections[info.replica_id] = connection
+                connection.task = self._spawn(self._follow(connection), f"connection {info.replica_id}")
+            connection.capacity = info.capacity
+            self._last = connection
+            if info.load.draining:
+                self._drain(connection)
             else:
-                link.draining_since_s, link.dismissed = None, False
+                connection.draining_since_s, connection.deregistered = None, False
             self._tell_of_change()
         if complete:
             self._refused = {name: why for name, why in self._refused.items() if name in seen}
-        for link in list(self._links.values()):
-            if complete and link.replica_id not in seen:
-                # Serve has taken it out of routing: it is draining. The link counts as an ongoing request there, so it
+        for connection in list(self._connections.values()):
+            if complete and connection.replica_id not in seen:
+                # Serve has taken it out of routing: it is draining. The connection counts as a request there, so it
                 # must go as soon as nothing needs it, or the replica would wait for us until its deadline.
-                self._drain(link)
-                link.dismissed = True
-            if link.draining and not link.attempts and link.task is not None:
-                link.task.cancel()
+                self._drain(connection)
+                connection.deregistered = True
+            if connection.draining and not connection.attempts and connection.task is not None:
+                connection.task.cancel()
 
-    def _is_refused(self, hello: Hello) -> bool:
-        why = self._refusal(hello)
+    def _is_refused(self, info: ReplicaInfo) -> bool:
+        why = self._refusal(info)
         if why is None:
             return False
-        if hello.replica_id not in self._refused:
-            logger.error("nothing is sent to a replica", extra={"replica": hello.replica_id, "reason": why})
-            self._refused[hello.replica_id] = why
+        if info.replica_id not in self._refused:
+            logger.error("nothing is sent to a replica", extra={"replica": info.replica_id, "reason": why})
+            self._refused[info.replica_id] = why
             self._tell_of_change()
         return True
 
     @staticmethod
-    def _drain(link: Link) -> None:
-        if link.draining_since_s is None:
-            link.draining_since_s = asyncio.get_running_loop().time()
+    def _drain(connection: ReplicaConnection) -> None:
+        if connection.draining_since_s is None:
+            connection.draining_since_s = asyncio.get_running_loop().time()
 
     def _tell_of_change(self) -> None:
         self._changed.set()  # Whoever waits for a replica looks again.
@@ -275,36 +275,38 @@ class Links:
 
     # ---- following ---------------------------------------------------------------------------------------------------
 
-    async def _follow(self, link: Link) -> None:
+    async def _follow(self, connection: ReplicaConnection) -> None:
         how = End.CUT
         try:
-            async with contextlib.aclosing(self._transport.frames(link.replica_id)) as frames:
+            async with contextlib.aclosing(self._transport.frames(connection.replica_id)) as frames:
                 async for frame in frames:
-                    self._on_frame(link, frame)
+                    self._on_frame(connection, frame)
         except (ReplicaLost, WrongReplica, EngineDead) as error:
-            how = link.end_by(error)
-            logger.warning("lost a replica", extra={"replica": link.replica_id, "how": how.value, "error": str(error)})
+            how = connection.end_by(error)
+            logger.warning(
+                "lost a replica", extra={"replica": connection.replica_id, "how": how.value, "error": str(error)}
+            )
         finally:
-            self._let_go(link, how)
+            self._let_go(connection, how)
 
-    def _on_frame(self, link: Link, frame: Frame) -> None:
-        if frame.sequence != link.sequence + 1:
-            raise ReplicaLost(f"frame {frame.sequence} came after {link.sequence}")
-        link.sequence = frame.sequence
-        link.load = frame.load
+    def _on_frame(self, connection: ReplicaConnection, frame: Frame) -> None:
+        if frame.sequence != connection.sequence + 1:
+            raise ReplicaLost(f"frame {frame.sequence} came after {connection.sequence}")
+        connection.sequence = frame.sequence
+        connection.load = frame.load
         if frame.load.draining:
-            self._drain(link)
-        if not link.up:
-            link.up = True
+            self._drain(connection)
+        if not connection.up:
+            connection.up = True
             self._tell_of_change()
         if frame.deltas:
             self._on_deltas(frame.deltas)
 
-    def _let_go(self, link: Link, how: End) -> None:
-        link.up = False
-        if self._links.get(link.replica_id) is link:
-            del self._links[link.replica_id]
-        link.end_all(how)
+    def _let_go(self, connection: ReplicaConnection, how: End) -> None:
+        connection.up = False
+        if self._connections.get(connection.replica_id) is connection:
+            del self._connections[connection.replica_id]
+        connection.end_all(how)
         self._look_again.set()
 
     # ---- watching ----------------------------------------------------------------------------------------------------
@@ -315,18 +317,20 @@ class Links:
             await asyncio.sleep(WATCH_PERIOD_S)
             if self.up():
                 self._last_up_s = loop.time()
-            for link in list(self._links.values()):
-                self._look_at(link, loop.time())
+            for connection in list(self._connections.values()):
+                self._look_at(connection, loop.time())
 
-    def _look_at(self, link: Link, now_s: float) -> None:
-        silence_s = link.clock.look(now_s, link.sequence)
+    def _look_at(self, connection: ReplicaConnection, now_s: float) -> None:
+        silence_s = connection.clock.look(now_s, connection.sequence)
         if silence_s >= self._limits.link_silence_s:
-            logger.warning("a replica is silent", extra={"replica": link.replica_id, "silence_s": round(silence_s, 1)})
-            # Its attempts must not wait until the link is closed: closing asks the other side, which does not answer.
-            self._let_go(link, End.CUT)
-            if link.task is not None:
-                link.task.cancel()
+            logger.warning(
+                "a replica is silent", extra={"replica": connection.replica_id, "silence_s": round(silence_s, 1)}
+            )
+            # Its attempts must not wait until the connection is closed: closing asks the other side.
+            self._let_go(connection, End.CUT)
+            if connection.task is not None:
+                connection.task.cancel()
             return
-        since_s = link.draining_since_s
+        since_s = connection.draining_since_s
         if since_s is not None and now_s - since_s >= self._limits.drain_timeout_s and self.up():
-            link.end_all(End.MOVED, MOVES_PER_LOOK)
+            connection.end_all(End.MOVED, MOVES_PER_LOOK)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from serve_app.protocol.attempts import FlightRecord
+from serve_app.protocol.attempts import RequestTrace
 from serve_app.protocol.errors import ServeError
 
 
@@ -24,14 +24,14 @@ class RequestContext:
 
     request_id: str
     session_id: str | None = None
-    take_up: str | None = None
+    resume_request_id: str | None = None
     """The id of a request of which the stream broke off, if this one asks for the same again."""
     body_digest: bytes = b""
     key_name: str | None = None
     model: str | None = None
     ignored: list[str] = field(default_factory=list)
     """What was asked for and left out, by field (`ingress/requests/edits.py`)."""
-    flights: list[FlightRecord] = field(default_factory=list)
+    sequences: list[RequestTrace] = field(default_factory=list)
     grammar_source: str = "structured_outputs"
     """The field of its body that its grammar is in, if it has one."""
     image_pixels: int = 0
@@ -43,7 +43,7 @@ class RequestContext:
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
 
-    def claim(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
+    def resume_key(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
         """Names what request `request_id` says, for whoever asked for the same with the same key; empty without a body.
 
         One for each sequence of a request: of two with the same prompt, the first is the first.
@@ -51,7 +51,7 @@ class RequestContext:
         if not self.body_digest:
             return ""
         digest = hashlib.blake2b(self.body_digest, digest_size=16)
-        digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.flights)}\0".encode())
+        digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.sequences)}\0".encode())
         digest.update(array("i", prompt_token_ids))
         return digest.hexdigest()
 
@@ -63,7 +63,7 @@ class RequestContext:
     @property
     def error(self) -> ServeError | None:
         """What went wrong with it, if it has been told: at the door, or on its way."""
-        return self.refused or next((flight.error for flight in self.flights if flight.error is not None), None)
+        return self.refused or next((flight.error for flight in self.sequences if flight.error is not None), None)
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("serve_app_request", default=None)

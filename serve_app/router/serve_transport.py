@@ -26,8 +26,15 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.protocol.attempts import AttemptRefused, EngineDead, ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
-from serve_app.protocol.data_channel import Line
-from serve_app.protocol.messages import AttemptRequest, Frame, Hello, LineAddress, decode_frame, encode_request
+from serve_app.protocol.data_channel import DataChannel
+from serve_app.protocol.messages import (
+    AttemptRequest,
+    DataChannelAddress,
+    Frame,
+    ReplicaInfo,
+    decode_frame,
+    encode_request,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +86,10 @@ class ServeTransport:
         self._frames = engine.options(method_name="frames", stream=True, **PLAIN)
         self._lease = engine.options(method_name="lease", stream=True, **PLAIN)
         self._ingress_id = ingress_id
-        self._addresses: dict[str, LineAddress] = {}
-        self._lines: dict[str, Line] = {}
+        self._addresses: dict[str, DataChannelAddress] = {}
+        self._lines: dict[str, DataChannel] = {}
 
-    async def replicas(self) -> tuple[Sequence[Hello], bool]:
+    async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         """See `fleet.Transport`."""
         try:
             answers = await self._engine.broadcast("hello").results_async(
@@ -90,7 +97,7 @@ class ServeTransport:
             )
         except (*LOST_CALL, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
-        hellos = [msgspec.msgpack.decode(answer, type=Hello) for answer in answers if isinstance(answer, bytes)]
+        hellos = [msgspec.msgpack.decode(answer, type=ReplicaInfo) for answer in answers if isinstance(answer, bytes)]
         self._addresses = {hello.replica_id: hello.line for hello in hellos if hello.line is not None}
         return hellos, len(hellos) == len(answers)
 
@@ -111,20 +118,20 @@ class ServeTransport:
             async for frame in frames:
                 yield frame
 
-    async def _open_line(self, replica_id: str, address: LineAddress, lease: AnyStream) -> Line | None:
+    async def _open_line(self, replica_id: str, address: DataChannelAddress, lease: AnyStream) -> DataChannel | None:
         """The line, once Serve has said that this is the replica; None where there is no way for it."""
         try:
             await anext(lease)
         except (*LOST_CALL, *OUR_ERRORS) as error:
             raise as_fleet_error(error) from error
         try:
-            return await Line.open(address, replica_id, self._ingress_id)
+            return await DataChannel.open(address, replica_id, self._ingress_id)
         except (OSError, TimeoutError) as error:
             where = f"{address.host}:{address.port}"
             logger.warning("no line: tokens go by Serve, which costs more", extra={"to": where, "error": repr(error)})
             return None
 
-    async def _by_line(self, replica_id: str, line: Line, lease: AnyStream) -> AsyncGenerator[Frame, None]:
+    async def _by_line(self, replica_id: str, line: DataChannel, lease: AnyStream) -> AsyncGenerator[Frame, None]:
         """Frames until line or lease breaks; then raises what became of the replica."""
         self._lines[replica_id] = line
         reason: Exception = ReplicaLost("the link is closed")
@@ -154,10 +161,10 @@ class ServeTransport:
         finally:
             stream.cancel()
 
-    async def left_of(self, claim: str) -> list[int]:
+    async def fetch_partial_output(self, resume_key: str) -> list[int]:
         """See `fleet.Transport`."""
         try:
-            answers = await self._engine.broadcast("left_of", claim).results_async(
+            answers = await self._engine.broadcast("fetch_partial_output", resume_key).results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
         except (*LOST_CALL, TimeoutError) as error:

@@ -31,6 +31,6 @@ async def test_an_engine_that_dies_in_the_middle_of_the_edit_changes_nothing(
     engines = {"a": scripted(loops_script()), "b": scripted(loops_script())}
     async with recorded(engines) as running:
         ran = await workplace.run(program, running.url, task_text(f"CRASH-{program.name}", workplace.work))
-        lost = [line.context for line in running.lines() if any(one.resumed for one in line.context.flights)]
+        lost = [line.context for line in running.lines() if any(one.migrations for one in line.context.sequences)]
     expect_done(workplace, ran)
     assert len(lost) == 1

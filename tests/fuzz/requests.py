@@ -145,7 +145,7 @@ OTHER_PATHS = (
 
 HEADERS: tuple[tuple[str, str], ...] = (
     ("x-request-id", "a" * 300), ("x-request-id", "caf\u00e9"), ("x-session-id", ""), ("x-session-id", "s" * 3000),
-    ("x-take-up", "nobody"), ("anthropic-version", "2023-06-01"), ("anthropic-beta", "a,b,,c"),
+    ("x-resume-request-id", "nobody"), ("anthropic-version", "2023-06-01"), ("anthropic-beta", "a,b,,c"),
     ("content-type", "text/plain"), ("content-type", ";"), ("content-type", "application/json; charset=utf-16"),
     ("content-type", "application/json; charset=rot13"), ("content-type", "application/json; charset=\u00e9"),
     ("content-encoding", "gzip"), ("content-encoding", "br"), ("content-encoding", ",,,"), ("origin", "null"),

@@ -154,7 +154,7 @@ def _look_at_the_log(running: Service, findings: Findings) -> None:
     lines = running.log.lines
     while not lines.empty():
         line = lines.get_nowait()
-        if line.status >= 400 and line.context.flights:
+        if line.status >= 400 and line.context.sequences:
             error = line.context.error
             findings.problems.append(f"{line.route}: refused ({line.status}), but an engine had it: {error}")
 

@@ -18,12 +18,12 @@ from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.engine_client import FleetClient, worker_settings
 from serve_app.ingress.grammars.checker import GrammarChecker
-from serve_app.ingress.middleware import Gate, GateSettings, Keys
-from serve_app.protocol.attempts import FleetLimits
-from serve_app.protocol.messages import AttemptRequest, Frame, Hello, decode_frame, encode_request
+from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings
+from serve_app.protocol.attempts import DispatcherLimits
+from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, encode_request
 from serve_app.protocol.outcome import Outcome
 from serve_app.router.admission import Admission
-from serve_app.router.dispatcher import Fleet
+from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
@@ -49,16 +49,19 @@ class LocalTransport:
     ingress_id: str
     live: dict[str, EngineReplica] = field(default_factory=dict)
 
-    async def replicas(self) -> tuple[Sequence[Hello], bool]:
-        return [msgspec.msgpack.decode(await replica.hello(), type=Hello) for replica in self.live.values()], True
+    async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
+        return [msgspec.msgpack.decode(await replica.info(), type=ReplicaInfo) for replica in self.live.values()], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         async with contextlib.aclosing(self.live[replica_id].frames(replica_id, self.ingress_id)) as frames:
             async for data in frames:
                 yield decode_frame(data)
 
-    async def left_of(self, claim: str) -> list[int]:
-        answers = [msgspec.msgpack.decode(await one.left_of(claim), type=list[int]) for one in self.live.values()]
+    async def fetch_partial_output(self, resume_key: str) -> list[int]:
+        answers = [
+            msgspec.msgpack.decode(await one.fetch_partial_output(resume_key), type=list[int])
+            for one in self.live.values()
+        ]
         return max(answers, key=len, default=[])
 
     async def hold_against(self, quarantine: Mapping[str, float]) -> None:
@@ -96,7 +99,7 @@ class Service:
 
     url: str
     log: Log
-    gate: Gate
+    gate: IngressMiddleware
     client: FleetClient
     transport: LocalTransport
 
@@ -126,7 +129,9 @@ async def service(
             transport.live[name] = replica
         app, client = await build_api(
             vllm_flags.parse(list(argv), vllm_flags.serve_parser()),
-            lambda sink: Fleet(transport, ingress_id, FleetLimits(deadline_s), sink, Admission(max_waiting, slots=16)),
+            lambda sink: Dispatcher(
+                transport, ingress_id, DispatcherLimits(deadline_s), sink, Admission(max_waiting, slots=16)
+            ),
             allowed_media_hosts,
         )
         await stack.enter_async_context(client.fleet)
@@ -135,13 +140,13 @@ async def service(
         if engines:
             await client.fleet.wait_for_replica(30)
         log = Log()
-        settings = GateSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
-        gate = Gate(app, settings, keys, log)
+        settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
+        gate = IngressMiddleware(app, settings, keys, log)
         yield Service(await stack.enter_async_context(_listening(gate)), log, gate, client, transport)
 
 
 @contextlib.asynccontextmanager
-async def _listening(gate: Gate) -> AsyncIterator[str]:
+async def _listening(gate: IngressMiddleware) -> AsyncIterator[str]:
     server = uvicorn.Server(uvicorn.Config(gate, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     sockets = [server.config.bind_socket()]
     task = asyncio.create_task(server.serve(sockets))

@@ -143,7 +143,7 @@ async def test_bad_input_is_named_and_never_reaches_an_engine(
     assert says in json.dumps(error)
     assert ("type" in error) is path.startswith("/v1/messages")
     line = await last_line(served, response.headers["x-request-id"])
-    assert not line.context.flights
+    assert not line.context.sequences
     assert line.outcome in (Outcome.BAD_REQUEST, Outcome.NOT_FOUND)
 
 
@@ -204,8 +204,8 @@ async def test_the_request_id_is_taken_or_made_and_is_the_engines(served: Servic
     made = await http.post("/v1/chat/completions", json=body)
     assert made.headers["x-request-id"] in made.json()["id"]
     line = await last_line(served, "mine-42")
-    assert line.context.flights[0].output_tokens == 2
-    assert line.context.flights[0].replicas
+    assert line.context.sequences[0].output_tokens == 2
+    assert line.context.sequences[0].replicas
     assert line.outcome is Outcome.OK
 
 
@@ -268,7 +268,7 @@ async def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:  # a p
         await asyncio.wait_for(engines[0].aborted.wait(), 1)
         assert engines[0].stats().unfinished == 0
         line = await asyncio.wait_for(running.log.lines.get(), 5)
-        assert line.outcome is Outcome.CLIENT_LEFT
+        assert line.outcome is Outcome.CANCELLED
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ async def test_a_request_that_serve_cancels_stops_in_the_engine(path: str, asked
         await asyncio.wait_for(engines[0].aborted.wait(), 1)
         await asyncio.wait({task})
         line = await asyncio.wait_for(running.log.lines.get(), 5)
-    assert line.outcome is Outcome.CLIENT_LEFT
+    assert line.outcome is Outcome.CANCELLED
 
 
 async def test_a_full_house_says_429_and_when_to_come_back() -> None:

@@ -69,7 +69,7 @@ async def said(running: Service, path: str, **more: object) -> str:
 
 async def resumes(running: Service) -> list[int]:
     line = await asyncio.wait_for(running.log.lines.get(), 5)
-    return [flight.resumed for flight in line.context.flights]
+    return [flight.migrations for flight in line.context.sequences]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -84,7 +84,7 @@ async def refused(served: Service, http: httpx.AsyncClient, path: str, asked: di
         assert response.status_code == 400, response.text[:300]
         errors.append(response.json()["error"])
         line = await asyncio.wait_for(served.log.lines.get(), 5)
-        assert not line.context.flights, "it never reached an engine"
+        assert not line.context.sequences, "it never reached an engine"
     assert errors[0]["message"] == errors[1]["message"]
     error: dict[str, Any] = errors[0]
     return error

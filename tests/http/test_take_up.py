@@ -73,13 +73,13 @@ async def break_off(at: Service, api: Api, request_id: str, events: int) -> None
                 seen += line.startswith("data:")
                 if seen >= events:
                     break
-    assert (await asyncio.wait_for(at.log.lines.get(), 5)).outcome is Outcome.CLIENT_LEFT
+    assert (await asyncio.wait_for(at.log.lines.get(), 5)).outcome is Outcome.CANCELLED
 
 
 async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, take_up: str = "") -> tuple[Answer, int]:
     """What is said, and how many tokens of it were there already."""
     async with httpx.AsyncClient(base_url=at.url, timeout=30, trust_env=False) as client:
-        asked = asking(api, key, stream=stream, **({"x-take-up": take_up} if take_up else {}))
+        asked = asking(api, key, stream=stream, **({"x-resume-request-id": take_up} if take_up else {}))
         response = await client.post(**asked)  # type: ignore[arg-type]
     assert response.status_code == 200, response.text
     hearing = Hearing()
@@ -90,7 +90,7 @@ async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, tak
     else:
         take_whole(api, hearing, response.content)
     line = await asyncio.wait_for(at.log.lines.get(), 5)
-    return hearing.answer(), sum(flight.taken_up_tokens for flight in line.context.flights)
+    return hearing.answer(), sum(flight.resumed_tokens for flight in line.context.sequences)
 
 
 @pytest.mark.parametrize("api", list(Api))

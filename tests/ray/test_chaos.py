@@ -40,7 +40,7 @@ async def test_no_client_notices_killed_replicas(service: Cluster, tmp_path: Pat
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     assert (found["finished"], found["failed"], found["different"]) == (24, 0, 0)
     assert len(found["faults"]) == 2
-    assert found["resumes"] == found["logged_resumes"] > 0
+    assert found["migrations"] == found["logged_migrations"] > 0
     assert found["hit_is_known"]
     assert found["unfinished"] == 0
     assert {stream["api"] for stream in found["streams"]} == {"chat", "completions", "messages", "responses"}

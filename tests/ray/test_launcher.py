@@ -95,7 +95,11 @@ async def test_it_comes_up_says_so_and_leaves_nothing_behind(folder: Path) -> No
     async with serve(deploy_file(folder, port, fake_engine())) as command:
         await command.until_said(f"Serving step3p7-flash at http://127.0.0.1:{port}")
         async with httpx.AsyncClient(trust_env=False) as client:
-            asked = {"model": "step3p7-flash", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}
+            asked = {
+                "model": "step3p7-flash",
+                "messages": [{"role": "user", "content": "ReplicaInfo"}],
+                "max_tokens": 20,
+            }
             answer = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=asked, timeout=60)
         assert answer.status_code == 200
         assert len(command.left()) > 5

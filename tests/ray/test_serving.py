@@ -338,10 +338,10 @@ async def test_what_a_killed_ingress_was_saying_is_taken_up_at_another(service: 
     await until_idle(probe)
     await service.until_replicas("ingress", 2, 60)
     await service.until_answers(service.head, 120)
-    again = await ask(**{"x-request-id": "again", "x-take-up": "struck"})
+    again = await ask(**{"x-request-id": "again", "x-resume-request-id": "struck"})
     assert "".join(again) == whole
     assert len(max(again, key=len)) >= 90  # what was there came at once
-    assert (await access_line(service, "again"))["taken_up_tokens"] >= 100
+    assert (await access_line(service, "again"))["resumed_tokens"] >= 100
 
 
 async def test_without_any_engine_health_is_503_and_a_request_waits_for_the_next_one(

@@ -36,7 +36,7 @@ def test_a_rehearsal_goes_through_everything_and_leaves_only_its_results(tmp_pat
     assert found["facts"]["kill"]["finished"] == found["facts"]["kill"]["streams"]
     assert {file.name for file in tmp_path.iterdir()} >= {"rehearsal.html", "load.html", "kill.json", "service.log"}
     assert not (tmp_path / "model").exists()
-    assert not machine.leftovers()
+    assert not machine.stale_processes()
 
 
 def test_an_interrupted_rehearsal_takes_everything_down_and_reports_what_it_has(tmp_path: Path) -> None:
@@ -50,4 +50,4 @@ def test_an_interrupted_rehearsal_takes_everything_down_and_reports_what_it_has(
     assert process.returncode == 1
     assert "INTERRUPTED" in printed
     assert json.loads((tmp_path / "rehearsal.json").read_text(encoding="utf-8"))["facts"]["interrupted"]
-    assert not machine.leftovers()
+    assert not machine.stale_processes()

@@ -93,8 +93,8 @@ class StandIn:
         if path.startswith("/api/prometheus"):
             return json.dumps([{"targets": [f"127.0.0.1:{self.port}"]}]).encode()
         if path == "/metrics":
-            resumes = sum(json.loads(line[line.index("{") :])["resumes"] for line in self.log)
-            return f'ray_step_resumes_total{{replica="i"}} {resumes}.0\n'.encode()
+            migrations = sum(json.loads(line[line.index("{") :])["migrations"] for line in self.log)
+            return f'ray_step_migrations_total{{replica="i"}} {migrations}.0\n'.encode()
         return json.dumps({"data": [{"id": "stand-in"}]}).encode()
 
     def _details(self) -> dict[str, object]:
@@ -130,7 +130,7 @@ class StandIn:
                 writer.write(event(choices=[{"text": said, "finish_reason": finish}]))
                 await writer.drain()
             await asyncio.sleep(GAP_S)  # its pace
-        line = {"id": request_id, "resumes": len(ran_on) - 1, "replica": ran_on}
+        line = {"id": request_id, "migrations": len(ran_on) - 1, "replica": ran_on}
         self.log.append(f"serve_app.access: request {json.dumps(line)}")
         if asked["stream"]:
             writer.write(event(choices=[], usage=usage) + b"data: [DONE]\n\n")

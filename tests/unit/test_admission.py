@@ -14,9 +14,9 @@ from serve_app.router.admission import (
     Admission,
     Admit,
     Facts,
-    Never,
     NobodyUp,
-    Refuse,
+    RejectPermanently,
+    RejectRetryable,
     refuse,
     start_wait,
 )
@@ -37,9 +37,9 @@ facts_of_a_fleet = st.builds(
 BUSY = Facts(asked=1, held=80, room=80, slots=40, service_s=60.0, one_room=80)
 
 
-def refused(facts: Facts) -> Refuse:
+def refused(facts: Facts) -> RejectRetryable:
     verdict = Admission().decide(facts)
-    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict, RejectRetryable)
     return verdict
 
 
@@ -109,10 +109,10 @@ def test_a_crowd_that_must_wait_longer_than_can_be_told_does_not_come_back_at_on
 def test_what_would_not_fit_an_empty_fleet_is_not_asked_back() -> None:
     admission = Admission(engines=2)
     one_of_two_up = Facts(asked=80, held=0, room=40, slots=8, one_room=40)
-    assert isinstance(admission.decide(one_of_two_up), Refuse)  # the other comes back
-    assert admission.decide(replace(one_of_two_up, asked=81)) == Never(80)
+    assert isinstance(admission.decide(one_of_two_up), RejectRetryable)  # the other comes back
+    assert admission.decide(replace(one_of_two_up, asked=81)) == RejectPermanently(80)
     more_than_that_up = replace(one_of_two_up, asked=121, room=120)
-    assert admission.decide(more_than_that_up) == Never(120)
+    assert admission.decide(more_than_that_up) == RejectPermanently(120)
 
 
 @given(st.integers(0, 600), st.integers(0, 600), st.integers(1, 8), st.integers(1, 16))

@@ -24,14 +24,14 @@ from chaos.changes import Change
 from chaos.events import take_event, take_whole
 from chaos.fleet import Fleet, fleet_of
 from chaos.options import BadOptions, Fault, Options
-from chaos.request_spec import Api, Ask, AskRules, Kind, draw_asks
-from chaos.response_recorder import Answer, Hearing
+from chaos.request_spec import Api, Kind, RequestRules, RequestSpec, draw_requests
+from chaos.response_recorder import Answer, Recorder
 from chaos.service import Access
-from chaos.stream import Heard, hear
+from chaos.stream import Recording, hear
 from serve_app.cli.serve_status import StatusUnknown
 from serve_app.config.profile import ROOT
 
-RULES = AskRules("m", tuple(Api), tuple(Kind), (40, 200), seed=0)
+RULES = RequestRules("m", tuple(Api), tuple(Kind), (40, 200), seed=0)
 ANSWER = Answer((("reasoning", "AAAA"), ("content", "BCDEFGHI")), "length", 7, 12)
 
 
@@ -84,15 +84,15 @@ def test_far_away_it_wants_to_be_told_twice() -> None:
 
 
 def test_the_same_seed_asks_the_same_and_every_request_is_another() -> None:
-    asks = draw_asks(RULES, 60)
-    assert asks == draw_asks(RULES, 60)
-    assert asks != draw_asks(replace(RULES, seed=1), 60)
+    asks = draw_requests(RULES, 60)
+    assert asks == draw_requests(RULES, 60)
+    assert asks != draw_requests(replace(RULES, seed=1), 60)
     assert len({(ask.path, ask.body) for ask in asks}) == 60
     assert all(40 <= ask.max_tokens <= 200 for ask in asks)
 
 
 def test_apis_take_turns_and_ask_only_for_what_they_have() -> None:
-    asks = draw_asks(RULES, 40)
+    asks = draw_requests(RULES, 40)
     assert [ask.api for ask in asks[:4]] == list(Api)
     assert {ask.kind for ask in asks if ask.api is Api.COMPLETIONS} == {Kind.TEXT}
     assert {ask.kind for ask in asks if ask.api is Api.CHAT} == set(Kind)
@@ -100,7 +100,7 @@ def test_apis_take_turns_and_ask_only_for_what_they_have() -> None:
 
 
 def test_text_has_a_certain_length_where_the_api_can_say_so() -> None:
-    bodies = {ask.api: json.loads(ask.body) for ask in draw_asks(replace(RULES, kinds=(Kind.TEXT,)), 4)}
+    bodies = {ask.api: json.loads(ask.body) for ask in draw_requests(replace(RULES, kinds=(Kind.TEXT,)), 4)}
     assert [api for api, body in bodies.items() if body.get("ignore_eos")] == [
         Api.CHAT,
         Api.COMPLETIONS,
@@ -110,7 +110,7 @@ def test_text_has_a_certain_length_where_the_api_can_say_so() -> None:
 
 
 def test_a_closed_loop_asks_every_api_both_ways() -> None:
-    asks = draw_asks(replace(RULES, streams_only=False, kinds=(Kind.TEXT,)), 8)
+    asks = draw_requests(replace(RULES, streams_only=False, kinds=(Kind.TEXT,)), 8)
     assert {(ask.api, ask.stream) for ask in asks} == {(api, stream) for api in Api for stream in (True, False)}
 
 
@@ -175,7 +175,7 @@ RESPONSE = [
 
 
 def heard_in(api: Api, events: list[bytes]) -> Answer:
-    hearing = Hearing()
+    hearing = Recorder()
     for event in events:
         take_event(api, hearing, event)
     return hearing.answer()
@@ -201,7 +201,7 @@ def test_an_answer_in_one_piece_is_heard_like_a_stream() -> None:
         Api.RESPONSES: WHOLE_RESPONSE,
     }
     for api, body in wholes.items():
-        hearing = Hearing()
+        hearing = Recorder()
         take_whole(api, hearing, json.dumps(body).encode())
         assert hearing.answer() == ANSWER
 
@@ -256,7 +256,7 @@ def test_what_no_good_answer_has_is_a_flaw(api: Api, events: list[bytes], flaw: 
 # ---- on the wire -----------------------------------------------------------------------------------------------------
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-ASK = draw_asks(RULES, 1)[0]
+ASK = draw_requests(RULES, 1)[0]
 
 
 @asynccontextmanager
@@ -338,7 +338,7 @@ def test_more_faults_make_more_waves_and_fewer_leave_some_alone() -> None:
 
 
 def test_a_moment_is_a_token_of_a_stream_that_goes_on_after_it() -> None:
-    asks = draw_asks(replace(RULES, kinds=(Kind.TEXT,)), 8)
+    asks = draw_requests(replace(RULES, kinds=(Kind.TEXT,)), 8)
     expected = {ask.number: replace(ANSWER, output_tokens=4 + ask.number) for ask in asks}
     for wave in sampling.plan_waves(400, 8, None, 0):
         moment = sampling.choose_moment(wave, asks, expected, None, 0)
@@ -471,12 +471,12 @@ def test_a_change_is_done_when_the_new_ones_run_and_no_old_one_does() -> None:
 
 
 def test_counters_are_read_with_their_labels() -> None:
-    page = '# HELP x y\nray_step_resumes_total{replica="a"} 3.0\nray_step_resumes_total_created{replica="a"} 9\n'
+    page = '# HELP x y\nray_step_migrations_total{replica="a"} 3.0\nray_step_migrations_total_created{replica="a"} 9\n'
     assert service.counters(page, service.RESUMES) == [('{replica="a"}', 3.0)]
 
 
 def test_access_lines_are_found_among_others() -> None:
-    line = '2026 INFO serve_app.access: request {"id":"c-1","replica":["a","b"],"resumes":1,"total_s":0.1}'
+    line = '2026 INFO serve_app.access: request {"id":"c-1","replica":["a","b"],"migrations":1,"total_s":0.1}'
     half = 'serve_app.access: request {"id":"c-0","repl'
     assert service.access_of([half, "x", line]) == {"c-1": Access("c-1", 1, ["a", "b"])}
 
@@ -551,8 +551,10 @@ def test_a_slowed_process_runs_again_when_told_to_end(process: subprocess.Popen[
 # ---- the verdict -----------------------------------------------------------------------------------------------------
 
 
-def heard(ask: Ask = ASK, answer: Answer = ANSWER, *, error: str = "", name: str = "r", times: str = "0 1 5") -> Heard:
-    return Heard(ask, name, 200, answer, error, "", 0.0, 10.0, tuple(float(one) for one in times.split()))
+def heard(
+    ask: RequestSpec = ASK, answer: Answer = ANSWER, *, error: str = "", name: str = "r", times: str = "0 1 5"
+) -> Recording:
+    return Recording(ask, name, 200, answer, error, "", 0.0, 10.0, tuple(float(one) for one in times.split()))
 
 
 @pytest.mark.parametrize(
@@ -595,7 +597,7 @@ def test_the_promise_held_if_all_finished_and_are_the_same() -> None:
         (heard(), {"struck": [Struck(0, "kill", "a", "", 5, 0, 2.0, 0.0, error="gone")]}),
     ],
 )
-def test_the_promise_did_not_hold_otherwise(stream: Heard, more: dict[str, object]) -> None:
+def test_the_promise_did_not_hold_otherwise(stream: Recording, more: dict[str, object]) -> None:
     findings = seen(Streamed(0, 0, stream), **more)
     found = analysis.judge(findings, 1)
     assert not analysis.passed(found, findings)
@@ -643,7 +645,7 @@ def test_the_report_says_what_was_seen_and_json_has_it_all() -> None:
         Streamed(0, 0, heard(name="s0")),
         Streamed(1, 0, heard(name="s1", error="HTTP 503")),
         access={"s0": Access("s0", 1, ["a", "b"]), "s1": Access("s1", 0, [])},
-        resumes=1,
+        migrations=1,
         whole_again_s=[4.0],
     )
     found = analysis.judge(findings, 2)

@@ -41,7 +41,7 @@ async def test_a_service_that_keeps_its_promise_passes(fault: str) -> None:
         findings, held, said = await run(fleet, "--fault", fault)
     assert held, (said, findings.problems)
     assert len(findings.struck) == len(findings.whole_again_s) == 2
-    assert findings.resumes == sum(line.resumes for line in findings.access.values()) > 0
+    assert findings.migrations == sum(line.migrations for line in findings.access.values()) > 0
     assert len(fleet.upgrades) == (2 if fault == "upgrade" else 0)
     assert any("wave   2/2" in line for line in said)
 

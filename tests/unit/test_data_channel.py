@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from serve_app.protocol.attempts import AttemptRefused, EngineDead, ReplicaLost, WrongReplica
-from serve_app.protocol.data_channel import ERRORS, Line, LineServer
-from serve_app.protocol.messages import Frame, LineAddress, Load, TokenDelta, encode_frame
+from serve_app.protocol.data_channel import ERRORS, DataChannel, DataChannelServer
+from serve_app.protocol.messages import DataChannelAddress, Frame, Load, TokenDelta, encode_frame
 
 LOAD = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
 
@@ -55,7 +55,7 @@ class Replica:
 class Reader:
     """Reads a line as the fleet does."""
 
-    line: Line
+    line: DataChannel
     seen: asyncio.Queue[Frame] = field(default_factory=asyncio.Queue)
 
     async def read(self) -> None:
@@ -65,8 +65,8 @@ class Reader:
 
 
 @asynccontextmanager
-async def served(replica: Replica) -> AsyncIterator[tuple[LineServer, LineAddress]]:
-    server = LineServer(replica)
+async def served(replica: Replica) -> AsyncIterator[tuple[DataChannelServer, DataChannelAddress]]:
+    server = DataChannelServer(replica)
     address = await server.open("127.0.0.1")
     try:
         yield server, address
@@ -75,8 +75,10 @@ async def served(replica: Replica) -> AsyncIterator[tuple[LineServer, LineAddres
 
 
 @asynccontextmanager
-async def read(address: LineAddress, target: str = "a") -> AsyncIterator[tuple[Line, Reader, asyncio.Task[None]]]:
-    line = await Line.open(address, target, "ingress")
+async def read(
+    address: DataChannelAddress, target: str = "a"
+) -> AsyncIterator[tuple[DataChannel, Reader, asyncio.Task[None]]]:
+    line = await DataChannel.open(address, target, "ingress")
     reader = Reader(line)
     reading = asyncio.create_task(reader.read())
     try:
@@ -86,7 +88,7 @@ async def read(address: LineAddress, target: str = "a") -> AsyncIterator[tuple[L
         await reading
 
 
-async def attempt_that_fails(replica: Replica, line: Line, error: Exception) -> asyncio.Task[None]:
+async def attempt_that_fails(replica: Replica, line: DataChannel, error: Exception) -> asyncio.Task[None]:
     running = asyncio.create_task(line.run(b"one"))
     await replica.started.get()
     replica.ends["one"].set_exception(error)
@@ -176,7 +178,7 @@ async def test_a_replica_ends_the_line_with_its_frames() -> None:
 async def test_a_line_that_was_not_offered_is_cut_without_a_word(wrong: str) -> None:
     replica = Replica()
     async with served(replica) as (_, offered):
-        address = LineAddress(offered.host, offered.port, bytes(16) if wrong == "secret" else offered.secret)
+        address = DataChannelAddress(offered.host, offered.port, bytes(16) if wrong == "secret" else offered.secret)
         replica.say(0, [7])
         async with read(address, "b" if wrong == "target" else "a") as (_, reader, reading):
             await reading

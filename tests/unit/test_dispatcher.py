@@ -12,19 +12,19 @@ import pytest
 
 from serve_app.protocol.attempts import (
     AttemptRefused,
+    DispatcherLimits,
     EngineDead,
     EngineDeadBeside,
     EngineDeadByRequest,
-    FleetLimits,
     FleetRequest,
-    FlightRecord,
     ReplicaDied,
     ReplicaLost,
+    RequestTrace,
     WrongReplica,
 )
 from serve_app.protocol.errors import CutOff, InQuarantine, NoReplica, PoisonRequest, RequestRefused, ServeError
-from serve_app.protocol.messages import AttemptRequest, Frame, Hello, Load, TokenDelta
-from serve_app.router.dispatcher import Fleet
+from serve_app.protocol.messages import AttemptRequest, Frame, Load, ReplicaInfo, TokenDelta
+from serve_app.router.dispatcher import Dispatcher
 
 STOP = 0
 IDLE = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
@@ -75,12 +75,12 @@ class LocalTransport:
     async def hold_against(self, quarantine: Mapping[str, float]) -> None:
         self.quarantine.update(quarantine)
 
-    async def left_of(self, claim: str) -> list[int]:
-        return self.left.get(claim, [])
+    async def fetch_partial_output(self, resume_key: str) -> list[int]:
+        return self.left.get(resume_key, [])
 
-    async def replicas(self) -> tuple[Sequence[Hello], bool]:
+    async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         names = self.live if self.listed is None else self.listed
-        return [Hello(name, IDLE, quarantine=self.quarantine) for name in names], True
+        return [ReplicaInfo(name, IDLE, quarantine=self.quarantine) for name in names], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]
@@ -137,14 +137,14 @@ class Results:
 
 
 @asynccontextmanager
-async def flying(transport: LocalTransport, deadline_s: float = 5.0) -> AsyncIterator[tuple[Fleet, Results]]:
+async def flying(transport: LocalTransport, deadline_s: float = 5.0) -> AsyncIterator[tuple[Dispatcher, Results]]:
     results = Results()
-    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=deadline_s), results) as fleet:
+    async with Dispatcher(transport, "ingress", DispatcherLimits(request_deadline_s=deadline_s), results) as fleet:
         yield fleet, results
 
 
 def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> FleetRequest:
-    return FleetRequest(request_id, [first], max_tokens, 0, False, [], 0, [b""], None, FlightRecord())
+    return FleetRequest(request_id, [first], max_tokens, 0, False, [], 0, [b""], None, RequestTrace())
 
 
 async def turns(condition: Callable[[], bool]) -> None:
@@ -154,7 +154,7 @@ async def turns(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def until_landed(fleet: Fleet) -> None:
+async def until_landed(fleet: Dispatcher) -> None:
     await turns(lambda: fleet.in_flight == 0)
 
 
@@ -176,15 +176,15 @@ async def test_what_a_broken_stream_had_said_comes_first_and_goes_on() -> None:
     transport = LocalTransport(replica)
     transport.left["theirs"] = [100, 101, 102]
     async with flying(transport) as (fleet, results):
-        asked = replace(request(), claim="mine", takes_up="theirs")
+        asked = replace(request(), resume_key="mine", resumed_key="theirs")
         fleet.submit(asked)
         attempt = await replica.started.get()
-        assert (attempt.emitted_token_ids, attempt.claim) == ([100, 101, 102], "mine")
+        assert (attempt.emitted_token_ids, attempt.resume_key) == ([100, 101, 102], "mine")
         replica.emit(attempt, 3, 2, last=True)
         replica.end(attempt)
         await results.until_over("r")
     assert results.tokens["r"] == [100, 101, 102, 103, 104]
-    assert (asked.record.taken_up_tokens, asked.record.resumed) == (3, 0)
+    assert (asked.record.resumed_tokens, asked.record.migrations) == (3, 0)
 
 
 async def test_a_killed_replica_is_not_noticed() -> None:
@@ -206,7 +206,7 @@ async def test_a_killed_replica_is_not_noticed() -> None:
         await results.until_over("r")
         await until_landed(fleet)
     assert results.tokens["r"] == [100, 101, 102, 103, 104]
-    assert asked.record.resumed == 1
+    assert asked.record.migrations == 1
     assert asked.record.replicas == [replica.name, other.name]
 
 
@@ -263,7 +263,7 @@ async def test_a_replica_that_dies_right_after_the_last_token_changes_nothing() 
         await until_landed(fleet)
         assert other.started.empty()
     assert results.tokens["r"] == [100, 101, 102]
-    assert asked.record.resumed == 0
+    assert asked.record.migrations == 0
 
 
 @pytest.mark.parametrize("error", [EngineDead("crash"), ReplicaDied("killed")])
@@ -349,8 +349,8 @@ async def test_a_stream_beside_a_poisonous_request_goes_on() -> None:
 async def test_being_cut_off_is_no_proof_of_death_but_not_for_ever() -> None:
     replica = LocalReplica("a")
     results = Results()
-    limits = FleetLimits(request_deadline_s=10, max_cut_attempts=3)
-    async with Fleet(LocalTransport(replica), "ingress", limits, results) as fleet:
+    limits = DispatcherLimits(request_deadline_s=10, max_cut_attempts=3)
+    async with Dispatcher(LocalTransport(replica), "ingress", limits, results) as fleet:
         fleet.submit(request())
         for _ in range(2):
             replica.end(await replica.started.get(), ReplicaLost("no route"))
@@ -368,8 +368,8 @@ async def test_being_cut_off_is_no_proof_of_death_but_not_for_ever() -> None:
 async def test_replicas_that_fall_silent_for_good_one_after_the_other_are_not_all_given_to_one_request() -> None:
     replicas = [LocalReplica(name) for name in "abc"]
     transport, results = LocalTransport(*replicas), Results()
-    limits = FleetLimits(request_deadline_s=10, max_gone_replicas=2)
-    async with Fleet(transport, "ingress", limits, results) as fleet:
+    limits = DispatcherLimits(request_deadline_s=10, max_gone_replicas=2)
+    async with Dispatcher(transport, "ingress", limits, results) as fleet:
         fleet.submit(request())
         for _ in range(2):
             await turns(lambda: any(replica.running for replica in transport.live.values()))
@@ -403,7 +403,7 @@ async def test_what_serve_ends_after_it_was_told_to_go_has_not_died_of_a_request
     first, second = LocalReplica("a"), LocalReplica("b")
     transport = LocalTransport(first, second)
     results = Results()
-    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=10), results) as fleet:
+    async with Dispatcher(transport, "ingress", DispatcherLimits(request_deadline_s=10), results) as fleet:
         fleet.submit(request())
         _, going, other = await whoever_starts(first, second)
         transport.listed = {other.name}
@@ -525,8 +525,8 @@ async def test_a_silent_replica_is_left() -> None:
     first, second = LocalReplica("a"), LocalReplica("b")
     transport = LocalTransport(first, second)
     results = Results()
-    limits = FleetLimits(request_deadline_s=10, link_silence_s=1.5)
-    async with Fleet(transport, "ingress", limits, results) as fleet:
+    limits = DispatcherLimits(request_deadline_s=10, link_silence_s=1.5)
+    async with Dispatcher(transport, "ingress", limits, results) as fleet:
         fleet.submit(request())
         attempt, silent, other = await whoever_starts(first, second)
         silent.emit(attempt, 0, 2)
@@ -555,8 +555,8 @@ async def test_what_a_drain_does_not_finish_moves_and_nobody_has_died() -> None:
     transport = LocalTransport(first, second)
     results = Results()
     asked = request()
-    limits = FleetLimits(request_deadline_s=10, drain_timeout_s=0)
-    async with Fleet(transport, "ingress", limits, results) as fleet:
+    limits = DispatcherLimits(request_deadline_s=10, drain_timeout_s=0)
+    async with Dispatcher(transport, "ingress", limits, results) as fleet:
         fleet.submit(asked)
         attempt, draining, other = await whoever_starts(first, second)
         draining.emit(attempt, 0, 2)
@@ -576,7 +576,9 @@ async def test_a_drain_without_another_replica_moves_nothing() -> None:
     only = LocalReplica("a")
     transport = LocalTransport(only)
     results = Results()
-    async with Fleet(transport, "ingress", FleetLimits(request_deadline_s=10, drain_timeout_s=0), results) as fleet:
+    async with Dispatcher(
+        transport, "ingress", DispatcherLimits(request_deadline_s=10, drain_timeout_s=0), results
+    ) as fleet:
         fleet.submit(request())
         attempt = await only.started.get()
         transport.listed = set()

@@ -8,18 +8,18 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from serve_app.protocol.attempts import FleetLimits
+from serve_app.protocol.attempts import DispatcherLimits
 from serve_app.protocol.errors import OtherVersion
-from serve_app.protocol.messages import WIRE_VERSION, Hello
-from serve_app.router.dispatcher import Fleet
+from serve_app.protocol.messages import WIRE_VERSION, ReplicaInfo
+from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.engine_versions import EngineVersions
 from tests.unit.test_dispatcher import IDLE, LocalReplica, LocalTransport, Results, request, turns
 
 BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install the same on every node"
 
 
-def hello(vllm_version: str, wire_version: int = WIRE_VERSION, name: str = "b") -> Hello:
-    return Hello(name, IDLE, vllm_version=vllm_version, wire_version=wire_version)
+def hello(vllm_version: str, wire_version: int = WIRE_VERSION, name: str = "b") -> ReplicaInfo:
+    return ReplicaInfo(name, IDLE, vllm_version=vllm_version, wire_version=wire_version)
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,21 @@ def test_another_wire_version_is_refused_even_of_the_fake_engine() -> None:
 class MixedTransport(LocalTransport):
     """Replica `a` runs the ingress' version, `b` another."""
 
-    async def replicas(self) -> tuple[list[Hello], bool]:
+    async def replicas(self) -> tuple[list[ReplicaInfo], bool]:
         versions = {"a": "0.32.0+cpu", "b": "0.33.0"}
         names = self.live if self.listed is None else self.listed
         return [hello(versions[name], name=name) for name in names], True
 
 
 @asynccontextmanager
-async def mixed(*names: str) -> AsyncIterator[tuple[Fleet, Results, dict[str, LocalReplica]]]:
+async def mixed(*names: str) -> AsyncIterator[tuple[Dispatcher, Results, dict[str, LocalReplica]]]:
     replicas = {name: LocalReplica(name) for name in names}
     results = Results()
-    limits = FleetLimits(request_deadline_s=5.0)
+    limits = DispatcherLimits(request_deadline_s=5.0)
     transport = MixedTransport(*replicas.values())
-    async with Fleet(transport, "ingress", limits, results, refusal=EngineVersions("0.32.0+cpu").mismatch) as fleet:
+    async with Dispatcher(
+        transport, "ingress", limits, results, refusal=EngineVersions("0.32.0+cpu").mismatch
+    ) as fleet:
         yield fleet, results, replicas
 
 
@@ -104,8 +106,8 @@ async def test_a_new_request_fails_at_once_where_all_is_of_another_version() -> 
 
 async def test_a_refused_replica_that_goes_is_forgotten() -> None:
     transport = MixedTransport(LocalReplica("b"))
-    async with Fleet(
-        transport, "ingress", FleetLimits(5.0), Results(), refusal=EngineVersions("0.32.0+cpu").mismatch
+    async with Dispatcher(
+        transport, "ingress", DispatcherLimits(5.0), Results(), refusal=EngineVersions("0.32.0+cpu").mismatch
     ) as fleet:
         await turns(lambda: bool(fleet.replicas_refused()))
         transport.listed = set()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serve_app.router.migration_throttle import TOKENS_PER_REPLICA, ResumeGate, has_room
+from serve_app.router.migration_throttle import TOKENS_PER_REPLICA, MigrationThrottle, has_room
 
 HALF = TOKENS_PER_REPLICA // 2
 
@@ -27,14 +27,14 @@ def test_room(inside: int, asked: int, replicas: int, *, room: bool) -> None:
     assert has_room(inside, asked, replicas) is room
 
 
-async def entered(gate: ResumeGate, *names: str) -> dict[str, asyncio.Task[None]]:
+async def entered(gate: MigrationThrottle, *names: str) -> dict[str, asyncio.Task[None]]:
     tasks = {name: asyncio.create_task(gate.enter(name, HALF)) for name in names}
     await asyncio.sleep(0)
     return tasks
 
 
 async def test_they_go_in_turn_as_others_have_their_first_token() -> None:
-    gate = ResumeGate(lambda: 1)
+    gate = MigrationThrottle(lambda: 1)
     tasks = await entered(gate, "a", "b", "c", "d")
     assert [task.done() for task in tasks.values()] == [True, True, False, False]
     gate.leave("b")
@@ -46,7 +46,7 @@ async def test_they_go_in_turn_as_others_have_their_first_token() -> None:
 
 
 async def test_new_requests_wait_for_resumed_ones() -> None:
-    gate = ResumeGate(lambda: 1)
+    gate = MigrationThrottle(lambda: 1)
     await asyncio.wait_for(gate.until_nobody_waits(), 1)
     await entered(gate, "a", "b", "c")
     new = asyncio.create_task(gate.until_nobody_waits())
@@ -57,7 +57,7 @@ async def test_new_requests_wait_for_resumed_ones() -> None:
 
 
 async def test_who_gives_up_waiting_frees_the_way() -> None:
-    gate = ResumeGate(lambda: 1)
+    gate = MigrationThrottle(lambda: 1)
     tasks = await entered(gate, "a", "b", "c", "d")
     tasks["c"].cancel()
     await asyncio.wait([tasks["c"]])
@@ -70,7 +70,7 @@ async def test_who_gives_up_waiting_frees_the_way() -> None:
 
 async def test_replicas_that_come_make_room() -> None:
     replicas = [0]
-    gate = ResumeGate(lambda: replicas[0])
+    gate = MigrationThrottle(lambda: replicas[0])
     tasks = await entered(gate, "a", "b")
     assert not tasks["b"].done()
     replicas[0] = 1

@@ -12,11 +12,11 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import FleetLimits, FleetRequest, FlightRecord, ReplicaFull
+from serve_app.protocol.attempts import DispatcherLimits, FleetRequest, ReplicaFull, RequestTrace
 from serve_app.protocol.errors import NoReplica, QueueFull, TooManySequences
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
 from serve_app.router.admission import Admission
-from serve_app.router.dispatcher import Fleet
+from serve_app.router.dispatcher import Dispatcher
 from tests.http.harness import LocalTransport
 from tests.unit.test_dispatcher import Results
 
@@ -52,7 +52,7 @@ class Counting(EngineReplica):
 class Site:
     """Four ingresses, two replicas."""
 
-    fleets: list[Fleet]
+    fleets: list[Dispatcher]
     replicas: dict[str, Counting]
     transports: list[LocalTransport]
     outcomes: Outcomes = field(default_factory=Outcomes)
@@ -63,7 +63,7 @@ class Site:
             for index, fleet in enumerate(self.fleets):
                 one = f"{name}-{index}-{number}"
                 fleet.submit(
-                    FleetRequest(one, [len(one) + number], tokens, 0, True, [], 0, [b""], None, FlightRecord(),
+                    FleetRequest(one, [len(one) + number], tokens, 0, True, [], 0, [b""], None, RequestTrace(),
                                  answer_begun=lambda: begun)
                 )  # fmt: skip
 
@@ -83,8 +83,8 @@ async def site(gap_s: float = 0.001) -> AsyncIterator[Site]:
         fleets, transports = [], []
         for index in range(4):
             transports.append(LocalTransport(f"ingress-{index}", dict(replicas)))
-            fleet = Fleet(
-                transports[-1], f"ingress-{index}", FleetLimits(30), outcomes, Admission(WAITING, SLOTS, 2, 4)
+            fleet = Dispatcher(
+                transports[-1], f"ingress-{index}", DispatcherLimits(30), outcomes, Admission(WAITING, SLOTS, 2, 4)
             )
             fleets.append(await stack.enter_async_context(fleet))
         for fleet in fleets:
@@ -172,7 +172,9 @@ def _attempt(attempt_id: str, admitted: bool | None = False) -> bytes:
 
 async def test_without_a_replica_each_ingress_lets_its_share_wait_for_the_first() -> None:
     outcomes = Outcomes()
-    async with Fleet(LocalTransport("i"), "i", FleetLimits(30), outcomes, Admission(WAITING, 8, 2, 4)) as fleet:
+    async with Dispatcher(
+        LocalTransport("i"), "i", DispatcherLimits(30), outcomes, Admission(WAITING, 8, 2, 4)
+    ) as fleet:
         fleet.check_room(3)  # (8 + 4) / 4
         with pytest.raises(NoReplica, match="0 requests wait for one"):
             fleet.check_room(4)

@@ -1,13 +1,13 @@
-"""What broke off is kept by claim, for a while, and not without end."""
+"""What broke off is kept by resume_key, for a while, and not without end."""
 
 from __future__ import annotations
 
-from serve_app.engine.partial_outputs import Leftovers
+from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.router.request_context import RequestContext
 
 
 def test_it_is_there_until_its_time_is_over() -> None:
-    leftovers = Leftovers(keep_s=60)
+    leftovers = PartialOutputs(keep_s=60)
     leftovers.keep("a", [1, 2, 3], now_s=0.0)
     assert leftovers.find("a", now_s=59.0) == [1, 2, 3]
     assert leftovers.find("a", now_s=59.0) == [1, 2, 3]  # who takes it up may break off too
@@ -16,14 +16,14 @@ def test_it_is_there_until_its_time_is_over() -> None:
 
 
 def test_a_later_break_takes_the_place_of_an_earlier_one() -> None:
-    leftovers = Leftovers(max_tokens=4)
+    leftovers = PartialOutputs(max_tokens=4)
     leftovers.keep("a", [1, 2], now_s=0.0)
     leftovers.keep("a", [1, 2, 3, 4], now_s=1.0)
     assert leftovers.find("a", now_s=2.0) == [1, 2, 3, 4]
 
 
 def test_the_oldest_makes_room() -> None:
-    leftovers = Leftovers(max_tokens=4)
+    leftovers = PartialOutputs(max_tokens=4)
     leftovers.keep("old", [1, 2], now_s=0.0)
     leftovers.keep("new", [3, 4, 5], now_s=1.0)
     assert leftovers.find("old", now_s=2.0) == []
@@ -33,13 +33,19 @@ def test_the_oldest_makes_room() -> None:
 
 
 def test_a_claim_is_of_the_same_key_the_same_body_and_the_same_prompt() -> None:
-    def claim(
+    def resume_key(
         request_id: str = "r", key: str | None = "alice", body: bytes = b"1", prompt: tuple[int, ...] = (1, 2)
     ) -> str:
-        return RequestContext("other", key_name=key, body_digest=body).claim(request_id, prompt)
+        return RequestContext("other", key_name=key, body_digest=body).resume_key(request_id, prompt)
 
-    assert claim() == claim()
-    others = {claim("s"), claim(key="bob"), claim(key=None), claim(body=b"2"), claim(prompt=(1, 3))}
+    assert resume_key() == resume_key()
+    others = {
+        resume_key("s"),
+        resume_key(key="bob"),
+        resume_key(key=None),
+        resume_key(body=b"2"),
+        resume_key(prompt=(1, 3)),
+    }
     assert len(others) == 5
-    assert claim() not in others
-    assert claim(body=b"") == ""
+    assert resume_key() not in others
+    assert resume_key(body=b"") == ""

@@ -226,7 +226,7 @@ def test_a_free_port_is_no_finding() -> None:
 def test_what_outlived_its_launcher_is_found_by_its_mark() -> None:
     env = {**os.environ, machine.RUN_MARK: "999999999-1.00"}
     with subprocess.Popen([sys.executable, "-c", "input()"], env=env, stdin=subprocess.PIPE) as orphan:
-        pids = [item.pid for item in machine.leftovers()]
+        pids = [item.pid for item in machine.stale_processes()]
         words = told(machine_checks.machine_checks())
         orphan.communicate(b"\n")
     assert orphan.pid in pids
@@ -236,7 +236,7 @@ def test_what_outlived_its_launcher_is_found_by_its_mark() -> None:
 def test_what_belongs_to_a_living_launcher_is_left_alone() -> None:
     env = {**os.environ, machine.RUN_MARK: machine.new_run_mark()}
     with subprocess.Popen([sys.executable, "-c", "input()"], env=env, stdin=subprocess.PIPE) as child:
-        pids = [item.pid for item in machine.leftovers()]
+        pids = [item.pid for item in machine.stale_processes()]
         mine = [process.pid for process in machine.processes_of(machine.new_run_mark())]
         child.communicate(b"\n")
     assert child.pid not in pids

@@ -16,7 +16,7 @@ from ray.exceptions import ActorUnavailableError
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.protocol.attempts import ReplicaDied, ReplicaLost, WrongReplica
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, Frame, Hello, LineAddress
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, DataChannelAddress, Frame, ReplicaInfo
 from serve_app.router.serve_transport import ServeTransport
 
 
@@ -126,7 +126,7 @@ async def service(*, offers: bool = True, gap_s: float = 0.0) -> AsyncIterator[t
         "a", lambda sink: FakeEngine(FakeEngineConfig(gap_s=gap_s), sink), 20.0, "127.0.0.1" if offers else None
     )
     await replica.start()
-    handle = Handle(replica, await replica.hello())
+    handle = Handle(replica, await replica.info())
     transport: Any = ServeTransport(handle, "ingress")
     await transport.replicas()
     try:
@@ -155,9 +155,9 @@ async def test_tokens_come_by_the_line_where_one_is_offered_and_else_by_serve(of
 async def test_a_port_that_cannot_be_reached_costs_the_line_and_not_the_link() -> None:
     async with service() as (handle, follower):
         with socket.create_server(("127.0.0.1", 0)) as unused:
-            closed = LineAddress("127.0.0.1", unused.getsockname()[1], b"")
-        hello = msgspec.msgpack.decode(handle.hello, type=Hello)
-        handle.hello = msgspec.msgpack.encode(Hello(hello.replica_id, hello.load, closed))
+            closed = DataChannelAddress("127.0.0.1", unused.getsockname()[1], b"")
+        hello = msgspec.msgpack.decode(handle.hello, type=ReplicaInfo)
+        handle.hello = msgspec.msgpack.encode(ReplicaInfo(hello.replica_id, hello.load, closed))
         await follower.transport.replicas()
         following = asyncio.create_task(follower.follow())
         await follower.up.wait()
@@ -197,8 +197,8 @@ async def test_what_serve_says_of_the_lease_ends_the_line_and_what_runs_on_it(
 
 async def test_a_lease_that_landed_on_another_replica_makes_no_line() -> None:
     async with service() as (handle, follower):
-        hello = msgspec.msgpack.decode(handle.hello, type=Hello)
-        handle.hello = msgspec.msgpack.encode(Hello("b", hello.load, hello.line))
+        hello = msgspec.msgpack.decode(handle.hello, type=ReplicaInfo)
+        handle.hello = msgspec.msgpack.encode(ReplicaInfo("b", hello.load, hello.line))
         await follower.transport.replicas()
         with pytest.raises(WrongReplica):
             await follower.follow("b")
@@ -208,5 +208,5 @@ async def test_a_lease_that_landed_on_another_replica_makes_no_line() -> None:
 async def test_what_is_held_against_a_client_is_in_the_next_hello() -> None:
     async with service() as (handle, follower):
         await follower.transport.hold_against({"client mallory": 60.0})
-        hello = msgspec.msgpack.decode(await handle.replica.hello(), type=Hello)
+        hello = msgspec.msgpack.decode(await handle.replica.info(), type=ReplicaInfo)
         assert hello.quarantine == {"client mallory": pytest.approx(60.0, abs=5.0)}

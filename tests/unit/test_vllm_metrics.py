@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.engine import vllm_metrics
-from serve_app.engine.vllm_metrics import LateCounter, LateGauge
+from serve_app.engine.vllm_metrics import BufferedCounter, BufferedGauge
 
 
 class Recorder:
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_increments_are_added_up_and_none_is_lost() -> None:
-    counter, recorder = recorded(LateCounter("late_counter_test", "", ["engine"]))
+    counter, recorder = recorded(BufferedCounter("late_counter_test", "", ["engine"]))
     for value in (1, 2, 0, 4):
         counter.inc(value)
     assert recorder.values.empty()
@@ -45,7 +45,7 @@ async def test_increments_are_added_up_and_none_is_lost() -> None:
 
 
 async def test_a_counter_asked_for_again_by_its_labels_goes_on_adding() -> None:
-    counter = LateCounter("late_counter_test_2", "", ["engine"])
+    counter = BufferedCounter("late_counter_test_2", "", ["engine"])
     first, recorder = recorded(counter)
     first.inc(1)
     counter.labels("0").inc(2)
@@ -54,7 +54,7 @@ async def test_a_counter_asked_for_again_by_its_labels_goes_on_adding() -> None:
 
 
 async def test_the_latest_value_of_a_gauge_counts_zero_too() -> None:
-    gauge, recorder = recorded(LateGauge("late_gauge_test", "", ["engine"]))
+    gauge, recorder = recorded(BufferedGauge("late_gauge_test", "", ["engine"]))
     gauge.set(5)
     gauge.set(0)
     assert await recorder.values.get() == 0
@@ -62,6 +62,6 @@ async def test_the_latest_value_of_a_gauge_counts_zero_too() -> None:
 
 
 def test_without_a_loop_nothing_waits() -> None:
-    gauge, recorder = recorded(LateGauge("late_gauge_test_2", "", ["engine"]))
+    gauge, recorder = recorded(BufferedGauge("late_gauge_test_2", "", ["engine"]))
     gauge.set(3)
     assert recorder.values.get_nowait() == 3
