@@ -75,7 +75,7 @@ class Subject:
                 self.answers.set()
 
     async def time_steps(self) -> None:
-        """Keep the longest time that the engine owed a step."""
+        """Keep the longest time that the engine busy a step."""
         while True:
             stats = self.engine.stats()
             if stats.unfinished:

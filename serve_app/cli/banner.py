@@ -37,7 +37,7 @@ def text(endpoint: Endpoint, dashboard: str | None) -> str:
     url, model, key = endpoint.url(), endpoint.model, endpoint.key()
     reach = "every interface of this machine" if endpoint.host in {"0.0.0.0", "::"} else "this address only"
     auth = f" -H 'Authorization: Bearer {key}'" if endpoint.needs_key else ""
-    hello = '[{"role": "user", "content": "ReplicaInfo!"}]'
+    hello = '[{"role": "user", "content": "Hello!"}]'
     body = f'{{"model": "{model}", "messages": {hello}}}'
     lines = f"""
 Serving {model} at {url} ({reach}). Ctrl-C stops everything.

@@ -1,4 +1,4 @@
-"""What had been said on streams that broke off, kept for a while by the replica that said it.
+"""The partial outputs of streams that broke off, kept for a while by the replica that made them.
 
 A stream may lose its client's connection or its whole ingress. What ran for it is stopped, so that no slot is held for
 nobody; its tokens are small, and stay: who asks the same again with the same key and the broken request's id
@@ -15,11 +15,11 @@ KEEP_S = 600.0
 """A client that comes back later than this has most likely given up."""
 
 MAX_TOKENS = 4_000_000
-"""16 MB in one replica: ten minutes of everything that the published streams of one replica say."""
+"""16 MB in one replica: all output of ten minutes at the published rates."""
 
 
 class PartialOutputs:
-    """Token ids by resume_key, for `keep_s`, `max_tokens` in all; the oldest go first. `now_s` is the caller's
+    """Token ids by resume key, for `keep_s`, `max_tokens` in all; the oldest go first. `now_s` is the caller's
     clock."""
 
     def __init__(self, keep_s: float = KEEP_S, max_tokens: int = MAX_TOKENS) -> None:
@@ -29,14 +29,14 @@ class PartialOutputs:
         self._tokens = 0
 
     def keep(self, resume_key: str, token_ids: Sequence[int], now_s: float) -> None:
-        """Keep them, in place of what the resume_key had."""
+        """Keep them, in place of what the key had."""
         self._drop(resume_key)
         self._kept[resume_key] = (now_s + self._keep_s, array("i", token_ids))
         self._tokens += len(token_ids)
         self._forget_old(now_s)
 
     def find(self, resume_key: str, now_s: float) -> list[int]:
-        """What the resume_key has; empty if nothing. It stays: who takes it up may lose the stream again."""
+        """What the key has; empty if nothing. It stays: the stream that continues it may break off, too."""
         self._forget_old(now_s)
         kept = self._kept.get(resume_key)
         return list(kept[1]) if kept is not None else []

@@ -49,7 +49,7 @@ from serve_app.protocol.poison import Blame, Quarantine, blame
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
-"""An idle link still says that the replica lives, and what its load is, this often."""
+"""How often an idle connection gets a heartbeat, with the replica's load."""
 
 SLOW_STEP_S = 10.0
 """A step that takes longer is worth a line in the log, with what the engine is doing and on what."""
@@ -73,7 +73,7 @@ class Attempt:
 
 
 class Outbox:
-    """What waits to be sent to one ingress. Steps that the link cannot take at once are merged into one frame."""
+    """What waits to be sent to one ingress. Steps that the connection cannot take at once are merged into one frame."""
 
     def __init__(self) -> None:
         self._deltas: list[TokenDelta] = []
@@ -90,7 +90,7 @@ class Outbox:
         self._ready.set()
 
     def close(self) -> None:
-        """End the link after what is waiting has gone out."""
+        """End it after what is waiting has gone out."""
         self.closed = True
         self._ready.set()
 
@@ -103,7 +103,7 @@ class Outbox:
 
 
 class EngineReplica:
-    """One engine and its links. `start` it before anything is asked of it.
+    """One engine and its connections. `start` it before anything is asked of it.
 
     An engine that owes steps and hangs or is stuck is killed (`engine/watchdog.py`). Lines are offered
     on `line_host`, an address of this node; without one, everything goes by Serve's calls. `max_waiting` attempts may
@@ -121,7 +121,7 @@ class EngineReplica:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._leftovers = PartialOutputs()
+        self._partial_outputs = PartialOutputs()
         self._quarantine = Quarantine()
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
@@ -132,8 +132,8 @@ class EngineReplica:
         self._slow = False
         self._line_host = line_host
         self._max_waiting = max_waiting
-        self._lines = DataChannelServer(self)
-        self._line: DataChannelAddress | None = None
+        self._channels = DataChannelServer(self)
+        self._address: DataChannelAddress | None = None
 
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
@@ -141,7 +141,7 @@ class EngineReplica:
         self._service = ServiceTimes(self._info.max_num_seqs, time.monotonic())
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._line_host is not None:
-            self._line = await self._lines.open(self._line_host)
+            self._address = await self._channels.open(self._line_host)
         logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
 
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class EngineReplica:
             ReplicaInfo(
                 self._replica_id,
                 self._load(),
-                self._line,
+                self._address,
                 capacity,
                 self._info.engine_version,
                 WIRE_VERSION,
@@ -174,7 +174,7 @@ class EngineReplica:
         await asyncio.Event().wait()
 
     async def run_attempt(self, target: str, data: bytes) -> None:
-        """Run one attempt (`AttemptRequest`); its deltas go out on the link of its ingress.
+        """Run one attempt (`AttemptRequest`); its deltas go out on the connection of its ingress.
 
         Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new
         request beyond the bound, `AttemptRefused` as the engine does, and `EngineDead` when the engine died or hung
@@ -185,7 +185,7 @@ class EngineReplica:
         if attempt.wire_version != WIRE_VERSION:
             raise WrongReplica(f"speaks wire version {WIRE_VERSION}, not {attempt.wire_version}")
         if attempt.ingress_id not in self._outboxes:
-            raise WrongReplica("the ingress holds no link to this replica")
+            raise WrongReplica("the ingress has no connection to this replica")
         try:
             await self.check_health()
         except EngineDead as error:
@@ -218,15 +218,15 @@ class EngineReplica:
         """The token ids that a broken stream of this resume_key had; none if it is not known here."""
         # Whoever asks knows of the break before us, at times.
         running = [attempt.output_token_ids for attempt in self._attempts.values() if attempt.resume_key == resume_key]
-        kept = self._leftovers.find(resume_key, time.monotonic())
+        kept = self._partial_outputs.find(resume_key, time.monotonic())
         return msgspec.msgpack.encode(max([kept, *running], key=len))
 
     async def hold_against(self, quarantine: bytes) -> None:
-        """Keep who has cost a replica, for all ingresses: each hears it with the next `hello`."""
+        """Keep who has cost a replica, for all ingresses: each hears it with the next `info`."""
         self._quarantine.learn(msgspec.msgpack.decode(quarantine, type=dict[str, float]), time.monotonic())
 
     async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
-        """The link to one ingress: a `Frame` per engine step, a heartbeat when idle, until the ingress closes it."""
+        """The frames for one ingress: one per engine step, a heartbeat when idle, until the ingress closes it."""
         self._must_be(target)
         outbox = Outbox()
         if (previous := self._outboxes.get(ingress_id)) is not None:
@@ -266,7 +266,7 @@ class EngineReplica:
         heartbeat: asyncio.Task[None] | None = getattr(self, "_heartbeat_task", None)
         if heartbeat is not None:
             heartbeat.cancel()
-        await self._lines.close()
+        await self._channels.close()
         await self._engine.shutdown()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ class EngineReplica:
 
     def _keep(self, attempt: Attempt) -> None:
         if attempt.resume_key and attempt.output_token_ids:
-            self._leftovers.keep(attempt.resume_key, attempt.output_token_ids, time.monotonic())
+            self._partial_outputs.keep(attempt.resume_key, attempt.output_token_ids, time.monotonic())
 
     def _load(self) -> Load:
         stats = self._engine.stats()
@@ -331,7 +331,7 @@ class EngineReplica:
         if self._engine_dead:
             return
         judgement = self._watchdog.observe(
-            time.monotonic(), stats.steps, self._engine.activity, owed=stats.unfinished > 0
+            time.monotonic(), stats.steps, self._engine.activity, busy=stats.unfinished > 0
         )
         if judgement.verdict in (Verdict.HUNG, Verdict.STUCK):
             reason = f"{judgement.verdict}: {judgement.evidence} (under way: {self._engine.under_way()})"

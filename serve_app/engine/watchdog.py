@@ -1,9 +1,9 @@
 """Watchdog: tells a hung engine from a slow one by what its processes do, not by the clock alone.
 
-An engine with unfinished requests owes steps. While they come, all is well. When none comes, its processes are looked
+An engine with unfinished requests makes steps. While they come, all is well. When none comes, its processes are looked
 at:
 
-    working   steps come, or none is owed
+    working   steps come, or there is nothing to do
     busy      no step yet, but something moves: CPU time of the engine's processes, their compilers, or a GPU
     hung      no step and nothing moves for `hung_after_s`: stopped, dead-locked, waiting for what never comes; all of
               the engine must have been seen for that
@@ -80,7 +80,7 @@ class WatchdogLimits:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and the evidence for it, in a sentence for the log. `silence_s`: since the last step that was owed."""
+    """A verdict and the evidence for it, in a sentence for the log. `silence_s`: since the last step that was busy."""
 
     verdict: Verdict
     silence_s: float
@@ -105,18 +105,18 @@ class Watchdog:
         self._unseen = 0
 
     def observe(
-        self, now_s: float, steps: int, read_activity: Callable[[], EngineActivity], *, owed: bool
+        self, now_s: float, steps: int, read_activity: Callable[[], EngineActivity], *, busy: bool
     ) -> Judgement:
         """Judge the engine by its count of `steps` and, where none has come for a while, by its activity.
 
-        `owed`: it has unfinished requests. `read_activity` is called only when a step is overdue.
+        `busy`: it has unfinished requests. `read_activity` is called only when a step is overdue.
         """
-        if steps != self._steps or not owed:
-            if owed:
+        if steps != self._steps or not busy:
+            if busy:
                 self._slowest_step_s = max(self._slowest_step_s, self._silence_s)
             self._steps, self._last, self._compilations = steps, None, 0
             self._signs += 1
-        self._silence_s = self._silence.look(now_s, steps, owed=owed)
+        self._silence_s = self._silence.look(now_s, steps, expected=busy)
         is_overdue = self._silence_s >= LOOK_AFTER_S
         if is_overdue:
             self._look(now_s, read_activity())

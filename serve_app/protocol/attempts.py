@@ -1,4 +1,4 @@
-"""What flies, on what, and how it is told: the words that the fleet, its transport and its caller share.
+"""Requests, attempts and how they end: what the dispatcher, its transport and its caller share.
 
 Nothing here knows Ray (that is `Transport`, see `router/serve_transport.py`) or vLLM (`ingress/engine_client.py`).
 """
@@ -23,7 +23,7 @@ class ReplicaDied(ReplicaLost):
 
 
 class WrongReplica(Exception):
-    """The call landed on another replica than the one meant, which is therefore out of Serve's routing. Nobody died."""
+    """The call came to another replica than the one meant, which is therefore out of Serve's routing. Nobody died."""
 
 
 class ReplicaStopping(WrongReplica):
@@ -92,7 +92,7 @@ class Transport(Protocol):
         """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
 
     def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        """The link to one replica, open until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
+        """The frames of one replica, until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
         """The most that any replica has of a broken stream (`engine/partial_outputs.py`); empty if none can be
@@ -130,7 +130,7 @@ class RequestTrace:
 
 @dataclass(frozen=True)
 class FleetRequest:
-    """A request as the fleet flies it. `payload` is the engine's own form of it; the rest is what a resume must
+    """A request as it is dispatched. `payload` is the engine's own form of it; the rest is what a resume must
     know."""
 
     request_id: str
@@ -144,11 +144,11 @@ class FleetRequest:
     session_id: str | None
     record: RequestTrace
     resume_key: str = ""
-    """Under which what it says can be taken up; empty: under none."""
+    """Under which its partial output can be fetched; empty: it is not kept."""
     client: str = ""
     """Whose it is, by the name of its API key; empty where there are no keys."""
     resumed_key: str = ""
-    """The resume_key of the broken stream that it takes up, if it does."""
+    """The resume key of the broken stream that it continues, if it does."""
     answer_begun: Callable[[], bool] = lambda: False
     """Whether its client has been sent the head of an answer: then it is too late to refuse it."""
 
@@ -172,8 +172,8 @@ class DispatcherLimits:
     network is: when, since its last token, `max_gone_replicas` have fallen silent for good, or after
     `max_cut_attempts`, so that nothing is tried for ever at no cost of time.
 
-    A link that says nothing for `link_silence_s` is lost (a replica says something every half second). What still runs
-    on a draining replica after `drain_timeout_s` is moved to another.
+    A connection without a frame for `link_silence_s` is lost (a replica sends a heartbeat every half second). What
+    still runs on a draining replica after `drain_timeout_s` is moved to another.
     """
 
     request_deadline_s: float

@@ -1,9 +1,9 @@
-"""The line between an ingress and an engine replica: one TCP connection, attempts one way and frames the other.
+"""The data channel between an ingress and an engine replica: one TCP connection, attempts one way, frames the other.
 
 A call or a message of Ray Serve's costs each side as much as several steps' tokens do. So what comes with every step
 and with every attempt does not go that way. Serve still holds the pair together (`router/serve_transport.py`): beside
-the line the ingress keeps one streaming call open, which Serve waits for before it ends a replica, and which says how
-the replica ended when the line breaks.
+it the ingress keeps one streaming call open, which Serve waits for before it ends a replica, and which says how the
+replica ended when the channel breaks.
 
 A message is its length (4 bytes), its kind (1 byte) and its body, which is msgpack but for a frame: that is encoded
 already.
@@ -57,11 +57,11 @@ ERRORS: dict[str, type[Exception]] = {
         EngineDeadBeside,
     )
 }
-"""How an attempt may end that did not run to its end, by the name that crosses the line."""
+"""How an attempt may end that did not run to its end, by the name that is sent."""
 
 
 class Handshake(msgspec.Struct, array_like=True):
-    """The first message: who calls whom, and that it was offered the line."""
+    """The first message: who calls whom, and that it was offered the channel."""
 
     secret: bytes
     target: str
@@ -69,7 +69,7 @@ class Handshake(msgspec.Struct, array_like=True):
 
 
 class Start(msgspec.Struct, array_like=True):
-    """An attempt (`wire.AttemptRequest`, encoded). `number` counts those of this line."""
+    """An attempt (`AttemptRequest`, encoded). `number` counts those of this channel."""
 
     number: int
     attempt: bytes
@@ -84,7 +84,7 @@ class Ended(msgspec.Struct, array_like=True):
 
 
 class Runner(Protocol):
-    """What a line leads to: `replica.EngineReplica`."""
+    """What a channel leads to: `EngineReplica`."""
 
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run an attempt to its end; cancelling it aborts the attempt."""
@@ -94,13 +94,13 @@ class Runner(Protocol):
 
 
 class DataChannelServer:
-    """Takes lines for one replica."""
+    """Takes the data channels of one replica."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._secret = secrets.token_bytes(16)
         self._server: asyncio.Server | None = None
-        self._lines: set[asyncio.Task[None]] = set()
+        self._channels: set[asyncio.Task[None]] = set()
 
     async def open(self, host: str) -> DataChannelAddress:
         """Listen there, on any free port. Raises `OSError` where that is not possible."""
@@ -108,42 +108,42 @@ class DataChannelServer:
         return DataChannelAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
 
     async def close(self) -> None:
-        """End every line, and what runs on it."""
+        """End every channel, and what runs on it."""
         if self._server is not None:
             self._server.close()
-        for line in self._lines:
-            line.cancel()
-        await asyncio.gather(*self._lines, return_exceptions=True)
+        for channel in self._channels:
+            channel.cancel()
+        await asyncio.gather(*self._channels, return_exceptions=True)
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = asyncio.current_task()
-        if line is None:  # asyncio runs it as a task
+        channel = asyncio.current_task()
+        if channel is None:  # asyncio runs it as a task
             return
-        self._lines.add(line)
+        self._channels.add(channel)
         attempts: dict[int, asyncio.Task[None]] = {}
         pump: asyncio.Task[None] | None = None
         try:
-            opening = await self._opening(reader)
-            pump = asyncio.create_task(self._pump(writer, opening), name=f"line to {opening.ingress_id}")
+            handshake = await self._handshake(reader)
+            pump = asyncio.create_task(self._pump(writer, handshake), name=f"channel to {handshake.ingress_id}")
             while True:
                 kind, body = await _read(reader)
                 if kind == RUN:
                     start = msgspec.msgpack.decode(body, type=Start)
-                    attempts[start.number] = asyncio.create_task(self._run(writer, opening.target, start))
+                    attempts[start.number] = asyncio.create_task(self._run(writer, handshake.target, start))
                     attempts = {number: task for number, task in attempts.items() if not task.done()}
                 elif kind == STOP and (stopped := attempts.get(msgspec.msgpack.decode(body, type=int))) is not None:
                     stopped.cancel()
         except (OSError, EOFError, TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
-            logger.debug("a line ended", extra={"error": str(error)})
+            logger.debug("a data channel ended", extra={"error": str(error)})
         finally:
             writer.transport.abort()
             left = [*attempts.values(), *([pump] if pump is not None else [])]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-            self._lines.discard(line)
+            self._channels.discard(channel)
 
-    async def _opening(self, reader: asyncio.StreamReader) -> Handshake:
+    async def _handshake(self, reader: asyncio.StreamReader) -> Handshake:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             kind, body = await _read(reader, longest=4096)
         opening = msgspec.msgpack.decode(body, type=Handshake)
@@ -159,7 +159,7 @@ class DataChannelServer:
                     # Waits while the ingress does not read: steps are then merged (`replica.Outbox`).
                     await writer.drain()
         except (OSError, WrongReplica) as error:
-            logger.debug("a line ended", extra={"error": str(error)})
+            logger.debug("a data channel ended", extra={"error": str(error)})
         finally:
             writer.transport.abort()
 
@@ -194,7 +194,7 @@ class DataChannel:
         return cls(reader, writer)
 
     async def frames(self) -> AsyncGenerator[Frame, None]:
-        """Frames until the line ends, however it does."""
+        """Frames until the channel ends, however it does."""
         with contextlib.suppress(OSError, EOFError):
             while True:
                 kind, body = await _read(self._reader)

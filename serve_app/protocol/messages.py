@@ -78,7 +78,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class DataChannelAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where a replica takes lines (`protocol/data_channel.py`), and what a caller must know to get one."""
+    """Where a replica takes data channels (`protocol/data_channel.py`), and what a caller must know to open one."""
 
     host: str
     port: int
@@ -89,7 +89,7 @@ class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How much a replica takes, and how fast it gets done. It changes slowly, so it does not come with every step.
 
     `max_unfinished` attempts may run and wait here (None: a replica that does not say). One runs for `service_s`, as
-    measured (None: not yet). `ingresses` hold a link. The engine took `start_s` to start.
+    measured (None: not yet). `ingresses` are connected. The engine took `start_s` to start.
     """
 
     max_unfinished: int | None = None

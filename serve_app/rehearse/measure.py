@@ -85,7 +85,7 @@ class _Asked:
         return Request(kind, ok, time.monotonic() - began_s, said[:500])
 
     def text(self) -> str:
-        usage = self._ask("ReplicaInfo", max_tokens=TEXT_TOKENS, ignore_eos=True)["usage"]
+        usage = self._ask("Hello", max_tokens=TEXT_TOKENS, ignore_eos=True)["usage"]
         self._prompt_tokens = usage["prompt_tokens"]
         if usage["completion_tokens"] != TEXT_TOKENS:
             raise _Wrong(f"{TEXT_TOKENS} tokens were asked for, {usage['completion_tokens']} came")
@@ -93,7 +93,7 @@ class _Asked:
 
     def image(self) -> str:
         url = data_url(png(draw(IMAGE_SIDE, IMAGE_SIDE, np.random.default_rng(0))))
-        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "ReplicaInfo"}]
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Hello"}]
         usage = self._ask(parts, max_tokens=TEXT_TOKENS, ignore_eos=True)["usage"]
         more = usage["prompt_tokens"] - self._prompt_tokens
         if more < LEAST_IMAGE_TOKENS:

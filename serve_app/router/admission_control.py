@@ -36,10 +36,10 @@ class AdmissionControl:
     """For one ingress. `in_flight` tells how many sequences it has taken that have not ended, `clock` is a loop's."""
 
     def __init__(
-        self, admission: Admission, links: ReplicaPool, in_flight: Callable[[], int], clock: Callable[[], float]
+        self, admission: Admission, pool: ReplicaPool, in_flight: Callable[[], int], clock: Callable[[], float]
     ) -> None:
         self._admission = admission
-        self._links = links
+        self._pool = pool
         self._in_flight = in_flight
         self._clock = clock
         self._promises = Promises()
@@ -53,7 +53,7 @@ class AdmissionControl:
         if isinstance(verdict, RejectPermanently):
             raise TooManySequences(asked, verdict.limit)
         raise (
-            self._links.no_replica(f"{verdict.waiting} requests wait for one")
+            self._pool.no_replica(f"{verdict.waiting} requests wait for one")
             if isinstance(verdict, NobodyUp)
             else self._full(facts)
         )
@@ -69,20 +69,22 @@ class AdmissionControl:
         return QueueFull(told.retry_after_s, told.why, measured=told.measured)
 
     def _facts(self, asked: int) -> Facts:
-        links = self._links.taking_work()
-        rooms = [link.room(self._admission.max_waiting) for link in links]
-        measured = [link for link in links if link.capacity.service_s is not None]
+        connections = self._pool.taking_work()
+        rooms = [connection.room(self._admission.max_waiting) for connection in connections]
+        measured = [connection for connection in connections if connection.capacity.service_s is not None]
         # Of all their slots together: the mean of the rates, weighed by the slots.
-        rate = sum(link.load.max_num_seqs / max(link.capacity.service_s or 0.0, 0.001) for link in measured)
-        slots = sum(link.load.max_num_seqs for link in measured)
+        rate = sum(
+            connection.load.max_num_seqs / max(connection.capacity.service_s or 0.0, 0.001) for connection in measured
+        )
+        slots = sum(connection.load.max_num_seqs for connection in measured)
         return Facts(
             asked=asked,
-            held=sum(link.facts().unfinished for link in links),
+            held=sum(connection.facts().unfinished for connection in connections),
             room=sum(rooms),
-            slots=sum(link.load.max_num_seqs for link in links),
-            waiting=self._in_flight() - self._links.attempts(),
+            slots=sum(connection.load.max_num_seqs for connection in connections),
+            waiting=self._in_flight() - self._pool.attempts(),
             service_s=slots / rate if rate else None,
             promised=self._promises.outstanding(self._clock()),
-            ingresses=max((link.capacity.ingresses for link in links), default=1),
-            one_room=max(rooms, default=self._links.last_room(self._admission.max_waiting)),
+            ingresses=max((connection.capacity.ingresses for connection in connections), default=1),
+            one_room=max(rooms, default=self._pool.last_room(self._admission.max_waiting)),
         )

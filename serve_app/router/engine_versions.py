@@ -26,18 +26,18 @@ class EngineVersions:
 
     vllm: str
 
-    def mismatch(self, hello: ReplicaInfo) -> str | None:
+    def mismatch(self, info: ReplicaInfo) -> str | None:
         """What is wrong with this replica and how to mend it, in one sentence; None where nothing is."""
-        if hello.wire_version != WIRE_VERSION:
+        if info.wire_version != WIRE_VERSION:
             return (
-                f"the ingress speaks wire version {WIRE_VERSION}, replica {hello.replica_id} {hello.wire_version}: "
+                f"the ingress speaks wire version {WIRE_VERSION}, replica {info.replica_id} {info.wire_version}: "
                 "deploy the same version of this application on every node"
             )
-        if ANY & {self.vllm, hello.vllm_version} or _public(self.vllm) == _public(hello.vllm_version):
+        if ANY & {self.vllm, info.vllm_version} or _public(self.vllm) == _public(info.vllm_version):
             return None
         return (
-            f"the ingress runs vLLM {_in_words(self.vllm)}, replica {hello.replica_id} runs "
-            f"{_in_words(hello.vllm_version)}: {FIX}"
+            f"the ingress runs vLLM {_in_words(self.vllm)}, replica {info.replica_id} runs "
+            f"{_in_words(info.vllm_version)}: {FIX}"
         )
 
 

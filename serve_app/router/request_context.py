@@ -20,7 +20,7 @@ from serve_app.protocol.errors import ServeError
 
 @dataclass(eq=False)
 class RequestContext:
-    """One HTTP request. `flights` has an entry per sequence (`n`, or several prompts)."""
+    """One HTTP request. `sequences` has an entry for each (`n`, or several prompts)."""
 
     request_id: str
     session_id: str | None = None
@@ -41,7 +41,7 @@ class RequestContext:
     answer_begun: bool = False
     """Whether the head of an answer has been sent: an error can then be an event only."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the first flight is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
+    """Set when the first sequence is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
 
     def resume_key(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
         """Names what request `request_id` says, for whoever asked for the same with the same key; empty without a body.
@@ -63,7 +63,7 @@ class RequestContext:
     @property
     def error(self) -> ServeError | None:
         """What went wrong with it, if it has been told: at the door, or on its way."""
-        return self.refused or next((flight.error for flight in self.sequences if flight.error is not None), None)
+        return self.refused or next((one.error for one in self.sequences if one.error is not None), None)
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("serve_app_request", default=None)

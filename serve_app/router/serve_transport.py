@@ -2,9 +2,9 @@
 
 Serve routes a call to whichever replica its `RequestRouter` picks; the fleet has already decided. So every call carries
 its target, `TargetRouter` sends it there, and the replica checks: a call for a replica that Serve no longer routes to
-lands elsewhere and comes back as `WrongReplica`.
+comes to another replica and back as `WrongReplica`.
 
-Attempts and frames go by a line of their own where there is one (`protocol/data_channel.py`); Serve's calls are the way
+Attempts and frames go by a data channel where there is one (`protocol/data_channel.py`); Serve's calls are the way
 to find it, to keep the replica, and to go where there is none.
 
 The list of replicas comes from `handle.broadcast`, Serve's public way to reach every replica that takes new work.
@@ -39,11 +39,12 @@ from serve_app.protocol.messages import (
 logger = logging.getLogger(__name__)
 
 LIST_TIMEOUT_S = 2.0
-"""A replica that does not say hello in this time is busy or dead; the list is then incomplete, not wrong. While one
+"""A replica that does not answer in this time is busy or dead; the list is then incomplete, not wrong. While one
 hangs, a new one is found this much later."""
 
 VERDICT_S = 1.0
-"""How much later than the line Serve's call to a dead replica may end. The request that ran there waits so long."""
+"""How much later than the data channel Serve's call to a dead replica may end. The request that ran there waits so
+long."""
 
 PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
 """What crosses is bytes and errors; Serve's default, which can carry functions too, takes several times as long."""
@@ -87,12 +88,12 @@ class ServeTransport:
         self._lease = engine.options(method_name="lease", stream=True, **PLAIN)
         self._ingress_id = ingress_id
         self._addresses: dict[str, DataChannelAddress] = {}
-        self._lines: dict[str, DataChannel] = {}
+        self._channels: dict[str, DataChannel] = {}
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         """See `fleet.Transport`."""
         try:
-            answers = await self._engine.broadcast("hello").results_async(
+            answers = await self._engine.broadcast("info").results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
         except (*LOST_CALL, TimeoutError) as error:
@@ -102,7 +103,7 @@ class ServeTransport:
         return hellos, len(hellos) == len(answers)
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        """See `fleet.Transport`: by a line where one is offered and can be had, else by Serve."""
+        """See `Transport`: by a data channel where one is offered and can be opened, else by Serve."""
         address = self._addresses.get(replica_id)
         if address is not None:
             lease = self._lease.remote(replica_id)
@@ -119,7 +120,7 @@ class ServeTransport:
                 yield frame
 
     async def _open_line(self, replica_id: str, address: DataChannelAddress, lease: AnyStream) -> DataChannel | None:
-        """The line, once Serve has said that this is the replica; None where there is no way for it."""
+        """The channel, once Serve has said that this is the replica; None where there is no way for it."""
         try:
             await anext(lease)
         except (*LOST_CALL, *OUR_ERRORS) as error:
@@ -133,22 +134,22 @@ class ServeTransport:
 
     async def _by_line(self, replica_id: str, line: DataChannel, lease: AnyStream) -> AsyncGenerator[Frame, None]:
         """Frames until line or lease breaks; then raises what became of the replica."""
-        self._lines[replica_id] = line
-        reason: Exception = ReplicaLost("the link is closed")
+        self._channels[replica_id] = line
+        reason: Exception = ReplicaLost("the connection is closed")
         verdict = asyncio.create_task(_how_it_ended(lease), name=f"lease of {replica_id}")
-        # A node that is gone says nothing on the line; Ray may know of it sooner than silence tells.
+        # A node that is gone sends nothing on the channel; Ray may know of it sooner than silence tells.
         verdict.add_done_callback(lambda _: line.hang_up())
         try:
             async with contextlib.aclosing(line.frames()) as frames:
                 async for frame in frames:
                     yield frame
             await asyncio.wait({verdict}, timeout=VERDICT_S)
-            reason = verdict.result() if verdict.done() else ReplicaLost("the line broke")
+            reason = verdict.result() if verdict.done() else ReplicaLost("the data channel broke")
             raise reason
         finally:
             verdict.cancel()
-            if self._lines.get(replica_id) is line:
-                del self._lines[replica_id]
+            if self._channels.get(replica_id) is line:
+                del self._channels[replica_id]
             line.close(reason)
 
     async def _by_serve(self, replica_id: str) -> AsyncGenerator[Frame, None]:
@@ -185,7 +186,7 @@ class ServeTransport:
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """See `fleet.Transport`."""
-        line = self._lines.get(replica_id)
+        line = self._channels.get(replica_id)
         if line is not None:
             await line.run(encode_request(attempt))
             return
@@ -209,7 +210,7 @@ async def _how_it_ended(lease: AnyStream) -> Exception:
         return as_fleet_error(error)
     except StopAsyncIteration:
         pass
-    return ReplicaLost("the replica ended the link")
+    return ReplicaLost("the replica ended the connection")
 
 
 def as_fleet_error(error: Exception) -> Exception:

@@ -35,7 +35,7 @@ async def watch(subject: Subject, attempt: asyncio.Task[None]) -> list[Judgement
     watchdog, engine, judgements = Watchdog(LIMITS, PERIOD_S), subject.engine, list[Judgement]()
     while not attempt.done():
         stats = engine.stats()
-        judgement = watchdog.observe(time.monotonic(), stats.steps, engine.activity, owed=stats.unfinished > 0)
+        judgement = watchdog.observe(time.monotonic(), stats.steps, engine.activity, busy=stats.unfinished > 0)
         judgements.append(judgement)
         if judgement.verdict in (Verdict.HUNG, Verdict.STUCK):
             engine.fail(judgement.evidence)

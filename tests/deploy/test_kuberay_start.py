@@ -112,7 +112,7 @@ async def test_it_serves_on_the_nodes_that_the_groups_are_for(site: tuple[Cluste
     (engine,) = deployments["engine"]["replicas"]
     assert engine["node_ip"] == workers["h100-x8"].address
     assert cluster.head.address not in {one["node_ip"] for one in deployments["ingress"]["replicas"]}
-    chat = {"model": "step3p7-flash", "messages": [{"role": "user", "content": "ReplicaInfo!"}]}
+    chat = {"model": "step3p7-flash", "messages": [{"role": "user", "content": "Hello!"}]}
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         for node in workers.values():
             answer = await client.post(f"{cluster.url(node)}/v1/chat/completions", json=chat)

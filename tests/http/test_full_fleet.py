@@ -13,11 +13,11 @@ from serve_app.protocol.outcome import Outcome
 from serve_app.router.admission_control import AdmissionControl
 from tests.http.harness import NAME, service
 
-HELLO = [{"role": "user", "content": "ReplicaInfo."}]
+HELLO = [{"role": "user", "content": "Hello."}]
 ASKED = {
     "/v1/chat/completions": {"messages": HELLO, "max_tokens": 8},
-    "/v1/completions": {"prompt": "ReplicaInfo.", "max_tokens": 8},
-    "/v1/responses": {"input": "ReplicaInfo.", "max_output_tokens": 8},
+    "/v1/completions": {"prompt": "Hello.", "max_tokens": 8},
+    "/v1/responses": {"input": "Hello.", "max_output_tokens": 8},
     "/v1/messages": {"messages": HELLO, "max_tokens": 8},
 }
 

@@ -97,7 +97,7 @@ async def test_it_comes_up_says_so_and_leaves_nothing_behind(folder: Path) -> No
         async with httpx.AsyncClient(trust_env=False) as client:
             asked = {
                 "model": "step3p7-flash",
-                "messages": [{"role": "user", "content": "ReplicaInfo"}],
+                "messages": [{"role": "user", "content": "Hello"}],
                 "max_tokens": 20,
             }
             answer = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=asked, timeout=60)

@@ -96,7 +96,7 @@ def test_whatever_the_model_samples_is_text(tmp_path: Path) -> None:
     assert tokenizer.get_vocab_size() == 128_896 // 8
     assert all(len(tokenizer.decode([number])) == 1 for number in range(1024, 16_112, 97))
     before = tokenizers.Tokenizer.from_file(str(dummy_model.DEMO / "tokenizer.json"))
-    assert tokenizer.encode("ReplicaInfo, world!").ids == before.encode("ReplicaInfo, world!").ids
+    assert tokenizer.encode("Hello, world!").ids == before.encode("Hello, world!").ids
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("h100-x8", 1), ("h100-x8", 8), ("b200-x4", 4), ("cpu-demo", 1)])

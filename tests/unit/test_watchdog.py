@@ -20,7 +20,7 @@ class Engine:
 
     now_s: float = 0.0
     steps: int = 7
-    owed: bool = True
+    busy: bool = True
     cpu_ratio: dict[int, float] = field(default_factory=lambda: {1: 0.0})
     compiler_ratio: dict[int, float] = field(default_factory=dict)
     gpu: float | None = None
@@ -41,7 +41,7 @@ class Engine:
 
     def run(self, watchdog: Watchdog, duration_s: float) -> Iterator[Judgement]:
         for _ in range(int(duration_s / PERIOD_S)):
-            yield watchdog.observe(self.now_s, self.steps, self.read, owed=self.owed)
+            yield watchdog.observe(self.now_s, self.steps, self.read, busy=self.busy)
             self.now_s += PERIOD_S
             for spent_s, ratios in ((self.cpu_s, self.cpu_ratio), (self.compiler_s, self.compiler_ratio)):
                 for pid, ratio in ratios.items():
@@ -150,7 +150,7 @@ def test_a_step_may_take_three_times_as_long_as_the_slowest_before_it() -> None:
 
 
 def test_nothing_is_owed_by_an_engine_without_requests() -> None:
-    engine = Engine(owed=False)
+    engine = Engine(busy=False)
     assert killed_after_s(engine.run(Watchdog(LIMITS, PERIOD_S), 600)) is None
     assert engine.readings == 0
 

@@ -8,7 +8,7 @@ WEATHER_OF_PARIS = {"name": "get_weather", "arguments": {"city": "Paris"}}
 WEATHER_OF_OSLO = {"name": "get_weather", "arguments": {"city": "Oslo"}}
 
 SCRIPT: list[dict[str, Any]] = [
-    {"when": ["Say hello plainly"], "turns": [{"say": "ReplicaInfo there."}]},
+    {"when": ["Say hello plainly"], "turns": [{"say": "Hello there."}]},
     {"when": ["Add 17 and 25"], "turns": [{"think": "17 and 25 make 42.", "say": "It is 42."}]},
     {
         "when": ["What is the weather in Paris"],
