@@ -98,9 +98,9 @@ class ServeTransport:
             )
         except (*LOST_CALL, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
-        hellos = [msgspec.msgpack.decode(answer, type=ReplicaInfo) for answer in answers if isinstance(answer, bytes)]
-        self._addresses = {hello.replica_id: hello.line for hello in hellos if hello.line is not None}
-        return hellos, len(hellos) == len(answers)
+        infos = [msgspec.msgpack.decode(answer, type=ReplicaInfo) for answer in answers if isinstance(answer, bytes)]
+        self._addresses = {info.replica_id: info.line for info in infos if info.line is not None}
+        return infos, len(infos) == len(answers)
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         """See `Transport`: by a data channel where one is offered and can be opened, else by Serve."""

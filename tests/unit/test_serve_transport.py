@@ -1,4 +1,4 @@
-"""Which way a replica's tokens come, and what a broken line is told by the Serve call beside it."""
+"""Which way a replica's tokens come, and what a broken data channel is told by the Serve call beside it."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ class Handle:
     """Serve's handle to one replica in this process. Counts calls by method, and keeps the streams."""
 
     replica: EngineReplica
-    hello: bytes
+    info: bytes
     method: str = ""
     called: list[str] = field(default_factory=list)
     streams: dict[str, Stream] = field(default_factory=dict)
 
     def options(self, method_name: str, **_: object) -> Handle:
-        return Handle(self.replica, self.hello, method_name, self.called, self.streams)
+        return Handle(self.replica, self.info, method_name, self.called, self.streams)
 
     def broadcast(self, method: str, *args: Any) -> Answers:
-        return Answers(self._hello() if method == "hello" else getattr(self.replica, method)(*args))
+        return Answers(self._info() if method == "info" else getattr(self.replica, method)(*args))
 
-    async def _hello(self) -> bytes:
-        return self.hello
+    async def _info(self) -> bytes:
+        return self.info
 
     def remote(self, *args: Any) -> Stream | Call:
         self.called.append(self.method)
@@ -152,12 +152,12 @@ async def test_tokens_come_by_the_line_where_one_is_offered_and_else_by_serve(of
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_a_port_that_cannot_be_reached_costs_the_line_and_not_the_link() -> None:
+async def test_a_port_that_cannot_be_reached_costs_the_line_and_not_the_connection() -> None:
     async with service() as (handle, follower):
         with socket.create_server(("127.0.0.1", 0)) as unused:
             closed = DataChannelAddress("127.0.0.1", unused.getsockname()[1], b"")
-        hello = msgspec.msgpack.decode(handle.hello, type=ReplicaInfo)
-        handle.hello = msgspec.msgpack.encode(ReplicaInfo(hello.replica_id, hello.load, closed))
+        info = msgspec.msgpack.decode(handle.info, type=ReplicaInfo)
+        handle.info = msgspec.msgpack.encode(ReplicaInfo(info.replica_id, info.load, closed))
         await follower.transport.replicas()
         following = asyncio.create_task(follower.follow())
         await follower.up.wait()
@@ -175,7 +175,7 @@ async def test_a_port_that_cannot_be_reached_costs_the_line_and_not_the_link() -
         (None, ReplicaLost),
     ],
 )
-async def test_what_serve_says_of_the_lease_ends_the_line_and_what_runs_on_it(
+async def test_what_serve_says_of_the_lease_ends_the_data_channel_and_what_runs_on_it(
     error: Exception | None, means: type[Exception]
 ) -> None:
     async with service(gap_s=60.0) as (handle, follower):
@@ -195,18 +195,18 @@ async def test_what_serve_says_of_the_lease_ends_the_line_and_what_runs_on_it(
                 await task
 
 
-async def test_a_lease_that_landed_on_another_replica_makes_no_line() -> None:
+async def test_a_lease_that_landed_on_another_replica_makes_no_data_channel() -> None:
     async with service() as (handle, follower):
-        hello = msgspec.msgpack.decode(handle.hello, type=ReplicaInfo)
-        handle.hello = msgspec.msgpack.encode(ReplicaInfo("b", hello.load, hello.line))
+        info = msgspec.msgpack.decode(handle.info, type=ReplicaInfo)
+        handle.info = msgspec.msgpack.encode(ReplicaInfo("b", info.load, info.line))
         await follower.transport.replicas()
         with pytest.raises(WrongReplica):
             await follower.follow("b")
         assert handle.called == ["lease"]
 
 
-async def test_what_is_held_against_a_client_is_in_the_next_hello() -> None:
+async def test_what_is_held_against_a_client_is_in_the_next_info() -> None:
     async with service() as (handle, follower):
         await follower.transport.hold_against({"client mallory": 60.0})
-        hello = msgspec.msgpack.decode(await handle.replica.info(), type=ReplicaInfo)
-        assert hello.quarantine == {"client mallory": pytest.approx(60.0, abs=5.0)}
+        info = msgspec.msgpack.decode(await handle.replica.info(), type=ReplicaInfo)
+        assert info.quarantine == {"client mallory": pytest.approx(60.0, abs=5.0)}
