@@ -112,7 +112,7 @@ class EngineDeployment(EngineReplica):
 
 
 class Ingress:
-    """One ingress replica: the gate, vLLM's API app behind it, and the fleet behind that."""
+    """One ingress replica: the middleware, vLLM's API app behind it, and the fleet behind that."""
 
     def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
         log_to_stderr()

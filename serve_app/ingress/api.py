@@ -85,8 +85,8 @@ async def build_api(
 
 
 def _drop_unread_middleware(app: FastAPI) -> None:
-    """Leave out what the gate does itself (CORS: our own refusals need it, too), and what vLLM counts for a `/metrics`
-    that is not served here, one of it for every token: a twentieth of an ingress' time. Ours go to Ray
+    """Leave out what the middleware does itself (CORS: our own refusals need it, too), and what vLLM counts for a
+    `/metrics` that is not served here, one of it for every token: a twentieth of an ingress' time. Ours go to Ray
     (`ingress/metrics.py`), the engine's from its replica."""
     unread: tuple[object, ...] = (PrometheusInstrumentatorMiddleware, CORSMiddleware)
     app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls not in unread]

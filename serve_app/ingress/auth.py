@@ -1,4 +1,4 @@
-"""Who may ask: names and hashed API keys, from a file of lines `name sha256:<64 hex digits>` (`#` begins a comment).
+"""Authentication: names and hashed API keys, from a file of lines `name sha256:<64 hex digits>` (`#` begins a comment).
 
 The file holds hashes, so that reading it gives nobody a key. Plain SHA-256 is enough: a key made here has 256 random
 bits, so there is no dictionary to try. A key chosen by a person would need a slow hash; make keys with `hash-key`.

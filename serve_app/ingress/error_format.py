@@ -151,7 +151,7 @@ def plain_sentence(text: str, fallback: str) -> str:
 
 
 def foreign_error(status: int, body: bytes) -> ServeError:
-    """The error that an app behind the gate has answered with, for one that has not said more about it."""
+    """The error that the app behind the middleware has answered with, for one that has not said more about it."""
     message, param = _parse(body)
     try:
         known = HTTPStatus(status)

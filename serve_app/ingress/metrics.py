@@ -60,15 +60,15 @@ class IngressMetrics:
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """See `middleware.AccessLog`."""
-        flights = context.sequences
-        first = flights[0] if flights else None
+        sequences = context.sequences
+        first = sequences[0] if sequences else None
         queue_s = first.dispatched_s - first.submitted_s if first and first.dispatched_s is not None else None
         first_token_s = first.first_token_s - first.submitted_s if first and first.first_token_s is not None else None
         prompt, cached, output = (
-            sum(getattr(flight, name) for flight in flights)
+            sum(getattr(sequence, name) for sequence in sequences)
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
         )
-        migrations = sum(flight.migrations for flight in flights)
+        migrations = sum(sequence.migrations for sequence in sequences)
         self._requests.inc(tags={"route": route, "outcome": outcome.value})
         self._total_s.observe(total_s, tags={"route": route})
         for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
@@ -110,14 +110,14 @@ class IngressMetrics:
 
 
 def _ways(context: RequestContext) -> dict[str, object]:
-    """What was left out of the request, the replicas of each attempt, what the resumes among them could not carry to
-    the letter, and what was taken up before the first."""
-    flights = context.sequences
+    """What was left out of the request, the replicas of each attempt, what the migrations among them could not carry
+    exactly, and the tokens of a broken stream that it began with."""
+    sequences = context.sequences
     return {
         "ignored": context.ignored[:LOGGED_IGNORED],
-        "replica": [replica for flight in flights for replica in flight.replicas],
-        "inexact": sorted({name for flight in flights if flight.migrations for name in flight.inexact}),
-        "resumed_tokens": sum(flight.resumed_tokens for flight in flights),
+        "replica": [replica for sequence in sequences for replica in sequence.replicas],
+        "inexact": sorted({name for sequence in sequences if sequence.migrations for name in sequence.inexact}),
+        "resumed_tokens": sum(sequence.resumed_tokens for sequence in sequences),
     }
 
 

@@ -1,4 +1,4 @@
-"""The gate in front of vLLM's API app: who is asking, for what, and in which shape errors come back. Pure ASGI.
+"""The middleware in front of vLLM's API app: authentication, routes, limits, and the shape of errors. Pure ASGI.
 
 In order: request id; routes that are served at all (`ingress/routes.py`); the key; the body (encoding, size, aliases,
 effort); then vLLM's app. On the way back: the request id, errors in the API's own shape with a retry hint, streams that
@@ -71,7 +71,7 @@ class AccessLog(Protocol):
 
 @dataclass(frozen=True)
 class MiddlewareSettings:
-    """What the gate is told by the configuration. An alias that ends in `*` matches any name with that start."""
+    """The middleware's part of the configuration. An alias that ends in `*` matches any name with that start."""
 
     served_name: str
     aliases: tuple[str, ...]
@@ -130,19 +130,19 @@ class _RequestCycle:
 
     def __init__(
         self,
-        gate: IngressMiddleware,
+        middleware: IngressMiddleware,
         scope: Scope,
         receive: Receive,
         send: Send,
         headers: dict[str, str],
         context: RequestContext,
     ) -> None:
-        self._gate = gate
+        self._middleware = middleware
         self._receive = receive
         self._raw_send = send
         self._headers = headers
         self._context = context
-        path = gate.resolve_path(routes.tidy_path(scope["path"]))
+        path = middleware.resolve_path(routes.tidy_path(scope["path"]))
         self._method: str = scope["method"]
         # HEAD is a GET whose body is kept back.
         self._scope = {**scope, "path": path, "raw_path": path.encode(), "method": self._app_method()}
@@ -169,14 +169,14 @@ class _RequestCycle:
         except asyncio.CancelledError:
             self._client_left = self._client_left or not self._complete
             raise
-        except Exception:  # the request's edge: what neither the gate nor vLLM's app expected
+        except Exception:  # the request's edge: what neither the middleware nor vLLM's app expected
             logger.exception("request_failed", extra={"id": self._context.request_id})
             await self._end_failed()
         finally:
             if self._stream is not None:
                 self._stream.close()
             pattern = route.pattern.pattern if route is not None else "unserved"
-            self._gate.log.request(self._context, pattern, self._status, self._outcome(), loop.time() - started_s)
+            self._middleware.log.request(self._context, pattern, self._status, self._outcome(), loop.time() - started_s)
 
     async def _handle(self, route: routes.Route | None) -> None:
         method, path = self._method, self._scope["path"]
@@ -194,7 +194,7 @@ class _RequestCycle:
 
     async def _answer_options(self, route: routes.Route) -> None:
         """What may be asked here. A browser wants to know, without its key, before it asks for a page of elsewhere."""
-        cors, origin = self._gate.settings.cors, self._headers.get("origin", "")
+        cors, origin = self._middleware.settings.cors, self._headers.get("origin", "")
         headers = [(b"allow", route.allow.encode())]
         if "access-control-request-method" in self._headers:
             if not cors.allows(origin):
@@ -207,7 +207,7 @@ class _RequestCycle:
         await self._send_raw({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _authenticate(self, route: routes.Route) -> bool:
-        keys = self._gate.keys
+        keys = self._middleware.keys
         if keys is None or not route.needs_key:
             return True
         presented = self._headers.get("x-api-key", "")
@@ -252,7 +252,7 @@ class _RequestCycle:
                 self._client_left = True
             return message
 
-        app = asyncio.ensure_future(self._gate.app({**self._scope, "headers": headers}, receive, self._send))
+        app = asyncio.ensure_future(self._middleware.app({**self._scope, "headers": headers}, receive, self._send))
         try:
             await asyncio.shield(app)
         except asyncio.CancelledError:
@@ -278,7 +278,7 @@ class _RequestCycle:
             await self._refuse(self._context.error)
 
     async def _read_body(self) -> bytes | None:
-        limit = self._gate.settings.max_body_bytes
+        limit = self._middleware.settings.max_body_bytes
         declared = self._headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > limit:
             raise content_encoding.too_large(limit, int(declared[:20]))
@@ -301,7 +301,7 @@ class _RequestCycle:
             problem = f"Content-Type `{content_type[:60]}` is not supported; send JSON with `application/json`."
             raise RequestRefused(problem, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         if encoding:
-            limit = self._gate.settings.max_body_bytes
+            limit = self._middleware.settings.max_body_bytes
             read = await asyncio.to_thread(content_encoding.decode, read, encoding, limit)
         return content_encoding.as_utf8(read, content_type)
 
@@ -315,7 +315,7 @@ class _RequestCycle:
         edits = Edits(changed=repaired)
         model = request.get("model")
         if isinstance(model, str):
-            self._context.model = self._gate.resolve_model(model)
+            self._context.model = self._middleware.resolve_model(model)
             edits.changed |= self._context.model != model
             request["model"] = self._context.model
         preparation.prepare(path, request, edits)
@@ -350,7 +350,7 @@ class _RequestCycle:
         if message["type"] == "http.response.start":
             content_type = next((v for k, v in message["headers"] if k.lower() == b"content-type"), b"")
             if content_type.startswith(b"text/event-stream"):
-                keep_alive_s = self._gate.settings.keep_alive_s
+                keep_alive_s = self._middleware.settings.keep_alive_s
                 self._stream = EventStream(
                     message, self._send_raw, self._raw_send, self._refuse, self._api, self._context, keep_alive_s
                 )
@@ -385,10 +385,10 @@ class _RequestCycle:
 
     def _headers_of_ours(self) -> list[tuple[bytes, bytes]]:
         request_id = self._context.request_id.encode("latin-1")
-        headers = [(b"x-request-id", request_id)] if self._gate.settings.sets_request_id else []
+        headers = [(b"x-request-id", request_id)] if self._middleware.settings.sets_request_id else []
         if self._api is Api.ANTHROPIC:
             headers.append((b"request-id", request_id))
-        headers += self._gate.settings.cors.headers(self._headers.get("origin"))
+        headers += self._middleware.settings.cors.headers(self._headers.get("origin"))
         if self._context.ignored:
             headers.append((HEADER, header_value(self._context.ignored)))
         error = self._context.error

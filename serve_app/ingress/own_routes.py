@@ -1,7 +1,7 @@
 """The routes that are ours: the model list in both APIs' shapes, what this is, and the description of it all.
 
-vLLM's routes that are not served (`routes.py`) are taken out of the app here, so that the gate is not all that stands
-in front of them, and the description has none of them.
+vLLM's routes that are not served (`routes.py`) are taken out of the app here, so that the middleware is not all that
+stands in front of them, and the description has none of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is served: one table of routes for the gate, the OpenAPI description and the metrics' labels.
+"""What is served: one table of routes for the middleware, the OpenAPI description and the metrics' labels.
 
 Everything else is 404: vLLM's app has administration routes that nobody may reach from outside, some without a key.
 """

@@ -2,7 +2,7 @@
 
 vLLM turns what goes wrong into an answer in many places: FastAPI's handlers, `except` clauses of its routes, streams
 that have begun. All of them pass here: the handlers are ours, and the few functions in between are replaced. What comes
-out is kept with the request (`RequestContext.fail`), and the gate answers with it, in the API's shape and words.
+out is kept with the request (`RequestContext.fail`), and the middleware answers with it, in the API's shape and words.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Cal
 
 
 def report(error: ServeError) -> ServeError:
-    """Keep the error with the request that is being handled; the gate answers with it."""
+    """Keep the error with the request that is being handled; the middleware answers with it."""
     context = CURRENT.get()
     if context is None:
         return error
