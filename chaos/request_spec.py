@@ -13,7 +13,7 @@ from enum import Enum
 
 import msgspec
 
-from loadtest.prompt import Json
+from loadtest.data.prompt import Json
 
 
 class Api(Enum):
@@ -188,7 +188,7 @@ def _responses(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> 
 def _picture(number: int) -> str:
     import numpy as np
 
-    from loadtest.data.pictures import data_url, draw, png
+    from loadtest.data.images import data_url, draw, png
 
     return data_url(png(draw(64, 64, np.random.default_rng(number))))
 

@@ -15,7 +15,7 @@ import msgspec
 from chaos.events import take_event, take_whole
 from chaos.request_spec import RequestSpec
 from chaos.response_recorder import Answer, Recorder
-from loadtest.framing import BadFraming, EventFeed
+from loadtest.http.event_stream import BadFraming, EventFeed
 
 BODY_KEPT = 2_000
 """Characters of a failed answer that are kept for the report."""

@@ -6,15 +6,15 @@ import random
 
 import numpy as np
 
+from loadtest.cli.options import DataOptions
 from loadtest.data.from_file import Sampler, jsonl, sharegpt
 from loadtest.data.from_file import mix as mix_of
-from loadtest.data.pictures import images
-from loadtest.data.prose import natural, sessions, tools
+from loadtest.data.images import images
+from loadtest.data.prompt import Prompt
 from loadtest.data.random_text import RandomText, fit
+from loadtest.data.text import natural, sessions, tools
+from loadtest.data.tokenizer import Tokens
 from loadtest.errors import DataError, UsageError
-from loadtest.options import DataOptions
-from loadtest.prompt import Prompt
-from loadtest.tokens import Tokens
 
 
 def _random(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:

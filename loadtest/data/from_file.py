@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from loadtest.data.prose import Prose, load_text
+from loadtest.cli.options import DataOptions
+from loadtest.data.prompt import Json, Prompt
+from loadtest.data.text import Prose, load_text
+from loadtest.data.tokenizer import Tokens
 from loadtest.errors import DataError, UsageError
-from loadtest.options import DataOptions
-from loadtest.prompt import Json, Prompt
-from loadtest.tokens import Tokens
 
 Sampler = Callable[[DataOptions, Tokens | None, int], list[Prompt]]
 OUTPUT_FIELDS = ("output_tokens", "output_len", "max_tokens", "max_completion_tokens")

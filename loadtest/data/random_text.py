@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.data.prompt import Prompt
+from loadtest.data.tokenizer import Tokens
 from loadtest.errors import UsageError
-from loadtest.prompt import Prompt
-from loadtest.tokens import Tokens
 
 MAX_TRIES = 10
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.figures import Figures
-from loadtest.parity import itl_s, latency_s, tpot_s, ttft_s
-from loadtest.series import Column
-from loadtest.strict import token_gaps_s
+from loadtest.metrics.extended_metrics import token_gaps_s
+from loadtest.metrics.summary import Figures
+from loadtest.metrics.time_series import Column
+from loadtest.metrics.vllm_metrics import itl_s, latency_s, tpot_s, ttft_s
 
 POINTS = 160
 """Of a distribution's curve."""

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 
 from loadtest import __version__
+from loadtest.data.prompt import Json
 from loadtest.errors import DataError
-from loadtest.figures import FailureGroup, Figures
-from loadtest.parity import tpot_s, ttft_s
-from loadtest.prompt import Json
+from loadtest.metrics.summary import FailureGroup, Figures
+from loadtest.metrics.vllm_metrics import tpot_s, ttft_s
+from loadtest.metrics.vllm_result import vllm_result
 from loadtest.report.tables import warnings
-from loadtest.result import vllm_result
 
 FORMAT = 1
 """Raised when a key under `loadtest` changes its meaning."""

@@ -12,7 +12,7 @@ from importlib.resources import files
 import msgspec
 
 from loadtest import __version__
-from loadtest.figures import FailureGroup, Figures
+from loadtest.metrics.summary import FailureGroup, Figures
 from loadtest.report.charts import distribution_charts, lanes, time_charts
 from loadtest.report.table import Table, counted, number
 from loadtest.report.tables import tables, warnings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from loadtest.parity import itl_s, latency_s, tpot_s, ttft_s
-from loadtest.record import Run
-from loadtest.strict import token_gaps_s
+from loadtest.api.record import Run
+from loadtest.metrics.extended_metrics import token_gaps_s
+from loadtest.metrics.vllm_metrics import itl_s, latency_s, tpot_s, ttft_s
 
 HEAD = (  # one word a column
     "index class session turn outcome status intended_s start_s ttft_ms first_visible_ms tpot_ms itl_mean_ms "

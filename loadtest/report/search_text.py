@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadtest.prompt import Json
+from loadtest.data.prompt import Json
+from loadtest.metrics.load_search import Found, Step
 from loadtest.report.files import plain
 from loadtest.report.table import number
-from loadtest.search import Found, Step
 
 WIDTH = 32
 

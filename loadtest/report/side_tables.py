@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loadtest.advice import advice
-from loadtest.figures import Figures
-from loadtest.projection import Guess
-from loadtest.published import MACHINES
+from loadtest.metrics.projection import Guess
+from loadtest.metrics.reference_results import MACHINES
+from loadtest.metrics.summary import Figures
+from loadtest.report.hints import advice
 from loadtest.report.table import Table, number
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from loadtest.figures import Figures
+from loadtest.load.self_check import BUSY_RATIO, LAG_WARN_MS
+from loadtest.metrics.slo import RATES, Verdict
+from loadtest.metrics.steady_state import Estimate
+from loadtest.metrics.summary import Figures
+from loadtest.metrics.vllm_metrics import Spread
 from loadtest.outcome import Outcome
-from loadtest.parity import Spread
 from loadtest.report.side_tables import client_table, failures_table, fleet_table, projection_table, published_table
 from loadtest.report.table import Table, counted, number
-from loadtest.selfcheck import BUSY_RATIO, LAG_WARN_MS
-from loadtest.slo import RATES, Verdict
-from loadtest.steady import Estimate
 
 LEAST = 0.1
 """The last digit shown: a narrower interval says no more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.figures import Figures
+from loadtest.metrics.summary import Figures
 from loadtest.report.table import Table, counted, widths
 from loadtest.report.tables import tables, warnings
 

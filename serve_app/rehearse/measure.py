@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from loadtest.data.pictures import data_url, draw, png
-from loadtest.published import MACHINES
+from loadtest.data.images import data_url, draw, png
+from loadtest.metrics.reference_results import MACHINES
 from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.config import hardware, memory
 from serve_app.config.schema import AppConfig

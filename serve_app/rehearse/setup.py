@@ -27,7 +27,7 @@ from serve_app.config.yaml_lines import YamlDocument
 from serve_app.rehearse import dummy_model
 
 ACCEPTED = 2.8
-"""Tokens of a step: what the published figures come to (`loadtest/published.py`)."""
+"""Tokens of a step: what the published figures come to (`loadtest/metrics/reference_results.py`)."""
 NEEDED_BYTES = 1_000_000_000
 """Logs, reports and the dummy model's small files."""
 HOST = "127.0.0.1"

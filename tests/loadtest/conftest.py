@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.address import parse_url
-from loadtest.api import Api, BodyRules
-from loadtest.drive import Job
-from loadtest.mock import MockServer
-from loadtest.mock_answers import Manners
-from loadtest.pool import Endpoint
-from loadtest.prompt import Prompt
-from loadtest.run import Audience, Finished, Nobody, run_here
-from loadtest.schedule import Load
+from loadtest.api.requests import Api, BodyRules
+from loadtest.data.prompt import Prompt
+from loadtest.http.address import parse_url
+from loadtest.http.pool import Endpoint
+from loadtest.load.run import Audience, Finished, Nobody, run_here
+from loadtest.load.schedule import Load
+from loadtest.load.worker import Job
+from loadtest.mock.answers import Manners
+from loadtest.mock.server import MockServer
 
 ROOT = Path(__file__).parents[2]
 FIRST_LINE = "mock server at "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.cli import main, read_args
+from loadtest.cli.main import main, read_args
 from loadtest.errors import UsageError
 from tests.loadtest.conftest import FIRST_LINE
 
@@ -24,7 +24,7 @@ def run_quick(url: str, *flags: str) -> int:
 
 def test_it_starts_without_the_engines_libraries() -> None:
     script = (
-        "import sys, loadtest.cli, loadtest.commands; "
+        "import sys, loadtest.cli.main, loadtest.commands.run; "
         "print([name for name in ('ray', 'vllm', 'torch', 'transformers', 'aiohttp') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.api import Api, BodyRules, encode_body
+from loadtest.api.requests import Api, BodyRules, encode_body
+from loadtest.cli.options import DataOptions
 from loadtest.data.choose import sample
 from loadtest.data.from_file import trace
-from loadtest.data.pictures import draw, png
+from loadtest.data.images import draw, png
+from loadtest.data.tokenizer import Tokens, load_tokens
 from loadtest.errors import DataError, UsageError
-from loadtest.options import DataOptions
-from loadtest.tokens import Tokens, load_tokens
 
 STEP_TINY = Path(__file__).parents[2] / "models" / "step-tiny"
 OPTIONS = DataOptions(input_len=60, output_len=9)
@@ -153,7 +153,7 @@ def test_each_api_gets_its_own_shape(tokens: Tokens) -> None:
 
 
 def test_a_prompt_wins_over_the_runs_extra_body_and_that_over_the_defaults() -> None:
-    from loadtest.prompt import Prompt
+    from loadtest.data.prompt import Prompt
 
     rules = BodyRules(Api.CHAT, "m", ignore_eos=True, extra={"temperature": 0, "stream_options": None})
     body = json.loads(encode_body(rules, Prompt(text="x", output_tokens=1, extra={"temperature": 1})))

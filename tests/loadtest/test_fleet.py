@@ -13,13 +13,13 @@ from time import perf_counter_ns
 import msgspec
 import pytest
 
-from loadtest.address import parse_url
+from loadtest.api.record import Run
 from loadtest.errors import TargetError
-from loadtest.fleet import Lookout, Where
-from loadtest.looks import Applications, Look, as_view, look_of
-from loadtest.pool import Endpoint
-from loadtest.prom import COUNTERS, MEANS, SUMS, Gauges, Tally
-from loadtest.record import Run
+from loadtest.fleet.poller import Lookout, Where
+from loadtest.fleet.prometheus import COUNTERS, MEANS, SUMS, Gauges, Tally
+from loadtest.fleet.snapshots import Applications, Look, as_view, look_of
+from loadtest.http.address import parse_url
+from loadtest.http.pool import Endpoint
 
 PAGE = """# HELP ray_vllm_num_requests_waiting Waiting.
 ray_vllm_num_requests_waiting{{ReplicaId="a",model_name="m"}} {waiting}

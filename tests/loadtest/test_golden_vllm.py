@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadtest.answer import read_answer, read_openai
-from loadtest.framing import Unchunk
-from loadtest.mock_answers import WRITERS, Asked, Manners
-from loadtest.parity import Parity, Spread, itl_s, latency_s, measure, ttft_s
-from loadtest.record import Record
-from loadtest.wire import Body, Exchange
+from loadtest.api.record import Record
+from loadtest.api.responses import read_answer, read_openai
+from loadtest.http.connection import Body, Exchange
+from loadtest.http.event_stream import Unchunk
+from loadtest.metrics.vllm_metrics import Parity, Spread, itl_s, latency_s, measure, ttft_s
+from loadtest.mock.answers import WRITERS, Asked, Manners
 
 pytestmark = pytest.mark.engine
 Reads = list[tuple[int, bytes]]

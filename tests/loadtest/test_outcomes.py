@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.api import Api
+from loadtest.api.requests import Api
+from loadtest.data.prompt import Prompt
 from loadtest.errors import TargetError
-from loadtest.mock import MockServer
-from loadtest.mock_answers import Manners
+from loadtest.http.probe import open_endpoint
+from loadtest.load.run import Finished
+from loadtest.mock.answers import Manners
+from loadtest.mock.server import MockServer
 from loadtest.outcome import Outcome
-from loadtest.prompt import Prompt
-from loadtest.run import Finished
-from loadtest.target import open_endpoint
 
 StartMock = Callable[..., Awaitable[MockServer]]
 RunJob = Callable[..., Awaitable[Finished]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from loadtest.api.record import Record, Run
+from loadtest.metrics.projection import Projection, project
+from loadtest.metrics.steady_state import find_steady
 from loadtest.outcome import Outcome
-from loadtest.projection import Projection, project
-from loadtest.record import Record, Run
-from loadtest.steady import find_steady
 
 SLOTS = 8
 BEGIN = 10**12

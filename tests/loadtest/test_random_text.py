@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.data.random_text import RandomText
-from loadtest.tokens import load_tokens
+from loadtest.data.tokenizer import load_tokens
 
 STEP_TINY = Path(__file__).parents[2] / "models" / "step-tiny"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.compare import Result, changes, load_result, setting_notes
+from loadtest.metrics.compare import Result, changes, load_result, setting_notes
 
 DURATION_S = 60
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from loadtest import vllm_command
-from loadtest.api import Api
-from loadtest.cli import main, read_args
+from loadtest.api.requests import Api
+from loadtest.cli import vllm_command
+from loadtest.cli.main import main, read_args
+from loadtest.cli.options import output_options, target_options
 from loadtest.errors import UsageError
-from loadtest.options import output_options, target_options
 
 PUBLISHED = """--backend openai-chat --model stepfun-ai/Step-3.7-Flash --dataset-name random --random-input-len 8192
 --random-output-len 2048 --num-prompts 512 --max-concurrency 32 --endpoint /v1/chat/completions"""

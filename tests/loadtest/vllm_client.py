@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from loadtest.selftest import selftest_prompts
+from loadtest.commands.selftest import selftest_prompts
 
 
 def cpu_s() -> float:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.mock import MockServer
-from loadtest.mock_answers import Manners
+from loadtest.mock.answers import Manners
+from loadtest.mock.server import MockServer
 from serve_app.__main__ import main
 from serve_app.cli import checkpoint, config_checks
 from serve_app.cli.check import Verdict

@@ -1,0 +1,1 @@
+"""The three APIs: request bodies, and what the answers to them say."""

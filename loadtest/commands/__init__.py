@@ -1,0 +1,1 @@
+"""One module per subcommand, from checked options to output."""

@@ -1,0 +1,149 @@
+"""Natural English of any length, without a download: random token ids have no natural MTP acceptance, prose has.
+
+The text is the language reference that every Python carries for `help()`, or the user's own file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from loadtest.cli.options import DataOptions
+from loadtest.data.prompt import Json, Prompt
+from loadtest.data.tokenizer import Tokens
+from loadtest.errors import DataError
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Used where there is no tokenizer; the server's usage then tells the real lengths."""
+
+
+class Prose:
+    """Gives passages of a text, each from another place."""
+
+    def __init__(self, text: str, tokens: Tokens | None, rng: np.random.Generator) -> None:
+        self._text = text
+        self._tokens = tokens
+        self._rng = rng
+
+    def passage(self, length: int) -> tuple[str, int]:
+        """About `length` tokens that begin at a paragraph, and their exact number where it can be known."""
+        start = self._text.find("\n\n", int(self._rng.integers(len(self._text))))
+        text = self._text[max(start, 0) :] + self._text
+        want = int(length * CHARACTERS_PER_TOKEN * 1.6) + 200
+        text = (text * (want // len(text) + 1))[:want].lstrip()
+        if self._tokens is None:
+            return text[: int(length * CHARACTERS_PER_TOKEN)], 0
+        ids = self._tokens.encode(text)
+        while len(ids) < length:
+            text += text
+            ids = self._tokens.encode(text)
+        cut = self._tokens.decode(ids[:length])
+        return cut, len(self._tokens.encode(cut))
+
+
+def load_text(file: str | None) -> str:
+    """The corpus."""
+    if file is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics))
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as bad:
+        why = getattr(bad, "strerror", None) or bad
+        raise DataError(f"cannot read the text {file!r} ({why})", "Give --dataset-path a UTF-8 text file") from bad
+    if len(text) < 1000:
+        raise DataError(f"{file} has only {len(text)} characters", "Give --dataset-path a longer text")
+    return text
+
+
+TASKS = (
+    "Summarise the following text in your own words.",
+    "Explain the following text to someone who is new to the subject.",
+    "List the rules that the following text states, one by one.",
+    "Write questions for an examination about the following text, with answers.",
+    "Say what is surprising in the following text, and why.",
+)
+
+
+def natural(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+    """A task and a passage."""
+    rng = np.random.default_rng(options.seed)
+    prose = Prose(load_text(options.file), tokens, rng)
+    prompts = []
+    for index in range(count):
+        task = TASKS[index % len(TASKS)]
+        passage, length = prose.passage(max(1, options.input_len - 16))
+        extra = len(tokens.encode(task)) + 2 if tokens else 0
+        prompts.append(
+            Prompt(
+                text=f"{task}\n\n{passage}", prompt_tokens=length and length + extra, output_tokens=options.output_len
+            )
+        )
+    return prompts
+
+
+def sessions(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+    """Conversations: a long first message, then short ones, each sent with all that was said before."""
+    rng = np.random.default_rng(options.seed)
+    prose = Prose(load_text(options.file), tokens, rng)
+    prompts: list[Prompt] = []
+    session = 0
+    while len(prompts) < count:
+        for turn in range(min(options.turns, count - len(prompts))):
+            length = options.input_len if turn == 0 else max(8, options.input_len // 16)
+            passage, tokens_in = prose.passage(length)
+            text = (
+                f"{TASKS[session % len(TASKS)]}\n\n{passage}" if turn == 0 else f"And how does this fit in? {passage}"
+            )
+            prompts.append(
+                Prompt(
+                    text=text,
+                    # What the conversation adds up to is known only once the answers are.
+                    prompt_tokens=tokens_in if turn == 0 else 0,
+                    output_tokens=options.output_len,
+                    session=session,
+                    turn=turn,
+                    think_s=float(rng.exponential(options.think_s)) if turn and options.think_s else 0.0,
+                )
+            )
+        session += 1
+    return prompts
+
+
+TOOLS: list[Json] = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": what,
+            "parameters": {
+                "type": "object",
+                "properties": {field: {"type": "string", "description": about} for field, about in fields.items()},
+                "required": list(fields),
+            },
+        },
+    }
+    for name, what, fields in (
+        ("get_weather", "Current weather of a place.", {"place": "City and country"}),
+        ("search_documents", "Find documents by their meaning.", {"query": "What to look for"}),
+        ("read_file", "The text of a file.", {"path": "Path from the project's root"}),
+        ("run_query", "Run a read-only SQL query.", {"sql": "The query"}),
+    )
+]
+PLACES = ("Paris", "Nairobi", "Osaka", "Lima", "Oslo", "Perth", "Quito", "Hanoi", "Tunis", "Riga")
+
+
+def tools(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+    """Questions that a tool answers, after a passage that makes the prompt as long as asked."""
+    rng = np.random.default_rng(options.seed)
+    prose = Prose(load_text(options.file), tokens, rng)
+    prompts = []
+    for _ in range(count):
+        passage, length = prose.passage(options.input_len)
+        place = PLACES[int(rng.integers(len(PLACES)))]
+        text = f"{passage}\n\nLeave the text above aside. What is the weather in {place} right now? Use a tool."
+        extra: dict[str, Json] = {"tools": TOOLS, "tool_choice": "auto"}
+        prompts.append(Prompt(text=text, prompt_tokens=length, output_tokens=options.output_len, extra=extra))
+    return prompts

@@ -1,0 +1,99 @@
+"""Is the client itself the bottleneck? Loop lag, send lag, CPU and garbage-collector state of one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import numpy as np
+
+TICK_S = 0.025
+"""Between two looks at the loop. uvloop's timers round to 1 ms, so lag below that is not seen."""
+BUSY_RATIO = 0.7
+"""Above this share of a core, a worker starts to add delays of its own."""
+LAG_WARN_MS = 10.0
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What one worker cost and how late it was."""
+
+    cpu_s: float
+    wall_s: float
+    loop_lag_p50_ms: float
+    loop_lag_p99_ms: float
+    loop_lag_max_ms: float
+    read_by_clock: bool = False
+    """Sockets were read in steps of a millisecond, and the kernel did not tell when bytes came
+    (`http/socket_reader.py`)."""
+    ends_late_ms: float = 0.0
+    """Mean time from a response's last bytes to when they were read: a closed loop's next request waits for that."""
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Share of one core."""
+        return self.cpu_s / self.wall_s if self.wall_s > 0 else 0.0
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the client can be ruled out as the bottleneck."""
+        return self.cpu_ratio < BUSY_RATIO and self.loop_lag_p99_ms < LAG_WARN_MS
+
+
+def cpu_s() -> float:
+    """User and system time of this process, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+class LoopWatch:
+    """Asks the event loop for the time at fixed moments and notes how late it answers."""
+
+    def __init__(self) -> None:
+        self._lags_ns: list[int] = []
+        self._due_ns = 0
+        self._handle: asyncio.TimerHandle | None = None
+        self._begin_ns = 0
+        self._begin_cpu_s = 0.0
+
+    def start(self) -> None:
+        """Begin watching the running loop."""
+        self._begin_ns, self._begin_cpu_s = perf_counter_ns(), cpu_s()
+        self._arm()
+
+    def _arm(self) -> None:
+        self._due_ns = perf_counter_ns() + int(TICK_S * 1e9)
+        self._handle = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _tick(self) -> None:
+        self._lags_ns.append(max(0, perf_counter_ns() - self._due_ns))
+        self._arm()
+
+    def stop(self) -> SelfCheck:
+        """End watching and say what was seen."""
+        if self._handle is not None:
+            self._handle.cancel()
+        lags = np.asarray(self._lags_ns or [0], dtype=np.float64) / 1e6
+        p50, p99 = np.percentile(lags, [50, 99])
+        return SelfCheck(
+            cpu_s=cpu_s() - self._begin_cpu_s,
+            wall_s=(perf_counter_ns() - self._begin_ns) / 1e9,
+            loop_lag_p50_ms=float(p50),
+            loop_lag_p99_ms=float(p99),
+            loop_lag_max_ms=float(lags.max()),
+        )
+
+
+@contextmanager
+def still_garbage() -> Iterator[None]:
+    """No collection pauses while the clock runs; records hold no cycles, so nothing piles up."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,1 @@
+"""From records to figures. Pure: no connection, no file but those that are compared."""

@@ -1,0 +1,1 @@
+"""A server with known times, for the self-test and the tests."""

@@ -1,0 +1,134 @@
+"""However a stream is cut into reads, it gives the same events, stamped with the read that completed them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest.api.fast_path import Lane
+from loadtest.api.responses import Reading, read_openai
+from loadtest.http.event_stream import BadFraming, EventFeed, Unchunk
+from loadtest.mock.answers import WRITERS, Asked, Manners, chunk
+
+STREAM = b": ping\n\ndata: one\n\nevent: x\ndata: two\n\ndata:three\ndata: more\n\n\ndata: last\n\n"
+
+
+def cut(body: bytes, places: set[int]) -> list[bytes]:
+    edges = [0, *sorted(place for place in places if place < len(body)), len(body)]
+    return [body[a:b] for a, b in pairwise(edges) if a < b]
+
+
+def events_of(reads: list[bytes], *, chunked: bool = False) -> list[tuple[bytes, int]]:
+    feed = EventFeed(chunked=chunked)
+    found = [event for number, read in enumerate(reads) for event in feed.feed(read, number)]
+    return [(event.data, event.read) for event in [*found, *feed.finish()]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(1, len(STREAM) - 1)), st.sampled_from([b"\n", b"\r\n", b"\r"]))
+def test_events_are_the_same_however_the_body_is_cut_and_lines_end(places: set[int], line_end: bytes) -> None:
+    body = STREAM.replace(b"\n", line_end)
+    reads = cut(body, places)
+    found = events_of(reads)
+    assert [data for data, _ in found] == [b"one", b"two", b"three\nmore", b"last"]
+    ends = [sum(len(read) for read in reads[: number + 1]) for number in range(len(reads))]
+    for data, read in found:
+        last_byte = body.index(data.replace(b"\n", line_end + b"data: ")) + len(
+            data.replace(b"\n", line_end + b"data: ")
+        )
+        assert ends[read] >= last_byte
+        assert read == 0 or ends[read - 1] < last_byte
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(1, len(STREAM) - 1)), st.sets(st.integers(1, 200)))
+def test_chunks_come_off_wherever_they_and_the_reads_are_cut(chunks: set[int], reads: set[int]) -> None:
+    wire = b"".join(chunk(piece) for piece in cut(STREAM, chunks)) + b"0\r\n\r\n"
+    found = events_of(cut(wire, reads), chunked=True)
+    assert [data for data, _ in found] == [b"one", b"two", b"three\nmore", b"last"]
+
+
+def test_a_missing_last_chunk_is_told() -> None:
+    with pytest.raises(BadFraming, match="last chunk"):
+        events_of([chunk(STREAM)], chunked=True)
+
+
+def test_a_chunk_header_that_is_no_number_is_told() -> None:
+    with pytest.raises(BadFraming, match="not a chunk size"):
+        Unchunk().feed(b"zz\r\nhello\r\n")
+
+
+def read_all(reads: list[bytes]) -> Reading:
+    reading = Reading()
+    for _ in read_openai(EventFeed(chunked=True), reads, reading):
+        pass
+    return reading
+
+
+TEXTS = st.lists(st.text(max_size=8), min_size=3, max_size=20)
+
+
+@settings(max_examples=80, deadline=None)
+@given(TEXTS, st.sets(st.integers(1, 4000), max_size=6))
+def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: set[int]) -> None:
+    import msgspec
+
+    pieces = []
+    for number, text in enumerate(texts):
+        field = "reasoning" if number % 7 == 3 else "content"
+        event = {"id": "x", "choices": [{"index": 0, "delta": {field: text}, "finish_reason": None}]}
+        pieces.append(chunk(b"data: " + msgspec.json.encode(event) + b"\n\n"))
+    pieces.append(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+    whole = read_all(pieces)  # one event per read: the short cut is taken where it can be
+    torn = read_all(cut(b"".join(pieces), places))  # reads that hold parts of events: it cannot be taken there
+    bytewise = read_all([bytes([byte]) for byte in b"".join(pieces)])  # never taken
+    said = "".join(text for number, text in enumerate(texts) if number % 7 != 3)
+    for reading in (whole, torn, bytewise):
+        assert b"".join(reading.text).decode() == said
+        assert reading.has_token == [bool(text) for text in texts]
+        assert reading.ended
+
+
+@pytest.mark.parametrize("length", [*range(1, 40), *range(190, 260), *range(3900, 4100), 70_000])
+def test_a_lane_computes_the_chunks_size(length: int) -> None:
+    lane = Lane(b'{"text":"a"}', b'"text":"', "a", visible=True, chunked=True)
+    whole = chunk(b'data: {"text":"%s"}\n\n' % (b"x" * length))
+    assert lane.texts_of([whole]) == [b"x" * length]
+    size, _, rest = whole.partition(b"\r\n")
+    assert lane.texts_of([b"0" + size + b"\r\n" + rest]) in ([b"x" * length], []), "a leading zero is the same number"
+    for wrong in (int(size, 16) - 1, int(size, 16) + 1, int(size, 16) // 16):
+        assert lane.texts_of([b"%x\r\n" % max(0, wrong) + rest]) == []
+
+
+def test_a_lane_knows_an_event_that_shares_its_read() -> None:
+    lane = Lane(b'{"text":"a","n":1}', b'"text":"', "a", visible=True, chunked=True)
+    assert lane.text_of(b'{"text":" word","n":1}') == b" word"
+    assert lane.text_of(b'{"text":"","n":1}') == b""
+    for other in (
+        b'{"text":"a\\n","n":1}',
+        b'{"text":"a","b":"","n":1}',
+        b'{"text":"a","n":2}',
+        b'{"text":"',
+        b"[DONE]",
+    ):
+        assert lane.text_of(other) is None
+    unsure = Lane(b'{"text":"\\u0061"}', b'"text":"', "a", visible=True, chunked=True)
+    assert not unsure.known
+
+
+def test_a_lane_knows_only_what_it_has_seen() -> None:
+    chunks = WRITERS["/v1/chat/completions"](Manners(), Asked(model="m", max_tokens=5))
+    data = chunks[1].partition(b"data: ")[2].rstrip()
+    lane = Lane(data, b'"content":"', " word", visible=True, chunked=True)
+    assert lane.known
+    assert lane.texts_of([*chunks[1:3], chunks[-1], chunks[2]]) == [b" word"] * 2, "up to the first that is not"
+    quoted = chunks[2].replace(b" word", b' "ord')
+    assert lane.texts_of([chunks[2], quoted, chunks[2]]) == [b" word"]
+    assert lane.texts_of([chunks[-1]]) == [], "the last one has a finish reason"
+    assert lane.texts_of([chunks[2][:-1]]) == []
+    assert lane.texts_of([chunks[2] + chunks[2]]) == []
+    assert lane.texts_of([b"fff" + chunks[2][2:]]) == [], "the chunk's size must be right"
+    assert not Lane(data, b'"text":"', " word", visible=True, chunked=True).known
