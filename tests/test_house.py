@@ -67,6 +67,19 @@ FLOORS = (
 )
 """The folders of `serve_app`, lowest first. One imports from lower floors only; `protocol` is what two others share."""
 
+LOADTEST_FLOORS = (
+    ("errors",),
+    ("http", "data", "mock"),
+    ("api",),
+    ("load", "fleet"),
+    ("metrics",),
+    ("report",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+"""The same of `loadtest`."""
+
 LONG_FILE, LONG_FUNCTION = 300, 40
 """Past these a file or function is split, or justified by name here."""
 
@@ -123,20 +136,19 @@ def test_only_the_adapters_import_ray() -> None:
     assert not strangers
 
 
-def test_folders_import_from_below_only() -> None:
-    floor_of = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
+@pytest.mark.parametrize(("package", "floors"), [("serve_app", FLOORS), ("loadtest", LOADTEST_FLOORS)])
+def test_folders_import_from_below_only(package: str, floors: tuple[tuple[str, ...], ...]) -> None:
+    floor_of = {folder: floor for floor, folders in enumerate(floors) for folder in folders}
     upward, seen = [], set()
     for file in SOURCES:
         parts = file.relative_to(ROOT).with_suffix("").parts
-        if parts[0] != "serve_app" or parts[1] == "__init__":
+        if parts[0] != package or parts[1] == "__init__":
             continue
         seen.add(parts[1])
         for name in imported(ast.parse(file.read_text())):
-            other = name.split(".")[1] if name.startswith("serve_app.") else parts[1]
-            if other != parts[1] and floor_of[other] >= floor_of[parts[1]]:
-                upward.append(f"{relative(file)}: {name}")
-            tools = {"chaos", "loadtest", "models", "bench"} - ({"loadtest"} if parts[1] == "rehearse" else set())
-            if name.split(".")[0] in tools:
+            other = name.split(".")[1] if name.startswith(f"{package}.") else parts[1]
+            tools = set(PACKAGES) - {package} - ({"loadtest"} if parts[1] == "rehearse" else set())
+            if (other != parts[1] and floor_of[other] >= floor_of[parts[1]]) or name.split(".")[0] in tools:
                 upward.append(f"{relative(file)}: {name}")
     assert seen == set(floor_of), "each folder has a floor"
     assert not upward

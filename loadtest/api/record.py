@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.outcome import Outcome
+from loadtest.errors import RequestOutcome
 
 Nanos = NDArray[np.int64]
+Floats = NDArray[np.float64]
 NO_NANOS: Nanos = np.zeros(0, dtype=np.int64)
 NO_FLAGS: NDArray[np.bool_] = np.zeros(0, dtype=np.bool_)
 
@@ -51,7 +52,7 @@ class Record:
     first_reasoning_ns: int = 0
 
     status: int = 0
-    outcome: Outcome = Outcome.NOT_CONNECTED
+    outcome: RequestOutcome = RequestOutcome.NOT_CONNECTED
     error: str = ""
     body: str = ""
     """The start of a failed response's body."""
@@ -75,12 +76,12 @@ class Record:
     @property
     def ok(self) -> bool:
         """Counts towards latency and throughput figures."""
-        return self.outcome is Outcome.OK
+        return self.outcome is RequestOutcome.OK
 
     @property
     def failed(self) -> bool:
         """Counts as a miss."""
-        return self.outcome not in (Outcome.OK, Outcome.INTERRUPTED)
+        return self.outcome not in (RequestOutcome.OK, RequestOutcome.INTERRUPTED)
 
     @property
     def first_token_ns(self) -> int:
@@ -99,7 +100,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecords:
     """All records of one run, in the order of their index, and the clock's anchor."""
 
     records: Sequence[Record]
@@ -113,3 +114,25 @@ class Run:
     def duration_s(self) -> float:
         """From before the first send to after the last byte, ramp and tail included, as vLLM counts it."""
         return self.end_ns / 1e9 - self.begin_ns / 1e9
+
+
+def ttft_s(record: Record) -> float:
+    """First event with choices, the role-only one included, counted from when the client began."""
+    return float(record.chunk_ns[0] / 1e9 - record.start_ns / 1e9) if len(record.chunk_ns) else 0.0
+
+
+def latency_s(record: Record) -> float:
+    """Last event with choices; the trailing usage event does not count."""
+    return float(record.chunk_ns[-1] / 1e9 - record.start_ns / 1e9) if len(record.chunk_ns) else 0.0
+
+
+def itl_s(record: Record) -> Floats:
+    """Gaps between events with choices: per chunk, not per token."""
+    gaps: Floats = np.diff(record.chunk_ns / 1e9)
+    return gaps
+
+
+def tpot_s(record: Record) -> float:
+    """Time after the first event per further token; 0 for answers of one token."""
+    tokens = record.output_tokens_or_one()
+    return (latency_s(record) - ttft_s(record)) / (tokens - 1) if tokens > 1 else 0.0

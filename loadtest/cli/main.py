@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import uvloop
 
@@ -15,11 +17,18 @@ from loadtest import __version__
 from loadtest.cli import vllm_command
 from loadtest.cli.flag_values import LAST_PORT, MOST_WORKERS, above_zero, seconds, whole
 from loadtest.cli.flags import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
+from loadtest.cli.options import data_options, fleet_options, load_options, numbers, output_options, target_options
+from loadtest.commands.compare import compare
+from loadtest.commands.mock import mock
+from loadtest.commands.run import RunSpec, run
+from loadtest.commands.search import SearchSpec, search
+from loadtest.commands.selftest import selftest
 from loadtest.data.choose import DATASETS
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.load.plan import DEFAULT_CONCURRENCY
 from loadtest.load.run import InterruptedEarly
-from loadtest.metrics.reference_results import PRESETS, QUICK_WAVES, preset_of
+from loadtest.metrics.reference_results import PRESETS, QUICK_WAVES
+from loadtest.mock.answers import MockConfig
 
 T = TypeVar("T")
 
@@ -114,7 +123,7 @@ FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "s
 def main(argv: Sequence[str]) -> int:
     """Run a command; the exit code is the error's (`errors.py`), 130 after an interrupt without a result."""
     try:
-        return command(read_args(argv))
+        return uvloop.run(command(read_args(argv)))
     except LoadTestError as wrong:
         print(f"loadtest: {wrong}", file=sys.stderr)
         return wrong.exit_code
@@ -145,14 +154,57 @@ def read_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def command(args: argparse.Namespace) -> int:
-    """Dispatch."""
+def command(args: argparse.Namespace) -> Coroutine[None, None, int]:
+    """The subcommand, with its checked options."""
+    if args.command == "mock":
+        return mock(mock_config(args), args.port)
+    if args.command == "selftest":
+        streams = [int(number) for number in numbers(args.streams, "--streams")]
+        if min(streams) < 1:
+            raise UsageError("--streams must be at least 1")
+        return selftest(
+            streams,
+            args.chunks,
+            workers=args.workers,
+            against=args.against,
+            rounds=args.rounds,
+            json_file=args.json,
+        )
+    if args.command == "compare":
+        return compare(args.files, args.md)
+    spec = run_options(args)
+    if args.command == "search":
+        return search(spec, SearchSpec(args.what, args.low, args.high, args.step_requests, args.pause))
+    return run(replace(spec, fleet=fleet_options(args), preset=args.preset))
 
-    from loadtest.commands.run import COMMANDS
 
-    return run_loop(COMMANDS[args.command](args))
+def run_options(args: argparse.Namespace) -> RunSpec:
+    """What `run` and `search` share."""
+    return RunSpec(target_options(args), data_options(args), load_options(args), output_options(args))
 
 
-def run_loop(main_task: Coroutine[Any, Any, T]) -> T:
-    """Run to the end on uvloop."""
-    return uvloop.run(main_task)
+def mock_config(args: argparse.Namespace) -> MockConfig:
+    """How the mock server behaves."""
+    return MockConfig(
+        first_s=args.first_ms / 1000,
+        gap_s=args.gap_ms / 1000,
+        tokens_per_chunk=args.tokens_per_chunk,
+        model=args.model,
+        root=args.root,
+        api_key=args.api_key,
+        max_inflight=args.max_inflight,
+        fail_every=args.fail_every,
+        fault=args.fault,
+    )
+
+
+SHAPE = ("api", "dataset", "input_len", "output_len", "num_prompts", "concurrency")
+"""What makes a run one of the published benchmark, whether it named the preset or said it flag by flag."""
+
+
+def preset_of(args: argparse.Namespace) -> str | None:
+    """The preset whose load the flags ask for, if any."""
+    if args.rate < math.inf or args.phases or args.trace:
+        return None
+    same = (name for name, values in PRESETS.items() if all(getattr(args, key) == values[key] for key in SHAPE))
+    return next(same, None)

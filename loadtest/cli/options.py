@@ -5,119 +5,25 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import msgspec
 
 from loadtest.api.requests import Api
 from loadtest.cli.flag_values import MOST_WORKERS
-from loadtest.data.prompt import Json
+from loadtest.data.prompt import DatasetSpec, Json
 from loadtest.errors import UsageError
+from loadtest.fleet.poller import FleetSpec
+from loadtest.load.plan import TargetSpec
+from loadtest.load.schedule import LoadSpec
+from loadtest.metrics.summary import SummarySpec
+from loadtest.report.files import OutputSpec
 
 RATIOS = 2
 """Of prompts and of answers."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 
 
-@dataclass(frozen=True)
-class TargetOptions:
-    """Which server, and as whom."""
-
-    url: str
-    model: str | None = None
-    api: Api = Api.CHAT
-    headers: Mapping[str, str] = field(default_factory=dict)
-    verify: bool = True
-    ca_file: str | None = None
-    tokenizer: str | None = None
-    timeout_s: float = 6 * 3600.0
-    reuse_connections: bool = True
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which prompts."""
-
-    dataset: str = "random"
-    file: str | None = None
-    num_prompts: int = 0
-    """0: as many as the load needs."""
-    input_len: int = 1024
-    output_len: int = 128
-    input_range_ratio: float = 0.0
-    output_range_ratio: float = 0.0
-    prefix_len: int = 0
-    prefixes: int = 10
-    turns: int = 4
-    think_s: float = 0.0
-    images: int = 1
-    image_size: tuple[int, int] = (448, 448)
-    seed: int = 0
-    ignore_eos: bool | None = None
-    """None: forced lengths for made-up prompts, as vLLM does."""
-    extra_body: Mapping[str, Json] = field(default_factory=dict)
-    session_header: str = "x-session-id"
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How hard."""
-
-    concurrency: int | None = None
-    rate: float = math.inf
-    burstiness: float = 1.0
-    phases: str | None = None
-    trace: str | None = None
-    trace_speed: float = 1.0
-    duration_s: float = math.inf
-    warmup: int = 0
-    workers: int | None = None
-    """Client processes; None: as many as the load needs."""
-
-    @property
-    def open_loop_asked(self) -> bool:
-        """Whether any flag asks for intended times."""
-        return self.rate < math.inf or bool(self.phases) or bool(self.trace)
-
-
-@dataclass(frozen=True)
-class FleetOptions:
-    """Where to look at the fleet, and what to do to it."""
-
-    dashboard: str | None = None
-    token: str | None = None
-    server_metrics: bool = True
-    events: tuple[tuple[float, str], ...] = ()
-    """Seconds after the start and a shell command, such as one that kills a replica."""
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """What to show and keep."""
-
-    percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
-    goodput_ms: Mapping[str, float] = field(default_factory=dict)
-    slo: str | None = None
-    assertions: tuple[str, ...] = ()
-    json: str | None = None
-    csv: str | None = None
-    md: str | None = None
-    html: str | None = None
-    detailed: bool = False
-    keep_text: bool = False
-    label: str = ""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    live: bool | None = None
-    quiet: bool = False
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Where reports are to be written."""
-        return tuple(path for path in (self.json, self.md, self.csv, self.html) if path)
-
-
-def fleet_options(args: argparse.Namespace) -> FleetOptions:
+def fleet_options(args: argparse.Namespace) -> FleetSpec:
     """Checked flags about the fleet."""
     events = []
     for item in args.at:
@@ -126,10 +32,10 @@ def fleet_options(args: argparse.Namespace) -> FleetOptions:
             raise UsageError(f"not SECONDS:COMMAND: {item!r}", "Write e.g. --at '30:kill 1234'")
         events.append((float(moment.strip().rstrip("s")), command))
     token = args.ray_token or os.environ.get("RAY_AUTH_TOKEN")
-    return FleetOptions(args.ray_dashboard, token, args.server_metrics, tuple(events))
+    return FleetSpec(args.ray_dashboard, token, args.server_metrics, tuple(events))
 
 
-def target_options(args: argparse.Namespace) -> TargetOptions:
+def target_options(args: argparse.Namespace) -> TargetSpec:
     """Checked flags about the server."""
     headers = pairs(args.header, "--header")
     key = args.api_key or os.environ.get("OPENAI_API_KEY")
@@ -139,7 +45,7 @@ def target_options(args: argparse.Namespace) -> TargetOptions:
             headers.setdefault("x-api-key", key)
     if args.api == Api.MESSAGES.value:
         headers.setdefault("anthropic-version", "2023-06-01")
-    return TargetOptions(
+    return TargetSpec(
         url=args.url,
         model=args.model,
         api=Api(args.api),
@@ -152,7 +58,7 @@ def target_options(args: argparse.Namespace) -> TargetOptions:
     )
 
 
-def data_options(args: argparse.Namespace) -> DataOptions:
+def data_options(args: argparse.Namespace) -> DatasetSpec:
     """Checked flags about prompts."""
     ratios = numbers(args.range_ratio, "--range-ratio")
     width, _, height = args.image_size.partition("x")
@@ -163,7 +69,7 @@ def data_options(args: argparse.Namespace) -> DataOptions:
             f"not a spread: {args.range_ratio!r}", "Write --range-ratio 0.2, or 0.2,0.5: from 0 to below 1"
         )
     sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    return DataOptions(
+    return DatasetSpec(
         dataset=args.dataset,
         file=args.data_file,
         num_prompts=args.num_prompts,
@@ -184,12 +90,12 @@ def data_options(args: argparse.Namespace) -> DataOptions:
     )
 
 
-def load_options(args: argparse.Namespace) -> LoadOptions:
+def load_options(args: argparse.Namespace) -> LoadSpec:
     """Checked flags about the load."""
     ways = [args.rate < math.inf, bool(args.phases), bool(args.trace)]
     if sum(ways) > 1:
         raise UsageError("--request-rate, --phases and --trace exclude each other", "Choose one")
-    return LoadOptions(
+    return LoadSpec(
         concurrency=args.concurrency,
         rate=args.rate,
         burstiness=args.burstiness,
@@ -202,7 +108,7 @@ def load_options(args: argparse.Namespace) -> LoadOptions:
     )
 
 
-def output_options(args: argparse.Namespace) -> OutputOptions:
+def output_options(args: argparse.Namespace) -> OutputSpec:
     """Checked flags about output."""
     goodput = {}
     for item in args.goodput:
@@ -216,10 +122,8 @@ def output_options(args: argparse.Namespace) -> OutputOptions:
     percentiles = numbers(args.percentiles, "--metric-percentiles")
     if not all(0 <= percentile <= 100 for percentile in percentiles):
         raise UsageError(f"--metric-percentiles are from 0 to 100, not {args.percentiles!r}")
-    return OutputOptions(
-        percentiles=tuple(percentiles),
-        goodput_ms=goodput,
-        slo=args.slo,
+    return OutputSpec(
+        summary=SummarySpec(tuple(percentiles), goodput, args.slo),
         assertions=tuple(args.assertions),
         json=args.json,
         csv=args.csv,

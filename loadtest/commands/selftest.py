@@ -12,24 +12,26 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from loadtest.api.record import itl_s, ttft_s
 from loadtest.api.requests import Api, BodyRules
 from loadtest.data.prompt import Json, Prompt
 from loadtest.errors import DataError, TargetError
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint, Pool
 from loadtest.http.probe import get
-from loadtest.load.run import Nobody, run_here
-from loadtest.load.schedule import Load
+from loadtest.load.run import NullObserver, run_here
+from loadtest.load.schedule import LoadSchedule
 from loadtest.load.self_check import cpu_s
 from loadtest.load.worker import Job
 from loadtest.load.worker_processes import run_in_workers
-from loadtest.metrics.vllm_metrics import itl_s, measure, ttft_s
-from loadtest.report.files import plain
+from loadtest.metrics.vllm_metrics import compute_vllm_metrics
+from loadtest.report.files import plain, write_json
 
 FIRST_MS = 50.0
 GAP_MS = 20.0
@@ -38,10 +40,10 @@ PROMPT_BYTES = 32 * 1024
 ADDED_TTFT_LIMIT_MS = 5.0
 
 
-OTHERS_FIGURES = ("ttft_mean_ms", "gap_p99_ms", "cpu_us_per_chunk", "added_ttft_ms")
+OTHER_CLIENT_FIELDS = ("ttft_mean_ms", "gap_p99_ms", "cpu_us_per_chunk", "added_ttft_ms")
 
 
-class Other(msgspec.Struct, frozen=True):
+class OtherClient(msgspec.Struct, frozen=True):
     """What another client says of itself in one line of JSON. Times in ms."""
 
     ttft_mean_ms: float
@@ -52,7 +54,7 @@ class Other(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Reading:
+class SelfTestResult:
     """The client at one number of streams. Times in ms."""
 
     streams: int
@@ -68,11 +70,11 @@ class Reading:
     cpu_us_per_chunk: float
     cpu_ratio: float
     loop_lag_p99_ms: float
-    ends_late_ms: float = 0.0
+    end_detection_lag_ms: float = 0.0
     """Mean time until the end of a response was noticed: the next request of a closed loop waits for it."""
-    read_by_clock: bool = False
+    coarse_timestamps: bool = False
     """Sockets were read in steps of a millisecond, without the kernel's times (`http/socket_reader.py`)."""
-    other: Other | None = None
+    other: OtherClient | None = None
     """Another client under the same load, right after."""
 
     @property
@@ -81,7 +83,7 @@ class Reading:
         return not self.failed and self.added_ttft_ms <= ADDED_TTFT_LIMIT_MS
 
 
-class _Late(msgspec.Struct):
+class _MockLateness(msgspec.Struct):
     first_mean_ms: float
     first_p99_ms: float
     chunk_mean_ms: float
@@ -110,23 +112,23 @@ def selftest_prompts(streams: int, chunks: int) -> list[Prompt]:
     return [Prompt(text="w" * PROMPT_BYTES, output_tokens=chunks) for _ in range(2 * streams)]
 
 
-async def read_client(url: str, streams: int, chunks: int, workers: int) -> Reading:
+async def read_client(url: str, streams: int, chunks: int, workers: int) -> SelfTestResult:
     """Run this client at one number of streams."""
     address = parse_url(url)
     endpoint = Endpoint(address, "127.0.0.1")
     job = Job(
         prompts=selftest_prompts(streams, chunks),
         rules=BodyRules(Api.CHAT, "mock", ignore_eos=True),
-        load=Load(max_inflight=streams),
+        load=LoadSchedule(max_inflight=streams),
     )
     await lateness(endpoint)  # forget what came before
     before_s = cpu_s()
     if workers > 1:
-        finished = await run_in_workers(job, endpoint, workers, Nobody())
+        finished = await run_in_workers(job, endpoint, workers, NullObserver())
     else:
-        finished = await run_here(job, endpoint, Nobody())
+        finished = await run_here(job, endpoint, NullObserver())
     records = finished.run.records
-    parity = measure(records, finished.run.duration_s, [99.0])
+    vllm_metrics = compute_vllm_metrics(records, finished.run.duration_s, [99.0])
     spent_s = cpu_s() - before_s + (sum(check.cpu_s for check in finished.checks) if workers > 1 else 0.0)
     late = await lateness(endpoint)
     good = [record for record in records if record.ok]
@@ -134,10 +136,10 @@ async def read_client(url: str, streams: int, chunks: int, workers: int) -> Read
     # The first gap is the one between the role-only event and the text beside it in the same read.
     gaps = np.concatenate([itl_s(record)[1:] for record in good] or [np.zeros(1)]) * 1e3
     count = sum(len(record.chunk_ns) for record in records)
-    return Reading(
+    return SelfTestResult(
         streams=streams,
         chunks=count,
-        failed=parity.failed,
+        failed=vllm_metrics.failed,
         ttft_mean_ms=float(ttfts.mean()),
         ttft_p99_ms=float(np.percentile(ttfts, 99)),
         mock_first_late_ms=late.first_mean_ms,
@@ -148,22 +150,22 @@ async def read_client(url: str, streams: int, chunks: int, workers: int) -> Read
         cpu_us_per_chunk=spent_s / max(count, 1) * 1e6,
         cpu_ratio=max(check.cpu_ratio for check in finished.checks),
         loop_lag_p99_ms=max(check.loop_lag_p99_ms for check in finished.checks),
-        ends_late_ms=max(check.ends_late_ms for check in finished.checks),
-        read_by_clock=any(check.read_by_clock for check in finished.checks),
+        end_detection_lag_ms=max(check.end_detection_lag_ms for check in finished.checks),
+        coarse_timestamps=any(check.coarse_timestamps for check in finished.checks),
     )
 
 
-async def lateness(endpoint: Endpoint) -> _Late:
+async def lateness(endpoint: Endpoint) -> _MockLateness:
     """The mock's own lateness since it was last asked."""
     pool = Pool(endpoint)
     try:
         reply = await get(pool, endpoint.address, "/mock/lateness", {})
     finally:
         pool.close()
-    return msgspec.json.decode(reply.body, type=_Late)
+    return msgspec.json.decode(reply.body, type=_MockLateness)
 
 
-async def read_other(command: str, url: str, streams: int, chunks: int) -> Other:
+async def read_other(command: str, url: str, streams: int, chunks: int) -> OtherClient:
     """Run another client: `command URL STREAMS CHUNKS`, whose last line of output is an `Other` in JSON."""
     endpoint = Endpoint(parse_url(url), "127.0.0.1")
     await lateness(endpoint)
@@ -176,47 +178,47 @@ async def read_other(command: str, url: str, streams: int, chunks: int) -> Other
     said, _ = await process.communicate()
     late = await lateness(endpoint)
     try:
-        other = msgspec.json.decode(said.strip().rpartition(b"\n")[2], type=Other)
+        other = msgspec.json.decode(said.strip().rpartition(b"\n")[2], type=OtherClient)
     except msgspec.DecodeError as bad:
         raise DataError(f"{command!r} did not end with its figures ({bad})", "Run it by itself to see why") from bad
     return msgspec.structs.replace(other, added_ttft_ms=other.ttft_mean_ms - FIRST_MS - late.first_mean_ms)
 
 
-async def selftest(
+async def measure_client(
     streams: Sequence[int], chunks: int, *, workers: int = 1, against: str | None = None, rounds: int = 1
-) -> list[Reading]:
+) -> list[SelfTestResult]:
     """One reading per number of streams, in the order given; `against` is another client's command.
 
     Of several rounds, in which the two clients take turns, it is the medians.
     """
     flags = ["--first-ms", str(FIRST_MS), "--gap-ms", str(GAP_MS)]
-    found: dict[int, list[Reading]] = {number: [] for number in streams}
+    found: dict[int, list[SelfTestResult]] = {number: [] for number in streams}
     async with mock_process(*flags) as url:
         for _ in range(rounds):
-            for number, readings in found.items():
-                reading = await read_client(url, number, chunks, workers)
+            for number, results in found.items():
+                result = await read_client(url, number, chunks, workers)
                 other = await read_other(against, url, number, chunks) if against else None
-                readings.append(replace(reading, other=other))
-    return [_middle(readings) for readings in found.values()]
+                results.append(replace(result, other=other))
+    return [_middle(results) for results in found.values()]
 
 
-def _middle(readings: Sequence[Reading]) -> Reading:
+def _middle(results: Sequence[SelfTestResult]) -> SelfTestResult:
     """Medians of the figures; a failure in any round counts."""
-    others = [reading.other for reading in readings if reading.other is not None]
+    others = [result.other for result in results if result.other is not None]
     return replace(
-        readings[0],
-        **_medians(readings, [field.name for field in fields(Reading) if field.type == "float"]),
-        failed=max(reading.failed for reading in readings),
-        read_by_clock=any(reading.read_by_clock for reading in readings),
-        other=msgspec.structs.replace(others[0], **_medians(others, OTHERS_FIGURES)) if others else None,
+        results[0],
+        **_medians(results, [field.name for field in fields(SelfTestResult) if field.type == "float"]),
+        failed=max(result.failed for result in results),
+        coarse_timestamps=any(result.coarse_timestamps for result in results),
+        other=msgspec.structs.replace(others[0], **_medians(others, OTHER_CLIENT_FIELDS)) if others else None,
     )
 
 
-def _medians(readings: Sequence[object], names: Sequence[str]) -> dict[str, Any]:
-    return {name: float(np.median([getattr(reading, name) for reading in readings])) for name in names}
+def _medians(results: Sequence[object], names: Sequence[str]) -> dict[str, Any]:
+    return {name: float(np.median([getattr(result, name) for result in results])) for name in names}
 
 
-def selftest_text(readings: Sequence[Reading]) -> str:
+def selftest_text(results: Sequence[SelfTestResult]) -> str:
     """A table for the terminal."""
     head = (
         f"client self-test: {FIRST_MS:g} ms to the first token, {GAP_MS:g} ms between chunks, "
@@ -225,7 +227,7 @@ def selftest_text(readings: Sequence[Reading]) -> str:
         f"{'CPU/chunk':>10} {'CPU':>5} {'loop lag p99':>13}"
     )
     lines = [head]
-    for r in readings:
+    for r in results:
         verdict = "ok" if r.fit else f"{r.failed} failed" if r.failed else "use --workers"
         gap_adds_ms = r.gap_mean_ms - GAP_MS
         lines.append(
@@ -233,26 +235,26 @@ def selftest_text(readings: Sequence[Reading]) -> str:
             f"{gap_adds_ms:>6.1f} ms {r.gap_p99_ms:>5.1f} ms {r.cpu_us_per_chunk:>7.1f} us {r.cpu_ratio:>4.0%} "
             f"{r.loop_lag_p99_ms:>10.1f} ms  {verdict}"
         )
-    lines.append(_exactness(readings))
-    lines += [_beside(reading.streams, reading, reading.other) for reading in readings if reading.other is not None]
+    lines.append(_exactness(results))
+    lines += [_beside(result.streams, result, result.other) for result in results if result.other is not None]
     return "\n".join(lines)
 
 
-def _exactness(readings: Sequence[Reading]) -> str:
-    by_clock = [str(reading.streams) for reading in readings if reading.read_by_clock]
+def _exactness(results: Sequence[SelfTestResult]) -> str:
+    by_clock = [str(result.streams) for result in results if result.coarse_timestamps]
     if by_clock:
         return (
             f"at {', '.join(by_clock)} streams sockets were read in steps of a millisecond, and this system does not "
             "tell when bytes came: a chunk's time is up to 2 ms after it, which the columns above contain"
         )
-    late = ", ".join(f"{reading.ends_late_ms:.1f}" for reading in readings)
+    late = ", ".join(f"{result.end_detection_lag_ms:.1f}" for result in results)
     return (
         "times are the kernel's, whenever a socket is read; a response's end is noticed, and the next request of a "
         f"closed loop sent, {late} ms late on average"
     )
 
 
-def _beside(streams: int, ours: Reading, other: Other) -> str:
+def _beside(streams: int, ours: SelfTestResult, other: OtherClient) -> str:
     return (
         f"the other client at {streams} streams: adds {other.added_ttft_ms:.1f} ms to TTFT, "
         f"{other.cpu_us_per_chunk:.1f} us of CPU a chunk; this one uses "
@@ -260,6 +262,17 @@ def _beside(streams: int, ours: Reading, other: Other) -> str:
     )
 
 
-def as_json(readings: Sequence[Reading]) -> list[Json]:
+def as_json(results: Sequence[SelfTestResult]) -> list[Json]:
     """For files."""
-    return [plain(msgspec.to_builtins(reading)) for reading in readings]
+    return [plain(msgspec.to_builtins(result)) for result in results]
+
+
+async def selftest(
+    streams: Sequence[int], chunks: int, *, workers: int, against: str | None, rounds: int, json_file: str | None
+) -> int:
+    """Measure this client. Returns 1 where it is not fit at some number of streams."""
+    results = await measure_client(streams, chunks, workers=workers, against=against, rounds=rounds)
+    print(selftest_text(results))
+    if json_file:
+        write_json(Path(json_file), as_json(results))
+    return 0 if all(result.fit for result in results) else 1

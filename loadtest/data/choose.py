@@ -6,18 +6,17 @@ import random
 
 import numpy as np
 
-from loadtest.cli.options import DataOptions
 from loadtest.data.from_file import Sampler, jsonl, sharegpt
 from loadtest.data.from_file import mix as mix_of
 from loadtest.data.images import images
-from loadtest.data.prompt import Prompt
+from loadtest.data.prompt import DatasetSpec, Prompt
 from loadtest.data.random_text import RandomText, fit
 from loadtest.data.text import natural, sessions, tools
-from loadtest.data.tokenizer import Tokens
+from loadtest.data.tokenizer import PromptTokenizer
 from loadtest.errors import DataError, UsageError
 
 
-def _random(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def _random(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """vLLM's random set with these options."""
     made = RandomText(
         input_tokens=options.input_len,
@@ -27,12 +26,12 @@ def _random(options: DataOptions, tokens: Tokens | None, count: int) -> list[Pro
         output_range_ratio=options.output_range_ratio,
         seed=options.seed,
     )
-    return made.sample(count, needed(tokens))
+    return made.sample(count, needed(tokenizer))
 
 
-def _prefixes(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def _prefixes(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """Prompts that share one of a few prefixes, shuffled: what a prefix cache and its routing are for."""
-    known = needed(tokens)
+    known = needed(tokenizer)
     rng = np.random.default_rng(options.seed)
     shared = options.prefix_len or max(1, options.input_len // 2)
     if shared >= options.input_len:
@@ -50,18 +49,18 @@ def _prefixes(options: DataOptions, tokens: Tokens | None, count: int) -> list[P
     return prompts
 
 
-def _mix(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
-    return mix_of(options, tokens, count, DATASETS)
+def _mix(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
+    return mix_of(options, tokenizer, count, DATASETS)
 
 
-def needed(tokens: Tokens | None) -> Tokens:
+def needed(tokenizer: PromptTokenizer | None) -> PromptTokenizer:
     """The tokenizer, where the set cannot do without."""
-    if tokens is None:
+    if tokenizer is None:
         raise DataError(
             "this data set needs the model's tokenizer, and the server's model is not a folder here",
             "Give --tokenizer the model's folder or its tokenizer.json",
         )
-    return tokens
+    return tokenizer
 
 
 DATASETS: dict[str, Sampler] = {
@@ -79,6 +78,6 @@ FORCED = frozenset({"random", "prefixes", "images"})
 """Made-up prompts: the answer's length is forced unless told otherwise, as vLLM does for `random`."""
 
 
-def sample(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def sample(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """`count` prompts of the chosen set."""
-    return DATASETS[options.dataset](options, tokens, count)
+    return DATASETS[options.dataset](options, tokenizer, count)

@@ -12,13 +12,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from loadtest.cli.options import DataOptions
-from loadtest.data.prompt import Json, Prompt
-from loadtest.data.text import Prose, load_text
-from loadtest.data.tokenizer import Tokens
+from loadtest.data.prompt import DatasetSpec, Json, Prompt
+from loadtest.data.text import TextSource, load_text
+from loadtest.data.tokenizer import PromptTokenizer
 from loadtest.errors import DataError, UsageError
 
-Sampler = Callable[[DataOptions, Tokens | None, int], list[Prompt]]
+Sampler = Callable[[DatasetSpec, PromptTokenizer | None, int], list[Prompt]]
 OUTPUT_FIELDS = ("output_tokens", "output_len", "max_tokens", "max_completion_tokens")
 TRACE_BLOCK = 512
 """Tokens per `hash_ids` entry of a Mooncake trace."""
@@ -56,7 +55,7 @@ def _list(file: str | None, wanted: str) -> list[dict[str, Json]]:
     return found
 
 
-def jsonl(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def jsonl(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """Lines with `prompt` or `messages`; optional `output_tokens`, `class`, `session`; other fields go into the body.
 
     OpenAI's batch lines (`{"body": {...}}`) are understood. Fewer lines than requests are used again from the start.
@@ -64,11 +63,11 @@ def jsonl(options: DataOptions, tokens: Tokens | None, count: int) -> list[Promp
     rows = list(_rows(options.file))
     if not rows:
         raise DataError(f"{options.file} has no lines")
-    prompts = [_from_row(row, number + 1, options, tokens) for number, row in enumerate(rows)]
+    prompts = [_from_row(row, number + 1, options, tokenizer) for number, row in enumerate(rows)]
     return [prompts[index % len(prompts)] for index in range(count or len(prompts))]
 
 
-def _from_row(row: dict[str, Json], number: int, options: DataOptions, tokens: Tokens | None) -> Prompt:
+def _from_row(row: dict[str, Json], number: int, options: DatasetSpec, tokenizer: PromptTokenizer | None) -> Prompt:
     body = row.get("body")
     body = {**body} if isinstance(body, Mapping) else {**row}
     for name in ("model", "stream", "stream_options"):
@@ -81,7 +80,7 @@ def _from_row(row: dict[str, Json], number: int, options: DataOptions, tokens: T
     return Prompt(
         text=text,
         messages=[message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else (),
-        prompt_tokens=len(tokens.encode(text)) if tokens and text else 0,
+        prompt_tokens=len(tokenizer.encode(text)) if tokenizer and text else 0,
         output_tokens=wanted or options.output_len,
         kind=str(body.pop("class", "all")),
         session=session if isinstance(session, int) else -1,
@@ -89,9 +88,9 @@ def _from_row(row: dict[str, Json], number: int, options: DataOptions, tokens: T
     )
 
 
-def sharegpt(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def sharegpt(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """First question and answer length of each conversation, shuffled and filtered as vLLM's benchmark does."""
-    if tokens is None:
+    if tokenizer is None:
         raise DataError("ShareGPT answers are measured in tokens", "Give --tokenizer")
     talks = _list(options.file, "A list of {conversations: [...]} is wanted")
     pairs = [pair for talk in talks if (pair := _first_pair(talk)) is not None]
@@ -100,8 +99,8 @@ def sharegpt(options: DataOptions, tokens: Tokens | None, count: int) -> list[Pr
     for question, answer in pairs:
         if len(prompts) == count:
             break
-        asked = len(tokens.encode(question, add_special_tokens=True))
-        said = len(tokens.encode(answer, add_special_tokens=True))
+        asked = len(tokenizer.encode(question, add_special_tokens=True))
+        said = len(tokenizer.encode(answer, add_special_tokens=True))
         # vLLM's bounds: no snippets, nothing beyond 1,024 in or 2,048 in all.
         if asked >= 4 and said >= 4 and asked <= 1024 and asked + said <= 2048:
             prompts.append(Prompt(text=question, prompt_tokens=asked, output_tokens=said))
@@ -118,10 +117,12 @@ def _first_pair(talk: dict[str, Json]) -> tuple[str, str] | None:
     return (texts[0], texts[1]) if len(texts) == 2 else None
 
 
-def mix(options: DataOptions, tokens: Tokens | None, count: int, samplers: Mapping[str, Sampler]) -> list[Prompt]:
+def mix(
+    options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, samplers: Mapping[str, Sampler]
+) -> list[Prompt]:
     """Several sets at once, from a JSON list of `{"class": name, "weight": w, "dataset": ..., other options}`."""
     parts = _list(options.file, "Write a list of classes, see docs/load-testing.md")
-    known = {field.name for field in fields(DataOptions)} - {"num_prompts"}
+    known = {field.name for field in fields(DatasetSpec)} - {"num_prompts"}
     weights, made = [], []
     rng = np.random.default_rng([options.seed, 3])
     for position, part in enumerate(parts):
@@ -136,7 +137,7 @@ def mix(options: DataOptions, tokens: Tokens | None, count: int, samplers: Mappi
     kinds = rng.choice(len(made), size=count, p=np.asarray(weights) / sum(weights))
     pools = []
     for number, (name, chosen) in enumerate(made):
-        some = samplers[chosen.dataset](chosen, tokens, max(1, int((kinds == number).sum())))
+        some = samplers[chosen.dataset](chosen, tokenizer, max(1, int((kinds == number).sum())))
         pools.append(iter([replace(prompt, kind=name) for prompt in some]))
     return [next(pools[number]) for number in kinds]
 
@@ -147,14 +148,16 @@ def _weight(value: Json, file: str | None) -> float:
     return float(value)
 
 
-def trace(options: DataOptions, tokens: Tokens | None, count: int, *, file: str, speed: float) -> list[Prompt]:
+def trace(
+    options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, *, file: str, speed: float
+) -> list[Prompt]:
     """A recorded load: when, how long the prompt, how long the answer; Mooncake JSONL or Azure's CSV.
 
     Equal `hash_ids` give equal text, so shared prefixes stay shared.
     """
     rng = np.random.default_rng(options.seed)
     corpus = load_text(None)
-    prose = Prose(corpus, tokens, rng)
+    source = TextSource(corpus, tokenizer, rng)
     prompts: list[Prompt] = []
     first: float | None = None
     for row in _trace_rows(file):
@@ -164,7 +167,7 @@ def trace(options: DataOptions, tokens: Tokens | None, count: int, *, file: str,
         first = at_s if first is None else first
         if blocks:
             texts = [
-                Prose(corpus, tokens, np.random.default_rng([7, block])).passage(
+                TextSource(corpus, tokenizer, np.random.default_rng([7, block])).passage(
                     min(TRACE_BLOCK, asked - i * TRACE_BLOCK)
                 )[0]
                 for i, block in enumerate(blocks)
@@ -172,7 +175,7 @@ def trace(options: DataOptions, tokens: Tokens | None, count: int, *, file: str,
             ]
             text = "\n".join(texts)
         else:
-            text = prose.passage(asked)[0]
+            text = source.passage(asked)[0]
         prompts.append(Prompt(text=text, prompt_tokens=asked, output_tokens=max(1, said), at_s=(at_s - first) / speed))
     if not prompts:
         raise DataError(f"{file} has no requests")

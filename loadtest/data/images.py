@@ -9,22 +9,21 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.cli.options import DataOptions
-from loadtest.data.prompt import Prompt
-from loadtest.data.text import Prose, load_text
-from loadtest.data.tokenizer import Tokens
+from loadtest.data.prompt import DatasetSpec, Prompt
+from loadtest.data.text import TextSource, load_text
+from loadtest.data.tokenizer import PromptTokenizer
 
 QUESTION = "Describe what you see, the shapes and their colours."
 
 
-def images(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def images(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """A passage, a question and `--images` pictures. The planned prompt length is not known: images count too."""
     rng = np.random.default_rng(options.seed)
-    prose = Prose(load_text(options.file), tokens, rng)
+    source = TextSource(load_text(options.file), tokenizer, rng)
     width, height = options.image_size
     prompts = []
     for _ in range(count):
-        passage, _length = prose.passage(options.input_len)
+        passage, _length = source.passage(options.input_len)
         urls = [data_url(png(draw(width, height, rng))) for _ in range(options.images)]
         prompts.append(Prompt(text=f"{passage}\n\n{QUESTION}", output_tokens=options.output_len, images=urls))
     return prompts

@@ -9,6 +9,31 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 """Anything that goes into a request body as it is."""
 
 
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Which prompts."""
+
+    dataset: str = "random"
+    file: str | None = None
+    num_prompts: int = 0
+    """0: as many as the load needs."""
+    input_len: int = 1024
+    output_len: int = 128
+    input_range_ratio: float = 0.0
+    output_range_ratio: float = 0.0
+    prefix_len: int = 0
+    prefixes: int = 10
+    turns: int = 4
+    think_s: float = 0.0
+    images: int = 1
+    image_size: tuple[int, int] = (448, 448)
+    seed: int = 0
+    ignore_eos: bool | None = None
+    """None: forced lengths for made-up prompts, as vLLM does."""
+    extra_body: Mapping[str, Json] = field(default_factory=dict)
+    session_header: str = "x-session-id"
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One request to be: text, token ids or ready messages, and how long the answer shall be."""

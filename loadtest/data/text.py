@@ -9,21 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.cli.options import DataOptions
-from loadtest.data.prompt import Json, Prompt
-from loadtest.data.tokenizer import Tokens
+from loadtest.data.prompt import DatasetSpec, Json, Prompt
+from loadtest.data.tokenizer import PromptTokenizer
 from loadtest.errors import DataError
 
 CHARACTERS_PER_TOKEN = 4.0
 """Used where there is no tokenizer; the server's usage then tells the real lengths."""
 
 
-class Prose:
+class TextSource:
     """Gives passages of a text, each from another place."""
 
-    def __init__(self, text: str, tokens: Tokens | None, rng: np.random.Generator) -> None:
+    def __init__(self, text: str, tokenizer: PromptTokenizer | None, rng: np.random.Generator) -> None:
         self._text = text
-        self._tokens = tokens
+        self._tokenizer = tokenizer
         self._rng = rng
 
     def passage(self, length: int) -> tuple[str, int]:
@@ -32,14 +31,14 @@ class Prose:
         text = self._text[max(start, 0) :] + self._text
         want = int(length * CHARACTERS_PER_TOKEN * 1.6) + 200
         text = (text * (want // len(text) + 1))[:want].lstrip()
-        if self._tokens is None:
+        if self._tokenizer is None:
             return text[: int(length * CHARACTERS_PER_TOKEN)], 0
-        ids = self._tokens.encode(text)
+        ids = self._tokenizer.encode(text)
         while len(ids) < length:
             text += text
-            ids = self._tokens.encode(text)
-        cut = self._tokens.decode(ids[:length])
-        return cut, len(self._tokens.encode(cut))
+            ids = self._tokenizer.encode(text)
+        cut = self._tokenizer.decode(ids[:length])
+        return cut, len(self._tokenizer.encode(cut))
 
 
 def load_text(file: str | None) -> str:
@@ -67,15 +66,15 @@ TASKS = (
 )
 
 
-def natural(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def natural(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """A task and a passage."""
     rng = np.random.default_rng(options.seed)
-    prose = Prose(load_text(options.file), tokens, rng)
+    source = TextSource(load_text(options.file), tokenizer, rng)
     prompts = []
     for index in range(count):
         task = TASKS[index % len(TASKS)]
-        passage, length = prose.passage(max(1, options.input_len - 16))
-        extra = len(tokens.encode(task)) + 2 if tokens else 0
+        passage, length = source.passage(max(1, options.input_len - 16))
+        extra = len(tokenizer.encode(task)) + 2 if tokenizer else 0
         prompts.append(
             Prompt(
                 text=f"{task}\n\n{passage}", prompt_tokens=length and length + extra, output_tokens=options.output_len
@@ -84,16 +83,16 @@ def natural(options: DataOptions, tokens: Tokens | None, count: int) -> list[Pro
     return prompts
 
 
-def sessions(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def sessions(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """Conversations: a long first message, then short ones, each sent with all that was said before."""
     rng = np.random.default_rng(options.seed)
-    prose = Prose(load_text(options.file), tokens, rng)
+    source = TextSource(load_text(options.file), tokenizer, rng)
     prompts: list[Prompt] = []
     session = 0
     while len(prompts) < count:
         for turn in range(min(options.turns, count - len(prompts))):
             length = options.input_len if turn == 0 else max(8, options.input_len // 16)
-            passage, tokens_in = prose.passage(length)
+            passage, tokens_in = source.passage(length)
             text = (
                 f"{TASKS[session % len(TASKS)]}\n\n{passage}" if turn == 0 else f"And how does this fit in? {passage}"
             )
@@ -135,13 +134,13 @@ TOOLS: list[Json] = [
 PLACES = ("Paris", "Nairobi", "Osaka", "Lima", "Oslo", "Perth", "Quito", "Hanoi", "Tunis", "Riga")
 
 
-def tools(options: DataOptions, tokens: Tokens | None, count: int) -> list[Prompt]:
+def tools(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """Questions that a tool answers, after a passage that makes the prompt as long as asked."""
     rng = np.random.default_rng(options.seed)
-    prose = Prose(load_text(options.file), tokens, rng)
+    source = TextSource(load_text(options.file), tokenizer, rng)
     prompts = []
     for _ in range(count):
-        passage, length = prose.passage(options.input_len)
+        passage, length = source.passage(options.input_len)
         place = PLACES[int(rng.integers(len(PLACES)))]
         text = f"{passage}\n\nLeave the text above aside. What is the weather in {place} right now? Use a tool."
         extra: dict[str, Json] = {"tools": TOOLS, "tool_choice": "auto"}

@@ -17,7 +17,7 @@ from loadtest.errors import DataError
 NAMED_SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-class Tokens:
+class PromptTokenizer:
     """Text to ids and back. `vocab_size` leaves out added tokens, as Hugging Face's property of that name does."""
 
     def __init__(self, tokenizer: Tokenizer, specials: list[str], *, source: str, clean_up: bool = False) -> None:
@@ -40,7 +40,7 @@ class Tokens:
         return _clean(text) if self._clean_up else text
 
 
-def load_tokens(where: str) -> Tokens:
+def load_tokenizer(where: str) -> PromptTokenizer:
     """Read a folder with `tokenizer.json`, or that file itself."""
     path = Path(where).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -57,7 +57,7 @@ def load_tokens(where: str) -> Tokens:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     clean_up = config.get("clean_up_tokenization_spaces") is True
-    return Tokens(tokenizer, _specials(config), source=os.fspath(path), clean_up=clean_up)
+    return PromptTokenizer(tokenizer, _specials(config), source=os.fspath(path), clean_up=clean_up)
 
 
 def _json(file: Path) -> dict[str, object]:

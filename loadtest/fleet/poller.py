@@ -15,10 +15,10 @@ from typing import Self
 
 import msgspec
 
-from loadtest.api.record import Run
+from loadtest.api.record import RunRecords
 from loadtest.errors import LoadTestError
-from loadtest.fleet.prometheus import Gauges, Tally
-from loadtest.fleet.snapshots import Applications, Look, Targets, as_view, look_of
+from loadtest.fleet.prometheus import MetricsReader, MetricValues
+from loadtest.fleet.snapshots import Applications, FleetSnapshot, Targets, build_view, take_snapshot
 from loadtest.fleet.view import FleetView, Mark
 from loadtest.http.address import Address, parse_url
 from loadtest.http.pool import Endpoint, Pool
@@ -33,7 +33,18 @@ SETTLE_S = 12.0
 
 
 @dataclass(frozen=True)
-class Where:
+class FleetSpec:
+    """Where to look at the fleet, and what to do to it."""
+
+    dashboard: str | None = None
+    token: str | None = None
+    server_metrics: bool = True
+    events: tuple[tuple[float, str], ...] = ()
+    """Seconds after the start and a shell command, such as one that kills a replica."""
+
+
+@dataclass(frozen=True)
+class PollTargets:
     """What to poll, and with which headers."""
 
     dashboard: str | None
@@ -43,26 +54,26 @@ class Where:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Lookout:
+class FleetPoller:
     """Owns the polling connections; `async with` it around the run, then ask for the `view`."""
 
-    def __init__(self, where: Where) -> None:
-        self._where = where
+    def __init__(self, targets: PollTargets) -> None:
+        self._targets = targets
         self._dashboard: tuple[Pool, Address] | None = None
         self._pages: dict[str, tuple[Pool, Address]] = {}
-        self._looks: list[Look] = []
-        self._tally = Tally()
-        self._gauges = Gauges({})
+        self._snapshots: list[FleetSnapshot] = []
+        self._metrics_reader = MetricsReader()
+        self._values = MetricValues({})
         self._problem = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self._connect()
         await self._read_pages()
-        await self._look()
+        await self._snapshot()
         # Two loops: a node that died keeps its page waiting, and that is when replicas must be watched.
         self._tasks = [
-            asyncio.create_task(_every(EVERY_S, self._look)),
+            asyncio.create_task(_every(EVERY_S, self._snapshot)),
             asyncio.create_task(_every(PAGES_EVERY_S, self._read_pages)),
         ]
         return self
@@ -75,15 +86,15 @@ class Lookout:
             pool.close()
 
     async def _connect(self) -> None:
-        where = self._where
-        if where.dashboard:
-            endpoint = await open_endpoint(where.dashboard)
+        targets = self._targets
+        if targets.dashboard:
+            endpoint = await open_endpoint(targets.dashboard)
             self._dashboard = (Pool(endpoint), endpoint.address)
-        elif where.metrics is not None:
-            address = where.metrics.address
-            self._pages = {address.host_header: (Pool(where.metrics), address)}
+        elif targets.metrics is not None:
+            address = targets.metrics.address
+            self._pages = {address.host_header: (Pool(targets.metrics), address)}
 
-    async def _look(self) -> None:
+    async def _snapshot(self) -> None:
         """One sample; a failed one is noted and the next is tried."""
         try:
             serve = await self._serve()
@@ -92,7 +103,7 @@ class Lookout:
             return
         if self._dashboard is not None and not serve.applications:
             self._problem = self._problem or "Ray's dashboard shows no Serve application"
-        self._looks.append(look_of(serve, self._gauges))
+        self._snapshots.append(take_snapshot(serve, self._values))
 
     async def _read_pages(self) -> None:
         """The engines' figures."""
@@ -101,8 +112,8 @@ class Lookout:
         except (LoadTestError, msgspec.DecodeError) as failed:
             self._problem = self._problem or str(failed)
             return
-        pages = await asyncio.gather(*(self._page(pool, address) for pool, address in self._pages.values()))
-        self._gauges = self._tally.take(dict(zip(self._pages, pages, strict=True)))
+        pages = await asyncio.gather(*(self._metrics_page(pool, address) for pool, address in self._pages.values()))
+        self._values = self._metrics_reader.take(dict(zip(self._pages, pages, strict=True)))
 
     async def _serve(self) -> Applications:
         if self._dashboard is None:
@@ -124,7 +135,7 @@ class Lookout:
 
     async def _ask(self, dashboard: tuple[Pool, Address], path: str) -> bytes:
         pool, address = dashboard
-        headers = {"Authorization": f"Bearer {self._where.token}"} if self._where.token else {}
+        headers = {"Authorization": f"Bearer {self._targets.token}"} if self._targets.token else {}
         reply = await get(pool, address, path, headers)
         if reply.status in (401, 403):
             raise LoadTestError(
@@ -135,8 +146,8 @@ class Lookout:
             raise LoadTestError(f"{address.url}{path} answers HTTP {reply.status}", "Is --ray-dashboard right?")
         return reply.body
 
-    async def _page(self, pool: Pool, address: Address) -> str:
-        headers = self._where.headers if self._dashboard is None else {}
+    async def _metrics_page(self, pool: Pool, address: Address) -> str:
+        headers = self._targets.headers if self._dashboard is None else {}
         try:
             async with asyncio.timeout(PAGE_WITHIN_S):
                 reply = await get(pool, address, "/metrics", headers)
@@ -150,15 +161,15 @@ class Lookout:
         begin = perf_counter_ns()
         while (perf_counter_ns() - begin) / 1e9 < (SETTLE_S if self._dashboard else EVERY_S * 2):
             await self._read_pages()
-            await self._look()
-            counted = self._gauges.get("ttft_count")
+            await self._snapshot()
+            counted = self._values.get("ttft_count")
             if counted is None or counted >= completed:
                 return
             await asyncio.sleep(EVERY_S)
 
-    def view(self, run: Run, client_ttft_ms: float, events: Sequence[Mark]) -> FleetView:
+    def view(self, run: RunRecords, client_ttft_ms: float, events: Sequence[Mark]) -> FleetView:
         """The samples on the run's axis. `events` are the caller's own marks."""
-        return as_view(self._looks, run, client_ttft_ms, events, self._problem)
+        return build_view(self._snapshots, run, client_ttft_ms, events, self._problem)
 
 
 async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:

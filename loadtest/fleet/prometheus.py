@@ -40,7 +40,7 @@ COUNTERS = _both(_COUNTERS) | {
 
 
 @dataclass(frozen=True)
-class Gauges:
+class MetricValues:
     """Figures of one moment. Gauges are summed or averaged over engines; counters say what came since the first look.
 
     Missing ones are absent from `values`.
@@ -54,7 +54,7 @@ class Gauges:
 
 
 @dataclass
-class Tally:
+class MetricsReader:
     """Reads pages again and again and adds counters up, series by series.
 
     A replica that dies takes its counters with it and a new one begins at zero: a plain sum over the page would go
@@ -66,7 +66,7 @@ class Tally:
     _known: set[str] = field(default_factory=set)
     """Servers that gave a page before."""
 
-    def take(self, pages: Mapping[str, str]) -> Gauges:
+    def take(self, pages: Mapping[str, str]) -> MetricValues:
         """Take one round of pages in, each under its server's name."""
         sums: dict[str, float] = {}
         means: dict[str, list[float]] = {}
@@ -83,7 +83,7 @@ class Tally:
                     means.setdefault(MEANS[name], []).append(value)
         self._known |= {server for server, page in pages.items() if page}
         averages = {name: sum(found) / len(found) for name, found in means.items()}
-        return Gauges({**self._grown, **sums, **averages})
+        return MetricValues({**self._grown, **sums, **averages})
 
     def _count(self, server: str, line: str, name: str) -> None:
         value = _value(line)

@@ -9,9 +9,9 @@ from time import perf_counter_ns
 
 import msgspec
 
-from loadtest.api.record import Run
-from loadtest.fleet.prometheus import Gauges
-from loadtest.fleet.view import FleetView, Mark, SpecDecode, Split
+from loadtest.api.record import RunRecords
+from loadtest.fleet.prometheus import MetricValues
+from loadtest.fleet.view import FleetView, Mark, SpecDecode, TtftBreakdown
 
 SERVING = frozenset({"RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION"})
 """States in which a replica takes requests; in the others it does not yet, or not any more."""
@@ -68,12 +68,12 @@ class Targets(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Look:
+class FleetSnapshot:
     """One moment of the fleet."""
 
     at_ns: int
     deployments: Mapping[str, Deployment]
-    gauges: Gauges
+    values: MetricValues
 
     def states(self) -> dict[str, int]:
         """`deployment STATE` to replicas."""
@@ -91,7 +91,7 @@ class Look:
         return float(sum(deployment.target_num_replicas for deployment in self.deployments.values()))
 
 
-def look_of(serve: Applications, gauges: Gauges) -> Look:
+def take_snapshot(serve: Applications, values: MetricValues) -> FleetSnapshot:
     """The moment's picture. Two applications may each have a deployment of one name."""
     several = len(serve.applications) > 1
     deployments = {
@@ -99,61 +99,63 @@ def look_of(serve: Applications, gauges: Gauges) -> Look:
         for app, application in serve.applications.items()
         for name, deployment in application.deployments.items()
     }
-    return Look(perf_counter_ns(), deployments, gauges)
+    return FleetSnapshot(perf_counter_ns(), deployments, values)
 
 
-def as_view(looks: Sequence[Look], run: Run, client_ttft_ms: float, events: Sequence[Mark], problem: str) -> FleetView:
+def build_view(
+    snapshots: Sequence[FleetSnapshot], run: RunRecords, client_ttft_ms: float, events: Sequence[Mark], problem: str
+) -> FleetView:
     """Columns and marks from looks. Pure."""
-    if not looks:
+    if not snapshots:
         return FleetView(marks=tuple(events), problem=problem or "the fleet could not be seen")
-    inside = [look for look in looks if look.at_ns <= run.end_ns + 2e9]
-    states = [look.states() for look in inside]
+    inside = [snapshot for snapshot in snapshots if snapshot.at_ns <= run.end_ns + 2e9]
+    states = [snapshot.states() for snapshot in inside]
     names = sorted({name for counts in states for name in counts})
     return FleetView(
-        at_s=[round(max(0.0, (look.at_ns - run.begin_ns) / 1e9), 3) for look in inside],
+        at_s=[round(max(0.0, (snapshot.at_ns - run.begin_ns) / 1e9), 3) for snapshot in inside],
         replicas={name: [float(counts.get(name, 0)) for counts in states] for name in names},
-        target_replicas=[look.target() for look in inside],
-        queued=[_queued(look.gauges) for look in inside],
-        kv_usage=[look.gauges.get("kv_usage") for look in inside],
+        target_replicas=[snapshot.target() for snapshot in inside],
+        queued=[_queued(snapshot.values) for snapshot in inside],
+        kv_usage=[snapshot.values.get("kv_usage") for snapshot in inside],
         acceptance=_acceptance(inside),
-        marks=tuple(sorted([*events, *_marks(looks, run)], key=lambda mark: mark.at_s)),
-        split=_split(looks, client_ttft_ms),
-        spec_decode=_spec_decode(looks),
-        prefix_hit_ratio=_ratio(looks, "prefix_hits", "prefix_queries"),
+        marks=tuple(sorted([*events, *_marks(snapshots, run)], key=lambda mark: mark.at_s)),
+        split=_split(snapshots, client_ttft_ms),
+        spec_decode=_spec_decode(snapshots),
+        prefix_hit_ratio=_ratio(snapshots, "prefix_hits", "prefix_queries"),
         problem=problem,
     )
 
 
-def _queued(gauges: Gauges) -> float | None:
+def _queued(values: MetricValues) -> float | None:
     """Requests that wait anywhere in the fleet: in an engine, at Serve's doors, or in the ingress."""
-    told = _sum(gauges, "waiting", "queued_in_serve")
-    held = gauges.get("in_ingress")
-    if held is None or gauges.get("ttft_count") is None:  # without an engine's figures nobody knows what runs
-        return told
-    return max(told or 0.0, held - (gauges.get("running") or 0.0))
+    reported = _sum(values, "waiting", "queued_in_serve")
+    held = values.get("in_ingress")
+    if held is None or values.get("ttft_count") is None:  # without an engine's figures nobody knows what runs
+        return reported
+    return max(reported or 0.0, held - (values.get("running") or 0.0))
 
 
-def _sum(gauges: Gauges, *names: str) -> float | None:
-    found = [value for name in names if (value := gauges.get(name)) is not None]
+def _sum(values: MetricValues, *names: str) -> float | None:
+    found = [value for name in names if (value := values.get(name)) is not None]
     return sum(found) if found else None
 
 
-def _acceptance(looks: Sequence[Look]) -> list[float | None]:
+def _acceptance(snapshots: Sequence[FleetSnapshot]) -> list[float | None]:
     """Between one look and the next; None while nothing was drafted."""
     out: list[float | None] = [None]
-    for before, after in pairwise(looks):
-        if after.gauges is before.gauges:
+    for before, after in pairwise(snapshots):
+        if after.values is before.values:
             out.append(out[-1])
             continue
-        drafts = (after.gauges.get("drafts") or 0) - (before.gauges.get("drafts") or 0)
-        accepted = (after.gauges.get("accepted") or 0) - (before.gauges.get("accepted") or 0)
+        drafts = (after.values.get("drafts") or 0) - (before.values.get("drafts") or 0)
+        accepted = (after.values.get("accepted") or 0) - (before.values.get("accepted") or 0)
         out.append(1 + accepted / drafts if drafts > 0 else None)
-    return out[: len(looks)]
+    return out[: len(snapshots)]
 
 
-def _marks(looks: Sequence[Look], run: Run) -> list[Mark]:
-    marks = _told_decisions(looks, run)
-    for before, after in pairwise(looks):
+def _marks(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> list[Mark]:
+    marks = _reported_decisions(snapshots, run)
+    for before, after in pairwise(snapshots):
         at_s = (after.at_ns - run.begin_ns) / 1e9
         for name, deployment in after.deployments.items():
             known = before.deployments.get(name, Deployment())
@@ -161,12 +163,12 @@ def _marks(looks: Sequence[Look], run: Run) -> list[Mark]:
     return [mark for mark in marks if 0 <= mark.at_s <= run.duration_s + 2]
 
 
-def _told_decisions(looks: Sequence[Look], run: Run) -> list[Mark]:
+def _reported_decisions(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> list[Mark]:
     """Decisions with Ray's own time and reason, each once."""
-    told = {
+    reported = {
         (name, decision.timestamp_s): decision
-        for look in looks
-        for name, deployment in look.deployments.items()
+        for snapshot in snapshots
+        for name, deployment in snapshot.deployments.items()
         for decision in (deployment.autoscaling_detail.decisions if deployment.autoscaling_detail else [])
     }
     return [
@@ -174,7 +176,7 @@ def _told_decisions(looks: Sequence[Look], run: Run) -> list[Mark]:
             moment - run.wall_start_s,
             f"{name}: {decision.prev_num_replicas} to {decision.curr_num_replicas} replicas ({decision.reason})",
         )
-        for (name, moment), decision in told.items()
+        for (name, moment), decision in reported.items()
     ]
 
 
@@ -202,24 +204,24 @@ def _serving(deployment: Deployment) -> set[str]:
     return {replica.replica_id for replica in deployment.replicas if replica.state in SERVING}
 
 
-def _grown(looks: Sequence[Look], name: str) -> float:
+def _grown(snapshots: Sequence[FleetSnapshot], name: str) -> float:
     """What a counter gained from the first look to the last."""
-    return (looks[-1].gauges.get(name) or 0.0) - (looks[0].gauges.get(name) or 0.0)
+    return (snapshots[-1].values.get(name) or 0.0) - (snapshots[0].values.get(name) or 0.0)
 
 
-def _ratio(looks: Sequence[Look], part: str, whole: str) -> float | None:
-    total = _grown(looks, whole)
-    return _grown(looks, part) / total if total > 0 else None
+def _ratio(snapshots: Sequence[FleetSnapshot], part: str, whole: str) -> float | None:
+    total = _grown(snapshots, whole)
+    return _grown(snapshots, part) / total if total > 0 else None
 
 
-def _split(looks: Sequence[Look], client_ttft_ms: float) -> Split | None:
-    engine_s = _ratio(looks, "ttft_sum_s", "ttft_count")
-    fleet_s = _ratio(looks, "fleet_ttft_sum_s", "fleet_ttft_count")
+def _split(snapshots: Sequence[FleetSnapshot], client_ttft_ms: float) -> TtftBreakdown | None:
+    engine_s = _ratio(snapshots, "ttft_sum_s", "ttft_count")
+    fleet_s = _ratio(snapshots, "fleet_ttft_sum_s", "fleet_ttft_count")
     if engine_s is None or not client_ttft_ms:
         return None
-    return Split(client_ttft_ms, engine_s * 1e3, fleet_s * 1e3 if fleet_s is not None else None)
+    return TtftBreakdown(client_ttft_ms, engine_s * 1e3, fleet_s * 1e3 if fleet_s is not None else None)
 
 
-def _spec_decode(looks: Sequence[Look]) -> SpecDecode | None:
-    drafts, tokens = _grown(looks, "drafts"), _grown(looks, "draft_tokens")
-    return SpecDecode(int(drafts), int(tokens), int(_grown(looks, "accepted"))) if drafts > 0 else None
+def _spec_decode(snapshots: Sequence[FleetSnapshot]) -> SpecDecode | None:
+    drafts, tokens = _grown(snapshots, "drafts"), _grown(snapshots, "draft_tokens")
+    return SpecDecode(int(drafts), int(tokens), int(_grown(snapshots, "accepted"))) if drafts > 0 else None

@@ -15,7 +15,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Split:
+class TtftBreakdown:
     """Mean time to the first token, taken apart, in ms."""
 
     seen_by_client: float
@@ -52,7 +52,7 @@ class FleetView:
     acceptance: list[float | None] = field(default_factory=list)
     """Tokens per engine step that MTP made of one: 1 + accepted / drafts."""
     marks: tuple[Mark, ...] = ()
-    split: Split | None = None
+    split: TtftBreakdown | None = None
     recoveries: tuple[tuple[float, float | None], ...] = ()
     """(moment of a step or death, seconds until the objectives held again; None where they never did)."""
     spec_decode: SpecDecode | None = None

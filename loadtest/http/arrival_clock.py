@@ -20,15 +20,15 @@ STEP_NS = 1_000_000
 """A clock that was set moves further. What is slewed does so for both clocks."""
 SURE_NS = 50_000
 """Between the readings of two clocks; if it took longer, something came between."""
-Told = list[tuple[int, int, bytes]]
+Ancillary = list[tuple[int, int, bytes]]
 """What a read says beside the bytes: empty where the kernel tells no time."""
 Stamp = bytes | int
 """A time as the kernel writes it, or one of `perf_counter_ns`."""
 
 
-def stamp_of(told: Told) -> Stamp:
+def stamp_of(ancillary: Ancillary) -> Stamp:
     """When the bytes came, or the time now where that is not known."""
-    return told[0][2] if told else perf_counter_ns()
+    return ancillary[0][2] if ancillary else perf_counter_ns()
 
 
 def ask_for_arrivals(sock: socket.socket) -> None:
@@ -77,7 +77,7 @@ class ArrivalClock:
             self.exact = False
             return times
         self.exact = True
-        told = np.frombuffer(whole, dtype=np.int64).reshape(-1, 2)
-        arrived = told[:, 0] * 1_000_000_000 + told[:, 1] - self._ahead_ns
+        ancillary = np.frombuffer(whole, dtype=np.int64).reshape(-1, 2)
+        arrived = ancillary[:, 0] * 1_000_000_000 + ancillary[:, 1] - self._ahead_ns
         told_ns: list[int] = np.minimum(arrived, perf_counter_ns()).tolist()
         return told_ns

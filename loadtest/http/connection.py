@@ -13,7 +13,7 @@ from enum import Enum
 from time import perf_counter_ns
 from typing import Protocol, cast
 
-from loadtest.outcome import Outcome
+from loadtest.errors import RequestOutcome
 
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 """End of a chunked body. Inside SSE it would need a line that is just `0`, which no event has; the exact check comes
@@ -51,12 +51,12 @@ class Exchange:
     reads: list[bytes] = field(default_factory=list)
     failure: str = ""
     """Why the connection ended before the response did; empty where it did not."""
-    abandoned: Outcome | None = None
+    abandoned: RequestOutcome | None = None
     """Set where this side ended it."""
     reusable: bool = False
 
 
-class Carrier(Protocol):
+class ByteTransport(Protocol):
     """What carries a wire's bytes: a transport of asyncio (TLS), or a line of `http/socket_reader.py`."""
 
     def write(self, data: bytes, /) -> None: ...
@@ -64,11 +64,11 @@ class Carrier(Protocol):
     def abort(self) -> None: ...
 
 
-class Wire(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time."""
 
     def __init__(self) -> None:
-        self._transport: Carrier | None = None
+        self._transport: ByteTransport | None = None
         self._exchange: Exchange | None = None
         self._streaming = False
         self._head = b""
@@ -79,14 +79,14 @@ class Wire(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; asyncio sets TCP_NODELAY by itself."""
         # uvloop's transports are not registered as asyncio.Transport.
-        carrier = cast(asyncio.Transport, transport)
+        transport = cast(asyncio.Transport, transport)
         # A prompt of 256k tokens must not park in user space behind the default 64 KiB mark.
-        carrier.set_write_buffer_limits(high=16 * 1024 * 1024)
-        self.carried_by(carrier)
+        transport.set_write_buffer_limits(high=16 * 1024 * 1024)
+        self.attach_transport(transport)
 
-    def carried_by(self, carrier: Carrier) -> None:
+    def attach_transport(self, transport: ByteTransport) -> None:
         """From now on bytes go and come through `carrier`."""
-        self._transport = carrier
+        self._transport = transport
 
     def begin(self, request: bytes, start_ns: int) -> Exchange:
         """Write a request in one piece and return the exchange that its answer will fill."""
@@ -120,7 +120,7 @@ class Wire(asyncio.Protocol):
         else:
             self._before_or_beside_stream(exchange, now, data)
 
-    def kept(self, reads: list[bytes], times: list[int]) -> None:
+    def append_reads(self, reads: list[bytes], times: list[int]) -> None:
         """Bytes of a running stream that were read one after the other; none of them ends it."""
         if self._exchange is not None:
             self._exchange.reads += reads
@@ -214,7 +214,7 @@ class Wire(asyncio.Protocol):
         where = f"after {got} bytes of the body" if exchange.status else "before any answer"
         self._finish(exchange, perf_counter_ns(), f"{why} {where}")
 
-    def abandon(self, outcome: Outcome, why: str) -> None:
+    def abandon(self, outcome: RequestOutcome, why: str) -> None:
         """End the running exchange from this side: a timeout or the user's interrupt."""
         if self._exchange is not None:
             self._exchange.abandoned = outcome

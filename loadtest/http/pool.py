@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 
 from loadtest.http.address import Address, tls_context
-from loadtest.http.connection import Wire
-from loadtest.http.socket_reader import Ear
+from loadtest.http.connection import HttpConnection
+from loadtest.http.socket_reader import SocketReader
 
 REUSE_WITHIN_S = 4.0
 """uvicorn hangs up on connections idle for 5 s. A request written at that moment would be lost, and repeating it
@@ -41,26 +41,26 @@ class Pool:
         self._tls = tls_context(endpoint.address, verify=endpoint.verify, ca_file=endpoint.ca_file)
         self._reuse = reuse
         self._timeout_s = connect_timeout_s
-        self._idle: list[Wire] = []
-        self._all: set[Wire] = set()
+        self._idle: list[HttpConnection] = []
+        self._all: set[HttpConnection] = set()
         self._measuring = measuring
-        self._ear: Ear | None = None
+        self._socket_reader: SocketReader | None = None
 
-    async def take(self) -> tuple[Wire, int]:
+    async def take(self) -> tuple[HttpConnection, int]:
         """A live connection and the nanoseconds it took to open (0 if it was at hand)."""
         oldest = perf_counter_ns() - int(REUSE_WITHIN_S * 1e9)
         while self._idle:
-            wire = self._idle.pop()
-            if not wire.closed and wire.idle_since_ns >= oldest:
-                return wire, 0
-            self._drop(wire)
+            connection = self._idle.pop()
+            if not connection.closed and connection.idle_since_ns >= oldest:
+                return connection, 0
+            self._drop(connection)
         begin = perf_counter_ns()
         return await self._open(), perf_counter_ns() - begin
 
-    async def _open(self) -> Wire:
+    async def _open(self) -> HttpConnection:
         try:
             async with asyncio.timeout(self._timeout_s):
-                wire = await self._connect()
+                connection = await self._connect()
         except ssl.SSLCertVerificationError as bad:
             raise ConnectFailed(f"the server's certificate is not trusted: {bad.verify_message}") from bad
         except ssl.SSLError as bad:
@@ -69,60 +69,64 @@ class Pool:
             raise ConnectFailed(f"no connection within {self._timeout_s:g} s") from bad
         except OSError as bad:
             raise ConnectFailed(bad.strerror or str(bad)) from bad
-        self._all.add(wire)
-        return wire
+        self._all.add(connection)
+        return connection
 
     @property
-    def read_by_clock(self) -> bool:
+    def coarse_timestamps(self) -> bool:
         """Whether chunks came so often that they were read in steps, on a system that does not tell when they came."""
-        return self._ear is not None and self._ear.pace.ever_many and not self._ear.clock.exact
+        return (
+            self._socket_reader is not None
+            and self._socket_reader.polling.ever_busy
+            and not self._socket_reader.clock.exact
+        )
 
     @property
-    def ends_late_ms(self) -> float:
+    def end_detection_lag_ms(self) -> float:
         """How long after their last bytes responses were found to be over, on average; TLS is not counted."""
-        late = self._ear.ends_late_ns if self._ear is not None else []
+        late = self._socket_reader.end_detection_lag_ns if self._socket_reader is not None else []
         return sum(late) / len(late) / 1e6 if late else 0.0
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> HttpConnection:
         endpoint = self._endpoint
         if self._measuring and self._tls is None:
-            self._ear = self._ear or Ear()
-            return await self._ear.connect(endpoint.ip, endpoint.address.port)
-        _, wire = await asyncio.get_running_loop().create_connection(
-            Wire,
+            self._socket_reader = self._socket_reader or SocketReader()
+            return await self._socket_reader.connect(endpoint.ip, endpoint.address.port)
+        _, connection = await asyncio.get_running_loop().create_connection(
+            HttpConnection,
             endpoint.ip,
             endpoint.address.port,
             ssl=self._tls,
             server_hostname=endpoint.address.host if self._tls else None,
         )
-        return wire
+        return connection
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Hand out what was read and not handed out yet, before exchanges are ended from this side."""
-        if self._ear is not None:
-            self._ear.deliver()
+        if self._socket_reader is not None:
+            self._socket_reader.flush()
 
     async def open_ahead(self, count: int) -> None:
         """Open connections before the clock starts, as a client that has been running for a while would have."""
-        for wire in await asyncio.gather(*(self._open() for _ in range(count))):
-            self.give(wire)
+        for connection in await asyncio.gather(*(self._open() for _ in range(count))):
+            self.give(connection)
 
-    def give(self, wire: Wire) -> None:
+    def give(self, connection: HttpConnection) -> None:
         """Take a connection back after its exchange."""
-        if wire.closed or not self._reuse:
-            self._drop(wire)
+        if connection.closed or not self._reuse:
+            self._drop(connection)
         else:
-            self._idle.append(wire)
+            self._idle.append(connection)
 
-    def _drop(self, wire: Wire) -> None:
-        self._all.discard(wire)
-        wire.close()
+    def _drop(self, connection: HttpConnection) -> None:
+        self._all.discard(connection)
+        connection.close()
 
     def close(self) -> None:
         """Close every connection, idle or not."""
-        for wire in list(self._all):
-            self._drop(wire)
+        for connection in list(self._all):
+            self._drop(connection)
         self._idle.clear()
-        if self._ear is not None:
-            self._ear.close()
-            self._ear = None
+        if self._socket_reader is not None:
+            self._socket_reader.close()
+            self._socket_reader = None

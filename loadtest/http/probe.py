@@ -58,10 +58,10 @@ async def post(pool: Pool, address: Address, path: str, headers: Mapping[str, st
 async def _ask(pool: Pool, address: Address, request: bytes, path: str) -> Reply:
     what = f"{address.url}{path}"
     try:
-        wire, _ = await pool.take()
+        connection, _ = await pool.take()
     except ConnectFailed as failed:
         raise TargetError(f"cannot reach {what}: {failed}", _remedy(str(failed))) from failed
-    exchange = wire.begin(request, perf_counter_ns())
+    exchange = connection.begin(request, perf_counter_ns())
     try:
         async with asyncio.timeout(ANSWER_WITHIN_S):
             await exchange.done
@@ -71,8 +71,8 @@ async def _ask(pool: Pool, address: Address, request: bytes, path: str) -> Reply
         ) from late
     finally:
         if not exchange.end_ns:  # nobody waits for the rest any more
-            wire.close()
-        pool.give(wire)
+            connection.close()
+        pool.give(connection)
     if exchange.failure:
         raise TargetError(f"{what}: {exchange.failure}", _remedy_broken(address))
     try:

@@ -16,25 +16,25 @@ import socket
 from collections.abc import Callable
 from time import perf_counter_ns
 
-from loadtest.http.arrival_clock import ANCILLARY_BYTES, ArrivalClock, Stamp, Told, ask_for_arrivals, stamp_of
-from loadtest.http.connection import ENDING, Wire
-from loadtest.http.polling_interval import Pace
+from loadtest.http.arrival_clock import ANCILLARY_BYTES, Ancillary, ArrivalClock, Stamp, ask_for_arrivals, stamp_of
+from loadtest.http.connection import ENDING, HttpConnection
+from loadtest.http.polling_interval import PollingInterval
 
 READ_BYTES = 16 * 1024
 """More makes the epoll set ready again; much more costs an allocation that is nearly all given back."""
-Read = Callable[[int, int], tuple[bytes, Told, int, object]]
+Read = Callable[[int, int], tuple[bytes, Ancillary, int, object]]
 Stream = tuple[Read, Callable[[bytes], None], Callable[[Stamp], None], list[bytes], list[Stamp]]
 """A body in the middle of which a line is. Bytes are kept until a read may be the last: how to read, how to keep bytes
 and their stamp, and where both are."""
 
 
-class Line:
+class SocketTransport:
     """A plain connection that an ear listens to; to a wire it is what a transport of asyncio is."""
 
-    def __init__(self, ear: Ear, sock: socket.socket, wire: Wire) -> None:
-        self._ear = ear
+    def __init__(self, reader: SocketReader, sock: socket.socket, connection: HttpConnection) -> None:
+        self._reader = reader
         self._socket = sock
-        self.wire = wire
+        self.connection = connection
         self._unsent = memoryview(b"")
         self.fd = sock.fileno()
         self.read: Read = sock.recvmsg
@@ -62,7 +62,7 @@ class Line:
     def lost(self, why: OSError | None) -> None:
         """The connection has ended, by the server's will where there is no error."""
         self.abort()
-        self.wire.connection_lost(why)
+        self.connection.connection_lost(why)
 
     def abort(self) -> None:
         """Close at once; harmless when repeated."""
@@ -71,28 +71,28 @@ class Line:
         if self._unsent:
             asyncio.get_running_loop().remove_writer(self.fd)
             self._unsent = memoryview(b"")
-        self._ear.forget(self.fd)
+        self._reader.forget(self.fd)
         self.fd = -1
         self._socket.close()
 
 
-class Ear:
+class SocketReader:
     """Owns the epoll set of one loop's lines."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._set = select.epoll()
-        self._lines: dict[int, Line] = {}
+        self._transports: dict[int, SocketTransport] = {}
         self._streams: dict[int, Stream] = {}
         self.clock = ArrivalClock()
-        self.pace = Pace(perf_counter_ns())
-        self.ends_late_ns: list[int] = []
+        self.polling = PollingInterval(perf_counter_ns())
+        self.end_detection_lag_ns: list[int] = []
         """From when the last bytes of a response came to when that was noticed."""
         self._timer: asyncio.TimerHandle | None = None
         # An epoll set can itself be waited for: it is ready while any of its sockets is.
-        self._loop.add_reader(self._set.fileno(), self._woken)
+        self._loop.add_reader(self._set.fileno(), self._on_ready)
 
-    async def connect(self, ip: str, port: int) -> Wire:
+    async def connect(self, ip: str, port: int) -> HttpConnection:
         """A wire to an address. Raises OSError."""
         sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -102,42 +102,42 @@ class Ear:
         except BaseException:
             sock.close()
             raise
-        return self.listen_to(sock)
+        return self.adopt(sock)
 
-    def listen_to(self, sock: socket.socket) -> Wire:
+    def adopt(self, sock: socket.socket) -> HttpConnection:
         """A wire over a connected socket, which is the ear's from now on."""
-        wire = Wire()
-        line = Line(self, sock, wire)
+        connection = HttpConnection()
+        transport = SocketTransport(self, sock, connection)
         ask_for_arrivals(sock)
-        self._lines[line.fd] = line
-        self._set.register(line.fd, select.EPOLLIN)
-        wire.carried_by(line)
-        return wire
+        self._transports[transport.fd] = transport
+        self._set.register(transport.fd, select.EPOLLIN)
+        connection.attach_transport(transport)
+        return connection
 
     def forget(self, fd: int) -> None:
         """A line is about to close."""
-        del self._lines[fd]
+        del self._transports[fd]
         self._streams.pop(fd, None)
         self._set.unregister(fd)
 
-    def _woken(self) -> None:
-        self._listen()
-        if self.pace.many:
+    def _on_ready(self) -> None:
+        self._read_ready()
+        if self.polling.busy:
             self._loop.remove_reader(self._set.fileno())
-            self._timer = self._loop.call_later(self.pace.look_every_s, self._look)
+            self._timer = self._loop.call_later(self.polling.interval_s, self._poll)
 
-    def _look(self) -> None:
-        self._listen()
-        if self.pace.many:
-            self._timer = self._loop.call_later(self.pace.look_every_s, self._look)
+    def _poll(self) -> None:
+        self._read_ready()
+        if self.polling.busy:
+            self._timer = self._loop.call_later(self.polling.interval_s, self._poll)
         else:
             self._timer = None
-            self._loop.add_reader(self._set.fileno(), self._woken)
+            self._loop.add_reader(self._set.fileno(), self._on_ready)
 
-    def _listen(self) -> None:
+    def _read_ready(self) -> None:
         """Read every socket that is ready. The loop's body runs for every chunk of a run."""
         if self.clock.stepped():
-            self.deliver()
+            self.flush()
             self.clock.set()
         ready = self._set.poll(0)
         streams, ending, shortest = self._streams, ENDING, len(ENDING)
@@ -149,40 +149,40 @@ class Ear:
                 continue
             read, keep, keep_stamp, _, _ = stream
             try:
-                data, told, _, _ = read(READ_BYTES, ANCILLARY_BYTES)
+                data, ancillary, _, _ = read(READ_BYTES, ANCILLARY_BYTES)
             except OSError:
                 due.append(fd)  # reading it once more tells why
                 continue
             keep(data)
             # Sixteen bytes are kept, as they are: what is let go of at once is used again while still in the cache.
-            keep_stamp(told[0][2] if told else perf_counter_ns())
+            keep_stamp(ancillary[0][2] if ancillary else perf_counter_ns())
             if data.endswith(ending) or len(data) < shortest:  # `may_be_last`, without a call for each chunk
-                self._hand_over(fd)
+                self._flush_one(fd)
                 if not data:
                     due.append(fd)
         for fd in due:
-            self._read_alone(fd)
-        self.pace.note(len(ready), len(streams), perf_counter_ns(), exact=self.clock.exact)
+            self._read_one(fd)
+        self.polling.note(len(ready), len(streams), perf_counter_ns(), exact=self.clock.exact)
 
-    def _read_alone(self, fd: int) -> None:
+    def _read_one(self, fd: int) -> None:
         """Read a line that is not within a stream, and hand that out at once."""
-        line = self._lines.get(fd)
-        if line is None:  # closed by what came before
+        transport = self._transports.get(fd)
+        if transport is None:  # closed by what came before
             return
-        self._hand_over(fd)
+        self._flush_one(fd)
         try:
-            data, told, _, _ = line.read(READ_BYTES, ANCILLARY_BYTES)
+            data, ancillary, _, _ = transport.read(READ_BYTES, ANCILLARY_BYTES)
         except BlockingIOError:
             return
         except OSError as bad:
-            line.lost(bad)
+            transport.lost(bad)
             return
         if not data:
-            line.lost(None)
+            transport.lost(None)
             return
-        self._hear(line, [data], self.clock.times([stamp_of(told)]))
+        self._deliver(transport, [data], self.clock.times([stamp_of(ancillary)]))
 
-    def _hand_over(self, fd: int) -> None:
+    def _flush_one(self, fd: int) -> None:
         """What was kept of a line's stream goes to its wire."""
         stream = self._streams.pop(fd, None)
         if stream is None:
@@ -192,30 +192,30 @@ class Ear:
             reads.pop()
             stamps.pop()
         if reads:
-            self._hear(self._lines[fd], reads, self.clock.times(stamps))
+            self._deliver(self._transports[fd], reads, self.clock.times(stamps))
 
-    def _hear(self, line: Line, reads: list[bytes], times: list[int]) -> None:
+    def _deliver(self, transport: SocketTransport, reads: list[bytes], times: list[int]) -> None:
         """All but the last read belong to a running stream; the last may be anything."""
         last_ns = times.pop()
         last = reads.pop()
-        line.wire.kept(reads, times)
-        line.wire.received(last, last_ns)
-        if line.wire.streaming and line.fd in self._lines:
-            kept: list[bytes] = []
+        transport.connection.append_reads(reads, times)
+        transport.connection.received(last, last_ns)
+        if transport.connection.streaming and transport.fd in self._transports:
+            append_reads: list[bytes] = []
             stamps: list[Stamp] = []
-            self._streams[line.fd] = line.read, kept.append, stamps.append, kept, stamps
+            self._streams[transport.fd] = transport.read, append_reads.append, stamps.append, append_reads, stamps
         else:
-            self.ends_late_ns.append(perf_counter_ns() - last_ns)
+            self.end_detection_lag_ns.append(perf_counter_ns() - last_ns)
 
-    def deliver(self) -> None:
+    def flush(self) -> None:
         """Hand what was read to the wires."""
         for fd in list(self._streams):
-            self._hand_over(fd)
+            self._flush_one(fd)
 
     def close(self) -> None:
         """Close all lines and the set."""
-        for line in list(self._lines.values()):
-            line.abort()
+        for transport in list(self._transports.values()):
+            transport.abort()
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._set.fileno())

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from loadtest.api.requests import Api, BodyRules
-from loadtest.cli.options import DataOptions, LoadOptions, TargetOptions
 from loadtest.data.choose import FORCED, sample
 from loadtest.data.from_file import trace
-from loadtest.data.prompt import Prompt
-from loadtest.data.tokenizer import Tokens, load_tokens
+from loadtest.data.prompt import DatasetSpec, Prompt
+from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer
 from loadtest.errors import DataError, UsageError
 from loadtest.http.pool import Endpoint
 from loadtest.http.probe import Served, find_model, open_endpoint
-from loadtest.load.schedule import Load, parse_phases, phased_times, steady_times
-from loadtest.load.sizing import Crew, choose_crew, cores_here
+from loadtest.load.schedule import LoadSchedule, LoadSpec, parse_phases, phased_times, steady_times
+from loadtest.load.sizing import WorkerCount, choose_worker_count, usable_cores
 from loadtest.load.worker import Job, sessions_of
 
 Times = np.ndarray[tuple[int], np.dtype[np.float64]] | None
@@ -31,37 +31,52 @@ DEFAULT_CONCURRENCY = 32
 
 
 @dataclass(frozen=True)
+class TargetSpec:
+    """Which server, and as whom."""
+
+    url: str
+    model: str | None = None
+    api: Api = Api.CHAT
+    headers: Mapping[str, str] = field(default_factory=dict)
+    verify: bool = True
+    ca_file: str | None = None
+    tokenizer: str | None = None
+    timeout_s: float = 6 * 3600.0
+    reuse_connections: bool = True
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run that is ready to start."""
 
     job: Job
     endpoint: Endpoint
     served: Served
-    target: TargetOptions
-    data: DataOptions
-    load: LoadOptions
-    tokens: Tokens | None
-    crew: Crew
+    target: TargetSpec
+    data: DatasetSpec
+    load: LoadSpec
+    tokenizer: PromptTokenizer | None
+    worker_count: WorkerCount
 
 
-async def reach(target: TargetOptions) -> tuple[Endpoint, Served]:
+async def reach(target: TargetSpec) -> tuple[Endpoint, Served]:
     """Find the server and its model before anything else is done."""
     endpoint = await open_endpoint(target.url, verify=target.verify, ca_file=target.ca_file)
     return endpoint, await find_model(endpoint, target.headers, target.model)
 
 
-def tokens_for(target: TargetOptions, served: Served) -> Tokens | None:
+def tokenizer_for(target: TargetSpec, served: Served) -> PromptTokenizer | None:
     """The named tokenizer, or the one beside the served model where that is a local folder."""
     if target.tokenizer:
-        return load_tokens(target.tokenizer)
+        return load_tokenizer(target.tokenizer)
     root = Path(served.root) if served.root else None
-    return load_tokens(served.root) if root is not None and (root / "tokenizer.json").is_file() else None
+    return load_tokenizer(served.root) if root is not None and (root / "tokenizer.json").is_file() else None
 
 
-def make_plan(target: TargetOptions, data: DataOptions, load: LoadOptions, endpoint: Endpoint, served: Served) -> Plan:
+def make_plan(target: TargetSpec, data: DatasetSpec, load: LoadSpec, endpoint: Endpoint, served: Served) -> Plan:
     """Everything slow that can be done before the clock starts."""
-    tokens = tokens_for(target, served)
-    prompts, times = _prompts_and_times(data, load, tokens)
+    tokenizer = tokenizer_for(target, served)
+    prompts, times = _prompts_and_times(data, load, tokenizer)
     if target.api is Api.COMPLETIONS and data.dataset in ("sessions", "images", "tools"):
         raise UsageError(f"the completions API cannot carry {data.dataset}", "Use --api chat or --api messages")
     check_lengths(prompts, served)
@@ -78,36 +93,47 @@ def make_plan(target: TargetOptions, data: DataOptions, load: LoadOptions, endpo
         timeout_s=target.timeout_s,
         reuse_connections=target.reuse_connections,
     )
-    return Plan(job, endpoint, served, target, data, load, tokens, choose_crew(load.workers, job.load, cores_here()))
+    return Plan(
+        job,
+        endpoint,
+        served,
+        target,
+        data,
+        load,
+        tokenizer,
+        choose_worker_count(load.workers, job.load, usable_cores()),
+    )
 
 
-def _prompts_and_times(data: DataOptions, load: LoadOptions, tokens: Tokens | None) -> tuple[list[Prompt], Times]:
+def _prompts_and_times(
+    data: DatasetSpec, load: LoadSpec, tokenizer: PromptTokenizer | None
+) -> tuple[list[Prompt], Times]:
     rng = np.random.default_rng([data.seed, 1])  # a stream of its own: prompts must not depend on the load
     if load.trace:
-        prompts = trace(data, tokens, data.num_prompts, file=load.trace, speed=load.trace_speed)
+        prompts = trace(data, tokenizer, data.num_prompts, file=load.trace, speed=load.trace_speed)
         return prompts, np.array([prompt.at_s or 0.0 for prompt in prompts])
     if load.phases:
         if data.num_prompts:
             raise UsageError("--phases fixes the number of requests", "Leave --num-prompts out")
         times = phased_times(parse_phases(load.phases), load.burstiness, rng)
         # In an open loop it is sessions that arrive; their turns follow by themselves.
-        return sample(data, tokens, len(times) * (data.turns if data.dataset == "sessions" else 1)), times
-    prompts = sample(data, tokens, data.num_prompts or _count(data, load))
+        return sample(data, tokenizer, len(times) * (data.turns if data.dataset == "sessions" else 1)), times
+    prompts = sample(data, tokenizer, data.num_prompts or _count(data, load))
     if load.rate < math.inf:
         return prompts, steady_times(len(sessions_of(prompts)), load.rate, load.burstiness, rng)
     return prompts, None
 
 
-def as_load(load: LoadOptions, times: Times) -> Load:
+def as_load(load: LoadSpec, times: Times) -> LoadSchedule:
     """The load with its intended times."""
-    return Load(
+    return LoadSchedule(
         max_inflight=load.concurrency if times is not None else load.concurrency or DEFAULT_CONCURRENCY,
         times_s=tuple(times.tolist()) if times is not None else None,
         stop_after_s=load.duration_s,
     )
 
 
-def _count(data: DataOptions, load: LoadOptions) -> int:
+def _count(data: DatasetSpec, load: LoadSpec) -> int:
     if data.dataset == "jsonl" and math.isinf(load.duration_s):
         return 0  # every line once
     if math.isinf(load.duration_s):
@@ -136,6 +162,6 @@ def warmup_job(plan: Plan) -> Job | None:
         return None
     seed = int(np.random.default_rng([plan.data.seed, 2]).integers(2**31))
     data = replace(plan.data, seed=seed, num_prompts=plan.load.warmup)
-    prompts = sample(data, plan.tokens, plan.load.warmup)
-    load = Load(max_inflight=plan.load.concurrency or DEFAULT_CONCURRENCY)
+    prompts = sample(data, plan.tokenizer, plan.load.warmup)
+    load = LoadSchedule(max_inflight=plan.load.concurrency or DEFAULT_CONCURRENCY)
     return replace(plan.job, prompts=prompts, load=load, request_id_prefix=plan.job.request_id_prefix + "warmup-")

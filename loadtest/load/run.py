@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords, tpot_s, ttft_s
 from loadtest.http.pool import Endpoint
 from loadtest.load.self_check import SelfCheck
 from loadtest.load.worker import Job, Worker, in_order, sessions_of, wall_anchor
-from loadtest.metrics.vllm_metrics import tpot_s, ttft_s
 
 
 class InterruptedEarly(Exception):
@@ -26,15 +25,15 @@ class InterruptedEarly(Exception):
 
 
 @dataclass(frozen=True)
-class Finished:
+class RunResult:
     """A run and what its workers cost, one entry per worker."""
 
-    run: Run
+    run: RunRecords
     checks: tuple[SelfCheck, ...]
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedRequest:
     """What the live view hears of a finished request. Times in ms."""
 
     ok: bool
@@ -45,46 +44,48 @@ class Ended:
     end_ns: int
 
     @staticmethod
-    def of(record: Record) -> Ended:
+    def of(record: Record) -> FinishedRequest:
         """From its record."""
         if not record.ok:
-            return Ended(False, record.outcome.value, 0.0, 0.0, 0, record.end_ns)
-        return Ended(True, "ok", ttft_s(record) * 1e3, tpot_s(record) * 1e3, record.output_tokens, record.end_ns)
+            return FinishedRequest(False, record.outcome.value, 0.0, 0.0, 0, record.end_ns)
+        return FinishedRequest(
+            True, "ok", ttft_s(record) * 1e3, tpot_s(record) * 1e3, record.output_tokens, record.end_ns
+        )
 
 
-class Audience(Protocol):
+class Observer(Protocol):
     """Follows a run while it goes on."""
 
     def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
         """The clock starts; `stop` ends the run early and keeps what was measured."""
 
-    def news(self, started: int, ended: list[Ended]) -> None:
+    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
         """Requests started and ended since the last news."""
 
 
-class Nobody:
+class NullObserver:
     """An audience that does not listen."""
 
     def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
         """Nothing."""
 
-    def news(self, started: int, ended: list[Ended]) -> None:
+    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
         """Nothing."""
 
 
-class Relay:
+class ForwardingObserver:
     """A worker's watcher that passes news on at once, for an audience in the same process."""
 
-    def __init__(self, audience: Audience) -> None:
-        self._audience = audience
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
 
     def started(self) -> None:
         """A request began."""
-        self._audience.news(1, [])
+        self._observer.progress(1, [])
 
     def finished(self, record: Record) -> None:
         """A request's record is complete."""
-        self._audience.news(0, [Ended.of(record)])
+        self._observer.progress(0, [FinishedRequest.of(record)])
 
 
 @contextmanager
@@ -107,13 +108,13 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[list[bool]]:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def run_here(job: Job, endpoint: Endpoint, audience: Audience) -> Finished:
+async def run_here(job: Job, endpoint: Endpoint, observer: Observer) -> RunResult:
     """Run a job on this process's loop. The first interrupt ends it early with what was measured."""
     sessions = sessions_of(job.prompts)
-    worker = Worker(job, endpoint, Relay(audience))
+    worker = Worker(job, endpoint, ForwardingObserver(observer))
     with on_interrupt(worker.stop) as interrupted:
         await worker.open_ahead(len(sessions))
-        audience.begin(perf_counter_ns(), worker.stop)
-        driven = await worker.run(sessions, in_order(len(sessions)))
-    run = Run(driven.records, driven.begin_ns, driven.end_ns, wall_anchor(driven.begin_ns), bool(interrupted))
-    return Finished(run, (driven.check,))
+        observer.begin(perf_counter_ns(), worker.stop)
+        result = await worker.run(sessions, in_order(len(sessions)))
+    run = RunRecords(result.records, result.begin_ns, result.end_ns, wall_anchor(result.begin_ns), bool(interrupted))
+    return RunResult(run, (result.check,))

@@ -33,6 +33,27 @@ class Phase:
         return self.seconds * (self.start_rate + self.end_rate) / 2
 
 
+@dataclass(frozen=True)
+class LoadSpec:
+    """How hard."""
+
+    concurrency: int | None = None
+    rate: float = math.inf
+    burstiness: float = 1.0
+    phases: str | None = None
+    trace: str | None = None
+    trace_speed: float = 1.0
+    duration_s: float = math.inf
+    warmup: int = 0
+    workers: int | None = None
+    """Client processes; None: as many as the load needs."""
+
+    @property
+    def open_loop_asked(self) -> bool:
+        """Whether any flag asks for intended times."""
+        return self.rate < math.inf or bool(self.phases) or bool(self.trace)
+
+
 def steady_times(count: int, rate: float, burstiness: float, rng: np.random.Generator) -> Seconds:
     """Intended times of `count` requests at `rate`: gamma gaps (1 is Poisson, inf is constant), as vLLM draws them.
 
@@ -90,7 +111,7 @@ def parse_phases(text: str) -> list[Phase]:
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadSchedule:
     """What a run offers the server."""
 
     max_inflight: int | None

@@ -28,10 +28,10 @@ class SelfCheck:
     loop_lag_p50_ms: float
     loop_lag_p99_ms: float
     loop_lag_max_ms: float
-    read_by_clock: bool = False
+    coarse_timestamps: bool = False
     """Sockets were read in steps of a millisecond, and the kernel did not tell when bytes came
     (`http/socket_reader.py`)."""
-    ends_late_ms: float = 0.0
+    end_detection_lag_ms: float = 0.0
     """Mean time from a response's last bytes to when they were read: a closed loop's next request waits for that."""
 
     @property
@@ -90,7 +90,7 @@ class LoopWatch:
 
 
 @contextmanager
-def still_garbage() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No collection pauses while the clock runs; records hold no cycles, so nothing piles up."""
     gc.disable()
     try:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from loadtest.load.schedule import Load
+from loadtest.load.schedule import LoadSchedule
 
 STREAMS_EACH = 500
 """Streams that one process follows. The self-test shows what it adds at 512; docs/load-testing.md has the figures."""
@@ -16,17 +16,17 @@ STARTS_EACH_PER_S = 250
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerCount:
     """The client's processes."""
 
     count: int
     why: str
 
 
-def choose_crew(asked: int | None, load: Load, cores: int) -> Crew:
+def choose_worker_count(asked: int | None, load: LoadSchedule, cores: int) -> WorkerCount:
     """The number asked for, else what the load needs, at most one a core."""
     if asked is not None:
-        return Crew(asked, f"{_processes(asked)}, as --workers says")
+        return WorkerCount(asked, f"{_processes(asked)}, as --workers says")
     needs = []
     if load.max_inflight:
         needs.append(
@@ -41,11 +41,11 @@ def choose_crew(asked: int | None, load: Load, cores: int) -> Crew:
     need, why = max(needs, default=(1.0, "a load of unknown size"))
     count = max(1, math.ceil(need))
     if count > cores:
-        return Crew(cores, f"{_processes(cores)}, one a core: too few for {why}")
-    return Crew(count, f"{_processes(count)}: {why}")
+        return WorkerCount(cores, f"{_processes(cores)}, one a core: too few for {why}")
+    return WorkerCount(count, f"{_processes(count)}: {why}")
 
 
-def cores_here() -> int:
+def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 

@@ -18,12 +18,12 @@ from loadtest.api.record import Record
 from loadtest.api.requests import PATHS, READERS, BodyRules, encode_body, new_messages
 from loadtest.api.responses import read_answer
 from loadtest.data.prompt import Json, Prompt
+from loadtest.errors import RequestOutcome
 from loadtest.http.address import head
-from loadtest.http.connection import Exchange, Wire
+from loadtest.http.connection import Exchange, HttpConnection
 from loadtest.http.pool import ConnectFailed, Endpoint, Pool
-from loadtest.load.schedule import Load
-from loadtest.load.self_check import LoopWatch, SelfCheck, still_garbage
-from loadtest.outcome import Outcome
+from loadtest.load.schedule import LoadSchedule
+from loadtest.load.self_check import LoopWatch, SelfCheck, gc_paused
 
 MAX_AHEAD = 1024
 """Connections opened before the clock starts."""
@@ -37,7 +37,7 @@ class Job:
 
     prompts: Sequence[Prompt]
     rules: BodyRules
-    load: Load
+    load: LoadSchedule
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id_prefix: str = "loadtest-"
     session_header: str = "x-session-id"
@@ -48,7 +48,7 @@ class Job:
     keep_text: bool = False
 
 
-class Driven(NamedTuple):
+class WorkerResult(NamedTuple):
     """What a worker brings home."""
 
     records: list[Record]
@@ -57,13 +57,13 @@ class Driven(NamedTuple):
     end_ns: int
 
 
-class Take(Protocol):
+class NextSession(Protocol):
     """Hands out the index of the next session to run, or None when there is none left."""
 
     def __call__(self) -> int | None: ...
 
 
-class Watcher(Protocol):
+class RequestObserver(Protocol):
     """Is told of every start and end, for the live view and the fleet's time line."""
 
     def started(self) -> None: ...
@@ -74,15 +74,15 @@ class Watcher(Protocol):
 class Worker:
     """Runs a job's prompts over one pool on the running loop."""
 
-    def __init__(self, job: Job, endpoint: Endpoint, watcher: Watcher) -> None:
+    def __init__(self, job: Job, endpoint: Endpoint, observer: RequestObserver) -> None:
         self._job = job
-        self._watcher = watcher
+        self._observer = observer
         self._pool = Pool(endpoint, reuse=job.reuse_connections, measuring=True)
         self._path = PATHS[job.rules.api]
         self._address = endpoint.address
         self._reader = READERS[job.rules.api]
-        self._inflight: dict[Wire, Exchange] = {}
-        self._readings: asyncio.Queue[tuple[Iterator[None], Record, asyncio.Future[None] | None]] = asyncio.Queue()
+        self._inflight: dict[HttpConnection, Exchange] = {}
+        self._decoding: asyncio.Queue[tuple[Iterator[None], Record, asyncio.Future[None] | None]] = asyncio.Queue()
         self._records: list[Record] = []
         self._stopping = False
         self.waits = 0
@@ -94,7 +94,9 @@ class Worker:
             with suppress(ConnectFailed):  # the requests themselves will meet and record the failure
                 await self._pool.open_ahead(min(slots, requests, MAX_AHEAD))
 
-    async def run(self, sessions: Sequence[Sequence[int]], take: Take, begin_ns: int = 0) -> Driven:
+    async def run(
+        self, sessions: Sequence[Sequence[int]], next_session: NextSession, begin_ns: int = 0
+    ) -> WorkerResult:
         """Run sessions (lists of prompt indices) until `take` gives no more, and wait for the last answer.
 
         The clock starts at `begin_ns`, or at once.
@@ -103,40 +105,44 @@ class Worker:
         decoder = asyncio.create_task(self._decode_forever())
         sweeper = asyncio.create_task(self._sweep_forever())
         try:
-            with still_garbage():
+            with gc_paused():
                 begin_ns = begin_ns or perf_counter_ns()
                 await asyncio.sleep(max(0.0, (begin_ns - perf_counter_ns()) / 1e9))
                 watch.start()
                 runner = self._open_loop if self._job.load.open_loop else self._closed_loop
-                await runner(sessions, take, begin_ns)
+                await runner(sessions, next_session, begin_ns)
                 end_ns = perf_counter_ns()
                 pool = self._pool
-                check = replace(watch.stop(), read_by_clock=pool.read_by_clock, ends_late_ms=pool.ends_late_ms)
-                await self._readings.join()
+                check = replace(
+                    watch.stop(),
+                    coarse_timestamps=pool.coarse_timestamps,
+                    end_detection_lag_ms=pool.end_detection_lag_ms,
+                )
+                await self._decoding.join()
         finally:
             decoder.cancel()
             sweeper.cancel()
             self._pool.close()
             await asyncio.gather(decoder, sweeper, return_exceptions=True)
-        return Driven(sorted(self._records, key=lambda record: record.index), check, begin_ns, end_ns)
+        return WorkerResult(sorted(self._records, key=lambda record: record.index), check, begin_ns, end_ns)
 
     def stop(self) -> None:
         """End early: nothing more starts, what runs is closed and recorded as interrupted."""
         self._stopping = True
-        self._pool.settle()
-        for wire in list(self._inflight):
-            wire.abandon(Outcome.INTERRUPTED, "interrupted by the user")
+        self._pool.flush()
+        for connection in list(self._inflight):
+            connection.abandon(RequestOutcome.INTERRUPTED, "interrupted by the user")
 
-    async def _closed_loop(self, sessions: Sequence[Sequence[int]], take: Take, begin_ns: int) -> None:
+    async def _closed_loop(self, sessions: Sequence[Sequence[int]], next_session: NextSession, begin_ns: int) -> None:
         slots = min(self._job.load.max_inflight or len(sessions), len(sessions))
 
         async def slot() -> None:
-            while not self._over(begin_ns) and (number := take()) is not None:
+            while not self._over(begin_ns) and (number := next_session()) is not None:
                 await self._session(sessions[number], perf_counter_ns())
 
         await asyncio.gather(*(slot() for _ in range(slots)))
 
-    async def _open_loop(self, sessions: Sequence[Sequence[int]], take: Take, begin_ns: int) -> None:
+    async def _open_loop(self, sessions: Sequence[Sequence[int]], next_session: NextSession, begin_ns: int) -> None:
         times = self._job.load.times_s or ()
         room = asyncio.Semaphore(self._job.load.max_inflight or len(sessions) or 1)
 
@@ -146,7 +152,7 @@ class Worker:
                     await self._session(sessions[number], due_ns)
 
         async with asyncio.TaskGroup() as group:
-            while (number := take()) is not None:
+            while (number := next_session()) is not None:
                 due_ns = begin_ns + int(times[number] * 1e9)
                 await self._until(due_ns, begin_ns)
                 if self._over(begin_ns):
@@ -188,26 +194,26 @@ class Worker:
         request = head(self._address, "POST", self._path, self._headers(index, prompt), len(body)) + body
         record = Record(index=index, kind=prompt.kind, session=prompt.session, turn=prompt.turn)
         record.planned_prompt_tokens, record.planned_output_tokens = prompt.prompt_tokens, prompt.output_tokens
-        self._watcher.started()
+        self._observer.started()
         start_ns = perf_counter_ns()
         record.intended_ns, record.start_ns = due_ns or start_ns, start_ns
         try:
-            wire, record.connect_ns = await self._pool.take()
+            connection, record.connect_ns = await self._pool.take()
         except ConnectFailed as failed:
             record.end_ns, record.error = perf_counter_ns(), str(failed)
             self._keep(record)
             return record
-        exchange = wire.begin(request, start_ns)
-        self._inflight[wire] = exchange
+        exchange = connection.begin(request, start_ns)
+        self._inflight[connection] = exchange
         try:
             await exchange.done
         finally:
-            del self._inflight[wire]
-            self._pool.give(wire)
+            del self._inflight[connection]
+            self._pool.give(connection)
         forced = job.rules.ignore_eos
-        reading = read_answer(record, exchange, self._reader, forced=forced, keep_text=keep_text or job.keep_text)
+        decoder = read_answer(record, exchange, self._reader, forced=forced, keep_text=keep_text or job.keep_text)
         decoded = asyncio.get_running_loop().create_future() if keep_text else None
-        self._readings.put_nowait((reading, record, decoded))
+        self._decoding.put_nowait((decoder, record, decoded))
         if decoded is not None:
             await decoded  # the next turn needs the text
         return record
@@ -220,31 +226,31 @@ class Worker:
 
     async def _decode_forever(self) -> None:
         while True:
-            reading, record, decoded = await self._readings.get()
-            for _ in reading:
+            decoder, record, decoded = await self._decoding.get()
+            for _ in decoder:
                 await asyncio.sleep(0)
             self._keep(record)
-            self._readings.task_done()
+            self._decoding.task_done()
             if decoded is not None:
                 decoded.set_result(None)
 
     def _keep(self, record: Record) -> None:
         self._records.append(record)
-        self._watcher.finished(record)
+        self._observer.finished(record)
 
     async def _sweep_forever(self) -> None:
         limit_ns = int(self._job.timeout_s * 1e9)
         while True:
             await asyncio.sleep(SWEEP_S)
             late_ns = perf_counter_ns() - limit_ns
-            late = [wire for wire, exchange in self._inflight.items() if exchange.start_ns < late_ns]
+            late = [connection for connection, exchange in self._inflight.items() if exchange.start_ns < late_ns]
             if late:
-                self._pool.settle()
-            for wire in late:
-                wire.abandon(Outcome.TIMEOUT, f"no end within {self._job.timeout_s:g} s")
+                self._pool.flush()
+            for connection in late:
+                connection.abandon(RequestOutcome.TIMEOUT, f"no end within {self._job.timeout_s:g} s")
 
 
-def in_order(count: int) -> Take:
+def in_order(count: int) -> NextSession:
     """The numbers 0 to count - 1, then None."""
     numbers = iter(range(count))
     return lambda: next(numbers, None)

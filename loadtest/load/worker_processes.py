@@ -16,11 +16,11 @@ from time import perf_counter_ns
 
 import uvloop
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords
 from loadtest.errors import LoadTestError
 from loadtest.http.pool import Endpoint
-from loadtest.load.run import Audience, Ended, Finished, InterruptedEarly, on_interrupt
-from loadtest.load.worker import Driven, Job, Take, Worker, sessions_of, wall_anchor
+from loadtest.load.run import FinishedRequest, InterruptedEarly, Observer, RunResult, on_interrupt
+from loadtest.load.worker import Job, NextSession, Worker, WorkerResult, sessions_of, wall_anchor
 
 NEWS_S = 0.25
 START_IN_S = 0.1
@@ -28,15 +28,15 @@ START_IN_S = 0.1
 
 
 @dataclass(frozen=True)
-class News:
+class Progress:
     """What a worker tells the parent while it runs."""
 
     started: int
-    ended: list[Ended]
+    ended: list[FinishedRequest]
 
 
 @dataclass(frozen=True)
-class Ready:
+class WorkerReady:
     """A worker's connections are open."""
 
 
@@ -51,17 +51,17 @@ class _Reporter:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._started = 0
-        self._ended: list[Ended] = []
+        self._ended: list[FinishedRequest] = []
 
     def started(self) -> None:
         self._started += 1
 
     def finished(self, record: Record) -> None:
-        self._ended.append(Ended.of(record))
+        self._ended.append(FinishedRequest.of(record))
 
     def send(self) -> None:
         if self._started or self._ended:
-            self._pipe.send(News(self._started, self._ended))
+            self._pipe.send(Progress(self._started, self._ended))
             self._started, self._ended = 0, []
 
     async def forever(self) -> None:
@@ -78,28 +78,28 @@ async def _work(job: Job, endpoint: Endpoint, counter: Synchronized[int], pipe: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
     await worker.open_ahead(len(sessions))
-    pipe.send(Ready())
+    pipe.send(WorkerReady())
     begin_ns: int = pipe.recv()
     telling = asyncio.create_task(reporter.forever())
     try:
-        driven = await worker.run(sessions, _shared(counter, len(sessions)), begin_ns)
+        result = await worker.run(sessions, _shared(counter, len(sessions)), begin_ns)
     finally:
         telling.cancel()
     reporter.send()
-    pipe.send(driven)
+    pipe.send(result)
 
 
-def _shared(counter: Synchronized[int], count: int) -> Take:
-    def take() -> int | None:
+def _shared(counter: Synchronized[int], count: int) -> NextSession:
+    def next_session() -> int | None:
         with counter.get_lock():
             number = counter.value
             counter.value = number + 1
         return number if number < count else None
 
-    return take
+    return next_session
 
 
-async def run_in_workers(job: Job, endpoint: Endpoint, workers: int, audience: Audience) -> Finished:
+async def run_in_workers(job: Job, endpoint: Endpoint, workers: int, observer: Observer) -> RunResult:
     """Run a job over worker processes. The first interrupt ends it early with what was measured."""
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
@@ -129,17 +129,17 @@ async def run_in_workers(job: Job, endpoint: Endpoint, workers: int, audience: A
             begin_ns = perf_counter_ns() + int(START_IN_S * 1e9)
             for pipe in pipes:
                 pipe.send(begin_ns)
-            audience.begin(begin_ns, stop)
-            driven = await asyncio.gather(*(_follow(pipe, audience) for pipe in pipes))
+            observer.begin(begin_ns, stop)
+            result = await asyncio.gather(*(_follow(pipe, observer) for pipe in pipes))
     finally:
         for process in processes:
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
-    records = sorted((record for one in driven for record in one.records), key=lambda record: record.index)
-    end_ns = max(one.end_ns for one in driven)
-    run = Run(records, begin_ns, end_ns, wall_anchor(begin_ns), bool(interrupted))
-    return Finished(run, tuple(one.check for one in driven))
+    records = sorted((record for one in result for record in one.records), key=lambda record: record.index)
+    end_ns = max(one.end_ns for one in result)
+    run = RunRecords(records, begin_ns, end_ns, wall_anchor(begin_ns), bool(interrupted))
+    return RunResult(run, tuple(one.check for one in result))
 
 
 def _share(slots: int | None, workers: int, number: int) -> int | None:
@@ -167,10 +167,10 @@ async def _wait_for(pipe: Connection) -> object:
         loop.remove_reader(pipe.fileno())
 
 
-async def _follow(pipe: Connection, audience: Audience) -> Driven:
+async def _follow(pipe: Connection, observer: Observer) -> WorkerResult:
     while True:
         said = await _wait_for(pipe)
-        if isinstance(said, News):
-            audience.news(said.started, said.ended)
-        elif isinstance(said, Driven):
+        if isinstance(said, Progress):
+            observer.progress(said.started, said.ended)
+        elif isinstance(said, WorkerResult):
             return said

@@ -41,7 +41,7 @@ TAILS = {"ttft": "p99_ttft_ms", "tpot": "p99_tpot_ms"}
 
 
 @dataclass(frozen=True)
-class Result:
+class ResultFile:
     """What a file says, in vLLM's names; `samples` are per-request times in ms."""
 
     name: str
@@ -66,7 +66,7 @@ class Change:
     """None where chance could explain the difference, or nothing is known about chance."""
 
 
-def load_result(path: str) -> Result:
+def load_result(path: str) -> ResultFile:
     """Read a file of any of the three kinds."""
     try:
         found = msgspec.json.decode(Path(path).read_bytes())
@@ -83,7 +83,7 @@ def load_result(path: str) -> Result:
     raise DataError(f"{path} is no result of this tool, vLLM's or aiperf's", "Neither has its keys")
 
 
-def _vllm(path: str, found: dict[str, Json]) -> Result:
+def _vllm(path: str, found: dict[str, Json]) -> ResultFile:
     values = {key: float(value) for key, *_ in METRICS if isinstance(value := found.get(key), int | float)}
     ours = found.get("loadtest")
     samples: dict[str, NDArray[np.float64]] = {}
@@ -95,7 +95,7 @@ def _vllm(path: str, found: dict[str, Json]) -> Result:
         key: str(found.get(key)) for key in ("backend", "model_id", "num_prompts", "max_concurrency", "request_rate")
     }
     label = found.get("label")
-    return Result(
+    return ResultFile(
         str(label or Path(path).stem), "ours" if ours else "vLLM", values, samples, settings, rate_slices(found)
     )
 
@@ -112,7 +112,7 @@ def _vllm_details(found: dict[str, Json]) -> dict[str, NDArray[np.float64]]:
     return {"ttft": ttfts[good] * 1e3, "tpot": tpots * 1e3, "e2el": latencies[good] * 1e3}
 
 
-def _aiperf(path: str, found: dict[str, Json]) -> Result:
+def _aiperf(path: str, found: dict[str, Json]) -> ResultFile:
     """aiperf's export: its inter-token latency is a mean per request, which is vLLM's TPOT, not its ITL."""
 
     def stat(metric: str, name: str) -> float | None:
@@ -135,10 +135,10 @@ def _aiperf(path: str, found: dict[str, Json]) -> Result:
         "failed": ("error_request_count", "avg"),
     }
     values = {key: value for key, (metric, name) in wanted.items() if (value := stat(metric, name)) is not None}
-    return Result(Path(path).stem, "aiperf", values, {}, {})
+    return ResultFile(Path(path).stem, "aiperf", values, {}, {})
 
 
-def changes(base: Result, other: Result) -> dict[str, Change]:
+def changes(base: ResultFile, other: ResultFile) -> dict[str, Change]:
     """Every figure that both files have."""
     out = {}
     rng = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def changes(base: Result, other: Result) -> dict[str, Change]:
     return out
 
 
-def _interval(key: str, base: Result, other: Result, rng: np.random.Generator) -> tuple[float, float]:
+def _interval(key: str, base: ResultFile, other: ResultFile, rng: np.random.Generator) -> tuple[float, float]:
     """Bootstrap over requests, of the mean's or the 99th percentile's ratio; slices for throughputs."""
     if key in base.slices and key in other.slices:
         return _rate_interval(key, base, other)
@@ -169,7 +169,7 @@ def _interval(key: str, base: Result, other: Result, rng: np.random.Generator) -
     return math.nan, math.nan
 
 
-def _rate_interval(key: str, base: Result, other: Result) -> tuple[float, float]:
+def _rate_interval(key: str, base: ResultFile, other: ResultFile) -> tuple[float, float]:
     """The ratio of the whole runs' rates, as uncertain as their slices are spread; in logarithms, as ratios are."""
     ratio = other.values[key] / base.values[key] if base.values[key] else math.nan
     parts = [Estimate.of(result.slices[key]) for result in (base, other)]
@@ -177,7 +177,7 @@ def _rate_interval(key: str, base: Result, other: Result) -> tuple[float, float]
     return ratio * math.exp(-half), ratio * math.exp(half)
 
 
-def comparison_rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
+def comparison_rows(results: Sequence[ResultFile]) -> list[tuple[str, ...]]:
     """Rows for a table: name, base, then value, ratio and interval of each other file."""
     base, others = results[0], results[1:]
     compared = [changes(base, other) for other in others]
@@ -204,7 +204,7 @@ def _cells(change: Change | None) -> list[str]:
     return [f"{change.value:,.2f}", ratio, said]
 
 
-def setting_notes(results: Sequence[Result]) -> list[str]:
+def setting_notes(results: Sequence[ResultFile]) -> list[str]:
     """What differs in how the files were made."""
     notes = []
     for key in sorted({key for result in results for key in result.settings}):
@@ -221,7 +221,7 @@ def setting_notes(results: Sequence[Result]) -> list[str]:
     return notes
 
 
-def _why_no_times(result: Result) -> str:
+def _why_no_times(result: ResultFile) -> str:
     return {
         "ours": "the run was too short",
         "vLLM": "vLLM's files have times with --save-detailed",

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.api.record import Record
-from loadtest.metrics.vllm_metrics import Floats, Spread
+from loadtest.api.record import Floats, Record
+from loadtest.metrics.vllm_metrics import Stats
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Strict:
+class ExtendedMetrics:
     """See the module's definitions."""
 
-    first_token: Spread
-    first_visible: Spread
-    token_gap: Spread
-    read_gap: Spread
-    first_token_intended: Spread
-    e2e_intended: Spread
-    queue: Spread
-    connect: Spread
+    first_token: Stats
+    first_visible: Stats
+    token_gap: Stats
+    read_gap: Stats
+    first_token_intended: Stats
+    e2e_intended: Stats
+    queue: Stats
+    connect: Stats
     tokens_per_chunk: float
     bursts_ratio: float
     """Share of token events that came in the same read as the one before."""
@@ -70,12 +70,12 @@ class Strict:
     """How many requests vLLM's client would have called successful."""
 
 
-def look_closer(records: Sequence[Record], percentiles: Sequence[float]) -> Strict:
+def extended_metrics_of(records: Sequence[Record], percentiles: Sequence[float]) -> ExtendedMetrics:
     """The strict figures of a set of records."""
     good = [record for record in records if record.ok]
 
-    def spread(values: Sequence[float] | Floats) -> Spread:
-        return Spread.of(values, percentiles)
+    def spread(values: Sequence[float] | Floats) -> Stats:
+        return Stats.of(values, percentiles)
 
     chunks = sum(int(np.count_nonzero(record.chunk_has_token)) for record in good)
     visible = [(r.first_visible_ns - r.start_ns) / 1e9 for r in good if r.first_visible_ns]
@@ -84,7 +84,7 @@ def look_closer(records: Sequence[Record], percentiles: Sequence[float]) -> Stri
     sources: dict[str, int] = {}
     for record in good:
         sources[record.tokens_from] = sources.get(record.tokens_from, 0) + 1
-    return Strict(
+    return ExtendedMetrics(
         first_token=spread([(r.first_token_ns - r.start_ns) / 1e9 for r in good if r.first_token_ns]),
         first_visible=spread(visible),
         token_gap=spread(_pool([token_gaps_s(record) for record in good])),

@@ -12,39 +12,41 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from loadtest.api.record import Run
+from loadtest.api.record import RunRecords
 from loadtest.errors import UsageError
-from loadtest.metrics.slo import RATES, Bound, Verdict
-from loadtest.metrics.vllm_metrics import Parity
+from loadtest.metrics.slo import RATES, Bound, BoundResult
+from loadtest.metrics.vllm_metrics import VllmMetrics
 
 MAX_STEPS = 24
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """One load that was tried."""
 
     load: float
     """Requests at a time, or per second."""
-    parity: Parity
-    verdicts: tuple[Verdict, ...]
+    vllm_metrics: VllmMetrics
+    verdicts: tuple[BoundResult, ...]
     saturated: bool
     """Ended early, or its latency grew all through the run: the queue had no end."""
-    run: Run
+    run: RunRecords
 
     @property
     def holds(self) -> bool:
         """Whether all objectives were met."""
-        return not self.saturated and bool(self.parity.completed) and all(verdict.met for verdict in self.verdicts)
+        return (
+            not self.saturated and bool(self.vllm_metrics.completed) and all(verdict.met for verdict in self.verdicts)
+        )
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A search's outcome. `best` is None where even the lowest load misses."""
 
-    steps: tuple[Step, ...]
-    best: Step | None
-    knee: Step | None
+    steps: tuple[SearchStep, ...]
+    best: SearchStep | None
+    knee: SearchStep | None
     """Where more load stopped to bring proportionally more output."""
     exhausted: bool
     """The upper limit of the search still held."""
@@ -57,7 +59,7 @@ class SearchEnded(Exception):
 
 
 @dataclass(frozen=True)
-class Range:
+class SearchRange:
     """What to search. Whole numbers for concurrency."""
 
     low: float
@@ -67,11 +69,11 @@ class Range:
     """Stop when the gap is this share of the load."""
 
 
-async def search(span: Range, try_load: Callable[[float], Awaitable[Step]]) -> Found:
+async def search(span: SearchRange, try_load: Callable[[float], Awaitable[SearchStep]]) -> SearchResult:
     """Try loads until the highest that holds is known to the range's precision."""
     if not 0 < span.low <= span.high:
         raise UsageError("--from must be above 0 and at most --to")
-    steps: list[Step] = []
+    steps: list[SearchStep] = []
     good: float | None = None
     bad: float | None = None
     load = span.low
@@ -94,10 +96,10 @@ async def search(span: Range, try_load: Callable[[float], Awaitable[Step]]) -> F
     held = [step for step in steps if step.holds]
     best = max(held, key=lambda step: step.load) if held else None
     ordered = tuple(sorted(steps, key=lambda step: step.load))
-    return Found(ordered, best, find_knee(ordered), bad is None and not interrupted, interrupted)
+    return SearchResult(ordered, best, find_knee(ordered), bad is None and not interrupted, interrupted)
 
 
-def next_load(span: Range, good: float | None, bad: float | None) -> float | None:
+def next_load(span: SearchRange, good: float | None, bad: float | None) -> float | None:
     """The load to try next, None when the answer is precise enough. Pure, so that its path can be tested."""
     if bad is None:
         return None if good is None or good >= span.high else min(good * 2, span.high)
@@ -112,20 +114,22 @@ def next_load(span: Range, good: float | None, bad: float | None) -> float | Non
     return (good + bad) / 2 if bad - good > span.precision * good else None
 
 
-def find_knee(steps: Sequence[Step]) -> Step | None:
+def find_knee(steps: Sequence[SearchStep]) -> SearchStep | None:
     """The step after which a further request brings less than half of what the first ones did."""
-    useful = [step for step in steps if step.parity.completed]
+    useful = [step for step in steps if step.vllm_metrics.completed]
     if len(useful) < 3:
         return None
-    first = useful[0].parity.output_throughput / useful[0].load
+    first = useful[0].vllm_metrics.output_throughput / useful[0].load
     for earlier, later in pairwise(useful):
-        gain = (later.parity.output_throughput - earlier.parity.output_throughput) / (later.load - earlier.load)
+        gain = (later.vllm_metrics.output_throughput - earlier.vllm_metrics.output_throughput) / (
+            later.load - earlier.load
+        )
         if gain < first / 2:
             return earlier
     return None
 
 
-class Hopeless:
+class EarlyStopRule:
     """Watches a step's requests: is it certain by now that it misses?"""
 
     def __init__(self, bounds: Sequence[Bound], total: int) -> None:
@@ -154,7 +158,7 @@ class Hopeless:
         return lost or self._failed > self._failures_allowed * self._total + 1
 
 
-def grew_all_through(run: Run) -> bool:
+def grew_all_through(run: RunRecords) -> bool:
     """Whether an open loop was over-saturated: TTFT rose steadily, so that a longer run would only look worse.
 
     Kendall's rank correlation of start time and TTFT over the successful requests; above 0.6 a queue was growing.

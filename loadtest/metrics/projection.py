@@ -15,13 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.api.record import Record, Run
-from loadtest.metrics.steady_state import Estimate, Steady, tokens_in
-from loadtest.metrics.vllm_metrics import tpot_s, ttft_s
+from loadtest.api.record import Record, RunRecords, tpot_s, ttft_s
+from loadtest.metrics.steady_state import Estimate, SteadyState, tokens_in
 
 
 @dataclass(frozen=True)
-class Guess:
+class IntervalEstimate:
     """An estimate between its bounds."""
 
     mean: float
@@ -34,14 +33,14 @@ class Projection:
     """The longer run. Rates in tokens per second, times of a request in ms."""
 
     prompts: int
-    seconds: Guess
-    output_rate: Guess
-    total_rate: Guess
-    ttft_mean: Guess
-    tpot_mean: Guess
+    seconds: IntervalEstimate
+    output_rate: IntervalEstimate
+    total_rate: IntervalEstimate
+    ttft_mean: IntervalEstimate
+    tpot_mean: IntervalEstimate
 
 
-def project(run: Run, steady: Steady | None, prompts: int, slots: int) -> Projection | None:
+def project(run: RunRecords, steady: SteadyState | None, prompts: int, slots: int) -> Projection | None:
     """The figures of `prompts` requests; None where this run has as many, a failure, or no steady state."""
     good = sorted((record for record in run.records if record.ok), key=lambda record: record.start_ns)
     if steady is None or math.isinf(steady.output_rate.half_width) or len(good) < len(run.records):
@@ -58,7 +57,9 @@ def project(run: Run, steady: Steady | None, prompts: int, slots: int) -> Projec
         return edge_s + (output - float(ramp) - float(tail)) / rate if rate > 0 else math.inf
 
     rate = steady.output_rate
-    long = Guess(seconds(rate.mean), seconds(rate.mean + rate.half_width), seconds(rate.mean - rate.half_width))
+    long = IntervalEstimate(
+        seconds(rate.mean), seconds(rate.mean + rate.half_width), seconds(rate.mean - rate.half_width)
+    )
     return Projection(
         prompts=prompts,
         seconds=long,
@@ -69,15 +70,15 @@ def project(run: Run, steady: Steady | None, prompts: int, slots: int) -> Projec
     )
 
 
-def _per_second(tokens: float, seconds: Guess) -> Guess:
-    return Guess(tokens / seconds.mean, tokens / seconds.high, tokens / seconds.low)
+def _per_second(tokens: float, seconds: IntervalEstimate) -> IntervalEstimate:
+    return IntervalEstimate(tokens / seconds.mean, tokens / seconds.high, tokens / seconds.low)
 
 
-def _waves(records: Sequence[Record], slots: int, prompts: int, of: Callable[[Record], float]) -> Guess:
+def _waves(records: Sequence[Record], slots: int, prompts: int, of: Callable[[Record], float]) -> IntervalEstimate:
     """The first wave once, the later ones as often as there will be."""
     values = [of(record) * 1e3 for record in records]
     first, later = values[:slots], Estimate.of(values[slots:])
     weight = slots / prompts
     mean = weight * float(np.mean(first or [0.0])) + (1 - weight) * later.mean
     half = (1 - weight) * later.half_width
-    return Guess(mean, max(0.0, mean - half), mean + half)
+    return IntervalEstimate(mean, max(0.0, mean - half), mean + half)

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords
 from loadtest.metrics.slo import TIMES, Bound
 
 WINDOW_S = 5.0
 
 
-def recoveries(run: Run, bounds: Sequence[Bound], moments_s: Sequence[float]) -> tuple[tuple[float, float | None], ...]:
+def recoveries(
+    run: RunRecords, bounds: Sequence[Bound], moments_s: Sequence[float]
+) -> tuple[tuple[float, float | None], ...]:
     """For each moment, seconds until recovery: 0 where nothing was felt, None where it never came."""
     timed = [bound for bound in bounds if bound.metric in TIMES]
     records = sorted((r for r in run.records if r.ok or r.failed), key=lambda record: record.start_ns)

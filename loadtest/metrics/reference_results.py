@@ -7,12 +7,10 @@ Source: Lambda, "How to deploy Step 3.7 Flash" (lambda.ai/inference-models/stepf
 
 from __future__ import annotations
 
-import argparse
-import math
 from dataclasses import dataclass
 
-from loadtest.metrics.extended_metrics import Strict
-from loadtest.metrics.vllm_metrics import Parity
+from loadtest.metrics.extended_metrics import ExtendedMetrics
+from loadtest.metrics.vllm_metrics import VllmMetrics
 
 PROMPTS = 512
 PRESETS: dict[str, dict[str, object]] = {
@@ -34,20 +32,8 @@ TOKENS_PER_CHUNK = 2.8
 """ITL / TPOT of the published figures: what MTP with 3 draft tokens accepted."""
 
 
-SHAPE = ("api", "dataset", "input_len", "output_len", "num_prompts", "concurrency")
-"""What makes a run one of the published benchmark, whether it named the preset or said it flag by flag."""
-
-
-def preset_of(args: argparse.Namespace) -> str | None:
-    """The preset whose load the flags ask for, if any."""
-    if args.rate < math.inf or args.phases or args.trace:
-        return None
-    same = (name for name, values in PRESETS.items() if all(getattr(args, key) == values[key] for key in SHAPE))
-    return next(same, None)
-
-
 @dataclass(frozen=True)
-class Machine:
+class ReferenceMachine:
     """A column of the published table. Rates in tokens per second, times in ms."""
 
     name: str
@@ -62,15 +48,15 @@ class Machine:
     itl_p99: float
 
 
-MACHINES = (
-    Machine("4x B200", 1597, 7982, 53, 2183, 25629, 18.8, 26.6, 52.7, 182.3),
-    Machine("8x H100", 1245, 6224, 42, 2995, 35018, 24.0, 33.9, 67.2, 250.3),
-    Machine("8x A100", 474, 2370, 17, 13646, 99982, 60.1, 84.2, 167.5, 215.7),
+REFERENCE_MACHINES = (
+    ReferenceMachine("4x B200", 1597, 7982, 53, 2183, 25629, 18.8, 26.6, 52.7, 182.3),
+    ReferenceMachine("8x H100", 1245, 6224, 42, 2995, 35018, 24.0, 33.9, 67.2, 250.3),
+    ReferenceMachine("8x A100", 474, 2370, 17, 13646, 99982, 60.1, 84.2, 167.5, 215.7),
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One figure: ours, each machine's, and ours divided by theirs."""
 
     name: str
@@ -85,28 +71,30 @@ class Row:
         return tuple(self.ours / theirs if theirs else 0.0 for theirs in self.published)
 
 
-def side_by_side(parity: Parity) -> list[Row]:
+def side_by_side(vllm_metrics: VllmMetrics) -> list[ComparisonRow]:
     """Our figures beside the published ones, in the order of the published table."""
-    per_user = 1000 / parity.tpot.mean if parity.tpot.mean else 0.0
+    per_user = 1000 / vllm_metrics.tpot.mean if vllm_metrics.tpot.mean else 0.0
     ours = [
-        ("output tok/s", "tok/s", parity.output_throughput, "output_rate", True),
-        ("total tok/s", "tok/s", parity.total_token_throughput, "total_rate", True),
+        ("output tok/s", "tok/s", vllm_metrics.output_throughput, "output_rate", True),
+        ("total tok/s", "tok/s", vllm_metrics.total_token_throughput, "total_rate", True),
         ("per-user tok/s", "tok/s", per_user, "per_user_rate", True),
-        ("TTFT mean", "ms", parity.ttft.mean, "ttft_mean", False),
-        ("TTFT P99", "ms", parity.ttft.percentiles.get(99.0, 0.0), "ttft_p99", False),
-        ("TPOT mean", "ms", parity.tpot.mean, "tpot_mean", False),
-        ("TPOT P99", "ms", parity.tpot.percentiles.get(99.0, 0.0), "tpot_p99", False),
-        ("ITL mean", "ms", parity.itl.mean, "itl_mean", False),
-        ("ITL P99", "ms", parity.itl.percentiles.get(99.0, 0.0), "itl_p99", False),
+        ("TTFT mean", "ms", vllm_metrics.ttft.mean, "ttft_mean", False),
+        ("TTFT P99", "ms", vllm_metrics.ttft.percentiles.get(99.0, 0.0), "ttft_p99", False),
+        ("TPOT mean", "ms", vllm_metrics.tpot.mean, "tpot_mean", False),
+        ("TPOT P99", "ms", vllm_metrics.tpot.percentiles.get(99.0, 0.0), "tpot_p99", False),
+        ("ITL mean", "ms", vllm_metrics.itl.mean, "itl_mean", False),
+        ("ITL P99", "ms", vllm_metrics.itl.percentiles.get(99.0, 0.0), "itl_p99", False),
     ]
     return [
-        Row(name, unit, value, tuple(float(getattr(machine, field)) for machine in MACHINES), better)
+        ComparisonRow(
+            name, unit, value, tuple(float(getattr(machine, field)) for machine in REFERENCE_MACHINES), better
+        )
         for name, unit, value, field, better in ours
     ]
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSettings:
     """How a run was made, as far as the comparison cares."""
 
     dataset: str
@@ -120,7 +108,9 @@ class Setting:
     interrupted: bool
 
 
-def differences(setting: Setting, parity: Parity, strict: Strict, cached_ratio: float | None) -> list[str]:
+def differences(
+    setting: BenchmarkSettings, vllm_metrics: VllmMetrics, extended_metrics: ExtendedMetrics, cached_ratio: float | None
+) -> list[str]:
     """Why the figures are not like for like; empty where they are."""
     wanted = PRESETS["published-8k-2k"]
     said = []
@@ -132,24 +122,26 @@ def differences(setting: Setting, parity: Parity, strict: Strict, cached_ratio: 
         said.append("answers could end early (ignore_eos is off)")
     if setting.interrupted:
         said.append("the run was interrupted")
-    if parity.failed:
-        said.append(f"{parity.failed} requests failed")
-    said += _measured_differences(parity, strict, cached_ratio)
+    if vllm_metrics.failed:
+        said.append(f"{vllm_metrics.failed} requests failed")
+    said += _measured_differences(vllm_metrics, extended_metrics, cached_ratio)
     return said
 
 
-def _measured_differences(parity: Parity, strict: Strict, cached_ratio: float | None) -> list[str]:
+def _measured_differences(
+    vllm_metrics: VllmMetrics, extended_metrics: ExtendedMetrics, cached_ratio: float | None
+) -> list[str]:
     said = []
-    output, prompt = strict.output_drift, strict.prompt_drift
+    output, prompt = extended_metrics.output_drift, extended_metrics.prompt_drift
     if output is not None and output.mean != output.planned_mean:
         said.append(f"answers had {output.mean:.0f} tokens on average, {output.planned_mean:.0f} were asked for")
     if prompt is not None and abs(prompt.mean / prompt.planned_mean - 1) > 0.01:
         said.append(f"the server counts {prompt.mean:.0f} prompt tokens, {prompt.planned_mean:.0f} were planned")
     if cached_ratio is not None and cached_ratio > 0.01:
         said.append(f"{cached_ratio:.0%} of the prompt tokens came from the server's cache")
-    if parity.completed and abs(strict.tokens_per_chunk / TOKENS_PER_CHUNK - 1) > 0.1:
+    if vllm_metrics.completed and abs(extended_metrics.tokens_per_chunk / TOKENS_PER_CHUNK - 1) > 0.1:
         said.append(
-            f"{strict.tokens_per_chunk:.2f} tokens per chunk, published about {TOKENS_PER_CHUNK}: "
+            f"{extended_metrics.tokens_per_chunk:.2f} tokens per chunk, published about {TOKENS_PER_CHUNK}: "
             "ITL is not comparable, TPOT is"
         )
     return said

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords, latency_s, tpot_s, ttft_s
 from loadtest.errors import UsageError
 from loadtest.metrics.extended_metrics import token_gaps_s
-from loadtest.metrics.vllm_metrics import latency_s, tpot_s, ttft_s
 
 UNITS = {"": 1.0, "ms": 1.0, "s": 1000.0, "%": 0.01}
 TIMES: dict[str, Callable[[Record], float]] = {
@@ -46,7 +45,7 @@ class Bound:
     limit: float
     text: str
 
-    def value(self, run: Run) -> float:
+    def value(self, run: RunRecords) -> float:
         """The run's figure, in ms, per second, or as a ratio for `failed`."""
         counted = [record for record in run.records if record.ok or record.failed]
         good = [record for record in counted if record.ok]
@@ -78,7 +77,7 @@ class Bound:
         """Whether a figure meets the bound."""
         return bool(OPERATORS[self.sign](value, self.limit))
 
-    def attainment(self, run: Run) -> float | None:
+    def attainment(self, run: RunRecords) -> float | None:
         """Share of requests that by themselves meet the limit; None for rates."""
         if self.metric in RATES:
             return None
@@ -88,7 +87,7 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BoundResult:
     """A bound and what came of it."""
 
     bound: Bound
@@ -119,16 +118,16 @@ def _bound(text: str) -> Bound:
     return Bound(metric, percentile, sign, float(number) * UNITS[unit or ""], text)
 
 
-def judge(bounds: Sequence[Bound], run: Run) -> list[Verdict]:
+def judge(bounds: Sequence[Bound], run: RunRecords) -> list[BoundResult]:
     """Every bound's verdict on a run."""
     verdicts = []
     for bound in bounds:
         value = bound.value(run)
-        verdicts.append(Verdict(bound, value, bound.holds(value), bound.attainment(run)))
+        verdicts.append(BoundResult(bound, value, bound.holds(value), bound.attainment(run)))
     return verdicts
 
 
-def joint_attainment(bounds: Sequence[Bound], run: Run) -> float | None:
+def joint_attainment(bounds: Sequence[Bound], run: RunRecords) -> float | None:
     """Share of requests that meet all time limits at once; failures meet none."""
     timed = [bound for bound in bounds if bound.metric in TIMES]
     counted = [record for record in run.records if record.ok or record.failed]

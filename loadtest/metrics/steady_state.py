@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords, tpot_s, ttft_s
 from loadtest.metrics.extended_metrics import tokens_per_event
-from loadtest.metrics.vllm_metrics import tpot_s, ttft_s
 
 BUSY = 0.95
 SLICES = 10
@@ -50,7 +49,7 @@ def student_t(freedom: int) -> float:
 
 
 @dataclass(frozen=True)
-class Steady:
+class SteadyState:
     """Figures of the window alone. Rates per second, times in ms."""
 
     begin_s: float
@@ -69,7 +68,7 @@ class Steady:
         return self.end_s - self.begin_s
 
 
-def find_steady(run: Run, *, slots: int | None) -> Steady | None:
+def find_steady_state(run: RunRecords, *, slots: int | None) -> SteadyState | None:
     """The steady window's figures, or None where the run is too short to have one."""
     good = [record for record in run.records if record.ok and len(record.chunk_ns)]
     if len(good) < 4:
@@ -83,7 +82,7 @@ def find_steady(run: Run, *, slots: int | None) -> Steady | None:
     rates = tokens_in(good, edges) / (np.diff(edges) / 1e9)
     seconds = (end - begin) / 1e9
     busy_ns = sum(max(0, min(r.end_ns, end) - max(r.start_ns, begin)) for r in run.records)
-    return Steady(
+    return SteadyState(
         begin_s=(begin - run.begin_ns) / 1e9,
         end_s=(end - run.begin_ns) / 1e9,
         requests=len(inside),

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords, tpot_s
 from loadtest.metrics.steady_state import inflight, tokens_in
-from loadtest.metrics.vllm_metrics import tpot_s
 
 MAX_POINTS = 150
 """More would not be seen on a page."""
@@ -21,7 +20,7 @@ Column = list[float | None]
 
 
 @dataclass(frozen=True)
-class Series:
+class TimeSeries:
     """Columns of equal length; `at_s` is the middle of each step. None where there is nothing to say."""
 
     step_s: float
@@ -40,7 +39,7 @@ class Series:
     tpot_p99_ms: Column
 
 
-def over_time(run: Run) -> Series:
+def over_time(run: RunRecords) -> TimeSeries:
     """Columns for a run. TTFT counts where the first token came, TPOT where the last one did."""
     step_s, edges = _steps(run, MAX_POINTS)
     wide_s, wide = _steps(run, LATENCY_POINTS)
@@ -53,7 +52,7 @@ def over_time(run: Run) -> Series:
 
     firsts = [(r.first_token_ns, (r.first_token_ns - r.start_ns) / 1e6) for r in good if r.first_token_ns]
     tpots = [(r.last_chunk_ns, tpot_s(r) * 1e3) for r in good if r.output_tokens > 1]
-    return Series(
+    return TimeSeries(
         step_s=step_s,
         at_s=_middles(step_s, edges),
         offered_rate=rate([record.intended_ns for record in run.records]),
@@ -70,7 +69,7 @@ def over_time(run: Run) -> Series:
     )
 
 
-def _steps(run: Run, points: int) -> tuple[float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def _steps(run: RunRecords, points: int) -> tuple[float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
     step_s = next((step for step in STEPS_S if run.duration_s / step <= points), STEPS_S[-1])
     count = max(1, int(np.ceil(run.duration_s / step_s)))
     return step_s, run.begin_ns + np.arange(count + 1, dtype=np.float64) * step_s * 1e9

@@ -12,15 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loadtest.api.record import Record
-
-Floats = NDArray[np.float64]
+from loadtest.api.record import Floats, Record, itl_s, latency_s, tpot_s, ttft_s
 
 
 @dataclass(frozen=True)
-class Spread:
+class Stats:
     """One metric's summary in milliseconds; `std` is the population's."""
 
     mean: float
@@ -29,10 +26,10 @@ class Spread:
     percentiles: Mapping[float, float]
 
     @staticmethod
-    def of(values: Sequence[float] | Floats, percentiles: Sequence[float]) -> Spread:
+    def of(values: Sequence[float] | Floats, percentiles: Sequence[float]) -> Stats:
         """Summary of values in seconds. No values give zeros, as in vLLM."""
         some = values if len(values) else [0.0]
-        return Spread(
+        return Stats(
             mean=float(np.mean(some) * 1000),
             median=float(np.median(some) * 1000),
             std=float(np.std(some) * 1000),
@@ -41,7 +38,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Parity:
+class VllmMetrics:
     """The figures of `vllm bench serve` for one set of records. Times in ms, rates per second of the whole run."""
 
     duration_s: float
@@ -55,40 +52,18 @@ class Parity:
     total_token_throughput: float
     max_output_tokens_per_s: float
     max_concurrent_requests: int
-    ttft: Spread
-    tpot: Spread
-    itl: Spread
-    e2el: Spread
+    ttft: Stats
+    tpot: Stats
+    itl: Stats
+    e2el: Stats
 
 
-def ttft_s(record: Record) -> float:
-    """First event with choices, the role-only one included, counted from when the client began."""
-    return float(record.chunk_ns[0] / 1e9 - record.start_ns / 1e9) if len(record.chunk_ns) else 0.0
-
-
-def latency_s(record: Record) -> float:
-    """Last event with choices; the trailing usage event does not count."""
-    return float(record.chunk_ns[-1] / 1e9 - record.start_ns / 1e9) if len(record.chunk_ns) else 0.0
-
-
-def itl_s(record: Record) -> Floats:
-    """Gaps between events with choices: per chunk, not per token."""
-    gaps: Floats = np.diff(record.chunk_ns / 1e9)
-    return gaps
-
-
-def tpot_s(record: Record) -> float:
-    """Time after the first event per further token; 0 for answers of one token."""
-    tokens = record.output_tokens_or_one()
-    return (latency_s(record) - ttft_s(record)) / (tokens - 1) if tokens > 1 else 0.0
-
-
-def measure(
+def compute_vllm_metrics(
     records: Sequence[Record],
     duration_s: float,
     percentiles: Sequence[float],
     goodput_ms: Mapping[str, float] | None = None,
-) -> Parity:
+) -> VllmMetrics:
     """vLLM's `calculate_metrics`, with this tool's stricter notion of success (`Record.ok`)."""
     good = [record for record in records if record.ok]
     ttfts = [ttft_s(record) for record in good]
@@ -102,7 +77,7 @@ def measure(
     if goodput_ms:
         goodput = _good_count(goodput_ms, {"ttft": ttfts, "tpot": all_tpots, "e2el": e2els}) / duration_s
     peak_tokens, peak_requests = _peaks(good)
-    return Parity(
+    return VllmMetrics(
         duration_s=duration_s,
         completed=len(good),
         failed=sum(record.failed for record in records),
@@ -114,10 +89,10 @@ def measure(
         total_token_throughput=(inputs + outputs) / duration_s,
         max_output_tokens_per_s=peak_tokens,
         max_concurrent_requests=peak_requests,
-        ttft=Spread.of(ttfts, percentiles),
-        tpot=Spread.of(tpots, percentiles),
-        itl=Spread.of(itls, percentiles),
-        e2el=Spread.of(e2els, percentiles),
+        ttft=Stats.of(ttfts, percentiles),
+        tpot=Stats.of(tpots, percentiles),
+        itl=Stats.of(itls, percentiles),
+        e2el=Stats.of(e2els, percentiles),
     )
 
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from loadtest.api.record import Run
+from loadtest.api.record import RunRecords, itl_s, latency_s, ttft_s
 from loadtest.api.requests import BACKENDS, Api
 from loadtest.data.prompt import Json
-from loadtest.metrics.vllm_metrics import Parity, itl_s, latency_s, ttft_s
+from loadtest.metrics.vllm_metrics import VllmMetrics
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
 
 @dataclass(frozen=True)
-class About:
+class RunInfo:
     """What was run against what; goes into the file as it stands."""
 
     api: Api
@@ -29,11 +29,11 @@ class About:
     burstiness: float
     label: str = ""
     metadata: Mapping[str, str] | None = None
-    crew: str = ""
+    worker_count: str = ""
     """How many client processes, and why."""
 
 
-def vllm_result(about: About, run: Run, parity: Parity, *, detailed: bool) -> dict[str, Json]:
+def vllm_result(about: RunInfo, run: RunRecords, vllm_metrics: VllmMetrics, *, detailed: bool) -> dict[str, Json]:
     """The object that `vllm bench serve --save-result` would have written for these records."""
     started = datetime.fromtimestamp(run.wall_start_s).astimezone()
     rate: Json = about.request_rate if about.request_rate < float("inf") else "inf"
@@ -49,32 +49,32 @@ def vllm_result(about: About, run: Run, parity: Parity, *, detailed: bool) -> di
         "request_rate": rate,
         "burstiness": about.burstiness,
         "max_concurrency": about.max_concurrency,
-        "duration": parity.duration_s,
-        "completed": parity.completed,
-        "failed": parity.failed,
-        "total_input_tokens": parity.total_input_tokens,
-        "total_output_tokens": parity.total_output_tokens,
-        "request_throughput": parity.request_throughput,
-        "request_goodput": parity.request_goodput,
-        "output_throughput": parity.output_throughput,
-        "total_token_throughput": parity.total_token_throughput,
+        "duration": vllm_metrics.duration_s,
+        "completed": vllm_metrics.completed,
+        "failed": vllm_metrics.failed,
+        "total_input_tokens": vllm_metrics.total_input_tokens,
+        "total_output_tokens": vllm_metrics.total_output_tokens,
+        "request_throughput": vllm_metrics.request_throughput,
+        "request_goodput": vllm_metrics.request_goodput,
+        "output_throughput": vllm_metrics.output_throughput,
+        "total_token_throughput": vllm_metrics.total_token_throughput,
         **(_details(run) if detailed else {}),
         "latencies": [latency_s(record) for record in run.records],
         "queue_times": [(record.start_ns - _arrival_ns(record.intended_ns, run)) / 1e9 for record in run.records],
-        "max_output_tokens_per_s": parity.max_output_tokens_per_s,
-        "max_concurrent_requests": parity.max_concurrent_requests,
+        "max_output_tokens_per_s": vllm_metrics.max_output_tokens_per_s,
+        "max_concurrent_requests": vllm_metrics.max_concurrent_requests,
         "rtfx": 0.0,
     }
     for name in METRICS:
-        out.update(_spread(name, parity))
+        out.update(_spread(name, vllm_metrics))
     return out
 
 
-def _arrival_ns(intended_ns: int, run: Run) -> int:
+def _arrival_ns(intended_ns: int, run: RunRecords) -> int:
     return intended_ns or run.begin_ns
 
 
-def _details(run: Run) -> dict[str, Json]:
+def _details(run: RunRecords) -> dict[str, Json]:
     records = run.records
     return {
         "input_lens": [record.vllm_prompt_tokens for record in records],
@@ -87,8 +87,8 @@ def _details(run: Run) -> dict[str, Json]:
     }
 
 
-def _spread(name: str, parity: Parity) -> dict[str, Json]:
-    spread = getattr(parity, name)
+def _spread(name: str, vllm_metrics: VllmMetrics) -> dict[str, Json]:
+    spread = getattr(vllm_metrics, name)
     out: dict[str, Json] = {
         f"mean_{name}_ms": spread.mean,
         f"median_{name}_ms": spread.median,

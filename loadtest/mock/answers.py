@@ -8,7 +8,7 @@ import msgspec
 
 
 @dataclass(frozen=True)
-class Manners:
+class MockConfig:
     """How the mock behaves. `fail_every` n spoils every n-th generation request with `fault`."""
 
     first_s: float = 0.05
@@ -26,7 +26,7 @@ class Manners:
     """Beyond this a request waits its turn, which is how a saturated engine looks from outside."""
 
 
-class Asked(msgspec.Struct):
+class MockRequest(msgspec.Struct):
     """The fields of a request that matter to the mock."""
 
     model: str = ""
@@ -51,15 +51,15 @@ def chunk(payload: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(payload), payload)
 
 
-def _words(manners: Manners, wanted: int) -> list[int]:
+def _words(config: MockConfig, wanted: int) -> list[int]:
     """Token counts of the chunks that make up `wanted` tokens."""
-    size = manners.tokens_per_chunk
+    size = config.tokens_per_chunk
     return [size] * (wanted // size) + ([wanted % size] if wanted % size else [])
 
 
-def _usage(manners: Manners, asked: Asked, wanted: int) -> dict[str, object]:
-    prompt = asked.prompt_tokens()
-    details = {"cached_tokens": manners.cached_tokens} if manners.cached_tokens else None
+def _usage(config: MockConfig, request: MockRequest, wanted: int) -> dict[str, object]:
+    prompt = request.prompt_tokens()
+    details = {"cached_tokens": config.cached_tokens} if config.cached_tokens else None
     return {
         "prompt_tokens": prompt,
         "completion_tokens": wanted,
@@ -68,16 +68,16 @@ def _usage(manners: Manners, asked: Asked, wanted: int) -> dict[str, object]:
     }
 
 
-def _chat_chunks(manners: Manners, asked: Asked) -> list[bytes]:
+def _chat_chunks(config: MockConfig, request: MockRequest) -> list[bytes]:
     """As vLLM sends them: a role-only event with the first token's, then one event a step, then usage, then the end."""
-    wanted = asked.wanted()
+    wanted = request.wanted()
     base = {
         "id": "chatcmpl-mock-0123456789abcdef",
         "object": "chat.completion.chunk",
         "created": 1,
-        "model": asked.model,
+        "model": request.model,
     }
-    counts = _words(manners, wanted)
+    counts = _words(config, wanted)
 
     def event(delta: dict[str, object], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
@@ -85,38 +85,38 @@ def _chat_chunks(manners: Manners, asked: Asked) -> list[bytes]:
 
     out = []
     for number, count in enumerate(counts):
-        channel = "reasoning" if number < manners.reasoning_chunks else "content"
+        channel = "reasoning" if number < config.reasoning_chunks else "content"
         out.append(event({channel: " word" * count}, "length" if number == len(counts) - 1 else None))
     first = event({"role": "assistant", "content": ""})
-    tail = b"data: " + msgspec.json.encode({**base, "choices": [], "usage": _usage(manners, asked, wanted)}) + b"\n\n"
+    tail = b"data: " + msgspec.json.encode({**base, "choices": [], "usage": _usage(config, request, wanted)}) + b"\n\n"
     return _packed([first + out[0], *out[1:]], tail + b"data: [DONE]\n\n")
 
 
-def _completion_chunks(manners: Manners, asked: Asked) -> list[bytes]:
-    wanted = asked.wanted()
-    base = {"id": "cmpl-mock-0123456789abcdef", "object": "text_completion", "created": 1, "model": asked.model}
-    counts = _words(manners, wanted)
+def _completion_chunks(config: MockConfig, request: MockRequest) -> list[bytes]:
+    wanted = request.wanted()
+    base = {"id": "cmpl-mock-0123456789abcdef", "object": "text_completion", "created": 1, "model": request.model}
+    counts = _words(config, wanted)
     out = []
     for number, count in enumerate(counts):
         finish = "length" if number == len(counts) - 1 else None
         choice = {"index": 0, "text": " word" * count, "logprobs": None, "finish_reason": finish}
         out.append(b"data: " + msgspec.json.encode({**base, "choices": [choice]}) + b"\n\n")
-    tail = b"data: " + msgspec.json.encode({**base, "choices": [], "usage": _usage(manners, asked, wanted)}) + b"\n\n"
+    tail = b"data: " + msgspec.json.encode({**base, "choices": [], "usage": _usage(config, request, wanted)}) + b"\n\n"
     return _packed(out, tail + b"data: [DONE]\n\n")
 
 
-def _message_chunks(manners: Manners, asked: Asked) -> list[bytes]:
-    wanted = asked.wanted()
+def _message_chunks(config: MockConfig, request: MockRequest) -> list[bytes]:
+    wanted = request.wanted()
 
     def event(name: str, content: dict[str, object]) -> bytes:
         return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode({"type": name, **content}))
 
-    usage = {"input_tokens": asked.prompt_tokens(), "output_tokens": 0}
+    usage = {"input_tokens": request.prompt_tokens(), "output_tokens": 0}
     opening = event("message_start", {"message": {"role": "assistant", "usage": usage}})
     opening += event("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}})
     out = [
         event("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": " word" * count}})
-        for count in _words(manners, wanted)
+        for count in _words(config, wanted)
     ]
     tail = event("content_block_stop", {"index": 0})
     usage = {**usage, "output_tokens": wanted}

@@ -16,7 +16,7 @@ from typing import Self, cast
 import msgspec
 import numpy as np
 
-from loadtest.mock.answers import WRITERS, Asked, Manners, chunk
+from loadtest.mock.answers import WRITERS, MockConfig, MockRequest, chunk
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Lateness:
 
 
 @dataclass
-class _Plan:
+class _ScheduledResponse:
     """One answer, ready to be sent chunk by chunk."""
 
     chunks: list[bytes]
@@ -50,10 +50,10 @@ class _Plan:
 class MockServer:
     """Owns the listening socket and counts; `async with` it."""
 
-    def __init__(self, manners: Manners, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.manners = manners
+    def __init__(self, config: MockConfig, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.config = config
         self.lateness = Lateness()
-        self.asked: list[Asked] = []
+        self.requests: list[MockRequest] = []
         self.headers: list[dict[str, str]] = []
         self.keep_requests = False
         self._answers: dict[tuple[str, int, int], list[bytes]] = {}
@@ -96,18 +96,18 @@ class MockServer:
         """A connection went."""
         self._open.discard(connection)
 
-    def answer(self, path: str, asked: Asked) -> list[bytes]:
+    def answer(self, path: str, request: MockRequest) -> list[bytes]:
         """The chunks for a request; built once per shape, so that a burst of equal requests costs nothing."""
-        key = (path, asked.wanted(), asked.prompt_tokens())
+        key = (path, request.wanted(), request.prompt_tokens())
         if key not in self._answers:
-            self._answers[key] = WRITERS[path](self.manners, asked)
+            self._answers[key] = WRITERS[path](self.config, request)
         return self._answers[key]
 
     def next_fault(self) -> str:
         """The fault of the next generation request, if it is its turn."""
         self.count += 1
-        every = self.manners.fail_every
-        return self.manners.fault if every and self.count % every == 0 else ""
+        every = self.config.fail_every
+        return self.config.fault if every and self.count % every == 0 else ""
 
 
 class _Connection(asyncio.Protocol):
@@ -117,7 +117,7 @@ class _Connection(asyncio.Protocol):
         self._mock = server
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self.plan: _Plan | None = None
+        self.plan: _ScheduledResponse | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not registered as asyncio.Transport.
@@ -151,12 +151,12 @@ class _Connection(asyncio.Protocol):
         self._serve(method, path, headers, body, came_ns)
 
     def _serve(self, method: str, path: str, headers: dict[str, str], body: bytes, came_ns: int) -> None:
-        mock, manners = self._mock, self._mock.manners
+        mock, config = self._mock, self._mock.config
         key = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("x-api-key", "")
-        if manners.api_key and key != manners.api_key:
+        if config.api_key and key != config.api_key:
             self._reply(401, {"error": {"message": "invalid api key", "type": "authentication_error"}})
         elif path == "/v1/models":
-            model = {"id": manners.model, "object": "model", "root": manners.root, "max_model_len": 262144}
+            model = {"id": config.model, "object": "model", "root": config.root, "max_model_len": 262144}
             self._reply(200, {"object": "list", "data": [model]})
         elif path == "/mock/lateness":
             self._reply(200, mock.lateness.summary())
@@ -167,13 +167,13 @@ class _Connection(asyncio.Protocol):
             self._reply(404, {"error": {"message": f"no such path: {path}"}})
 
     def _generate(self, path: str, headers: dict[str, str], body: bytes, came_ns: int) -> None:
-        mock, manners = self._mock, self._mock.manners
-        asked = msgspec.json.decode(body, type=Asked)
+        mock, config = self._mock, self._mock.config
+        request = msgspec.json.decode(body, type=MockRequest)
         if mock.keep_requests:
-            mock.asked.append(asked)
+            mock.requests.append(request)
             mock.headers.append(headers)
-        if asked.model != manners.model:
-            self._reply(404, {"error": {"message": f"The model `{asked.model}` does not exist.", "code": 404}})
+        if request.model != config.model:
+            self._reply(404, {"error": {"message": f"The model `{request.model}` does not exist.", "code": 404}})
             return
         fault = mock.next_fault()
         if fault in _REFUSALS:
@@ -181,9 +181,9 @@ class _Connection(asyncio.Protocol):
             self._reply(status, {"error": {"message": f"mock {fault}", "code": status}}, extra)
             return
         if fault == "short":
-            asked.max_tokens = asked.max_completion_tokens = asked.wanted() // 2
-        self.plan = _Plan(mock.answer(path, asked), fault, due_ns=came_ns + int(manners.first_s * 1e9))
-        if mock.running >= manners.max_inflight:
+            request.max_tokens = request.max_completion_tokens = request.wanted() // 2
+        self.plan = _ScheduledResponse(mock.answer(path, request), fault, due_ns=came_ns + int(config.first_s * 1e9))
+        if mock.running >= config.max_inflight:
             mock.waiting.append(self)
         else:
             self.admit()
@@ -201,7 +201,7 @@ class _Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(wait_s, self._send)
 
     def _send(self) -> None:
-        plan, transport, manners = self.plan, self._transport, self._mock.manners
+        plan, transport, config = self.plan, self._transport, self._mock.config
         if plan is None or transport is None:
             return
         late_ns = perf_counter_ns() - plan.due_ns
@@ -216,7 +216,7 @@ class _Connection(asyncio.Protocol):
         if plan.next == len(plan.chunks):
             self._release()
             return
-        plan.due_ns += int(manners.gap_s * 1e9)
+        plan.due_ns += int(config.gap_s * 1e9)
         self._arm()
 
     def _spoil(self, fault: str, transport: asyncio.Transport) -> bool:
@@ -241,10 +241,10 @@ class _Connection(asyncio.Protocol):
         elif self.plan is not None:
             mock.running -= 1
         self.plan = None
-        if mock.waiting and mock.running < mock.manners.max_inflight:
+        if mock.waiting and mock.running < mock.config.max_inflight:
             after = mock.waiting.pop(0)
             if after.plan is not None:
-                after.plan.due_ns = perf_counter_ns() + int(mock.manners.first_s * 1e9)
+                after.plan.due_ns = perf_counter_ns() + int(mock.config.first_s * 1e9)
                 after.admit()
 
     def _reply(self, status: int, content: object, extra: str = "") -> None:

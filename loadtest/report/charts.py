@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.api.record import itl_s, latency_s, tpot_s, ttft_s
 from loadtest.metrics.extended_metrics import token_gaps_s
-from loadtest.metrics.summary import Figures
+from loadtest.metrics.summary import Summary
 from loadtest.metrics.time_series import Column
-from loadtest.metrics.vllm_metrics import itl_s, latency_s, tpot_s, ttft_s
 
 POINTS = 160
 """Of a distribution's curve."""
@@ -26,7 +26,7 @@ TARGET_COLOUR = 6
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One curve."""
 
     name: str
@@ -49,7 +49,7 @@ class Chart:
     x: list[float]
     x_label: str
     y_label: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     hint: str = ""
     shade: tuple[float, float] | None = None
     """Where the run was steady."""
@@ -59,57 +59,57 @@ class Chart:
     timed: bool = True
 
 
-def time_charts(figures: Figures) -> list[Chart]:
+def time_charts(summary: Summary) -> list[Chart]:
     """Everything on the run's one time axis."""
-    series, steady = figures.series, figures.steady
+    series, steady = summary.series, summary.steady
     shade = (steady.begin_s, steady.end_s) if steady else None
     marks = tuple(
         {"at": mark.at_s, "what": mark.what, "kind": mark.kind}
-        for mark in (figures.fleet.marks if figures.fleet else ())
+        for mark in (summary.fleet.marks if summary.fleet else ())
     )
 
-    def chart(title: str, y_label: str, x: list[float], *lines: Line, hint: str = "") -> Chart:
+    def chart(title: str, y_label: str, x: list[float], *lines: ChartLine, hint: str = "") -> Chart:
         return Chart(title, x, "seconds since the start", y_label, lines, hint, shade, marks)
 
     charts = [
-        chart("Output", "tokens per second", series.at_s, Line("output tokens", series.output_rate, 0, fill=True),
+        chart("Output", "tokens per second", series.at_s, ChartLine("output tokens", series.output_rate, 0, fill=True),
             hint="of each step"),
         chart(
-            "In flight", "requests", series.at_s, Line("in flight", series.inflight, 1, fill=True),
+            "In flight", "requests", series.at_s, ChartLine("in flight", series.inflight, 1, fill=True),
             hint="mean of each step",
         ),
         chart(
             "Time to first token", "milliseconds", series.latency_at_s,
-            Line("P99", series.ttft_p99_ms, 3), Line("median", series.ttft_p50_ms, 0),
+            ChartLine("P99", series.ttft_p99_ms, 3), ChartLine("median", series.ttft_p50_ms, 0),
             hint="of the requests whose first token came in each step",
         ),
         chart(
             "Time per output token", "milliseconds", series.latency_at_s,
-            Line("P99", series.tpot_p99_ms, 3), Line("median", series.tpot_p50_ms, 0),
+            ChartLine("P99", series.tpot_p99_ms, 3), ChartLine("median", series.tpot_p50_ms, 0),
             hint="of the requests that ended in each step",
         ),
     ]  # fmt: skip
-    if figures.about.request_rate != float("inf") or any(rate for rate in series.failed_rate):
-        lines = [Line("succeeded", series.finished_rate, 0), Line("failed", series.failed_rate, 3, fill=True)]
-        if figures.about.request_rate != float("inf"):
-            lines.insert(0, Line("offered", series.offered_rate, 4, step=True))
+    if summary.about.request_rate != float("inf") or any(rate for rate in series.failed_rate):
+        lines = [ChartLine("succeeded", series.finished_rate, 0), ChartLine("failed", series.failed_rate, 3, fill=True)]
+        if summary.about.request_rate != float("inf"):
+            lines.insert(0, ChartLine("offered", series.offered_rate, 4, step=True))
         charts.append(chart("Rate", "requests per second", series.at_s, *lines, hint="by when they ended"))
-    return [*charts, *_fleet_charts(figures, shade, marks)]
+    return [*charts, *_fleet_charts(summary, shade, marks)]
 
 
 def _fleet_charts(
-    figures: Figures, shade: tuple[float, float] | None, marks: tuple[dict[str, object], ...]
+    summary: Summary, shade: tuple[float, float] | None, marks: tuple[dict[str, object], ...]
 ) -> list[Chart]:
-    fleet = figures.fleet
+    fleet = summary.fleet
     if fleet is None or not fleet.at_s:
         return []
     x_label = "seconds since the start"
     states = [
-        Line(state.lower(), counts, number % TARGET_COLOUR, stack=True, step=True)
+        ChartLine(state.lower(), counts, number % TARGET_COLOUR, stack=True, step=True)
         for number, (state, counts) in enumerate(fleet.replicas.items())
     ]
     target = (
-        [Line("target", fleet.target_replicas, TARGET_COLOUR, step=True, dash=True)]
+        [ChartLine("target", fleet.target_replicas, TARGET_COLOUR, step=True, dash=True)]
         if any(v is not None for v in fleet.target_replicas)
         else []
     )
@@ -123,24 +123,24 @@ def _fleet_charts(
                 fleet.at_s,
                 x_label,
                 "requests",
-                (Line("waiting in the fleet", fleet.queued, 4, fill=True),),
+                (ChartLine("waiting in the fleet", fleet.queued, 4, fill=True),),
                 "",
                 shade,
                 marks,
             )
         )
     if any(value is not None for value in fleet.kv_usage):
-        line = Line("KV blocks in use", fleet.kv_usage, 2, fill=True)
+        line = ChartLine("KV blocks in use", fleet.kv_usage, 2, fill=True)
         found.append(Chart("KV cache", fleet.at_s, x_label, "share in use", (line,), "", shade, marks, percent=True))
     if any(value is not None for value in fleet.acceptance):
-        line = Line("tokens per step", fleet.acceptance, 5)
+        line = ChartLine("tokens per step", fleet.acceptance, 5)
         found.append(Chart("MTP acceptance", fleet.at_s, x_label, "tokens per step", (line,), "", shade, marks))
     return found
 
 
-def distribution_charts(figures: Figures) -> list[Chart]:
+def distribution_charts(summary: Summary) -> list[Chart]:
     """Cumulative curves: any percentile can be read off."""
-    good = [record for record in figures.finished.run.records if record.ok]
+    good = [record for record in summary.finished.run.records if record.ok]
     if not good:
         return []
     gaps = np.concatenate([itl_s(record) for record in good])
@@ -162,16 +162,16 @@ def _curve(title: str, columns: Sequence[tuple[str, NDArray[np.float64], int]]) 
         shares = np.unique(np.concatenate([np.linspace(0, 1, POINTS), [0.95, 0.99, 0.995, 0.999]]))
         values = np.quantile(seconds, shares) * 1e3
         spread = max(spread, float(values[-1] / max(np.quantile(values, 0.05), 1e-3)))
-        lines.append(Line(name, [float(s) for s in shares], colour, x=[float(v) for v in values]))
+        lines.append(ChartLine(name, [float(s) for s in shares], colour, x=[float(v) for v in values]))
     return Chart(
         title, [], "milliseconds", "share of " + ("gaps" if title == "Gaps" else "requests"), tuple(lines),
         log_x=spread > 30, percent=True, timed=False,
     )  # fmt: skip
 
 
-def lanes(figures: Figures) -> dict[str, object]:
+def lanes(summary: Summary) -> dict[str, object]:
     """Every request as a bar in the lowest free lane: first waiting, then writing; red where it failed."""
-    run = figures.finished.run
+    run = summary.finished.run
     free_at_ns: list[int] = []
     rows = []
     for record in sorted(run.records, key=lambda record: record.start_ns)[:BARS]:

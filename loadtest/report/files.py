@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
 import msgspec
 
 from loadtest import __version__
+from loadtest.api.record import tpot_s, ttft_s
 from loadtest.data.prompt import Json
 from loadtest.errors import DataError
-from loadtest.metrics.summary import FailureGroup, Figures
-from loadtest.metrics.vllm_metrics import tpot_s, ttft_s
+from loadtest.metrics.summary import FailureGroup, Summary, SummarySpec
 from loadtest.metrics.vllm_result import vllm_result
 from loadtest.report.tables import warnings
 
@@ -21,35 +21,58 @@ FORMAT = 1
 """Raised when a key under `loadtest` changes its meaning."""
 
 
-def full_result(figures: Figures, *, detailed: bool) -> dict[str, Json]:
+@dataclass(frozen=True)
+class OutputSpec:
+    """What to show and keep."""
+
+    summary: SummarySpec = field(default_factory=SummarySpec)
+    assertions: tuple[str, ...] = ()
+    json: str | None = None
+    csv: str | None = None
+    md: str | None = None
+    html: str | None = None
+    detailed: bool = False
+    keep_text: bool = False
+    label: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    live: bool | None = None
+    quiet: bool = False
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Where reports are to be written."""
+        return tuple(path for path in (self.json, self.md, self.csv, self.html) if path)
+
+
+def full_result(summary: Summary, *, detailed: bool) -> dict[str, Json]:
     """vLLM's keys at the top, so that its plots and sweeps read the file; everything else under `loadtest`."""
-    run = figures.finished.run
+    run = summary.finished.run
     ours: dict[str, object] = {
         "format": FORMAT,
         "version": __version__,
-        "url": figures.about.url,
+        "url": summary.about.url,
         "started_unix_s": run.wall_start_s,
         "interrupted": run.interrupted,
-        "warnings": warnings(figures),
-        "strict": asdict(figures.strict),
-        "steady": asdict(figures.steady) if figures.steady else None,
-        "series": asdict(figures.series),
-        "classes": {name: asdict(parity) for name, parity in figures.kinds.items()},
+        "warnings": warnings(summary),
+        "strict": asdict(summary.extended_metrics),
+        "steady": asdict(summary.steady) if summary.steady else None,
+        "series": asdict(summary.series),
+        "classes": {name: asdict(vllm_metrics) for name, vllm_metrics in summary.kinds.items()},
         "objectives": [
             {"bound": v.bound.text, "value": v.value, "met": v.met, "attainment": v.attainment}
-            for v in figures.verdicts
+            for v in summary.verdicts
         ],
-        "joint_attainment": figures.joint,
-        "failures": [_failure(group) for group in figures.failures],
-        "published": _published(figures),
-        "projection": asdict(figures.projection) if figures.projection else None,
-        "client_processes": figures.about.crew,
-        "client": [asdict(check) for check in figures.checks],
-        "fleet": asdict(figures.fleet) if figures.fleet else None,
-        "requests": _requests(figures),
+        "joint_attainment": summary.joint,
+        "failures": [_failure(group) for group in summary.failures],
+        "published": _published(summary),
+        "projection": asdict(summary.projection) if summary.projection else None,
+        "client_processes": summary.about.worker_count,
+        "client": [asdict(check) for check in summary.checks],
+        "fleet": asdict(summary.fleet) if summary.fleet else None,
+        "requests": _requests(summary),
     }
-    theirs = vllm_result(figures.about, run, figures.parity, detailed=detailed)
-    return {**theirs, **_spec_decode(figures), "loadtest": plain(ours)}
+    theirs = vllm_result(summary.about, run, summary.vllm_metrics, detailed=detailed)
+    return {**theirs, **_spec_decode(summary), "loadtest": plain(ours)}
 
 
 def _failure(group: FailureGroup) -> dict[str, object]:
@@ -63,8 +86,8 @@ def _failure(group: FailureGroup) -> dict[str, object]:
     }
 
 
-def _published(figures: Figures) -> dict[str, object] | None:
-    rows, why_not = figures.published()
+def _published(summary: Summary) -> dict[str, object] | None:
+    rows, why_not = summary.published()
     if not rows:
         return None
     return {
@@ -73,9 +96,9 @@ def _published(figures: Figures) -> dict[str, object] | None:
     }
 
 
-def _spec_decode(figures: Figures) -> dict[str, Json]:
+def _spec_decode(summary: Summary) -> dict[str, Json]:
     """vLLM's keys for speculative decoding, where the engines' counters could be read."""
-    spec = figures.fleet.spec_decode if figures.fleet else None
+    spec = summary.fleet.spec_decode if summary.fleet else None
     if spec is None or not spec.draft_tokens:
         return {}
     return {
@@ -87,9 +110,9 @@ def _spec_decode(figures: Figures) -> dict[str, Json]:
     }
 
 
-def _requests(figures: Figures) -> dict[str, object]:
+def _requests(summary: Summary) -> dict[str, object]:
     """Per request, in columns: what `compare` needs for its intervals."""
-    records = figures.finished.run.records
+    records = summary.finished.run.records
     return {
         "ok": [record.ok for record in records],
         "class": [record.kind for record in records],

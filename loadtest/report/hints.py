@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtest.api.record import Record
-from loadtest.outcome import Outcome
+from loadtest.errors import RequestOutcome
 
 BY_STATUS = {
     400: "the server refuses the request itself: read its words, most often a length or a field of --extra-body",
@@ -19,20 +19,20 @@ BY_STATUS = {
     504: "a proxy gave up waiting: raise its time limit, or lower the load",
 }
 BY_OUTCOME = {
-    Outcome.NOT_CONNECTED: "no connection: is the server still running, and may it take so many connections?",
-    Outcome.SERVER_ERROR: "the server failed: its own log says why",
-    Outcome.ERROR_EVENT: "the server failed while it answered: its own log says why",
-    Outcome.CUT: "connections broke: a server or proxy ended, or has a time limit of its own",
-    Outcome.NO_END: "answers stopped without an end: something between here and the model swallows it",
-    Outcome.SHORT: "the server ended answers early: it may ignore ignore_eos; --no-ignore-eos accepts any length",
-    Outcome.EMPTY: "answers carried no token: check --api and the model's chat template",
-    Outcome.MALFORMED: "the answer is not what this API sends: check --api and --url",
-    Outcome.TIMEOUT: "requests ran out of time: raise --timeout or lower the load",
-    Outcome.REFUSED: "the server refuses the request: read its words",
+    RequestOutcome.NOT_CONNECTED: "no connection: is the server still running, and may it take so many connections?",
+    RequestOutcome.SERVER_ERROR: "the server failed: its own log says why",
+    RequestOutcome.ERROR_EVENT: "the server failed while it answered: its own log says why",
+    RequestOutcome.CUT: "connections broke: a server or proxy ended, or has a time limit of its own",
+    RequestOutcome.NO_END: "answers stopped without an end: something between here and the model swallows it",
+    RequestOutcome.SHORT: "answers ended early: the server may ignore ignore_eos; --no-ignore-eos accepts any length",
+    RequestOutcome.EMPTY: "answers carried no token: check --api and the model's chat template",
+    RequestOutcome.MALFORMED: "the answer is not what this API sends: check --api and --url",
+    RequestOutcome.TIMEOUT: "requests ran out of time: raise --timeout or lower the load",
+    RequestOutcome.REFUSED: "the server refuses the request: read its words",
 }
 
 
-def advice(record: Record) -> str:
+def hint_for(record: Record) -> str:
     """What to do about a failed request and those like it."""
     said = BY_STATUS.get(record.status) or BY_OUTCOME.get(record.outcome, "")
     wait = f" (it asks to come back in {record.retry_after_s:g} s)" if record.retry_after_s else ""

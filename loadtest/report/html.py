@@ -12,7 +12,7 @@ from importlib.resources import files
 import msgspec
 
 from loadtest import __version__
-from loadtest.metrics.summary import FailureGroup, Figures
+from loadtest.metrics.summary import FailureGroup, Summary
 from loadtest.report.charts import distribution_charts, lanes, time_charts
 from loadtest.report.table import Table, counted, number
 from loadtest.report.tables import tables, warnings
@@ -35,18 +35,18 @@ DEFINITIONS = (
 )
 
 
-def as_html(figures: Figures) -> str:
+def as_html(summary: Summary) -> str:
     """The page."""
     data = msgspec.json.encode(
-        {"time": time_charts(figures), "spread": distribution_charts(figures), "lanes": lanes(figures)}
+        {"time": time_charts(summary), "spread": distribution_charts(summary), "lanes": lanes(summary)}
     ).decode()
-    every = tables(figures)
+    every = tables(summary)
     judged = [table for table in every if table.title.startswith("Objectives")]
-    shade = '<p class="hint">Shaded: the steady state, without ramp and tail.</p>' if figures.steady else ""
+    shade = '<p class="hint">Shaded: the steady state, without ramp and tail.</p>' if summary.steady else ""
     body = [
-        _head(figures),
-        warned(warnings(figures)),
-        _tiles(figures),
+        _head(summary),
+        warned(warnings(summary)),
+        _tiles(summary),
         *(table_section(table) for table in judged),
         f'<section><h2>Over time</h2>{shade}<div id="time" class="charts"></div></section>',
         (
@@ -57,14 +57,14 @@ def as_html(figures: Figures) -> str:
         (
             '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'
             '<div id="spread" class="charts"></div></section>'
-            if figures.parity.completed > 1
+            if summary.vllm_metrics.completed > 1
             else ""
         ),
         *(table_section(table) for table in every if table not in judged),
-        _bodies(figures.failures),
+        _bodies(summary.failures),
         _definitions(),
     ]
-    return document(f"Load test: {title(figures)}", body, data)
+    return document(f"Load test: {title(summary)}", body, data)
 
 
 def document(name: str, body: Sequence[str], data: str = "") -> str:
@@ -87,8 +87,8 @@ def _safe(data: str) -> str:
     return data.replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
-def _head(figures: Figures) -> str:
-    about, run = figures.about, figures.finished.run
+def _head(summary: Summary) -> str:
+    about, run = summary.about, summary.finished.run
     # The reader's own time zone is the one that means something to them.
     when = datetime.fromtimestamp(run.wall_start_s).astimezone().strftime("%d %B %Y, %H:%M %Z")
     facts = [
@@ -122,23 +122,30 @@ def warned(said: Sequence[str]) -> str:
     )
 
 
-def _tiles(figures: Figures) -> str:
-    parity = figures.parity
-    total = parity.completed + parity.failed
-    tiles = [("Output", number(parity.output_throughput, 0), "tok/s", "whole run")]
-    if figures.steady is not None:
-        steady = figures.steady.output_rate
+def _tiles(summary: Summary) -> str:
+    vllm_metrics = summary.vllm_metrics
+    total = vllm_metrics.completed + vllm_metrics.failed
+    tiles = [("Output", number(vllm_metrics.output_throughput, 0), "tok/s", "whole run")]
+    if summary.steady is not None:
+        steady = summary.steady.output_rate
         half = f"± {number(steady.half_width, 0)}" if steady.half_width != float("inf") else ""
         tiles.append(("Steady state", number(steady.mean, 0), "tok/s", half))
-    if parity.completed:
+    if vllm_metrics.completed:
         tiles += [
-            ("TTFT", number(parity.ttft.mean), "ms", f"P99 {number(parity.ttft.percentiles[99.0])} ms"),
-            ("TPOT", number(parity.tpot.mean), "ms", f"P99 {number(parity.tpot.percentiles[99.0])} ms"),
-            ("ITL per chunk", number(parity.itl.mean), "ms", f"{figures.strict.tokens_per_chunk:.2f} tokens per chunk"),
+            ("TTFT", number(vllm_metrics.ttft.mean), "ms", f"P99 {number(vllm_metrics.ttft.percentiles[99.0])} ms"),
+            ("TPOT", number(vllm_metrics.tpot.mean), "ms", f"P99 {number(vllm_metrics.tpot.percentiles[99.0])} ms"),
+            (
+                "ITL per chunk",
+                number(vllm_metrics.itl.mean),
+                "ms",
+                f"{summary.extended_metrics.tokens_per_chunk:.2f} tokens per chunk",
+            ),
         ]
-    failed = f"{parity.failed / total:.1%} failed" if total else ""
-    tiles.append(("Requests", f"{parity.completed:,}", f"of {total:,}", failed if parity.failed else "all succeeded"))
-    return tiles_section([(*tile, tile[0] == "Requests" and parity.failed > 0) for tile in tiles])
+    failed = f"{vllm_metrics.failed / total:.1%} failed" if total else ""
+    tiles.append(
+        ("Requests", f"{vllm_metrics.completed:,}", f"of {total:,}", failed if vllm_metrics.failed else "all succeeded")
+    )
+    return tiles_section([(*tile, tile[0] == "Requests" and vllm_metrics.failed > 0) for tile in tiles])
 
 
 def tiles_section(tiles: Sequence[tuple[str, str, str, str, bool]]) -> str:

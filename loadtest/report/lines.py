@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from loadtest.api.record import Run
+from loadtest.api.record import RunRecords, itl_s, latency_s, tpot_s, ttft_s
 from loadtest.metrics.extended_metrics import token_gaps_s
-from loadtest.metrics.vllm_metrics import itl_s, latency_s, tpot_s, ttft_s
 
 HEAD = (  # one word a column
     "index class session turn outcome status intended_s start_s ttft_ms first_visible_ms tpot_ms itl_mean_ms "
@@ -16,7 +15,7 @@ HEAD = (  # one word a column
 ).split()
 
 
-def as_csv(run: Run) -> str:
+def as_csv(run: RunRecords) -> str:
     """Times in the columns' units, relative to the run's start where they are moments."""
     out = io.StringIO()
     writer = csv.writer(out)

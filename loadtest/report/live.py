@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.load.run import Ended
+from loadtest.load.run import FinishedRequest
 
 RECENT_S = 10.0
 """Rates and percentiles are of this long a window."""
@@ -24,7 +24,7 @@ LINE_EVERY_S = 10.0
 BARS = "▁▂▃▄▅▆▇█"
 
 
-class Board:
+class ProgressBoard:
     """An audience that keeps what the live view shows."""
 
     def __init__(self, total: int, seconds: float) -> None:
@@ -35,14 +35,14 @@ class Board:
         self.done = 0
         self.failed = 0
         self.outcomes: Counter[str] = Counter()
-        self._recent: deque[Ended] = deque()
+        self._recent: deque[FinishedRequest] = deque()
         self.history: deque[float] = deque(maxlen=60)
 
     def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience may end a run
         """The clock started."""
         self._begin_ns = begin_ns
 
-    def news(self, started: int, ended: list[Ended]) -> None:
+    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
         """Take news in."""
         self.started += started
         for one in ended:
@@ -68,7 +68,7 @@ class Board:
         share = self.share
         return self.elapsed_s * (1 - share) / share if share > 0.02 else None
 
-    def recent(self) -> list[Ended]:
+    def recent(self) -> list[FinishedRequest]:
         """Requests that ended within the window."""
         oldest = perf_counter_ns() - int(RECENT_S * 1e9)
         while self._recent and self._recent[0].end_ns < oldest:
@@ -117,7 +117,7 @@ class Board:
         return Group(bar, Text(clock, style="dim"), facts, Text(_spark(self.history), style="cyan"), failed)
 
 
-def _p(ended: list[Ended], field: str, percent: float) -> str:
+def _p(ended: list[FinishedRequest], field: str, percent: float) -> str:
     values = [getattr(one, field) for one in ended]
     return f"{np.percentile(values, percent):,.1f}" if values else "-"
 
@@ -133,7 +133,7 @@ def _spark(values: deque[float]) -> str:
 
 
 @asynccontextmanager
-async def shown(board: Board, *, live: bool) -> AsyncIterator[None]:
+async def shown(board: ProgressBoard, *, live: bool) -> AsyncIterator[None]:
     """Show the board while the body runs, on stderr: stdout is for results."""
     if live:
         view = Live(board.panel(), console=Console(stderr=True), transient=True, auto_refresh=False)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from loadtest.metrics.projection import Guess
-from loadtest.metrics.reference_results import MACHINES
-from loadtest.metrics.summary import Figures
-from loadtest.report.hints import advice
+from loadtest.metrics.projection import IntervalEstimate
+from loadtest.metrics.reference_results import REFERENCE_MACHINES
+from loadtest.metrics.summary import Summary
+from loadtest.report.hints import hint_for
 from loadtest.report.table import Table, number
 
 
-def published_table(figures: Figures) -> Table | None:
-    rows, why_not = figures.published()
+def published_table(summary: Summary) -> Table | None:
+    rows, why_not = summary.published()
     if not rows:
         return None
-    head = ("", "ours", *(f"{machine.name}{suffix}" for machine in MACHINES for suffix in ("", " ratio")))
+    head = ("", "ours", *(f"{machine.name}{suffix}" for machine in REFERENCE_MACHINES for suffix in ("", " ratio")))
     body = []
     for row in rows:
         cells = [row.name, f"{number(row.ours)} {row.unit}"]
@@ -24,19 +24,24 @@ def published_table(figures: Figures) -> Table | None:
     return Table("Ours beside the published figures (ratio is ours / published)", head, tuple(body), notes)
 
 
-def projection_table(figures: Figures) -> Table | None:
+def projection_table(summary: Summary) -> Table | None:
     """A shorter run, drawn out to the published one's length."""
-    projection = figures.projection
+    projection = summary.projection
     if projection is None:
         return None
     rows = (
-        ("output tok/s", "tok/s", projection.output_rate, [machine.output_rate for machine in MACHINES]),
-        ("total tok/s", "tok/s", projection.total_rate, [machine.total_rate for machine in MACHINES]),
-        ("TTFT mean", "ms", projection.ttft_mean, [machine.ttft_mean for machine in MACHINES]),
-        ("TPOT mean", "ms", projection.tpot_mean, [machine.tpot_mean for machine in MACHINES]),
+        ("output tok/s", "tok/s", projection.output_rate, [machine.output_rate for machine in REFERENCE_MACHINES]),
+        ("total tok/s", "tok/s", projection.total_rate, [machine.total_rate for machine in REFERENCE_MACHINES]),
+        ("TTFT mean", "ms", projection.ttft_mean, [machine.ttft_mean for machine in REFERENCE_MACHINES]),
+        ("TPOT mean", "ms", projection.tpot_mean, [machine.tpot_mean for machine in REFERENCE_MACHINES]),
     )
     body = [_guess_row(name, unit, guess, published) for name, unit, guess, published in rows]
-    head = ("", "estimate", "95 % interval", *(f"{m.name}{suffix}" for m in MACHINES for suffix in ("", " ratio")))
+    head = (
+        "",
+        "estimate",
+        "95 % interval",
+        *(f"{m.name}{suffix}" for m in REFERENCE_MACHINES for suffix in ("", " ratio")),
+    )
     estimated = (
         "an estimate, not a measurement: this run's ramp and tail, and its steady state for the rest of "
         f"{projection.prompts} prompts; it would take about {_duration(projection.seconds.mean)}"
@@ -48,22 +53,22 @@ def projection_table(figures: Figures) -> Table | None:
     return Table(f"Estimate for the whole run of {projection.prompts} prompts", head, tuple(body), notes)
 
 
-def _guess_row(name: str, unit: str, guess: Guess, published: list[float]) -> tuple[str, ...]:
+def _guess_row(name: str, unit: str, guess: IntervalEstimate, published: list[float]) -> tuple[str, ...]:
     cells = [name, f"{number(guess.mean)} {unit}", f"{number(guess.low)} to {number(guess.high)}"]
     for value in published:
         cells += [number(value), f"{guess.mean / value:.2f}"]
     return tuple(cells)
 
 
-def failures_table(figures: Figures) -> Table | None:
+def failures_table(summary: Summary) -> Table | None:
     rows = []
-    for group in figures.failures:
+    for group in summary.failures:
         first = group.examples[0]
         detail = " ".join(
             (first.body if group.outcome.value.endswith("xx") or "_" in group.outcome.value else "").split()
         )
         rows.append((group.outcome.value, f"{group.count:,}", first.error[:120], detail[:200]))
-    notes = tuple(f"{group.outcome.value}: {advice(group.examples[0])}" for group in figures.failures)
+    notes = tuple(f"{group.outcome.value}: {hint_for(group.examples[0])}" for group in summary.failures)
     return Table(
         "Failures", ("kind", "count", "what was said first", "start of the first body"), tuple(rows), notes, words=True
     )
@@ -73,8 +78,8 @@ def _duration(seconds: float) -> str:
     return f"{number(seconds / 60)} minutes" if seconds >= 90 else f"{number(seconds)} s"
 
 
-def fleet_table(figures: Figures) -> Table | None:
-    fleet = figures.fleet
+def fleet_table(summary: Summary) -> Table | None:
+    fleet = summary.fleet
     if fleet is None:
         return None
     rows = []
@@ -111,27 +116,27 @@ FAIR = 1000
 """Fewer chunks would mostly tell what starting and ending a run costs."""
 
 
-def client_table(figures: Figures) -> Table:
+def client_table(summary: Summary) -> Table:
     rows = []
-    for position, check in enumerate(figures.checks):
+    for position, check in enumerate(summary.checks):
         rows.append(
             (
-                f"worker {position + 1}" if len(figures.checks) > 1 else "this client",
+                f"worker {position + 1}" if len(summary.checks) > 1 else "this client",
                 f"{check.cpu_ratio:.0%} of a core",
                 f"{number(check.loop_lag_p99_ms)} ms",
                 f"{number(check.loop_lag_max_ms)} ms",
                 "yes" if check.healthy else "NO",
             )
         )
-    chunks = sum(len(record.chunk_ns) for record in figures.finished.run.records)
-    wall_s = max(check.wall_s for check in figures.checks)
-    notes = [figures.about.crew] if figures.about.crew else []
+    chunks = sum(len(record.chunk_ns) for record in summary.finished.run.records)
+    wall_s = max(check.wall_s for check in summary.checks)
+    notes = [summary.about.worker_count] if summary.about.worker_count else []
     if chunks >= FAIR and wall_s:
-        spent_us = sum(check.cpu_s for check in figures.checks) / chunks * 1e6
+        spent_us = sum(check.cpu_s for check in summary.checks) / chunks * 1e6
         notes.append(
             f"{number(chunks / wall_s, 0)} chunks/s, {number(spent_us)} us of CPU for each, start and end included"
         )
-    if any(check.read_by_clock for check in figures.checks):
+    if any(check.coarse_timestamps for check in summary.checks):
         notes.append(
             "sockets were read every 1 to 2 ms and this system does not tell when bytes came: gaps are that exact"
         )

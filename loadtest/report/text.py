@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from loadtest.metrics.summary import Figures
+from loadtest.metrics.summary import Summary
 from loadtest.report.table import Table, counted, widths
 from loadtest.report.tables import tables, warnings
 
 
-def title(figures: Figures) -> str:
+def title(summary: Summary) -> str:
     """One line that says what was run against what."""
-    about = figures.about
+    about = summary.about
     load = f"{about.max_concurrency} at a time" if about.max_concurrency else f"{about.request_rate:g} requests/s"
     name = f"{about.label}: {about.model}" if about.label else about.model
-    return f"{name} at {about.url}, {counted(len(figures.finished.run.records), 'request')}, {load}"
+    return f"{name} at {about.url}, {counted(len(summary.finished.run.records), 'request')}, {load}"
 
 
-def as_text(figures: Figures) -> str:
+def as_text(summary: Summary) -> str:
     """For the terminal."""
-    parts = [title(figures), *(f"! {warning}" for warning in warnings(figures)), ""]
-    parts += [text_table(table) for table in tables(figures)]
+    parts = [title(summary), *(f"! {warning}" for warning in warnings(summary)), ""]
+    parts += [text_table(table) for table in tables(summary)]
     return "\n".join(parts)
 
 
@@ -41,11 +41,11 @@ def text_table(table: Table) -> str:
     return "\n".join(out) + "\n"
 
 
-def as_markdown(figures: Figures) -> str:
+def as_markdown(summary: Summary) -> str:
     """For a pull request or a wiki."""
-    parts = [f"# Load test: {title(figures)}", ""]
-    parts += [f"> **Note:** {warning}\n" for warning in warnings(figures)]
-    for table in tables(figures):
+    parts = [f"# Load test: {title(summary)}", ""]
+    parts += [f"> **Note:** {warning}\n" for warning in warnings(summary)]
+    for table in tables(summary):
         parts.append(markdown_table(table))
     return "\n".join(parts)
 

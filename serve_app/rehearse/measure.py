@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from loadtest.data.images import data_url, draw, png
-from loadtest.metrics.reference_results import MACHINES
+from loadtest.metrics.reference_results import REFERENCE_MACHINES
 from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.config import hardware, memory
 from serve_app.config.schema import AppConfig
@@ -140,7 +140,7 @@ def load(plan: Plan, dashboard: str, load_s: float, out: Path, say: Say) -> Load
     found = json.loads(result.read_text(encoding="utf-8"))
     failures = found["loadtest"]["failures"]
     machine = f"{plan.config.replicas.gpus_per_replica}x {plan.config.replicas.accelerator_type}"
-    rates = {one.name: float(one.output_rate) for one in MACHINES}
+    rates = {one.name: float(one.output_rate) for one in REFERENCE_MACHINES}
     return Load(
         requests=found["completed"] + found["failed"],
         failed=found["failed"],

@@ -15,17 +15,17 @@ from loadtest.api.requests import Api, BodyRules
 from loadtest.data.prompt import Prompt
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
-from loadtest.load.run import Audience, Finished, Nobody, run_here
-from loadtest.load.schedule import Load
+from loadtest.load.run import NullObserver, Observer, RunResult, run_here
+from loadtest.load.schedule import LoadSchedule
 from loadtest.load.worker import Job
-from loadtest.mock.answers import Manners
+from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
 
 ROOT = Path(__file__).parents[2]
 FIRST_LINE = "mock server at "
-QUICK = Manners(first_s=0.005, gap_s=0.001)
-StartMock = Callable[[Manners], Awaitable[MockServer]]
-RunJob = Callable[..., Awaitable[Finished]]
+QUICK = MockConfig(first_s=0.005, gap_s=0.001)
+StartMock = Callable[[MockConfig], Awaitable[MockServer]]
+RunJob = Callable[..., Awaitable[RunResult]]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ async def start_mock() -> AsyncIterator[StartMock]:
     """Starts mock servers and stops them at the end."""
     async with AsyncExitStack() as stack:
 
-        async def start(manners: Manners = QUICK) -> MockServer:
-            server = MockServer(manners)
+        async def start(config: MockConfig = QUICK) -> MockServer:
+            server = MockServer(config)
             server.keep_requests = True
             return await stack.enter_async_context(server)
 
@@ -61,13 +61,13 @@ def run_job() -> RunJob:
         prompts: Sequence[Prompt],
         *,
         api: Api = Api.CHAT,
-        load: Load | None = None,
-        audience: Audience | None = None,
+        load: LoadSchedule | None = None,
+        observer: Observer | None = None,
         **changes: object,
-    ) -> Finished:
-        load = load or Load(4)
+    ) -> RunResult:
+        load = load or LoadSchedule(4)
         job = Job(prompts=prompts, rules=BodyRules(api, "mock", ignore_eos=True), load=load)
-        return await run_here(replace(job, **changes), endpoint_of(url), audience or Nobody())
+        return await run_here(replace(job, **changes), endpoint_of(url), observer or NullObserver())
 
     return run
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from loadtest.http.connection import Body, Exchange, Wire
-from loadtest.outcome import Outcome
+from loadtest.errors import RequestOutcome
+from loadtest.http.connection import Body, Exchange, HttpConnection
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -31,13 +31,13 @@ class FakeTransport(asyncio.Transport):
         pass
 
 
-def fed(reads: Sequence[bytes]) -> tuple[Wire, Exchange]:
-    wire = Wire()
-    wire.connection_made(FakeTransport())
-    exchange = wire.begin(b"POST", 1)
+def fed(reads: Sequence[bytes]) -> tuple[HttpConnection, Exchange]:
+    connection = HttpConnection()
+    connection.connection_made(FakeTransport())
+    exchange = connection.begin(b"POST", 1)
     for read in reads:
-        wire.data_received(read)
-    return wire, exchange
+        connection.data_received(read)
+    return connection, exchange
 
 
 def cuts(data: bytes) -> list[list[bytes]]:
@@ -46,11 +46,11 @@ def cuts(data: bytes) -> list[list[bytes]]:
 
 @pytest.mark.parametrize("reads", cuts(HEAD + b"5\r\nhello\r\n0\r\n\r\n"))
 async def test_a_chunked_body_ends_with_its_last_chunk_wherever_it_is_cut(reads: list[bytes]) -> None:
-    wire, exchange = fed(reads)
+    connection, exchange = fed(reads)
     assert exchange.done.done()
     assert not exchange.failure
     assert exchange.reusable
-    assert not wire.closed
+    assert not connection.closed
     assert len(exchange.times) == len(exchange.reads)
 
 
@@ -79,43 +79,43 @@ async def test_interim_responses_are_passed_over() -> None:
 
 
 async def test_a_body_without_length_ends_when_the_server_hangs_up() -> None:
-    wire, exchange = fed([b"HTTP/1.1 200 OK\r\n\r\n", b"all of it"])
+    connection, exchange = fed([b"HTTP/1.1 200 OK\r\n\r\n", b"all of it"])
     assert not exchange.done.done()
-    wire.connection_lost(None)
+    connection.connection_lost(None)
     assert exchange.body is Body.UNTIL_CLOSE
     assert not exchange.failure
     assert not exchange.reusable
 
 
 async def test_hanging_up_in_a_chunked_body_is_a_failure_that_says_where() -> None:
-    wire, exchange = fed([HEAD, b"5\r\nhello\r\n"])
-    wire.connection_lost(None)
+    connection, exchange = fed([HEAD, b"5\r\nhello\r\n"])
+    connection.connection_lost(None)
     assert "after 10 bytes of the body" in exchange.failure
 
 
 async def test_something_else_than_http_is_a_failure() -> None:
-    wire, exchange = fed([b"SSH-2.0-OpenSSH\r\n\r\n"])
+    connection, exchange = fed([b"SSH-2.0-OpenSSH\r\n\r\n"])
     assert "not an HTTP response" in exchange.failure
-    assert wire.closed
+    assert connection.closed
 
 
 async def test_bytes_that_nobody_asked_for_close_the_connection() -> None:
-    wire, exchange = fed([HEAD + b"0\r\n\r\n"])
+    connection, exchange = fed([HEAD + b"0\r\n\r\n"])
     assert exchange.done.done()
-    wire.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
-    assert wire.closed
+    connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    assert connection.closed
 
 
 async def test_a_server_that_announces_the_end_of_the_connection_is_believed() -> None:
-    wire, exchange = fed([b"HTTP/1.1 200 OK\r\nConnection: close\r\ncontent-length: 0\r\n\r\n"])
+    connection, exchange = fed([b"HTTP/1.1 200 OK\r\nConnection: close\r\ncontent-length: 0\r\n\r\n"])
     assert exchange.done.done()
     assert not exchange.reusable
-    assert wire.closed
+    assert connection.closed
 
 
 async def test_abandoning_keeps_what_came_and_why() -> None:
-    wire, exchange = fed([HEAD, b"5\r\nhello\r\n"])
-    wire.abandon(Outcome.TIMEOUT, "no end within 1 s")
+    connection, exchange = fed([HEAD, b"5\r\nhello\r\n"])
+    connection.abandon(RequestOutcome.TIMEOUT, "no end within 1 s")
     assert exchange.done.done()
-    assert exchange.abandoned is Outcome.TIMEOUT
+    assert exchange.abandoned is RequestOutcome.TIMEOUT
     assert exchange.reads == [b"5\r\nhello\r\n"]

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 
 from loadtest.api.requests import Api, BodyRules, encode_body
-from loadtest.cli.options import DataOptions
 from loadtest.data.choose import sample
 from loadtest.data.from_file import trace
 from loadtest.data.images import draw, png
-from loadtest.data.tokenizer import Tokens, load_tokens
+from loadtest.data.prompt import DatasetSpec
+from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer
 from loadtest.errors import DataError, UsageError
 
 STEP_TINY = Path(__file__).parents[2] / "models" / "step-tiny"
-OPTIONS = DataOptions(input_len=60, output_len=9)
+OPTIONS = DatasetSpec(input_len=60, output_len=9)
 
 
 @pytest.fixture(scope="module")
-def tokens() -> Tokens:
-    return load_tokens(str(STEP_TINY))
+def tokenizer() -> PromptTokenizer:
+    return load_tokenizer(str(STEP_TINY))
 
 
 def lines(path: Path, *rows: object) -> str:
@@ -36,26 +36,26 @@ def lines(path: Path, *rows: object) -> str:
 
 
 @pytest.mark.parametrize("name", ["random", "natural", "prefixes", "sessions", "tools", "images"])
-def test_the_same_seed_gives_the_same_prompts(tokens: Tokens, name: str) -> None:
+def test_the_same_seed_gives_the_same_prompts(tokenizer: PromptTokenizer, name: str) -> None:
     options = replace(OPTIONS, dataset=name, image_size=(24, 16))
-    assert sample(options, tokens, 6) == sample(options, tokens, 6)
-    assert sample(options, tokens, 6) != sample(replace(options, seed=1), tokens, 6)
+    assert sample(options, tokenizer, 6) == sample(options, tokenizer, 6)
+    assert sample(options, tokenizer, 6) != sample(replace(options, seed=1), tokenizer, 6)
 
 
-def test_natural_text_is_about_as_long_as_asked_and_never_the_same(tokens: Tokens) -> None:
-    prompts = sample(replace(OPTIONS, dataset="natural", input_len=300), tokens, 20)
+def test_natural_text_is_about_as_long_as_asked_and_never_the_same(tokenizer: PromptTokenizer) -> None:
+    prompts = sample(replace(OPTIONS, dataset="natural", input_len=300), tokenizer, 20)
     assert len({prompt.text for prompt in prompts}) == 20
-    assert all(abs(len(tokens.encode(prompt.text)) - 300) < 30 for prompt in prompts)
+    assert all(abs(len(tokenizer.encode(prompt.text)) - 300) < 30 for prompt in prompts)
 
 
-def test_prefixes_are_shared_evenly(tokens: Tokens) -> None:
-    prompts = sample(replace(OPTIONS, dataset="prefixes", prefix_len=40, prefixes=3), tokens, 12)
+def test_prefixes_are_shared_evenly(tokenizer: PromptTokenizer) -> None:
+    prompts = sample(replace(OPTIONS, dataset="prefixes", prefix_len=40, prefixes=3), tokenizer, 12)
     heads = Counter(prompt.text[:40] for prompt in prompts)
     assert sorted(heads.values()) == [4, 4, 4]
 
 
-def test_sessions_have_turns_and_pauses(tokens: Tokens) -> None:
-    prompts = sample(replace(OPTIONS, dataset="sessions", turns=3, think_s=2.0), tokens, 7)
+def test_sessions_have_turns_and_pauses(tokenizer: PromptTokenizer) -> None:
+    prompts = sample(replace(OPTIONS, dataset="sessions", turns=3, think_s=2.0), tokenizer, 7)
     assert [(prompt.session, prompt.turn) for prompt in prompts] == [
         (0, 0),
         (0, 1),
@@ -91,13 +91,13 @@ def test_a_broken_line_is_told(tmp_path: Path, text: str) -> None:
         sample(replace(OPTIONS, dataset="jsonl", file=str(file)), None, 1)
 
 
-def test_a_mix_keeps_its_weights_and_names_its_classes(tmp_path: Path, tokens: Tokens) -> None:
+def test_a_mix_keeps_its_weights_and_names_its_classes(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     file = tmp_path / "mix.json"
     file.write_text(json.dumps([
         {"class": "chat", "weight": 3, "dataset": "random", "input_len": 20, "output_len": 4},
         {"class": "docs", "weight": 1, "dataset": "natural", "input_len": 90, "output_len": 8},
     ]))  # fmt: skip
-    prompts = sample(replace(OPTIONS, dataset="mix", file=str(file)), tokens, 200)
+    prompts = sample(replace(OPTIONS, dataset="mix", file=str(file)), tokenizer, 200)
     kinds = Counter(prompt.kind for prompt in prompts)
     assert 120 <= kinds["chat"] <= 180
     assert {(prompt.kind, prompt.output_tokens) for prompt in prompts} == {("chat", 4), ("docs", 8)}
@@ -110,24 +110,24 @@ def test_a_mix_refuses_unknown_options(tmp_path: Path) -> None:
         sample(replace(OPTIONS, dataset="mix", file=str(file)), None, 1)
 
 
-def test_a_trace_keeps_its_times_and_shared_blocks(tmp_path: Path, tokens: Tokens) -> None:
+def test_a_trace_keeps_its_times_and_shared_blocks(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     rows = [
         {"timestamp": 5000, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]},
         {"timestamp": 6000, "input_length": 700, "output_length": 9, "hash_ids": [1, 3]},
     ]
-    first, second = trace(OPTIONS, tokens, 0, file=lines(tmp_path, *rows), speed=2.0)
+    first, second = trace(OPTIONS, tokenizer, 0, file=lines(tmp_path, *rows), speed=2.0)
     assert (first.at_s, second.at_s) == (0.0, 0.5)
     assert first.text[:500] == second.text[:500]
     assert first.text[-100:] != second.text[-100:]
     assert (first.output_tokens, second.prompt_tokens) == (5, 700)
 
 
-def test_azures_trace_is_read(tmp_path: Path, tokens: Tokens) -> None:
+def test_azures_trace_is_read(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
     file = tmp_path / "azure.csv"
     file.write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,37,14\n2023-11-16 18:17:04.9799600,39,2\n"
     )
-    first, second = trace(OPTIONS, tokens, 0, file=str(file), speed=1.0)
+    first, second = trace(OPTIONS, tokenizer, 0, file=str(file), speed=1.0)
     assert (first.prompt_tokens, second.output_tokens, second.at_s) == (37, 2, pytest.approx(1.0))
 
 
@@ -139,14 +139,14 @@ def test_pictures_are_png() -> None:
     assert len(zlib.decompress(image[41 : 41 + length])) == 10 * (1 + 20 * 3)
 
 
-def test_each_api_gets_its_own_shape(tokens: Tokens) -> None:
-    (prompt,) = sample(replace(OPTIONS, dataset="images", image_size=(8, 8)), tokens, 1)
+def test_each_api_gets_its_own_shape(tokenizer: PromptTokenizer) -> None:
+    (prompt,) = sample(replace(OPTIONS, dataset="images", image_size=(8, 8)), tokenizer, 1)
     openai = json.loads(encode_body(BodyRules(Api.CHAT, "m"), prompt))
     claude = json.loads(encode_body(BodyRules(Api.MESSAGES, "m"), prompt))
     assert openai["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert claude["messages"][0]["content"][1]["source"]["media_type"] == "image/png"
     assert claude["max_tokens"] == openai["max_completion_tokens"] == 9
-    (tool,) = sample(replace(OPTIONS, dataset="tools"), tokens, 1)
+    (tool,) = sample(replace(OPTIONS, dataset="tools"), tokenizer, 1)
     claude = json.loads(encode_body(BodyRules(Api.MESSAGES, "m"), tool))
     assert claude["tools"][0]["input_schema"]["type"] == "object"
     assert claude["tool_choice"] == {"type": "auto"}
@@ -166,4 +166,4 @@ def test_a_set_that_needs_the_tokenizer_says_so() -> None:
     with pytest.raises(UsageError, match="--dataset-path"):
         sample(replace(OPTIONS, dataset="jsonl"), None, 1)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        load_tokens("/nowhere")
+        load_tokenizer("/nowhere")

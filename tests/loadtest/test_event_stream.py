@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.api.fast_path import Lane
-from loadtest.api.responses import Reading, read_openai
+from loadtest.api.fast_path import FastPath
+from loadtest.api.responses import ParsedResponse, read_openai
 from loadtest.http.event_stream import BadFraming, EventFeed, Unchunk
-from loadtest.mock.answers import WRITERS, Asked, Manners, chunk
+from loadtest.mock.answers import WRITERS, MockConfig, MockRequest, chunk
 
 STREAM = b": ping\n\ndata: one\n\nevent: x\ndata: two\n\ndata:three\ndata: more\n\n\ndata: last\n\n"
 
@@ -61,8 +61,8 @@ def test_a_chunk_header_that_is_no_number_is_told() -> None:
         Unchunk().feed(b"zz\r\nhello\r\n")
 
 
-def read_all(reads: list[bytes]) -> Reading:
-    reading = Reading()
+def read_all(reads: list[bytes]) -> ParsedResponse:
+    reading = ParsedResponse()
     for _ in read_openai(EventFeed(chunked=True), reads, reading):
         pass
     return reading
@@ -94,19 +94,21 @@ def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: 
 
 @pytest.mark.parametrize("length", [*range(1, 40), *range(190, 260), *range(3900, 4100), 70_000])
 def test_a_lane_computes_the_chunks_size(length: int) -> None:
-    lane = Lane(b'{"text":"a"}', b'"text":"', "a", visible=True, chunked=True)
+    fast_path = FastPath(b'{"text":"a"}', b'"text":"', "a", visible=True, chunked=True)
     whole = chunk(b'data: {"text":"%s"}\n\n' % (b"x" * length))
-    assert lane.texts_of([whole]) == [b"x" * length]
+    assert fast_path.texts_of([whole]) == [b"x" * length]
     size, _, rest = whole.partition(b"\r\n")
-    assert lane.texts_of([b"0" + size + b"\r\n" + rest]) in ([b"x" * length], []), "a leading zero is the same number"
+    assert fast_path.texts_of([b"0" + size + b"\r\n" + rest]) in ([b"x" * length], []), (
+        "a leading zero is the same number"
+    )
     for wrong in (int(size, 16) - 1, int(size, 16) + 1, int(size, 16) // 16):
-        assert lane.texts_of([b"%x\r\n" % max(0, wrong) + rest]) == []
+        assert fast_path.texts_of([b"%x\r\n" % max(0, wrong) + rest]) == []
 
 
-def test_a_lane_knows_an_event_that_shares_its_read() -> None:
-    lane = Lane(b'{"text":"a","n":1}', b'"text":"', "a", visible=True, chunked=True)
-    assert lane.text_of(b'{"text":" word","n":1}') == b" word"
-    assert lane.text_of(b'{"text":"","n":1}') == b""
+def test_the_fast_path_knows_an_event_that_shares_its_read() -> None:
+    fast_path = FastPath(b'{"text":"a","n":1}', b'"text":"', "a", visible=True, chunked=True)
+    assert fast_path.text_of(b'{"text":" word","n":1}') == b" word"
+    assert fast_path.text_of(b'{"text":"","n":1}') == b""
     for other in (
         b'{"text":"a\\n","n":1}',
         b'{"text":"a","b":"","n":1}',
@@ -114,21 +116,21 @@ def test_a_lane_knows_an_event_that_shares_its_read() -> None:
         b'{"text":"',
         b"[DONE]",
     ):
-        assert lane.text_of(other) is None
-    unsure = Lane(b'{"text":"\\u0061"}', b'"text":"', "a", visible=True, chunked=True)
-    assert not unsure.known
+        assert fast_path.text_of(other) is None
+    unsure = FastPath(b'{"text":"\\u0061"}', b'"text":"', "a", visible=True, chunked=True)
+    assert not unsure.usable
 
 
-def test_a_lane_knows_only_what_it_has_seen() -> None:
-    chunks = WRITERS["/v1/chat/completions"](Manners(), Asked(model="m", max_tokens=5))
+def test_the_fast_path_knows_only_what_it_has_seen() -> None:
+    chunks = WRITERS["/v1/chat/completions"](MockConfig(), MockRequest(model="m", max_tokens=5))
     data = chunks[1].partition(b"data: ")[2].rstrip()
-    lane = Lane(data, b'"content":"', " word", visible=True, chunked=True)
-    assert lane.known
-    assert lane.texts_of([*chunks[1:3], chunks[-1], chunks[2]]) == [b" word"] * 2, "up to the first that is not"
+    fast_path = FastPath(data, b'"content":"', " word", visible=True, chunked=True)
+    assert fast_path.usable
+    assert fast_path.texts_of([*chunks[1:3], chunks[-1], chunks[2]]) == [b" word"] * 2, "up to the first that is not"
     quoted = chunks[2].replace(b" word", b' "ord')
-    assert lane.texts_of([chunks[2], quoted, chunks[2]]) == [b" word"]
-    assert lane.texts_of([chunks[-1]]) == [], "the last one has a finish reason"
-    assert lane.texts_of([chunks[2][:-1]]) == []
-    assert lane.texts_of([chunks[2] + chunks[2]]) == []
-    assert lane.texts_of([b"fff" + chunks[2][2:]]) == [], "the chunk's size must be right"
-    assert not Lane(data, b'"text":"', " word", visible=True, chunked=True).known
+    assert fast_path.texts_of([chunks[2], quoted, chunks[2]]) == [b" word"]
+    assert fast_path.texts_of([chunks[-1]]) == [], "the last one has a finish reason"
+    assert fast_path.texts_of([chunks[2][:-1]]) == []
+    assert fast_path.texts_of([chunks[2] + chunks[2]]) == []
+    assert fast_path.texts_of([b"fff" + chunks[2][2:]]) == [], "the chunk's size must be right"
+    assert not FastPath(data, b'"text":"', " word", visible=True, chunked=True).usable

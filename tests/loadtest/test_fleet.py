@@ -13,11 +13,11 @@ from time import perf_counter_ns
 import msgspec
 import pytest
 
-from loadtest.api.record import Run
+from loadtest.api.record import RunRecords
 from loadtest.errors import TargetError
-from loadtest.fleet.poller import Lookout, Where
-from loadtest.fleet.prometheus import COUNTERS, MEANS, SUMS, Gauges, Tally
-from loadtest.fleet.snapshots import Applications, Look, as_view, look_of
+from loadtest.fleet.poller import FleetPoller, PollTargets
+from loadtest.fleet.prometheus import COUNTERS, MEANS, SUMS, MetricsReader, MetricValues
+from loadtest.fleet.snapshots import Applications, FleetSnapshot, build_view, take_snapshot
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
 
@@ -82,19 +82,19 @@ async def ray() -> AsyncIterator[FakeRay]:
     server.close()
 
 
-def run_around(looks_ns: list[int]) -> Run:
-    return Run([], looks_ns[0], looks_ns[-1] + 10**9, 1000.0)
+def run_around(looks_ns: list[int]) -> RunRecords:
+    return RunRecords([], looks_ns[0], looks_ns[-1] + 10**9, 1000.0)
 
 
 async def test_replicas_decisions_losses_and_gauges_come_together(ray: FakeRay) -> None:
-    lookout = Lookout(Where(f"http://127.0.0.1:{ray.port}", ray.token, None))
-    async with lookout:
+    poller = FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", ray.token, None))
+    async with poller:
         ray.replicas = {"Engine#1": "STOPPING", "Engine#2": "RUNNING", "Engine#3": "STARTING"}
         ray.decisions = [{"timestamp_s": 1000.5, "reason": "queue", "prev_num_replicas": 1, "curr_num_replicas": 2}]
         ray.numbers |= {"drafts": 30, "accepted": 56, "ttft_sum": 3.0, "ttft_count": 20}
-        await lookout.settle(completed=10)
-        run = run_around([look.at_ns for look in lookout._looks])
-        view = lookout.view(run, client_ttft_ms=260.0, events=[])
+        await poller.settle(completed=10)
+        run = run_around([snapshot.at_ns for snapshot in poller._snapshots])
+        view = poller.view(run, client_ttft_ms=260.0, events=[])
     assert view.problem == ""
     assert view.replicas == {"Engine RUNNING": [1, 1], "Engine STARTING": [1, 1], "Engine STOPPING": [0, 1]}
     assert view.target_replicas == [2.0, 2.0]
@@ -111,11 +111,10 @@ async def test_replicas_decisions_losses_and_gauges_come_together(ray: FakeRay) 
     }
 
 
-def seen(*answers: dict[str, object]) -> list[Look]:
+def seen(*answers: dict[str, object]) -> list[FleetSnapshot]:
     """Looks at deployments `Engine` as Ray 2.60's own schema classes write them."""
-    return [
-        look_of(msgspec.json.decode(true_answer(engine), type=Applications), Gauges({})) for engine in answers
-    ]  # fmt: skip
+    bodies = [msgspec.json.decode(true_answer(engine), type=Applications) for engine in answers]
+    return [take_snapshot(body, MetricValues({})) for body in bodies]
 
 
 def true_answer(engine: dict[str, object]) -> bytes:
@@ -148,13 +147,13 @@ def test_rays_own_schema_is_understood() -> None:
             {"timestamp_s": 1000.5, "reason": "load", "prev_num_replicas": 2, "curr_num_replicas": 3, "policy": "p"}
         ],
     }
-    looks = seen(
+    snapshots = seen(
         {"target": 2, "trigger": "AUTOSCALING", "replicas": {"a": "RUNNING", "b": "STARTING"}},
         {"target": 3, "trigger": "AUTOSCALING", "replicas": {"a": "RUNNING", "b": "RUNNING"}},
         {"target": 3, "trigger": "HEALTH_CHECK_FAILED", "replicas": {"a": "STOPPING", "b": "RUNNING"}},
         {"target": 1, "trigger": "DOWNSCALE_COMPLETED", "replicas": {"a": "PENDING_MIGRATION"}},
     )
-    view = as_view(looks, run_around([look.at_ns for look in looks]), 0.0, [], "")
+    view = build_view(snapshots, run_around([snapshot.at_ns for snapshot in snapshots]), 0.0, [], "")
     assert view.target_replicas == [2, 3, 3, 1]
     assert view.replicas["Engine RUNNING"] == [1, 2, 1, 0]
     assert [mark.what for mark in view.marks] == [
@@ -165,8 +164,8 @@ def test_rays_own_schema_is_understood() -> None:
         "Engine: replica b was let go",
         "Engine: replica a is ready",
     ]
-    told = seen({"target": 2, "trigger": "AUTOSCALING", "replicas": {}, "detail": detail})
-    marks = as_view(told, run_around([told[0].at_ns]), 0.0, [], "").marks
+    reported = seen({"target": 2, "trigger": "AUTOSCALING", "replicas": {}, "detail": detail})
+    marks = build_view(reported, run_around([reported[0].at_ns]), 0.0, [], "").marks
     assert [mark.what for mark in marks] == ["Engine: 2 to 3 replicas (load)"]
 
 
@@ -175,7 +174,7 @@ def test_a_ray_without_serve_is_said() -> None:
     from ray.serve.schema import ServeInstanceDetails
 
     empty = msgspec.json.decode(json.dumps(ServeInstanceDetails.get_empty_schema_dict()), type=Applications)
-    assert look_of(empty, Gauges({})).target() is None
+    assert take_snapshot(empty, MetricValues({})).target() is None
 
 
 @pytest.mark.engine
@@ -194,8 +193,10 @@ def test_vllm_has_the_metrics_that_are_read() -> None:
 
 def test_what_the_ingress_holds_and_no_engine_runs_is_waiting() -> None:
     def queued(*lines: str) -> float | None:
-        gauges = Tally().take({"node": "\n".join(lines)})
-        return as_view([look_of(Applications(), gauges)], run_around([perf_counter_ns()]), 0.0, [], "").queued[0]
+        values = MetricsReader().take({"node": "\n".join(lines)})
+        return build_view([take_snapshot(Applications(), values)], run_around([perf_counter_ns()]), 0.0, [], "").queued[
+            0
+        ]
 
     held = 'ray_serve_replica_processing_queries{deployment="ingress",replica="a"} 18.0'
     other = 'ray_serve_replica_processing_queries{deployment="engine",replica="b"} 40.0'
@@ -208,31 +209,31 @@ def test_what_the_ingress_holds_and_no_engine_runs_is_waiting() -> None:
 
 
 async def test_a_missing_token_is_said_and_does_not_stop_the_run(ray: FakeRay) -> None:
-    async with Lookout(Where(f"http://127.0.0.1:{ray.port}", None, None)) as lookout:
-        view = lookout.view(Run([], 0, 10**9, 0.0), 1.0, [])
+    async with FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", None, None)) as poller:
+        view = poller.view(RunRecords([], 0, 10**9, 0.0), 1.0, [])
     assert "--ray-token" in view.problem
     assert view.at_s == []
 
 
 async def test_no_dashboard_at_all_is_told_before_the_run() -> None:
     with pytest.raises(TargetError, match="cannot reach"):
-        await Lookout(Where("http://127.0.0.1:9", None, None)).__aenter__()
+        await FleetPoller(PollTargets("http://127.0.0.1:9", None, None)).__aenter__()
 
 
 async def test_a_bare_server_shows_its_own_gauges(ray: FakeRay) -> None:
     endpoint = Endpoint(parse_url(f"http://127.0.0.1:{ray.port}"), "127.0.0.1")
-    async with Lookout(Where(None, None, endpoint)) as lookout:
-        view = lookout.view(run_around([lookout._looks[0].at_ns]), 1.0, [])
+    async with FleetPoller(PollTargets(None, None, endpoint)) as poller:
+        view = poller.view(run_around([poller._snapshots[0].at_ns]), 1.0, [])
     assert view.target_replicas == [None]
     assert view.kv_usage == [0.375]
 
 
 def test_vllms_own_names_are_read_too() -> None:
     page = 'vllm:num_requests_waiting{engine="0"} 4\nvllm:kv_cache_usage_perc{engine="0"} 0.1\nnum_requests_waiting 9\n'
-    gauges = Tally().take({"a": page, "b": page})
-    assert gauges.get("waiting") == 8
-    assert gauges.get("kv_usage") == pytest.approx(0.1)
-    assert gauges.get("drafts") is None
+    values = MetricsReader().take({"a": page, "b": page})
+    assert values.get("waiting") == 8
+    assert values.get("kv_usage") == pytest.approx(0.1)
+    assert values.get("drafts") is None
 
 
 def test_counters_outlive_their_replica_and_are_counted_once() -> None:
@@ -244,7 +245,7 @@ def test_counters_outlive_their_replica_and_are_counted_once() -> None:
         ]
         return {"node": "\n".join(lines)}
 
-    tally = Tally()
+    tally = MetricsReader()
     assert tally.take(page(a=100)).get("drafts") == 0, "what was counted before the run"
     assert tally.take(page(a=130)).get("drafts") == 30
     assert tally.take(page(b=5)).get("drafts") == 35, "a died, b began"
@@ -253,4 +254,4 @@ def test_counters_outlive_their_replica_and_are_counted_once() -> None:
 
 
 def test_nothing_seen_is_said() -> None:
-    assert as_view([], Run([], 0, 1, 0.0), 0.0, [], "").problem
+    assert build_view([], RunRecords([], 0, 1, 0.0), 0.0, [], "").problem

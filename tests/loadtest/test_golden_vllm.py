@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loadtest.api.record import Record
+from loadtest.api.record import Record, itl_s, latency_s, ttft_s
 from loadtest.api.responses import read_answer, read_openai
 from loadtest.http.connection import Body, Exchange
 from loadtest.http.event_stream import Unchunk
-from loadtest.metrics.vllm_metrics import Parity, Spread, itl_s, latency_s, measure, ttft_s
-from loadtest.mock.answers import WRITERS, Asked, Manners
+from loadtest.metrics.vllm_metrics import Stats, VllmMetrics, compute_vllm_metrics
+from loadtest.mock.answers import WRITERS, MockConfig, MockRequest
 
 pytestmark = pytest.mark.engine
 Reads = list[tuple[int, bytes]]
@@ -78,10 +78,10 @@ def ours(reads: Reads, start_ns: int) -> Record:
 
 def body_of(api: str, tokens: int, tokens_per_chunk: int, reasoning: int) -> bytes:
     """A whole answer as a server sends it, with its HTTP chunks taken off."""
-    manners = Manners(tokens_per_chunk=tokens_per_chunk, reasoning_chunks=reasoning, model="m")
-    asked = Asked(model="m", prompt="x" * 40, max_tokens=tokens)
+    config = MockConfig(tokens_per_chunk=tokens_per_chunk, reasoning_chunks=reasoning, model="m")
+    asked = MockRequest(model="m", prompt="x" * 40, max_tokens=tokens)
     layer = Unchunk()
-    return b"".join(layer.feed(chunk) for chunk in WRITERS[PATHS[api]](manners, asked))
+    return b"".join(layer.feed(chunk) for chunk in WRITERS[PATHS[api]](config, asked))
 
 
 @st.composite
@@ -131,11 +131,11 @@ def test_a_whole_run_has_the_same_figures_bit_for_bit(
     percentiles = [50.0, 95.0, 99.0, 99.9]
     limits = {"ttft": 300.0, "tpot": 200.0, "e2el": 4000.0}
     their, _ = calculate_metrics([], outputs, duration_s, None, percentiles, limits)
-    our = measure(records, duration_s, percentiles, limits)
+    our = compute_vllm_metrics(records, duration_s, percentiles, limits)
     assert_same(our, their, percentiles)
 
 
-def assert_same(our: Parity, their: Any, percentiles: list[float]) -> None:
+def assert_same(our: VllmMetrics, their: Any, percentiles: list[float]) -> None:
     assert our.completed == their.completed
     assert our.failed == their.failed
     assert our.total_input_tokens == their.total_input
@@ -145,7 +145,7 @@ def assert_same(our: Parity, their: Any, percentiles: list[float]) -> None:
     assert our.max_output_tokens_per_s == their.max_output_tokens_per_s
     assert our.max_concurrent_requests == their.max_concurrent_requests
     for name in ("ttft", "tpot", "itl", "e2el"):
-        spread: Spread = getattr(our, name)
+        spread: Stats = getattr(our, name)
         assert spread.mean == getattr(their, f"mean_{name}_ms"), name
         assert spread.median == getattr(their, f"median_{name}_ms"), name
         assert spread.std == getattr(their, f"std_{name}_ms"), name

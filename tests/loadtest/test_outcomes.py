@@ -11,30 +11,29 @@ import pytest
 
 from loadtest.api.requests import Api
 from loadtest.data.prompt import Prompt
-from loadtest.errors import TargetError
+from loadtest.errors import RequestOutcome, TargetError
 from loadtest.http.probe import open_endpoint
-from loadtest.load.run import Finished
-from loadtest.mock.answers import Manners
+from loadtest.load.run import RunResult
+from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
-from loadtest.outcome import Outcome
 
 StartMock = Callable[..., Awaitable[MockServer]]
-RunJob = Callable[..., Awaitable[Finished]]
+RunJob = Callable[..., Awaitable[RunResult]]
 
 PROMPTS = [Prompt(text="hello", prompt_tokens=2, output_tokens=12) for _ in range(4)]
 FAULTS = {
-    "full": (Outcome.FULL, "HTTP 429", "mock full"),
-    "unavailable": (Outcome.UNAVAILABLE, "HTTP 503", "mock unavailable"),
-    "error": (Outcome.SERVER_ERROR, "HTTP 500", "mock error"),
-    "event": (Outcome.ERROR_EVENT, "engine died", "engine died"),
-    "cut": (Outcome.CUT, "closed the connection", "data: "),
-    "short": (Outcome.SHORT, "6 tokens of the forced 12", "data: "),
-    "garbage": (Outcome.MALFORMED, "JSON", "not json"),
+    "full": (RequestOutcome.FULL, "HTTP 429", "mock full"),
+    "unavailable": (RequestOutcome.UNAVAILABLE, "HTTP 503", "mock unavailable"),
+    "error": (RequestOutcome.SERVER_ERROR, "HTTP 500", "mock error"),
+    "event": (RequestOutcome.ERROR_EVENT, "engine died", "engine died"),
+    "cut": (RequestOutcome.CUT, "closed the connection", "data: "),
+    "short": (RequestOutcome.SHORT, "6 tokens of the forced 12", "data: "),
+    "garbage": (RequestOutcome.MALFORMED, "JSON", "not json"),
 }
 
 
-def spoiled(fault: str) -> Manners:
-    return Manners(first_s=0.005, gap_s=0.001, fail_every=2, fault=fault)
+def spoiled(fault: str) -> MockConfig:
+    return MockConfig(first_s=0.005, gap_s=0.001, fail_every=2, fault=fault)
 
 
 @pytest.mark.parametrize("api", list(Api))
@@ -57,13 +56,13 @@ async def test_retry_after_is_kept_and_nothing_is_sent_again(start_mock: StartMo
     server = await start_mock(spoiled("full"))
     finished = await run_job(server.url, PROMPTS)
     assert {record.retry_after_s for record in finished.run.records if record.failed} == {7.0}
-    assert len(server.asked) == len(PROMPTS)
+    assert len(server.requests) == len(PROMPTS)
 
 
 async def test_a_server_that_falls_silent_is_a_timeout(start_mock: StartMock, run_job: RunJob) -> None:
     server = await start_mock(spoiled("silent"))
     finished = await run_job(server.url, PROMPTS[:2], timeout_s=0.2)
-    assert [record.outcome for record in finished.run.records] == [Outcome.OK, Outcome.TIMEOUT]
+    assert [record.outcome for record in finished.run.records] == [RequestOutcome.OK, RequestOutcome.TIMEOUT]
 
 
 async def test_nobody_listening_is_a_record_per_request(run_job: RunJob) -> None:
@@ -72,7 +71,7 @@ async def test_nobody_listening_is_a_record_per_request(run_job: RunJob) -> None
     server.close()
     await server.wait_closed()
     finished = await run_job(f"http://127.0.0.1:{port}", PROMPTS)
-    assert {record.outcome for record in finished.run.records} == {Outcome.NOT_CONNECTED}
+    assert {record.outcome for record in finished.run.records} == {RequestOutcome.NOT_CONNECTED}
     assert len(finished.run.records) == len(PROMPTS)
 
 
@@ -86,7 +85,7 @@ async def test_vllms_client_would_call_a_short_or_broken_answer_a_success(
 
 
 async def test_ok_records_know_their_times_and_tokens(start_mock: StartMock, run_job: RunJob) -> None:
-    server = await start_mock(Manners(first_s=0.005, gap_s=0.001, tokens_per_chunk=3, reasoning_chunks=2))
+    server = await start_mock(MockConfig(first_s=0.005, gap_s=0.001, tokens_per_chunk=3, reasoning_chunks=2))
     finished = await run_job(server.url, PROMPTS)
     for record in finished.run.records:
         assert record.ok

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadtest.api.record import Record, Run
+from loadtest.api.record import Record, RunRecords
+from loadtest.errors import RequestOutcome
 from loadtest.metrics.projection import Projection, project
-from loadtest.metrics.steady_state import find_steady
-from loadtest.outcome import Outcome
+from loadtest.metrics.steady_state import find_steady_state
 
 SLOTS = 8
 BEGIN = 10**12
 S = 10**9
 
 
-def waves(count: int, seed: int = 0) -> Run:
+def waves(count: int, seed: int = 0) -> RunRecords:
     """Slots that answer one request after the other: 1 s to the first token in the first wave, 0.2 s later."""
     rng = np.random.default_rng(seed)
     free = [BEGIN] * SLOTS
@@ -27,16 +27,16 @@ def waves(count: int, seed: int = 0) -> Run:
         records.append(
             Record(
                 index=index, start_ns=free[slot], intended_ns=free[slot], end_ns=int(times[-1]), chunk_ns=times,
-                chunk_has_token=np.ones(100, dtype=np.bool_), status=200, outcome=Outcome.OK, output_tokens=200,
+                chunk_has_token=np.ones(100, dtype=np.bool_), status=200, outcome=RequestOutcome.OK, output_tokens=200,
                 vllm_output_tokens=200, vllm_prompt_tokens=800,
             )
         )  # fmt: skip
         free[slot] = int(times[-1])
-    return Run(records, BEGIN, max(free), 0.0)
+    return RunRecords(records, BEGIN, max(free), 0.0)
 
 
-def drawn_out(run: Run, prompts: int) -> Projection | None:
-    return project(run, find_steady(run, slots=SLOTS), prompts, SLOTS)
+def drawn_out(run: RunRecords, prompts: int) -> Projection | None:
+    return project(run, find_steady_state(run, slots=SLOTS), prompts, SLOTS)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -55,6 +55,6 @@ def test_three_waves_tell_what_sixteen_give(seed: int) -> None:
 def test_nothing_is_guessed_where_the_run_is_long_enough_or_has_failures() -> None:
     run = waves(3)
     assert drawn_out(run, 3 * SLOTS) is None
-    run.records[0].outcome = Outcome.CUT
+    run.records[0].outcome = RequestOutcome.CUT
     assert drawn_out(run, 16 * SLOTS) is None
     assert project(waves(3), None, 16 * SLOTS, SLOTS) is None

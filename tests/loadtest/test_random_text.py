@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.data.random_text import RandomText
-from loadtest.data.tokenizer import load_tokens
+from loadtest.data.tokenizer import load_tokenizer
 
 STEP_TINY = Path(__file__).parents[2] / "models" / "step-tiny"
 
@@ -35,7 +35,7 @@ def test_same_seed_gives_vllms_own_prompts(options: RandomText) -> None:
         input_len=options.input_tokens,
         output_len=options.output_tokens,
     )
-    ours = options.sample(12, load_tokens(str(STEP_TINY)))
+    ours = options.sample(12, load_tokenizer(str(STEP_TINY)))
     assert [(prompt.text, prompt.prompt_tokens, prompt.output_tokens) for prompt in ours] == [
         (request.prompt, request.prompt_len, request.expected_output_len) for request in theirs
     ]

@@ -11,28 +11,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.api.record import Record, Run
-from loadtest.errors import DataError, UsageError
+from loadtest.api.record import Record, RunRecords
+from loadtest.errors import DataError, RequestOutcome, UsageError
 from loadtest.load.schedule import Phase, parse_phases, phased_times, steady_times
 from loadtest.metrics.compare import changes, load_result
-from loadtest.metrics.extended_metrics import look_closer
+from loadtest.metrics.extended_metrics import extended_metrics_of
 from loadtest.metrics.load_search import (
-    Hopeless,
-    Range,
+    EarlyStopRule,
     SearchEnded,
-    Step,
+    SearchRange,
+    SearchStep,
     find_knee,
     grew_all_through,
     next_load,
     search,
 )
 from loadtest.metrics.recovery import recoveries
-from loadtest.metrics.reference_results import MACHINES, PRESETS, Setting, differences, side_by_side
+from loadtest.metrics.reference_results import PRESETS, REFERENCE_MACHINES, BenchmarkSettings, differences, side_by_side
 from loadtest.metrics.slo import joint_attainment, judge, parse_bounds
-from loadtest.metrics.steady_state import Estimate, find_steady
+from loadtest.metrics.steady_state import Estimate, find_steady_state
 from loadtest.metrics.time_series import over_time
-from loadtest.metrics.vllm_metrics import measure
-from loadtest.outcome import Outcome
+from loadtest.metrics.vllm_metrics import compute_vllm_metrics
 from loadtest.report.search_text import found_text
 
 MS = 1_000_000
@@ -54,7 +53,7 @@ def record(
         chunk_has_token=np.ones(chunks, dtype=np.bool_),
         first_visible_ns=int(times[0]),
         status=200 if ok else 500,
-        outcome=Outcome.OK if ok else Outcome.SERVER_ERROR,
+        outcome=RequestOutcome.OK if ok else RequestOutcome.SERVER_ERROR,
         output_tokens=chunks * per_chunk,
         vllm_output_tokens=chunks * per_chunk,
         vllm_prompt_tokens=100,
@@ -66,8 +65,8 @@ def record(
     )
 
 
-def run_of(records: list[Record]) -> Run:
-    return Run(records, BEGIN, max(r.end_ns for r in records), 1_700_000_000.0)
+def run_of(records: list[Record]) -> RunRecords:
+    return RunRecords(records, BEGIN, max(r.end_ns for r in records), 1_700_000_000.0)
 
 
 class TestSchedule:
@@ -130,32 +129,32 @@ class TestObjectives:
 
 class TestStrict:
     def test_a_gap_per_token_is_the_gap_over_the_tokens_it_brought(self) -> None:
-        strict = look_closer([record(0, 50, 30, 10, per_chunk=3)], [99.0])
-        assert strict.tokens_per_chunk == 3
-        assert strict.token_gap.mean == pytest.approx(10)
-        assert strict.output_drift is not None
-        assert strict.output_drift.off_ratio == 0
+        extended_metrics = extended_metrics_of([record(0, 50, 30, 10, per_chunk=3)], [99.0])
+        assert extended_metrics.tokens_per_chunk == 3
+        assert extended_metrics.token_gap.mean == pytest.approx(10)
+        assert extended_metrics.output_drift is not None
+        assert extended_metrics.output_drift.off_ratio == 0
 
     def test_events_of_one_read_are_a_burst(self) -> None:
         one = record(0, 50, 20, 4)
         one.chunk_ns = one.chunk_ns[[0, 0, 2, 2]]
-        strict = look_closer([one], [99.0])
-        assert strict.bursts_ratio == 0.5
-        assert strict.read_gap.mean == pytest.approx(40)
+        extended_metrics = extended_metrics_of([one], [99.0])
+        assert extended_metrics.bursts_ratio == 0.5
+        assert extended_metrics.read_gap.mean == pytest.approx(40)
 
     def test_the_intended_time_shows_what_the_send_time_hides(self) -> None:
         one = record(0, 50, 20, 4)
         one.intended_ns = one.start_ns - 500 * MS
-        strict = look_closer([one], [99.0])
-        assert strict.first_token.mean == pytest.approx(50)
-        assert strict.first_token_intended.mean == pytest.approx(550)
-        assert strict.queue.mean == pytest.approx(500)
+        extended_metrics = extended_metrics_of([one], [99.0])
+        assert extended_metrics.first_token.mean == pytest.approx(50)
+        assert extended_metrics.first_token_intended.mean == pytest.approx(550)
+        assert extended_metrics.queue.mean == pytest.approx(500)
 
 
 class TestSteady:
     def test_ramp_and_tail_are_left_out(self) -> None:
         records = [record(slot * 5 + wave * 1000, 100, 9, 100, index=wave) for wave in range(10) for slot in range(4)]
-        steady = find_steady(run_of(records), slots=4)
+        steady = find_steady_state(run_of(records), slots=4)
         assert steady is not None
         assert steady.begin_s == pytest.approx(0.015)
         assert steady.end_s == pytest.approx(9.991, abs=0.02)
@@ -163,7 +162,7 @@ class TestSteady:
         assert steady.ttft.mean == pytest.approx(100)
 
     def test_a_run_too_short_has_none(self) -> None:
-        assert find_steady(run_of([record(0, 10, 1, 3)]), slots=1) is None
+        assert find_steady_state(run_of([record(0, 10, 1, 3)]), slots=1) is None
 
     def test_an_interval_holds_the_truth_as_often_as_it_says(self) -> None:
         rng = np.random.default_rng(0)
@@ -186,13 +185,15 @@ class TestSearch:
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 1100), st.integers(1, 64))
     async def test_it_finds_the_highest_that_holds(self, truth: int, low: int) -> None:
-        async def try_load(load: float) -> Step:
+        async def try_load(load: float) -> SearchStep:
             records = [record(0, 10 if load <= truth else 1000, 1, 3)]
             bounds = parse_bounds("ttft_p99<100ms")
             run = run_of(records)
-            return Step(load, measure(records, 1.0, [50.0, 99.0]), tuple(judge(bounds, run)), False, run)
+            return SearchStep(
+                load, compute_vllm_metrics(records, 1.0, [50.0, 99.0]), tuple(judge(bounds, run)), False, run
+            )
 
-        found = await search(Range(low, 1024, whole=True, precision=0.0), try_load)
+        found = await search(SearchRange(low, 1024, whole=True, precision=0.0), try_load)
         if truth >= 1:
             assert found.best is not None
             assert found.best.load == min(truth, 1024)
@@ -201,20 +202,20 @@ class TestSearch:
         assert found.exhausted == (truth >= 1024)
 
     async def test_what_was_tried_before_an_interrupt_counts(self) -> None:
-        async def try_load(load: float) -> Step:
+        async def try_load(load: float) -> SearchStep:
             if load > 4:
                 raise SearchEnded
             records = [record(0, 10, 1, 3)]
-            return Step(load, measure(records, 1.0, [50.0, 99.0]), (), False, run_of(records))
+            return SearchStep(load, compute_vllm_metrics(records, 1.0, [50.0, 99.0]), (), False, run_of(records))
 
-        found = await search(Range(1, 1024, whole=True), try_load)
+        found = await search(SearchRange(1, 1024, whole=True), try_load)
         assert [step.load for step in found.steps] == [1, 2, 4]
         assert found.interrupted
         assert not found.exhausted
         assert "4 requests at a time, as far as the search came: it was interrupted" in found_text(found, "concurrency")
 
     def test_the_path_doubles_then_halves(self) -> None:
-        span = Range(1, 100, whole=True)
+        span = SearchRange(1, 100, whole=True)
         assert next_load(span, 1, None) == 2
         assert next_load(span, 64, None) == 100
         assert next_load(span, 16, 32) == 24
@@ -224,14 +225,14 @@ class TestSearch:
         assert next_load(span, 100, None) is None
 
     def test_a_lost_step_is_known_early(self) -> None:
-        hopeless = Hopeless(parse_bounds("ttft_p99<100ms"), total=100)
+        hopeless = EarlyStopRule(parse_bounds("ttft_p99<100ms"), total=100)
         verdicts = [hopeless.add(ok=True, ttft_ms=500, tpot_ms=1) for _ in range(3)]
         assert verdicts == [False, False, True]
 
     def test_the_knee_is_where_more_brings_less(self) -> None:
-        def step(load: float, rate: float) -> Step:
+        def step(load: float, rate: float) -> SearchStep:
             records = [record(0, 10, 1, max(1, round(rate)))]
-            return Step(load, measure(records, 1.0, [99.0]), (), False, run_of(records))
+            return SearchStep(load, compute_vllm_metrics(records, 1.0, [99.0]), (), False, run_of(records))
 
         steps = [step(1, 100), step(2, 200), step(4, 390), step(8, 420), step(16, 425)]
         knee = find_knee(steps)
@@ -247,16 +248,16 @@ class TestSearch:
 
 
 class TestPublished:
-    SETTING = Setting("random", "chat", 8192, 2048, 512, 32, 0, forced=True, interrupted=False)
+    SETTING = BenchmarkSettings("random", "chat", 8192, 2048, 512, 32, 0, forced=True, interrupted=False)
 
     def test_the_preset_is_the_published_command(self) -> None:
         preset = PRESETS["published-8k-2k"]
         assert (preset["input_len"], preset["output_len"], preset["num_prompts"]) == (8192, 2048, 512)
         assert (preset["concurrency"], preset["seed"], preset["ignore_eos"]) == (32, 0, True)
-        assert [machine.output_rate for machine in MACHINES] == [1597, 1245, 474]
+        assert [machine.output_rate for machine in REFERENCE_MACHINES] == [1597, 1245, 474]
 
     def test_rows_carry_ratios(self) -> None:
-        rows = side_by_side(measure([record(0, 2183, 18.8, 100)], 1.0, [99.0]))
+        rows = side_by_side(compute_vllm_metrics([record(0, 2183, 18.8, 100)], 1.0, [99.0]))
         ttft = next(row for row in rows if row.name == "TTFT mean")
         assert ttft.ratios[0] == pytest.approx(1.0)
 
@@ -264,9 +265,12 @@ class TestPublished:
         records = [record(0, 50, 20, 10, per_chunk=1)]
         records[0].cached_tokens = 50
         records[0].planned_output_tokens = 20
-        parity, strict = measure(records, 1.0, [99.0]), look_closer(records, [99.0])
-        setting = Setting("natural", "chat", 1, 2, 3, 4, 5, forced=False, interrupted=True)
-        said = " ".join(differences(setting, parity, strict, strict.cached_ratio))
+        vllm_metrics, extended_metrics = (
+            compute_vllm_metrics(records, 1.0, [99.0]),
+            extended_metrics_of(records, [99.0]),
+        )
+        setting = BenchmarkSettings("natural", "chat", 1, 2, 3, 4, 5, forced=False, interrupted=True)
+        said = " ".join(differences(setting, vllm_metrics, extended_metrics, extended_metrics.cached_ratio))
         for word in ("dataset", "input len", "output len", "num prompts", "concurrency", "seed", "ignore_eos",
                      "interrupted", "10 tokens on average", "cache", "tokens per chunk"):  # fmt: skip
             assert word in said
@@ -275,8 +279,11 @@ class TestPublished:
         records = [record(0, 2000, 52.7, 731, per_chunk=1) for _ in range(2)]
         for one in records:
             one.output_tokens = one.vllm_output_tokens = one.planned_output_tokens = 2048
-        parity, strict = measure(records, 1.0, [99.0]), look_closer(records, [99.0])
-        assert differences(self.SETTING, parity, strict, None) == []
+        vllm_metrics, extended_metrics = (
+            compute_vllm_metrics(records, 1.0, [99.0]),
+            extended_metrics_of(records, [99.0]),
+        )
+        assert differences(self.SETTING, vllm_metrics, extended_metrics, None) == []
 
 
 class TestRecovery:

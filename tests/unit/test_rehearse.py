@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.mock.answers import Manners
+from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
 from serve_app.__main__ import main
 from serve_app.cli import checkpoint, config_checks
@@ -352,7 +352,7 @@ def planned(tmp_path: Path, port: int) -> setup.Plan:
 
 
 async def test_the_load_is_the_load_tests_and_read_from_its_file(tmp_path: Path) -> None:
-    async with MockServer(Manners(first_s=0.01, gap_s=0.001)) as server:
+    async with MockServer(MockConfig(first_s=0.01, gap_s=0.001)) as server:
         port = int(server.url.rpartition(":")[2])
         said: list[str] = []
         found = await asyncio.to_thread(measure.load, planned(tmp_path, port), "", 1.0, tmp_path, said.append)

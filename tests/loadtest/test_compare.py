@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.metrics.compare import Result, changes, load_result, setting_notes
+from loadtest.metrics.compare import ResultFile, changes, load_result, setting_notes
 
 DURATION_S = 60
 
@@ -40,7 +40,7 @@ def theirs(rate: float, seed: int) -> dict[str, object]:
     }
 
 
-def written(path: Path, name: str, rate: float, times: dict[str, object]) -> Result:
+def written(path: Path, name: str, rate: float, times: dict[str, object]) -> ResultFile:
     file = path / f"{name}.json"
     file.write_text(json.dumps({"output_throughput": rate, "request_throughput": rate / 100, **times}))
     return load_result(str(file))
