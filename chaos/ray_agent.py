@@ -57,7 +57,7 @@ def _in_task(data: bytes) -> bytes:
 
 def loads(engines: DeploymentHandle) -> AgentReply:
     """What every engine replica says of itself."""
-    answers = engines.broadcast("hello").results(timeout_s=HELLO_S, return_exceptions=True)
+    answers = engines.broadcast("info").results(timeout_s=HELLO_S, return_exceptions=True)
     hellos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
     silent = len(answers) - len(hellos)
     return AgentReply(

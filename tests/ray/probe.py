@@ -21,7 +21,7 @@ from serve_app.protocol.messages import ReplicaInfo
 async def answer(questions: asyncio.Queue[str | None]) -> None:
     engines = serve.get_deployment_handle("engine", "step")
     while await questions.get() is not None:
-        answers = await engines.broadcast("hello").results_async(timeout_s=5, return_exceptions=True)
+        answers = await engines.broadcast("info").results_async(timeout_s=5, return_exceptions=True)
         hellos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
         loads = [{"replica_id": hello.replica_id, **msgspec.structs.asdict(hello.load)} for hello in hellos]
         print(json.dumps(loads), flush=True)
