@@ -14,10 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = "Lose engine replicas under load, and tell what the clients saw."
     parser = argparse.ArgumentParser(prog="python -m chaos", description=about)
     options.add_flags(parser)
-    return command.run(parser.parse_args(argv), _say)
+    return command.run(parser.parse_args(argv), _write_line)
 
 
-def _say(line: str) -> None:
+def _write_line(line: str) -> None:
     print(line, flush=True)
 
 

@@ -21,7 +21,7 @@ class AgentRequest(msgspec.Struct, frozen=True):
     for_s: float = 0.0
 
 
-class Load(msgspec.Struct, frozen=True):
+class UnfinishedRequests(msgspec.Struct, frozen=True):
     """What one replica has to do."""
 
     replica_id: str
@@ -35,4 +35,4 @@ class AgentReply(msgspec.Struct, frozen=True):
     no_engine_process: bool = False
     procs: list[Proc] = []
     count: int = 0
-    loads: list[Load] = []
+    unfinished_requests: list[UnfinishedRequests] = []

@@ -58,7 +58,7 @@ ROLLING = (
 
 
 @dataclass(frozen=True)
-class Made:
+class AppliedChange:
     """A change that Serve has taken."""
 
     change: Change
@@ -68,7 +68,7 @@ class Made:
     """On the clock of the streams."""
 
 
-def changed(details: object, application: str, change: Change, label: str) -> dict[str, object]:
+def changed_config(details: object, application: str, change: Change, label: str) -> dict[str, object]:
     """What `serve deploy` would send for what runs now, with this change.
 
     All applications are in it: Serve ends those that a configuration leaves out. Raises `StatusUnknown`.
@@ -91,9 +91,9 @@ def changed(details: object, application: str, change: Change, label: str) -> di
     return {**kept, "applications": configs}
 
 
-def _options(deployment: str, told: Mapping[str, Any], change: Change, label: str) -> dict[str, Any]:
+def _options(deployment: str, details: Mapping[str, Any], change: Change, label: str) -> dict[str, Any]:
     """The options of this deployment that are other than before."""
-    now: Mapping[str, Any] = told.get("deployment_config") or {}
+    now: Mapping[str, Any] = details.get("deployment_config") or {}
     if change.step:
         count = now.get("num_replicas")
         if not isinstance(count, int):
@@ -123,7 +123,7 @@ def is_done(change: Change, before: Fleet, now: Fleet) -> bool:
         if change.step:
             if len(now.running(name)) != before.targets.get(name, len(running)) + change.step:
                 return False
-        elif not now.is_whole({name: len(running)}, frozenset(one.replica_id for one in running)):
+        elif not now.is_recovered({name: len(running)}, frozenset(one.replica_id for one in running)):
             return False
     return True
 

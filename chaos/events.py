@@ -13,23 +13,23 @@ from chaos.response_recorder import Recorder, Usage
 NULL = msgspec.Raw(b"null")
 
 
-def take_event(api: Api, hearing: Recorder, data: bytes) -> None:
+def take_event(api: Api, recorder: Recorder, data: bytes) -> None:
     """One event of a stream. Raises `msgspec.DecodeError` for what is not the protocol."""
-    if hearing.ended:
-        hearing.flaws.append(f"an event after the end: {data[:200].decode(errors='replace')}")
-    _EVENTS[api](hearing, data)
+    if recorder.ended:
+        recorder.flaws.append(f"an event after the end: {data[:200].decode(errors='replace')}")
+    _EVENTS[api](recorder, data)
 
 
-def take_whole(api: Api, hearing: Recorder, data: bytes) -> None:
+def take_whole(api: Api, recorder: Recorder, data: bytes) -> None:
     """An answer that came in one piece. Raises `msgspec.DecodeError`."""
-    _WHOLES[api](hearing, data)
-    hearing.ended = True
+    _WHOLES[api](recorder, data)
+    recorder.ended = True
 
 
-def _is_error(hearing: Recorder, error: msgspec.Raw) -> bool:
+def _is_error(recorder: Recorder, error: msgspec.Raw) -> bool:
     if not error or error == NULL:
         return False
-    hearing.flaws.append(f"error event: {bytes(error).decode(errors='replace')}")
+    recorder.flaws.append(f"error event: {bytes(error).decode(errors='replace')}")
     return True
 
 
@@ -50,7 +50,7 @@ class ToolCall(msgspec.Struct):
     function: Function | None = None
 
 
-class Said(msgspec.Struct):
+class ChatMessage(msgspec.Struct):
     """A chat chunk's `delta`, a chat answer's `message`."""
 
     content: str | None = None
@@ -61,8 +61,8 @@ class Said(msgspec.Struct):
 class Choice(msgspec.Struct):
     """Of chat (`delta`, `message`) and text completions (`text`)."""
 
-    delta: Said | None = None
-    message: Said | None = None
+    delta: ChatMessage | None = None
+    message: ChatMessage | None = None
     text: str | None = None
     finish_reason: str | None = None
 
@@ -79,28 +79,28 @@ class Completion(msgspec.Struct):
 _completion = msgspec.json.Decoder(Completion)
 
 
-def take_completion(hearing: Recorder, data: bytes) -> None:
+def take_completion(recorder: Recorder, data: bytes) -> None:
     """A chunk, the end marker, or a whole answer."""
     if data == b"[DONE]":
-        hearing.ended = True
+        recorder.ended = True
         return
-    said = _completion.decode(data)
-    if _is_error(hearing, said.error):
+    event = _completion.decode(data)
+    if _is_error(recorder, event.error):
         return
-    hearing.is_from(said.id)
-    for choice in said.choices:
-        message = choice.delta or choice.message or Said(content=choice.text)
-        hearing.text("reasoning", message.reasoning)
-        hearing.text("content", message.content)
+    recorder.check_identity(event.id)
+    for choice in event.choices:
+        message = choice.delta or choice.message or ChatMessage(content=choice.text)
+        recorder.text("reasoning", message.reasoning)
+        recorder.text("content", message.content)
         for number, call in enumerate(message.tool_calls or []):
-            _take_call(hearing, number if call.index is None else call.index, call.function or Function())
-        hearing.finishes(choice.finish_reason)
-    hearing.usage = said.usage or hearing.usage
+            _take_call(recorder, number if call.index is None else call.index, call.function or Function())
+        recorder.set_finish(choice.finish_reason)
+    recorder.usage = event.usage or recorder.usage
 
 
-def _take_call(hearing: Recorder, number: int, function: Function) -> None:
-    hearing.text(f"tool {number}", f"{function.name} " if function.name else None)
-    hearing.text(f"tool {number}", function.arguments)
+def _take_call(recorder: Recorder, number: int, function: Function) -> None:
+    recorder.text(f"tool {number}", f"{function.name} " if function.name else None)
+    recorder.text(f"tool {number}", function.arguments)
 
 
 # ---- Anthropic's messages --------------------------------------------------------------------------------------------
@@ -143,37 +143,37 @@ _message = msgspec.json.Decoder(Message)
 _message_event = msgspec.json.Decoder(MessageEvent)
 
 
-def take_message_event(hearing: Recorder, data: bytes) -> None:
+def take_message_event(recorder: Recorder, data: bytes) -> None:
     """One event."""
-    said = _message_event.decode(data)
-    if _is_error(hearing, said.error):
+    event = _message_event.decode(data)
+    if _is_error(recorder, event.error):
         return
-    if said.message is not None:
-        if hearing.identity:
-            hearing.flaws.append("a second message_start")
-        hearing.is_from(said.message.id)
-    block = said.content_block or said.delta or Block()
-    hearing.text("reasoning", block.thinking)
-    hearing.text("content", block.text)
-    tool = f"tool {said.index}"
-    hearing.text(tool, f"{block.name} " if block.name else None)
-    hearing.text(tool, block.partial_json)
-    hearing.finishes(block.stop_reason)
+    if event.message is not None:
+        if recorder.identity:
+            recorder.flaws.append("a second message_start")
+        recorder.check_identity(event.message.id)
+    block = event.content_block or event.delta or Block()
+    recorder.text("reasoning", block.thinking)
+    recorder.text("content", block.text)
+    tool = f"tool {event.index}"
+    recorder.text(tool, f"{block.name} " if block.name else None)
+    recorder.text(tool, block.partial_json)
+    recorder.set_finish(block.stop_reason)
     # The head counts the prompt before anything is known of its cached part: the last word is the closing event's.
-    hearing.usage = said.usage or hearing.usage
-    hearing.ended = said.type == "message_stop"
+    recorder.usage = event.usage or recorder.usage
+    recorder.ended = event.type == "message_stop"
 
 
-def take_message(hearing: Recorder, data: bytes) -> None:
+def take_message(recorder: Recorder, data: bytes) -> None:
     """A whole answer."""
-    said = _message.decode(data)
-    for number, block in enumerate(said.content):
-        hearing.text("reasoning", block.thinking)
-        hearing.text("content", block.text)
+    event = _message.decode(data)
+    for number, block in enumerate(event.content):
+        recorder.text("reasoning", block.thinking)
+        recorder.text("content", block.text)
         if block.name:
-            hearing.text(f"tool {number}", f"{block.name} {bytes(block.input).decode()}")
-    hearing.finishes(said.stop_reason)
-    hearing.usage = said.usage
+            recorder.text(f"tool {number}", f"{block.name} {bytes(block.input).decode()}")
+    recorder.set_finish(event.stop_reason)
+    recorder.usage = event.usage
 
 
 # ---- responses -------------------------------------------------------------------------------------------------------
@@ -228,52 +228,52 @@ _response = msgspec.json.Decoder(Response)
 _response_event = msgspec.json.Decoder(ResponseEvent)
 
 
-def take_response_event(hearing: Recorder, data: bytes) -> None:
+def take_response_event(recorder: Recorder, data: bytes) -> None:
     """One event. Its number must follow the last one's."""
-    said = _response_event.decode(data)
-    if said.type == "error":
-        hearing.flaws.append(f"error event: {data.decode(errors='replace')}")
-    if _is_error(hearing, said.error):
+    event = _response_event.decode(data)
+    if event.type == "error":
+        recorder.flaws.append(f"error event: {data.decode(errors='replace')}")
+    if _is_error(recorder, event.error):
         return
-    if said.sequence_number is not None:
-        hearing.counts(said.sequence_number)
-    channel = CHANNELS.get(said.type)
+    if event.sequence_number is not None:
+        recorder.check_number(event.sequence_number)
+    channel = CHANNELS.get(event.type)
     if channel is not None:
-        hearing.text(f"tool {said.output_index}" if channel == "tool" else channel, said.delta)
-    elif said.type == "response.output_item.added" and said.item is not None and said.item.type == "function_call":
-        hearing.text(f"tool {said.output_index}", f"{said.item.name} ")
-    if said.response is not None:
-        hearing.is_from(said.response.id)
-        if said.type in LAST_EVENTS:
-            _end_response(hearing, said.response)
+        recorder.text(f"tool {event.output_index}" if channel == "tool" else channel, event.delta)
+    elif event.type == "response.output_item.added" and event.item is not None and event.item.type == "function_call":
+        recorder.text(f"tool {event.output_index}", f"{event.item.name} ")
+    if event.response is not None:
+        recorder.check_identity(event.response.id)
+        if event.type in LAST_EVENTS:
+            _end_response(recorder, event.response)
 
 
-def _end_response(hearing: Recorder, response: Response) -> None:
-    streamed, summary = hearing.whole(), Recorder()
+def _end_response(recorder: Recorder, response: Response) -> None:
+    streamed, summary = recorder.text_by_channel(), Recorder()
     _take_output(summary, response)
-    for channel in sorted({*streamed, *summary.whole()}):
-        if streamed.get(channel, "") != summary.whole().get(channel, ""):
-            hearing.flaws.append(f"{channel}: the closing event does not say what was streamed")
-    _is_error(hearing, response.error)
-    hearing.finishes(response.status)
-    hearing.usage = response.usage
-    hearing.ended = True
+    for channel in sorted({*streamed, *summary.text_by_channel()}):
+        if streamed.get(channel, "") != summary.text_by_channel().get(channel, ""):
+            recorder.flaws.append(f"{channel}: the closing event does not say what was streamed")
+    _is_error(recorder, response.error)
+    recorder.set_finish(response.status)
+    recorder.usage = response.usage
+    recorder.ended = True
 
 
-def take_response(hearing: Recorder, data: bytes) -> None:
+def take_response(recorder: Recorder, data: bytes) -> None:
     """A whole answer."""
     response = _response.decode(data)
-    _take_output(hearing, response)
-    hearing.finishes(response.status)
-    hearing.usage = response.usage
+    _take_output(recorder, response)
+    recorder.set_finish(response.status)
+    recorder.usage = response.usage
 
 
-def _take_output(hearing: Recorder, response: Response) -> None:
+def _take_output(recorder: Recorder, response: Response) -> None:
     for number, item in enumerate(response.output):
         if item.type == "function_call":
-            hearing.text(f"tool {number}", f"{item.name} {item.arguments or ''}")
+            recorder.text(f"tool {number}", f"{item.name} {item.arguments or ''}")
         for part in item.content or []:
-            hearing.text("reasoning" if item.type == "reasoning" else "content", part.text)
+            recorder.text("reasoning" if item.type == "reasoning" else "content", part.text)
 
 
 _EVENTS = {

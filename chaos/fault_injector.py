@@ -11,7 +11,7 @@ import contextlib
 import signal
 from typing import Self
 
-from chaos.fault_target import Aim, FaultTarget, TargetUnreachable
+from chaos.fault_target import FaultTarget, TargetProcesses, TargetUnreachable
 from chaos.options import Fault
 
 SIGNALS = {
@@ -25,10 +25,10 @@ SIGNALS = {
 class FaultInjector:
     """Use as an async context manager: on leaving it, nothing stands still that it stopped."""
 
-    def __init__(self, reach: FaultTarget, slow_s: float) -> None:
-        self._reach = reach
+    def __init__(self, target: FaultTarget, slow_s: float) -> None:
+        self._target = target
         self._slow_s = slow_s
-        self._stopped: list[tuple[Fault, Aim]] = []
+        self._stopped: list[tuple[Fault, TargetProcesses]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -36,22 +36,22 @@ class FaultInjector:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.shield(self.settle())
 
-    async def strike(self, fault: Fault, aim: Aim) -> None:
+    async def inject(self, fault: Fault, processes: TargetProcesses) -> None:
         """Make the fault. `SLOW` returns when it is over, the others at once. Raises `TargetUnreachable`."""
         if fault is Fault.SLOW:
-            self._stopped.append((fault, aim))
-            await self._reach.slow(aim, self._slow_s)
+            self._stopped.append((fault, processes))
+            await self._target.slow(processes, self._slow_s)
             return
         number = SIGNALS[fault]
         if number is signal.SIGSTOP:
-            self._stopped.append((fault, aim))
-        if not await self._reach.send(aim, number):
-            raise TargetUnreachable(f"replica {aim.replica.replica_id} was gone before the fault")
+            self._stopped.append((fault, processes))
+        if not await self._target.send(processes, number):
+            raise TargetUnreachable(f"replica {processes.replica.replica_id} was gone before the fault")
 
     async def settle(self) -> None:
         """End what was stopped, let go on what was slowed."""
         while self._stopped:
-            fault, aim = self._stopped.pop()
+            fault, processes = self._stopped.pop()
             # Gone already, or gone with its node: either way it does not stand still.
             with contextlib.suppress(TargetUnreachable):
-                await self._reach.send(aim, signal.SIGCONT if fault is Fault.SLOW else signal.SIGKILL)
+                await self._target.send(processes, signal.SIGCONT if fault is Fault.SLOW else signal.SIGKILL)

@@ -20,7 +20,7 @@ import msgspec
 import psutil
 
 from chaos import procs
-from chaos.agent_protocol import AgentReply, AgentRequest, Load
+from chaos.agent_protocol import AgentReply, AgentRequest, UnfinishedRequests
 from chaos.fleet import Fleet, Replica
 from chaos.options import own_addresses
 from chaos.procs import NoEngineProcess, Proc
@@ -35,7 +35,7 @@ class TargetUnreachable(Exception):
 
 
 @dataclass(frozen=True)
-class Aim:
+class TargetProcesses:
     """The processes of a replica that a fault is for."""
 
     replica: Replica
@@ -49,7 +49,7 @@ class FaultTarget:
         self._address = ray_address
         self._application = application
         self._here = own_addresses()
-        self._hands: asyncio.subprocess.Process | None = None
+        self._agent: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._end_slow = threading.Event()
 
@@ -58,7 +58,7 @@ class FaultTarget:
         if serve_status.auth_token() is not None:
             env.setdefault("RAY_AUTH_MODE", "token")
         if self._address:
-            self._hands = await asyncio.create_subprocess_exec(
+            self._agent = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "chaos.ray_agent", self._address, self._application),
                 env=env,
@@ -71,64 +71,64 @@ class FaultTarget:
 
     async def __aexit__(self, *_: object) -> None:
         self._end_slow.set()
-        if self._hands is not None and self._hands.returncode is None:
+        if self._agent is not None and self._agent.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._hands.kill()
-            await self._hands.wait()
+                self._agent.kill()
+            await self._agent.wait()
 
-    async def aim(self, fault: str, replica: Replica) -> Aim:
+    async def processes(self, fault: str, replica: Replica) -> TargetProcesses:
         """Find the processes. Raises `NoEngineProcess`, `TargetUnreachable`."""
         if not self._is_here(replica):
-            reply = await self._ask(AgentRequest("find", node_id=replica.node_id, pid=replica.pid, fault=fault))
+            reply = await self._request(AgentRequest("find", node_id=replica.node_id, pid=replica.pid, fault=fault))
             if reply.no_engine_process:
                 raise NoEngineProcess
-            return Aim(replica, tuple(reply.procs))
+            return TargetProcesses(replica, tuple(reply.procs))
         try:
-            return Aim(replica, tuple(await asyncio.to_thread(procs.find, replica.pid, fault)))
+            return TargetProcesses(replica, tuple(await asyncio.to_thread(procs.find, replica.pid, fault)))
         except psutil.Error as error:
             raise TargetUnreachable(
                 f"replica {replica.replica_id}: {error}. Run this as the user that Ray runs as"
             ) from error
 
-    async def send(self, aim: Aim, number: signal.Signals) -> int:
+    async def send(self, processes: TargetProcesses, number: signal.Signals) -> int:
         """Signal them; returns how many there still were."""
-        if not self._is_here(aim.replica):
-            node_id = aim.replica.node_id
+        if not self._is_here(processes.replica):
+            node_id = processes.replica.node_id
             return (
-                await self._ask(AgentRequest("signal", node_id=node_id, procs=list(aim.procs), signal=number))
+                await self._request(AgentRequest("signal", node_id=node_id, procs=list(processes.procs), signal=number))
             ).count
         try:
-            return procs.send(aim.procs, number)
+            return procs.send(processes.procs, number)
         except psutil.AccessDenied as error:
             raise TargetUnreachable(f"{error}. Run this as the user that Ray runs as") from error
 
-    async def slow(self, aim: Aim, for_s: float) -> None:
+    async def slow(self, processes: TargetProcesses, for_s: float) -> None:
         """Slow them down for so long."""
-        if not self._is_here(aim.replica):
-            node_id = aim.replica.node_id
-            await self._ask(AgentRequest("slow", node_id=node_id, procs=list(aim.procs), for_s=for_s), for_s)
+        if not self._is_here(processes.replica):
+            node_id = processes.replica.node_id
+            await self._request(AgentRequest("slow", node_id=node_id, procs=list(processes.procs), for_s=for_s), for_s)
             return
-        await asyncio.to_thread(procs.slow, aim.procs, for_s, self._end_slow)
+        await asyncio.to_thread(procs.slow, processes.procs, for_s, self._end_slow)
 
-    async def loads(self) -> Sequence[Load]:
+    async def unfinished_requests(self) -> Sequence[UnfinishedRequests]:
         """What every engine replica has to do. Raises `TargetUnreachable`."""
-        return (await self._ask(AgentRequest("loads"))).loads
+        return (await self._request(AgentRequest("loads"))).unfinished_requests
 
     def _is_here(self, replica: Replica) -> bool:
         return replica.node_ip in self._here
 
-    async def _ask(self, order: AgentRequest, for_s: float = 0.0) -> AgentReply:
-        hands = self._hands
-        if hands is None or hands.stdin is None or hands.stdout is None:
+    async def _request(self, request: AgentRequest, for_s: float = 0.0) -> AgentReply:
+        agent = self._agent
+        if agent is None or agent.stdin is None or agent.stdout is None:
             raise TargetUnreachable("Ray's address is not known: give --ray-address HOST:6379")
         async with self._turn:
             try:
                 async with asyncio.timeout(REPLY_S + for_s):
-                    hands.stdin.write(msgspec.json.encode(order) + b"\n")
-                    await hands.stdin.drain()
-                    line = await hands.stdout.readline()
+                    agent.stdin.write(msgspec.json.encode(request) + b"\n")
+                    await agent.stdin.drain()
+                    line = await agent.stdout.readline()
                     while line and not line.startswith(b"{"):  # what a library prints
-                        line = await hands.stdout.readline()
+                        line = await agent.stdout.readline()
             except (TimeoutError, ConnectionError) as error:
                 raise TargetUnreachable(f"Ray at {self._address} does not answer") from error
         if not line:

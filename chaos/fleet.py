@@ -41,11 +41,12 @@ class Fleet:
         """Those that take requests."""
         return [one for one in self.replicas if one.deployment == deployment and one.is_running]
 
-    def is_whole(self, like: Mapping[str, int], gone: frozenset[str]) -> bool:
+    def is_recovered(self, expected_counts: Mapping[str, int], gone: frozenset[str]) -> bool:
         """Whether of each deployment in `like` as many run as Serve wants, or else as in `like`, and none of `gone`."""
-        running = {name: self.running(name) for name in like}
+        running = {name: self.running(name) for name in expected_counts}
         return all(
-            len(found) >= self.targets.get(name, like[name]) and not any(one.replica_id in gone for one in found)
+            len(found) >= self.targets.get(name, expected_counts[name])
+            and not any(one.replica_id in gone for one in found)
             for name, found in running.items()
         )
 
@@ -68,15 +69,15 @@ def fleet_of(details: object, application: str) -> Fleet:
     )
 
 
-def _replica(deployment: str, told: Mapping[str, Any]) -> Replica:
+def _replica(deployment: str, details: Mapping[str, Any]) -> Replica:
     return Replica(
-        replica_id=str(told["replica_id"]),
+        replica_id=str(details["replica_id"]),
         deployment=deployment,
-        state=str(told["state"]),
-        pid=int(told.get("pid") or 0),
-        node_id=str(told.get("node_id") or ""),
-        node_ip=str(told.get("node_ip") or ""),
-        actor_id=str(told.get("actor_id") or ""),
+        state=str(details["state"]),
+        pid=int(details.get("pid") or 0),
+        node_id=str(details.get("node_id") or ""),
+        node_ip=str(details.get("node_ip") or ""),
+        actor_id=str(details.get("actor_id") or ""),
     )
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from chaos.changes import ROLLING, Change
-from chaos.request_spec import Api, Kind
+from chaos.request_spec import Api, PromptKind
 
 E = TypeVar("E", bound=Enum)
 
@@ -46,7 +46,7 @@ IN_CLOSED_LOOP = frozenset({Fault.NONE, Fault.UPGRADE, Fault.ROLLING})
 
 
 @dataclass(frozen=True)
-class Options:
+class ChaosOptions:
     """One run."""
 
     url: str
@@ -54,7 +54,7 @@ class Options:
     application: str
     fault: Fault
     apis: tuple[Api, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[PromptKind, ...]
     streams: int
     concurrency: int
     faults: int | None
@@ -84,7 +84,7 @@ class Options:
     json_file: Path | None
 
     @property
-    def different_asks(self) -> int:
+    def distinct_requests(self) -> int:
         """How many different requests there are: enough that no two of a wave are the same."""
         total = self.streams if self.requests is None else self.requests
         return min(total, self.distinct or 2 * self.concurrency)
@@ -97,7 +97,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--dashboard", default="http://127.0.0.1:8265", help="Ray's dashboard (default %(default)s)")
     add("--fault", choices=[fault.value for fault in Fault], default="kill", help="what happens (default kill)")
     add("--apis", default="chat,completions,messages,responses", help="mixed in turn (default %(default)s)")
-    add("--kinds", default="text", help=f"of {','.join(kind.value for kind in Kind)} (default text)")
+    add("--kinds", default="text", help=f"of {','.join(kind.value for kind in PromptKind)} (default text)")
     add("--streams", type=int, default=200, help="streams in all, in waves (default 200)")
     add("--concurrency", type=int, default=32, help="streams of a wave, at a time (default 32)")
     add("--faults", type=int, help="faults in all (default: one a wave)")
@@ -127,19 +127,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--yes", action="store_true", help="also where the endpoint is not on this machine")
 
 
-def read(given: argparse.Namespace) -> Options:
+def read(given: argparse.Namespace) -> ChaosOptions:
     """The options that were given. Raises `BadOptions`."""
     fault, tokens, at_token = Fault(given.fault), _range(given.tokens), _at_token(given.at_token)
     _check(given, fault)
     if at_token is not None and at_token >= tokens[1]:
         raise BadOptions(f"--at-token {at_token}: no answer of --tokens {given.tokens} gets there and goes on")
-    return Options(
+    return ChaosOptions(
         url=given.url.rstrip("/").removesuffix("/v1"),
         dashboard=given.dashboard.rstrip("/"),
         application=given.application,
         fault=fault,
         apis=tuple(_one_of(Api, name, "--apis") for name in given.apis.split(",")),
-        kinds=tuple(_one_of(Kind, name, "--kinds") for name in given.kinds.split(",")),
+        kinds=tuple(_one_of(PromptKind, name, "--kinds") for name in given.kinds.split(",")),
         streams=given.streams,
         concurrency=given.concurrency,
         faults=given.faults,

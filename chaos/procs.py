@@ -33,7 +33,7 @@ class Proc(msgspec.Struct, frozen=True):
     """A process that cannot be mistaken for a later one with its number."""
 
     pid: int
-    born_s: float
+    started_s: float
 
 
 def find(pid: int, fault: str) -> list[Proc]:
@@ -68,7 +68,7 @@ def send(procs: Sequence[Proc], number: int) -> int:
     for proc in procs:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(proc.pid)
-            if process.create_time() == proc.born_s and process.status() != psutil.STATUS_ZOMBIE:
+            if process.create_time() == proc.started_s and process.status() != psutil.STATUS_ZOMBIE:
                 process.send_signal(signal.Signals(number))
                 sent += 1
     return sent

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from chaos import procs
-from chaos.agent_protocol import AgentReply, AgentRequest, Load
+from chaos.agent_protocol import AgentReply, AgentRequest, UnfinishedRequests
 from chaos.fleet import ENGINE
 from serve_app.protocol.messages import ReplicaInfo
 
@@ -28,40 +28,40 @@ TASK_S = 60.0
 HELLO_S = 5.0
 
 
-def do_here(order: AgentRequest) -> AgentReply:
+def run_here(request: AgentRequest) -> AgentReply:
     """Carry out an order on the node where this runs."""
     try:
-        if order.do == "find":
-            return AgentReply(procs=procs.find(order.pid, order.fault))
-        if order.do == "slow":
-            procs.slow(order.procs, order.for_s, threading.Event())
+        if request.do == "find":
+            return AgentReply(procs=procs.find(request.pid, request.fault))
+        if request.do == "slow":
+            procs.slow(request.procs, request.for_s, threading.Event())
             return AgentReply()
-        return AgentReply(count=procs.send(order.procs, order.signal))
+        return AgentReply(count=procs.send(request.procs, request.signal))
     except procs.NoEngineProcess:
         return AgentReply(no_engine_process=True)
     except psutil.Error as error:
         return AgentReply(error=str(error))
 
 
-def do_there(order: AgentRequest) -> AgentReply:
+def run_on_node(request: AgentRequest) -> AgentReply:
     """The same on the order's node, in a task that takes none of its resources."""
-    pinned = NodeAffinitySchedulingStrategy(node_id=order.node_id, soft=False)
+    pinned = NodeAffinitySchedulingStrategy(node_id=request.node_id, soft=False)
     task = ray.remote(_in_task).options(num_cpus=0, max_retries=0, scheduling_strategy=pinned)
-    data: bytes = ray.get(task.remote(msgspec.json.encode(order)), timeout=TASK_S + order.for_s)
+    data: bytes = ray.get(task.remote(msgspec.json.encode(request)), timeout=TASK_S + request.for_s)
     return msgspec.json.decode(data, type=AgentReply)
 
 
 def _in_task(data: bytes) -> bytes:
-    return msgspec.json.encode(do_here(msgspec.json.decode(data, type=AgentRequest)))
+    return msgspec.json.encode(run_here(msgspec.json.decode(data, type=AgentRequest)))
 
 
-def loads(engines: DeploymentHandle) -> AgentReply:
+def unfinished_requests(engines: DeploymentHandle) -> AgentReply:
     """What every engine replica says of itself."""
     answers = engines.broadcast("info").results(timeout_s=HELLO_S, return_exceptions=True)
-    hellos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
-    silent = len(answers) - len(hellos)
+    infos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
+    silent = len(answers) - len(infos)
     return AgentReply(
-        loads=[Load(hello.replica_id, hello.load.unfinished) for hello in hellos],
+        unfinished_requests=[UnfinishedRequests(info.replica_id, info.load.unfinished) for info in infos],
         error=f"{silent} of {len(answers)} replicas do not answer" if silent else "",
     )
 
@@ -71,9 +71,9 @@ def main(address: str, application: str) -> None:
     ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="ERROR")
     engines = serve.get_deployment_handle(ENGINE, application)
     for line in sys.stdin.buffer:
-        order = msgspec.json.decode(line, type=AgentRequest)
+        request = msgspec.json.decode(line, type=AgentRequest)
         try:
-            reply = loads(engines) if order.do == "loads" else do_there(order)
+            reply = unfinished_requests(engines) if request.do == "loads" else run_on_node(request)
         except (RayError, RayServeException, TimeoutError) as error:
             reply = AgentReply(error=f"{type(error).__name__}: {error}")
         sys.stdout.write(f"{msgspec.json.encode(reply).decode()}\n")

@@ -25,7 +25,7 @@ class Api(Enum):
     RESPONSES = "responses"
 
 
-class Kind(Enum):
+class PromptKind(Enum):
     """What the model is made to do; the value is what `--kinds` takes."""
 
     TEXT = "text"
@@ -43,10 +43,10 @@ PATHS = {
 }
 
 ABILITIES = {
-    Api.CHAT: frozenset(Kind),
-    Api.COMPLETIONS: frozenset({Kind.TEXT}),
-    Api.MESSAGES: frozenset(Kind) - {Kind.JSON},
-    Api.RESPONSES: frozenset(Kind),
+    Api.CHAT: frozenset(PromptKind),
+    Api.COMPLETIONS: frozenset({PromptKind.TEXT}),
+    Api.MESSAGES: frozenset(PromptKind) - {PromptKind.JSON},
+    Api.RESPONSES: frozenset(PromptKind),
 }
 """Which API can ask for what; what it cannot, it asks as text."""
 
@@ -73,7 +73,7 @@ class RequestSpec:
 
     number: int
     api: Api
-    kind: Kind
+    kind: PromptKind
     max_tokens: int
     stream: bool
     body: bytes
@@ -90,7 +90,7 @@ class RequestRules:
 
     model: str
     apis: Sequence[Api]
-    kinds: Sequence[Kind]
+    kinds: Sequence[PromptKind]
     tokens: tuple[int, int]
     seed: int
     streams_only: bool = True
@@ -101,91 +101,93 @@ class RequestRules:
 
 def draw_requests(rules: RequestRules, count: int) -> list[RequestSpec]:
     """`count` different requests: the APIs in turn, and for each API the kinds that it has, in turn."""
-    asks = []
+    specs = []
     for number in range(count):
         rng = random.Random(f"{rules.seed}:{number}")
         api = rules.apis[number % len(rules.apis)]
         lap = number // len(rules.apis)
         kind = rules.kinds[lap % len(rules.kinds)]
-        kind = kind if kind in ABILITIES[api] else Kind.TEXT
+        kind = kind if kind in ABILITIES[api] else PromptKind.TEXT
         max_tokens = rng.randint(*rules.tokens)
         # Lap by lap, and not request by request: or one API would be streamed always and the other never.
         stream = rules.streams_only or (lap // len(rules.kinds)) % 2 == 0
         if rules.long_tokens and lap % LONG_EVERY == 0:
-            kind, max_tokens, stream = Kind.TEXT, rules.long_tokens, True
+            kind, max_tokens, stream = PromptKind.TEXT, rules.long_tokens, True
         body: dict[str, Json] = {"model": rules.model, "temperature": 0, "stream": stream}
         body |= _BODIES[api](kind, number, rng, max_tokens)
-        if kind is Kind.TEXT and api is not Api.MESSAGES:
+        if kind is PromptKind.TEXT and api is not Api.MESSAGES:
             body["ignore_eos"] = True
         if stream and api in (Api.CHAT, Api.COMPLETIONS):
             body["stream_options"] = {"include_usage": True}
-        asks.append(RequestSpec(number, api, kind, max_tokens, stream, msgspec.json.encode(body)))
-    return asks
+        specs.append(RequestSpec(number, api, kind, max_tokens, stream, msgspec.json.encode(body)))
+    return specs
 
 
-def _said(kind: Kind, number: int, rng: random.Random) -> str:
+def _prompt(kind: PromptKind, number: int, rng: random.Random) -> str:
     first, second = rng.sample(WORDS, 2)
+    first_price, second_price = rng.randint(2, 90), rng.randint(2, 90)
+    person = f"{first.capitalize()} {second.capitalize()} {number}"
     return {
-        Kind.TEXT: f"{number}. Tell a long story of a {first} and a {second}.",
-        Kind.REASONING: f"A {first} costs {rng.randint(2, 90)} and a {second} {rng.randint(2, 90)}. What cost both?",
-        Kind.TOOL: f"What is the weather in {first.capitalize()}{number}? Use the tool.",
-        Kind.JSON: f"Give the name and the age of a person called {first.capitalize()} {second.capitalize()} {number}.",
-        Kind.IMAGE: f"{number}. What colours does the picture show?",
+        PromptKind.TEXT: f"{number}. Tell a long story of a {first} and a {second}.",
+        PromptKind.REASONING: f"A {first} costs {first_price} and a {second} {second_price}. What cost both?",
+        PromptKind.TOOL: f"What is the weather in {first.capitalize()}{number}? Use the tool.",
+        PromptKind.JSON: f"Give the name and the age of a person called {person}.",
+        PromptKind.IMAGE: f"{number}. What colours does the picture show?",
     }[kind]
 
 
-def _chat(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
-    content: Json = _said(kind, number, rng)
-    if kind is Kind.IMAGE:
-        content = [{"type": "text", "text": content}, {"type": "image_url", "image_url": {"url": _picture(number)}}]
+def _chat(kind: PromptKind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    content: Json = _prompt(kind, number, rng)
+    if kind is PromptKind.IMAGE:
+        content = [{"type": "text", "text": content}, {"type": "image_url", "image_url": {"url": _image(number)}}]
     body: dict[str, Json] = {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
-    if kind is Kind.REASONING:
+    if kind is PromptKind.REASONING:
         body["reasoning_effort"] = "high"
-    elif kind is Kind.TOOL:
+    elif kind is PromptKind.TOOL:
         body["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}]
-    elif kind is Kind.JSON:
+    elif kind is PromptKind.JSON:
         schema: Json = {"name": "person", "schema": PERSON, "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
 
 
-def _completions(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
-    return {"prompt": _said(kind, number, rng), "max_tokens": max_tokens}
+def _completions(kind: PromptKind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    return {"prompt": _prompt(kind, number, rng), "max_tokens": max_tokens}
 
 
-def _messages(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
-    content: Json = _said(kind, number, rng)
-    if kind is Kind.IMAGE:
-        data = _picture(number).partition("base64,")[2]
+def _messages(kind: PromptKind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    content: Json = _prompt(kind, number, rng)
+    if kind is PromptKind.IMAGE:
+        data = _image(number).partition("base64,")[2]
         source: Json = {"type": "base64", "media_type": "image/png", "data": data}
         content = [{"type": "text", "text": content}, {"type": "image", "source": source}]
     body: dict[str, Json] = {"messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
-    if kind is Kind.REASONING:
+    if kind is PromptKind.REASONING:
         body["output_config"] = {"effort": "high"}
-    elif kind is Kind.TOOL:
+    elif kind is PromptKind.TOOL:
         body["tools"] = [{"name": "weather", "description": "The weather of a city.", "input_schema": WEATHER}]
     return body
 
 
-def _responses(kind: Kind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
-    content: Json = _said(kind, number, rng)
-    if kind is Kind.IMAGE:
+def _responses(kind: PromptKind, number: int, rng: random.Random, max_tokens: int) -> dict[str, Json]:
+    content: Json = _prompt(kind, number, rng)
+    if kind is PromptKind.IMAGE:
         parts: Json = [
             {"type": "input_text", "text": content},
-            {"type": "input_image", "image_url": _picture(number), "detail": "auto"},
+            {"type": "input_image", "image_url": _image(number), "detail": "auto"},
         ]
         content = [{"role": "user", "content": parts}]
     body: dict[str, Json] = {"input": content, "max_output_tokens": max_tokens}
-    if kind is Kind.REASONING:
+    if kind is PromptKind.REASONING:
         body["reasoning"] = {"effort": "high"}
-    elif kind is Kind.TOOL:
+    elif kind is PromptKind.TOOL:
         body["tools"] = [{"type": "function", "name": "weather", "parameters": WEATHER}]
-    elif kind is Kind.JSON:
+    elif kind is PromptKind.JSON:
         body["text"] = {"format": {"type": "json_schema", "name": "person", "schema": PERSON, "strict": True}}
     return body
 
 
-def _picture(number: int) -> str:
+def _image(number: int) -> str:
     import numpy as np
 
     from loadtest.data.images import data_url, draw, png

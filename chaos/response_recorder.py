@@ -74,19 +74,19 @@ class Recorder:
         self.parts[-1][1].append(text)
         self.characters += len(text)
 
-    def is_from(self, identity: str) -> None:
+    def check_identity(self, identity: str) -> None:
         """Whom an event says it belongs to; empty where it does not say."""
         if identity and self.identity and identity != self.identity:
             self.flaws.append(f"the stream's id became {identity} after {self.identity}")
         self.identity = identity or self.identity
 
-    def counts(self, number: int) -> None:
+    def check_number(self, number: int) -> None:
         """The number that an event carries: each is one more than the last."""
         if number != self.next_number:
             self.flaws.append(f"event {number} came where {self.next_number} was due")
         self.next_number = number + 1
 
-    def finishes(self, reason: str | None) -> None:
+    def set_finish(self, reason: str | None) -> None:
         """Why the answer ended; only one event may say."""
         if reason and self.finish:
             self.flaws.append(f"finished twice: {self.finish}, {reason}")
@@ -105,7 +105,7 @@ class Recorder:
         parts = tuple((channel, "".join(texts)) for channel, texts in self.parts)
         return Answer(parts, self.finish, usage.prompt, usage.output, tuple(flaws))
 
-    def whole(self) -> dict[str, str]:
+    def text_by_channel(self) -> dict[str, str]:
         """All text by channel."""
         found: dict[str, str] = {}
         for channel, texts in self.parts:

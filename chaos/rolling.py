@@ -17,17 +17,17 @@ import httpx
 
 from chaos import sampling
 from chaos.analysis import Findings, Streamed
-from chaos.changes import Change, Made, change_points, is_done
+from chaos.changes import AppliedChange, Change, change_points, is_done
+from chaos.client import ChaosClient, ignore_progress, open_client
 from chaos.fleet import ENGINE, INGRESS
-from chaos.load import Load, ignore, open_load
-from chaos.options import Fault, Options
+from chaos.options import ChaosOptions, Fault
 from chaos.request_spec import RequestSpec
-from chaos.rounds import Say
+from chaos.rounds import WriteLine
 from chaos.service import Service
 from serve_app.cli.serve_status import StatusUnknown
 
-LOOK_S = 1.0
-TELL_S = 10.0
+POLL_S = 1.0
+PROGRESS_S = 10.0
 QUIET_SHARE, QUIET_CLIENTS = 5, 8
 """The last fifth of the requests, by an eighth of the clients."""
 RESTS_EVERY = 4
@@ -38,14 +38,20 @@ class Rolling:
     """One run as a closed loop. What it sees goes to `findings` as it happens."""
 
     def __init__(
-        self, options: Options, asks: Sequence[RequestSpec], load: Load, service: Service, findings: Findings, say: Say
+        self,
+        options: ChaosOptions,
+        specs: Sequence[RequestSpec],
+        client: ChaosClient,
+        service: Service,
+        findings: Findings,
+        write_line: WriteLine,
     ) -> None:
         self._options = options
-        self._asks = asks
-        self._prefix = load.prefix
+        self._specs = specs
+        self._prefix = client.prefix
         self._service = service
         self._findings = findings
-        self._say = say
+        self._write_line = write_line
         self._requests = options.requests or 0
         self._tls = httpx.create_ssl_context()  # once: it takes longer than a request
         self._points = frozenset(change_points(self._requests, len(options.changes)))
@@ -56,17 +62,17 @@ class Rolling:
     async def run(self) -> None:
         """All requests and changes, then the wait for the fleet to be as large as it was before."""
         engines = len((await asyncio.to_thread(self._service.fleet)).running(ENGINE))
-        changing = asyncio.create_task(self._make_changes(), name="changes")
-        watching = [asyncio.create_task(self._look()), asyncio.create_task(self._tell())]
+        changing = asyncio.create_task(self._apply_changes(), name="changes")
+        watching = [asyncio.create_task(self._watch_fleet()), asyncio.create_task(self._report_progress())]
         try:
             numbers = iter(range(self._requests))
             clients = self._options.concurrency
             if self._options.fault is not Fault.ROLLING:
-                await self._ask_all(self._until(numbers, self._requests - self._requests // QUIET_SHARE), clients)
+                await self._send_all(self._until(numbers, self._requests - self._requests // QUIET_SHARE), clients)
                 clients = max(1, clients // QUIET_CLIENTS)
-            await self._ask_all(numbers, clients, last=True)
+            await self._send_all(numbers, clients, last=True)
             await changing
-            await self._until_small(engines)
+            await self._wait_for_scale_down(engines)
         finally:
             for task in (changing, *watching):
                 task.cancel()
@@ -79,17 +85,17 @@ class Rolling:
             if number + 1 >= end:
                 return
 
-    async def _ask_all(self, numbers: Iterator[int], clients: int, *, last: bool = False) -> None:
+    async def _send_all(self, numbers: Iterator[int], clients: int, *, last: bool = False) -> None:
         async with asyncio.TaskGroup() as group:
             for client in range(clients):
                 group.create_task(self._client(client, numbers, last=last))
 
     async def _client(self, client: int, numbers: Iterator[int], *, last: bool) -> None:
-        rests = self._options.rest_s > 0 and client % RESTS_EVERY == 0
+        rests = self._options.rest_s > 0 and client % RESTS_EVERY == RESTS_EVERY - 1  # a single client never rests
         rng = random.Random(f"{self._options.seed}:rest:{client}")
-        async with open_load(self._options, self._prefix, self._tls) as load:
+        async with open_client(self._options, self._prefix, self._tls) as http:
             for number in numbers:
-                await self._one(number, load)
+                await self._one(number, http)
                 if rests:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(rng.uniform(0, self._options.rest_s)):
@@ -97,15 +103,15 @@ class Rolling:
         if last:
             self._all_sent.set()
 
-    async def _one(self, number: int, load: Load) -> None:
+    async def _one(self, number: int, client: ChaosClient) -> None:
         if number in self._points:
             self._due.release()
-        heard = await load.ask(sampling.ask_of(number, self._asks), str(number), ignore)
-        self._findings.streams.append(Streamed(number, 0, heard))
+        recording = await client.send(sampling.spec_of(number, self._specs), str(number), ignore_progress)
+        self._findings.streams.append(Streamed(number, 0, recording))
 
     # ---- changes -----------------------------------------------------------------------------------------------------
 
-    async def _make_changes(self) -> None:
+    async def _apply_changes(self) -> None:
         """Each when it is due and the one before is done."""
         for number, change in enumerate(self._options.changes):
             await self._due.acquire()
@@ -113,26 +119,26 @@ class Rolling:
                 self._findings.problems.append(f"{change.value}: no request was left for it. Give more --requests")
                 return
             try:
-                await self._make(number, change)
+                await self._apply(number, change)
             except StatusUnknown as error:
                 self._findings.problems.append(f"{change.value} was not made: {error}")
 
-    async def _make(self, number: int, change: Change) -> None:
+    async def _apply(self, number: int, change: Change) -> None:
         before = await asyncio.to_thread(self._service.fleet)
         await asyncio.to_thread(self._service.change, change, f"{self._prefix}-{number}")
-        made = Made(change, self._now_s(), asyncio.get_running_loop().time())
-        self._findings.changes.append(made)
-        self._say(f"{made.at_s:7.1f} s  {change.value} ({number + 1} of {len(self._options.changes)}) begins")
-        while self._now_s() < made.at_s + self._options.recover_s:
+        applied = AppliedChange(change, self._now_s(), asyncio.get_running_loop().time())
+        self._findings.changes.append(applied)
+        self._write_line(f"{applied.at_s:7.1f} s  {change.value} ({number + 1} of {len(self._options.changes)}) begins")
+        while self._now_s() < applied.at_s + self._options.recover_s:
             with suppress(StatusUnknown):
                 if is_done(change, before, await asyncio.to_thread(self._service.fleet)):
                     return
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
         self._findings.problems.append(f"{change.value} was not done after {self._options.recover_s:g} s")
 
     # ---- looking -----------------------------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
+    async def _watch_fleet(self) -> None:
         while True:
             try:
                 fleet = await asyncio.to_thread(self._service.fleet)
@@ -143,23 +149,23 @@ class Rolling:
                 timeline = self._findings.timeline
                 if not timeline or timeline[-1][1] != states:
                     timeline.append((self._now_s(), states))
-                    self._say(f"{self._now_s():7.1f} s  {states}")
-            await asyncio.sleep(LOOK_S)
+                    self._write_line(f"{self._now_s():7.1f} s  {states}")
+            await asyncio.sleep(POLL_S)
 
-    async def _tell(self) -> None:
+    async def _report_progress(self) -> None:
         while True:
-            await asyncio.sleep(TELL_S)
+            await asyncio.sleep(PROGRESS_S)
             done = self._findings.streams
-            failed = sum(not one.heard.finished for one in done)
-            self._say(f"{self._now_s():7.1f} s  {len(done):,} of {self._requests:,} requests, {failed} failed")
+            failed = sum(not one.recording.finished for one in done)
+            self._write_line(f"{self._now_s():7.1f} s  {len(done):,} of {self._requests:,} requests, {failed} failed")
 
-    async def _until_small(self, engines: int) -> None:
+    async def _wait_for_scale_down(self, engines: int) -> None:
         deadline_s = self._now_s() + self._options.settle_s
         while self._now_s() < deadline_s:
             fleet = await asyncio.to_thread(self._service.fleet)
             if len(fleet.running(ENGINE)) <= engines:
                 return
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time() - self._began_s

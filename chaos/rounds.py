@@ -14,27 +14,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from chaos import sampling
-from chaos.analysis import Findings, Streamed, Struck, longest_silence_s, where_they_part
+from chaos.analysis import Findings, InjectedFault, Streamed, first_difference, longest_silence_s
 from chaos.changes import Change
+from chaos.client import ChaosClient
 from chaos.fault_injector import FaultInjector
-from chaos.fault_target import Aim, FaultTarget, TargetUnreachable
+from chaos.fault_target import FaultTarget, TargetProcesses, TargetUnreachable
 from chaos.fleet import ENGINE, Fleet, Replica
-from chaos.load import Load
-from chaos.options import ENDS_REPLICA, Fault, Options
+from chaos.options import ENDS_REPLICA, ChaosOptions, Fault
 from chaos.request_spec import RequestSpec
-from chaos.sampling import Moment, Wave
+from chaos.sampling import FaultTime, Round
 from chaos.service import Service
 from chaos.stream import Recording
 from serve_app.cli.serve_status import StatusUnknown
 
-Say = Callable[[str], None]
+WriteLine = Callable[[str], None]
 
 POLL_S = 0.5
 SPREAD_S = 1.0
 """Over how long the streams of a wave start: a fault then meets them at different tokens."""
 
 
-class NotWhole(Exception):
+class FleetNotRecovered(Exception):
     """The fleet has not come back to what it was."""
 
 
@@ -43,124 +43,143 @@ class Rounds:
 
     def __init__(
         self,
-        options: Options,
-        asks: Sequence[RequestSpec],
-        load: Load,
+        options: ChaosOptions,
+        specs: Sequence[RequestSpec],
+        client: ChaosClient,
         service: Service,
-        reach: FaultTarget,
-        striker: FaultInjector,
+        target: FaultTarget,
+        injector: FaultInjector,
         findings: Findings,
-        say: Say,
+        write_line: WriteLine,
     ) -> None:
         self._options = options
-        self._asks = asks
-        self._load = load
+        self._specs = specs
+        self._client = client
         self._service = service
-        self._reach = reach
-        self._striker = striker
+        self._target = target
+        self._injector = injector
         self._findings = findings
-        self._say = say
+        self._write_line = write_line
         self._lost: set[str] = set()
         """Whom the fleet must do without."""
 
-    async def run(self, like: Mapping[str, int]) -> None:
+    async def run(self, expected_counts: Mapping[str, int]) -> None:
         """All waves, over a fleet of so many replicas of each deployment. Raises `NotWhole`."""
         options = self._options
-        waves = sampling.plan_waves(options.streams, options.concurrency, options.faults, options.seed)
+        rounds = sampling.plan_rounds(options.streams, options.concurrency, options.faults, options.seed)
         began_s = asyncio.get_running_loop().time()
-        for wave in waves:
-            again = await self._wave(wave, like)
+        for round_ in rounds:
+            again = await self._run_round(round_, expected_counts)
             passed_s = asyncio.get_running_loop().time() - began_s
-            self._say(f"{passed_s:7.1f} s  wave {wave.number + 1:>3}/{len(waves)}  {self._told(wave)}{again}")
+            self._write_line(
+                f"{passed_s:7.1f} s  wave {round_.number + 1:>3}/{len(rounds)}  {self._describe(round_)}{again}"
+            )
         if options.min_up is not None:
-            again_s = await self._until("whole", lambda fleet: fleet.is_whole(like, frozenset(self._lost)))
-            self._findings.whole_again_s.append(again_s)
+            recovered_s = await self._until(
+                "whole", lambda fleet: fleet.is_recovered(expected_counts, frozenset(self._lost))
+            )
+            self._findings.recovery_s.append(recovered_s)
 
-    async def _wave(self, wave: Wave, like: Mapping[str, int]) -> str:
+    async def _run_round(self, round_: Round, expected_counts: Mapping[str, int]) -> str:
         """Returns how long it took until the next one may begin, in words."""
-        if not wave.struck:
-            await self._streams(wave, None, asyncio.Event())
+        if not round_.injected:
+            await self._streams(round_, None, asyncio.Event())
             return ""
         fleet = await asyncio.to_thread(self._service.fleet)
-        victim, aim = await self._victim(wave, fleet)
-        expected = {number: heard.answer for number, heard in self._findings.undisturbed.items()}
-        moment = sampling.choose_moment(wave, self._asks, expected, self._options.at_token, self._options.seed)
+        victim, processes = await self._victim(round_, fleet)
+        expected = {number: recording.answer for number, recording in self._findings.undisturbed.items()}
+        fault_time = sampling.choose_fault_time(
+            round_, self._specs, expected, self._options.at_token, self._options.seed
+        )
         reached = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            strike = group.create_task(self._strike(wave, moment, reached, victim, aim))
-            await self._streams(wave, moment, reached)
+            inject = group.create_task(self._inject(round_, fault_time, reached, victim, processes))
+            await self._streams(round_, fault_time, reached)
             reached.set()  # the stream may have failed before: then the fault comes late, and says so
-            await strike
-        await self._striker.settle()
-        self._lost |= self._gone(fleet, victim)
+            await inject
+        await self._injector.settle()
+        self._lost |= self._expected_losses(fleet, victim)
         if (least := self._options.min_up) is not None:
-            again_s = await self._until(f"of {least} engines", lambda fleet: self._up(fleet) >= least)
-            return f" | {least} engines up after {again_s:.1f} s"
-        again_s = await self._until("whole", lambda fleet: fleet.is_whole(like, frozenset(self._lost)))
-        self._findings.whole_again_s.append(again_s)
-        return f" | whole again after {again_s:.1f} s"
+            recovered_s = await self._until(f"of {least} engines", lambda fleet: self._up(fleet) >= least)
+            return f" | {least} engines up after {recovered_s:.1f} s"
+        recovered_s = await self._until(
+            "whole", lambda fleet: fleet.is_recovered(expected_counts, frozenset(self._lost))
+        )
+        self._findings.recovery_s.append(recovered_s)
+        return f" | whole again after {recovered_s:.1f} s"
 
     def _up(self, fleet: Fleet) -> int:
         return sum(one.replica_id not in self._lost for one in fleet.running(ENGINE))
 
-    async def _victim(self, wave: Wave, fleet: Fleet) -> tuple[Replica, Aim | None]:
+    async def _victim(self, round_: Round, fleet: Fleet) -> tuple[Replica, TargetProcesses | None]:
         running = {one.replica_id: one for one in fleet.running(ENGINE) if one.replica_id not in self._lost}
         if not running:
-            raise NotWhole("no engine replica runs")
-        victim = running[sampling.choose_replica(list(running), wave.number, self._options.seed)]
+            raise FleetNotRecovered("no engine replica runs")
+        victim = running[sampling.choose_replica(list(running), round_.number, self._options.seed)]
         if self._options.fault is Fault.UPGRADE:
             return victim, None
-        return victim, await self._reach.aim(self._options.fault.value, victim)
+        return victim, await self._target.processes(self._options.fault.value, victim)
 
-    def _gone(self, fleet: Fleet, victim: Replica) -> frozenset[str]:
+    def _expected_losses(self, fleet: Fleet, victim: Replica) -> frozenset[str]:
         """Whom the fleet must be whole without."""
         if self._options.fault is Fault.UPGRADE:
             return frozenset(one.replica_id for one in fleet.replicas)
         return frozenset({victim.replica_id} if self._options.fault in ENDS_REPLICA else ())
 
-    async def _streams(self, wave: Wave, moment: Moment | None, reached: asyncio.Event) -> None:
-        delays_s = sampling.start_delays_s(wave, SPREAD_S, self._options.seed)
+    async def _streams(self, round_: Round, fault_time: FaultTime | None, reached: asyncio.Event) -> None:
+        delays_s = sampling.start_delays_s(round_, SPREAD_S, self._options.seed)
 
         async def one(stream: int, delay_s: float) -> None:
             await asyncio.sleep(delay_s)
 
             def on_text(characters: int) -> None:
-                if moment is not None and stream == moment.stream and characters >= moment.characters:
+                if fault_time is not None and stream == fault_time.stream and characters >= fault_time.characters:
                     reached.set()
 
-            ask = sampling.ask_of(stream, self._asks)
-            heard = await self._load.ask(ask, str(stream), on_text)
-            self._findings.streams.append(Streamed(stream, wave.number, heard))
+            spec = sampling.spec_of(stream, self._specs)
+            recording = await self._client.send(spec, str(stream), on_text)
+            self._findings.streams.append(Streamed(stream, round_.number, recording))
 
         async with asyncio.TaskGroup() as group:
-            for offset in range(wave.count):
-                group.create_task(one(wave.first + offset, delays_s[offset]))
+            for offset in range(round_.count):
+                group.create_task(one(round_.first + offset, delays_s[offset]))
 
-    async def _strike(
-        self, wave: Wave, moment: Moment, reached: asyncio.Event, victim: Replica, aim: Aim | None
+    async def _inject(
+        self,
+        round_: Round,
+        fault_time: FaultTime,
+        reached: asyncio.Event,
+        victim: Replica,
+        processes: TargetProcesses | None,
     ) -> None:
         await reached.wait()
         at_s, error = asyncio.get_running_loop().time(), ""
         try:
-            if aim is None:
-                label = f"{self._load.prefix}-{wave.number}"
+            if processes is None:
+                label = f"{self._client.prefix}-{round_.number}"
                 await asyncio.to_thread(self._service.change, Change.UPGRADE, label)
             else:
-                await self._striker.strike(self._options.fault, aim)
+                await self._injector.inject(self._options.fault, processes)
         except (TargetUnreachable, StatusUnknown) as failed:
             error = str(failed)
-        process = f"pid {', '.join(str(one.pid) for one in aim.procs)} on {victim.node_ip}" if aim else "all replicas"
-        replica_id = victim.replica_id if aim else ""
+        process = (
+            f"pid {', '.join(str(one.pid) for one in processes.procs)} on {victim.node_ip}"
+            if processes
+            else "all replicas"
+        )
+        replica_id = victim.replica_id if processes else ""
         fault = self._options.fault.value
-        self._findings.struck.append(
-            Struck(wave.number, fault, replica_id, process, moment.token, moment.stream, at_s, time.time(), error)
+        self._findings.injected.append(
+            InjectedFault(
+                round_.number, fault, replica_id, process, fault_time.token, fault_time.stream, at_s, time.time(), error
+            )
         )
 
     async def _until(self, what: str, holds: Callable[[Fleet], bool]) -> float:
         """Wait until it holds of the fleet, and the endpoint is healthy. Returns the seconds since the last fault."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        since_s = max((one.at_s for one in self._findings.struck if not one.error), default=began_s)
+        since_s = max((one.at_s for one in self._findings.injected if not one.error), default=began_s)
         seen = "nothing: the dashboard does not answer"
         while loop.time() - began_s < self._options.recover_s:
             try:
@@ -169,30 +188,29 @@ class Rounds:
                 seen = f"nothing: {error}"
             else:
                 seen = f"engines {fleet.states(ENGINE)}"
-                if holds(fleet) and await self._load.is_healthy():
+                if holds(fleet) and await self._client.is_healthy():
                     return loop.time() - since_s
             await asyncio.sleep(POLL_S)
-        raise NotWhole(
+        raise FleetNotRecovered(
             f"{self._options.recover_s:g} s after the wave the fleet is not {what} again ({seen}); "
             "give it longer with --recover-s, or see what its replicas wait for"
         )
 
-    def _told(self, wave: Wave) -> str:
-        heard = [one.heard for one in self._findings.streams if one.wave == wave.number]
-        finished = [one for one in heard if one.finished]
+    def _describe(self, round_: Round) -> str:
+        recording = [one.recording for one in self._findings.streams if one.round_ == round_.number]
+        finished = [one for one in recording if one.finished]
         same = [one for one in finished if self._is_same(one)]
-        silence_s = max((longest_silence_s(one) or 0.0 for one in heard), default=0.0)
-        line = f"{len(finished)} of {wave.count} finished, {len(same)} same, longest silence {silence_s:.2f} s"
-        struck = next((one for one in self._findings.struck if one.wave == wave.number), None)
-        if struck is None:
+        silence_s = max((longest_silence_s(one) or 0.0 for one in recording), default=0.0)
+        line = f"{len(finished)} of {round_.count} finished, {len(same)} same, longest silence {silence_s:.2f} s"
+        injected = next((one for one in self._findings.injected if one.round_ == round_.number), None)
+        if injected is None:
             return f"no fault | {line}"
-        what = (
-            f"{struck.fault} {struck.replica_id} ({struck.process}) at token {struck.token} of stream {struck.stream}"
-        )
-        if struck.error:
-            return f"{what} NOT MADE: {struck.error} | {line}"
+        at = f"token {injected.token} of stream {injected.stream}"
+        what = f"{injected.fault} {injected.replica_id} ({injected.process}) at {at}"
+        if injected.error:
+            return f"{what} NOT MADE: {injected.error} | {line}"
         return f"{what} | {line}"
 
-    def _is_same(self, heard: Recording) -> bool:
-        calm = self._findings.undisturbed[heard.ask.number]
-        return not where_they_part(calm.answer, heard.answer)
+    def _is_same(self, recording: Recording) -> bool:
+        undisturbed = self._findings.undisturbed[recording.spec.number]
+        return not first_difference(undisturbed.answer, recording.answer)

@@ -14,22 +14,22 @@ from chaos.request_spec import RequestSpec
 from chaos.response_recorder import Answer
 
 
-class NoMoment(Exception):
+class NoFaultTime(Exception):
     """No stream of the wave gets to the token that was asked for."""
 
 
 @dataclass(frozen=True)
-class Wave:
+class Round:
     """Streams `first` to `first + count - 1`, at one time. `struck`: with a fault."""
 
     number: int
     first: int
     count: int
-    struck: bool
+    injected: bool
 
 
 @dataclass(frozen=True)
-class Moment:
+class FaultTime:
     """When to strike: when stream `stream` has brought `characters`, which is its token number `token`."""
 
     stream: int
@@ -37,48 +37,48 @@ class Moment:
     characters: int
 
 
-def plan_waves(streams: int, concurrency: int, faults: int | None, seed: int) -> list[Wave]:
+def plan_rounds(streams: int, concurrency: int, faults: int | None, seed: int) -> list[Round]:
     """Rounds of at most `concurrency` streams, as many as there are faults at least. Fewer faults: waves by the
     seed."""
     count = max(-(-streams // concurrency), faults or 1)
-    struck = set(random.Random(f"{seed}:waves").sample(range(count), count if faults is None else faults))
-    waves, first = [], 0
+    injected = set(random.Random(f"{seed}:waves").sample(range(count), count if faults is None else faults))
+    rounds, first = [], 0
     for number in range(count):
         size = (streams - first) // (count - number)
-        waves.append(Wave(number, first, size, number in struck))
+        rounds.append(Round(number, first, size, number in injected))
         first += size
-    return waves
+    return rounds
 
 
-def ask_of(stream: int, asks: Sequence[RequestSpec]) -> RequestSpec:
+def spec_of(stream: int, specs: Sequence[RequestSpec]) -> RequestSpec:
     """Which of the distinct requests a stream sends."""
-    return asks[stream % len(asks)]
+    return specs[stream % len(specs)]
 
 
-def choose_moment(
-    wave: Wave, asks: Sequence[RequestSpec], expected: Mapping[int, Answer], at_token: int | None, seed: int
-) -> Moment:
+def choose_fault_time(
+    round_: Round, specs: Sequence[RequestSpec], expected: Mapping[int, Answer], at_token: int | None, seed: int
+) -> FaultTime:
     """A stream that gets beyond the token, and the token: given, or any but the last. Raises `NoMoment`.
 
     Clients see characters: a token's share of the text tells where it is. With one character a token that is exact.
     """
-    rng = random.Random(f"{seed}:moment:{wave.number}")
-    streams = list(range(wave.first, wave.first + wave.count))
+    rng = random.Random(f"{seed}:moment:{round_.number}")
+    streams = list(range(round_.first, round_.first + round_.count))
     rng.shuffle(streams)
     for stream in streams:
-        answer = expected[ask_of(stream, asks).number]
+        answer = expected[spec_of(stream, specs).number]
         if answer.output_tokens > (at_token or 1):
             token = at_token or rng.randint(1, answer.output_tokens - 1)
-            return Moment(stream, token, max(1, round(token / answer.output_tokens * answer.characters)))
-    raise NoMoment(f"no stream of wave {wave.number + 1} has more than {at_token or 1} tokens")
+            return FaultTime(stream, token, max(1, round(token / answer.output_tokens * answer.characters)))
+    raise NoFaultTime(f"no stream of wave {round_.number + 1} has more than {at_token or 1} tokens")
 
 
-def choose_replica(replica_ids: Sequence[str], wave: int, seed: int) -> str:
+def choose_replica(replica_ids: Sequence[str], round_: int, seed: int) -> str:
     """One of them. Their names are random, so it is the seed's n-th of them in order that is meant."""
-    return random.Random(f"{seed}:replica:{wave}").choice(sorted(replica_ids))
+    return random.Random(f"{seed}:replica:{round_}").choice(sorted(replica_ids))
 
 
-def start_delays_s(wave: Wave, over_s: float, seed: int) -> list[float]:
+def start_delays_s(round_: Round, over_s: float, seed: int) -> list[float]:
     """When each stream of a wave starts: spread, so that a fault meets streams at different tokens."""
-    rng = random.Random(f"{seed}:starts:{wave.number}")
-    return [rng.uniform(0.0, over_s) for _ in range(wave.count)]
+    rng = random.Random(f"{seed}:starts:{round_.number}")
+    return [rng.uniform(0.0, over_s) for _ in range(round_.count)]

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from chaos.changes import Change, changed
+from chaos.changes import Change, changed_config
 from chaos.fleet import INGRESS, Fleet, Replica, fleet_of
 from serve_app.cli import serve_status
 from serve_app.cli.serve_status import APPLICATIONS, StatusUnknown
@@ -44,7 +44,7 @@ class Service:
 
     def change(self, change: Change, label: str) -> None:
         """Deploy the configuration again with this change; `label` is what makes a replacement differ."""
-        config = changed(self._details(), self._application, change, label)
+        config = changed_config(self._details(), self._application, change, label)
         serve_status.ask(self._dashboard, APPLICATIONS, TIMEOUT_S, put=json.dumps(config).encode())
 
     def migrations(self) -> int:

@@ -25,7 +25,7 @@ BODY_KEPT = 2_000
 class Recording:
     """What one client saw. Times are the event loop's clock, in seconds."""
 
-    ask: RequestSpec
+    spec: RequestSpec
     request_id: str
     status: int
     answer: Answer
@@ -48,49 +48,47 @@ OnText = Callable[[int], None]
 """Told how many characters a stream has brought so far, whenever it brings some."""
 
 
-async def hear(
-    client: httpx.AsyncClient, ask: RequestSpec, request_id: str, deadline_s: float, on_text: OnText
+async def send_request(
+    client: httpx.AsyncClient, spec: RequestSpec, request_id: str, deadline_s: float, on_text: OnText
 ) -> Recording:
     """Send a request and follow the answer."""
-    listener = _Listener(ask, on_text)
+    reader = _ResponseReader(spec, on_text)
     loop = asyncio.get_running_loop()
     start_s, error = loop.time(), ""
     try:
         async with asyncio.timeout(deadline_s):
-            await listener.follow(client, request_id)
+            await reader.follow(client, request_id)
     except TimeoutError:
         error = f"not over after {deadline_s:g} s"
     except httpx.HTTPError as lost:
         error = f"{type(lost).__name__}: {lost}"
     except (msgspec.DecodeError, BadFraming, UnicodeDecodeError) as bad:
         error = f"not what the protocol says: {bad}"
-    answer = listener.hearing.answer()
-    if not error and listener.status != 200:
-        error = f"HTTP {listener.status}"
+    answer = reader.recorder.answer()
+    if not error and reader.status != 200:
+        error = f"HTTP {reader.status}"
     error = error or "; ".join(answer.flaws)
-    body = bytes(listener.last_bytes[-BODY_KEPT:]).decode(errors="replace") if error else ""
-    return Recording(
-        ask, request_id, listener.status, answer, error, body, start_s, loop.time(), tuple(listener.text_s)
-    )
+    body = bytes(reader.last_bytes[-BODY_KEPT:]).decode(errors="replace") if error else ""
+    return Recording(spec, request_id, reader.status, answer, error, body, start_s, loop.time(), tuple(reader.text_s))
 
 
-class _Listener:
-    def __init__(self, ask: RequestSpec, on_text: OnText) -> None:
-        self.hearing = Recorder()
+class _ResponseReader:
+    def __init__(self, spec: RequestSpec, on_text: OnText) -> None:
+        self.recorder = Recorder()
         self.status = 0
         self.text_s: list[float] = []
         self.last_bytes = bytearray()
-        self._ask = ask
+        self._spec = spec
         self._on_text = on_text
 
     async def follow(self, client: httpx.AsyncClient, request_id: str) -> None:
         headers = {"content-type": "application/json", "x-request-id": request_id}
-        async with client.stream("POST", self._ask.path, content=self._ask.body, headers=headers) as response:
+        async with client.stream("POST", self._spec.path, content=self._spec.body, headers=headers) as response:
             self.status = response.status_code
-            if response.status_code != 200 or not self._ask.stream:
+            if response.status_code != 200 or not self._spec.stream:
                 self.last_bytes += await response.aread()
                 if response.status_code == 200:
-                    take_whole(self._ask.api, self.hearing, bytes(self.last_bytes))
+                    take_whole(self._spec.api, self.recorder, bytes(self.last_bytes))
                 return
             feed = EventFeed(chunked=False)  # httpx has taken the chunks off
             number = 0
@@ -98,13 +96,13 @@ class _Listener:
                 self._take(feed, read, number)
                 number += 1
             for event in feed.finish():
-                take_event(self._ask.api, self.hearing, event.data)
+                take_event(self._spec.api, self.recorder, event.data)
 
     def _take(self, feed: EventFeed, read: bytes, number: int) -> None:
         self.last_bytes = (self.last_bytes + read)[-BODY_KEPT:]
-        before = self.hearing.characters
+        before = self.recorder.characters
         for event in feed.feed(read, number):
-            take_event(self._ask.api, self.hearing, event.data)
-        if self.hearing.characters > before:
+            take_event(self._spec.api, self.recorder, event.data)
+        if self.recorder.characters > before:
             self.text_s.append(asyncio.get_running_loop().time())
-            self._on_text(self.hearing.characters)
+            self._on_text(self.recorder.characters)

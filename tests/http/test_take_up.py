@@ -45,7 +45,7 @@ async def ingresses(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[t
     """Two over the same replicas."""
     file = tmp_path_factory.mktemp("keys") / "keys.txt"
     file.write_text("\n".join(line_for(name, key) for name, key in KEYS.items()))
-    keys = KeyStore.load(file)
+    keys = KeyStore.client(file)
     async with (
         service({"a": slow, "b": slow}, keys=keys) as one,
         service({}, keys=keys, ingress_id="ingress-2") as other,
@@ -82,25 +82,25 @@ async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, tak
         asked = asking(api, key, stream=stream, **({"x-resume-request-id": take_up} if take_up else {}))
         response = await client.post(**asked)  # type: ignore[arg-type]
     assert response.status_code == 200, response.text
-    hearing = Hearing()
+    recorder = Hearing()
     if stream:
         for line in response.text.splitlines():
             if line.startswith("data:"):
-                take_event(api, hearing, line.removeprefix("data:").strip().encode())
+                take_event(api, recorder, line.removeprefix("data:").strip().encode())
     else:
-        take_whole(api, hearing, response.content)
+        take_whole(api, recorder, response.content)
     line = await asyncio.wait_for(at.log.lines.get(), 5)
-    return hearing.answer(), sum(flight.resumed_tokens for flight in line.context.sequences)
+    return recorder.answer(), sum(flight.resumed_tokens for flight in line.context.sequences)
 
 
 @pytest.mark.parametrize("api", list(Api))
 async def test_what_was_said_comes_at_once_and_the_rest_follows(ingresses: tuple[Service, Service], api: Api) -> None:
     one, other = ingresses
-    whole, nothing = await answer(one, api, stream=True)
-    assert (whole.flaws, nothing) == ((), 0)
+    text_by_channel, nothing = await answer(one, api, stream=True)
+    assert (text_by_channel.flaws, nothing) == ((), 0)
     await break_off(one, api, f"broken-{api.value}", events=12)
     again, taken_up = await answer(other, api, stream=True, take_up=f"broken-{api.value}")
-    assert again == whole
+    assert again == text_by_channel
     assert 5 <= taken_up < 60
 
 

@@ -19,23 +19,23 @@ import pytest
 import yaml
 
 from chaos import analysis, changes, options, procs, report, sampling, service
-from chaos.analysis import Findings, Streamed, Struck
+from chaos.analysis import Findings, InjectedFault, Streamed
 from chaos.changes import Change
 from chaos.events import take_event, take_whole
 from chaos.fleet import Fleet, fleet_of
-from chaos.options import BadOptions, Fault, Options
-from chaos.request_spec import Api, Kind, RequestRules, RequestSpec, draw_requests
+from chaos.options import BadOptions, ChaosOptions, Fault
+from chaos.request_spec import Api, PromptKind, RequestRules, RequestSpec, draw_requests
 from chaos.response_recorder import Answer, Recorder
 from chaos.service import Access
-from chaos.stream import Recording, hear
+from chaos.stream import Recording, send_request
 from serve_app.cli.serve_status import StatusUnknown
 from serve_app.config.profile import ROOT
 
-RULES = RequestRules("m", tuple(Api), tuple(Kind), (40, 200), seed=0)
+RULES = RequestRules("m", tuple(Api), tuple(PromptKind), (40, 200), seed=0)
 ANSWER = Answer((("reasoning", "AAAA"), ("content", "BCDEFGHI")), "length", 7, 12)
 
 
-def given(*flags: str) -> Options:
+def given(*flags: str) -> ChaosOptions:
     parser = argparse.ArgumentParser()
     options.add_flags(parser)
     return options.read(parser.parse_args(flags))
@@ -48,8 +48,8 @@ def test_what_is_not_given_is_a_sensible_run() -> None:
     found = given()
     assert found.fault is Fault.KILL
     assert found.apis == tuple(Api)
-    assert found.kinds == (Kind.TEXT,)
-    assert (found.at_token, found.faults, found.different_asks) == (None, None, 64)
+    assert found.kinds == (PromptKind.TEXT,)
+    assert (found.at_token, found.faults, found.distinct_requests) == (None, None, 64)
 
 
 @pytest.mark.parametrize(
@@ -84,23 +84,23 @@ def test_far_away_it_wants_to_be_told_twice() -> None:
 
 
 def test_the_same_seed_asks_the_same_and_every_request_is_another() -> None:
-    asks = draw_requests(RULES, 60)
-    assert asks == draw_requests(RULES, 60)
-    assert asks != draw_requests(replace(RULES, seed=1), 60)
-    assert len({(ask.path, ask.body) for ask in asks}) == 60
-    assert all(40 <= ask.max_tokens <= 200 for ask in asks)
+    specs = draw_requests(RULES, 60)
+    assert specs == draw_requests(RULES, 60)
+    assert specs != draw_requests(replace(RULES, seed=1), 60)
+    assert len({(spec.path, spec.body) for spec in specs}) == 60
+    assert all(40 <= spec.max_tokens <= 200 for spec in specs)
 
 
 def test_apis_take_turns_and_ask_only_for_what_they_have() -> None:
-    asks = draw_requests(RULES, 40)
-    assert [ask.api for ask in asks[:4]] == list(Api)
-    assert {ask.kind for ask in asks if ask.api is Api.COMPLETIONS} == {Kind.TEXT}
-    assert {ask.kind for ask in asks if ask.api is Api.CHAT} == set(Kind)
-    assert Kind.JSON not in {ask.kind for ask in asks if ask.api is Api.MESSAGES}
+    specs = draw_requests(RULES, 40)
+    assert [spec.api for spec in specs[:4]] == list(Api)
+    assert {spec.kind for spec in specs if spec.api is Api.COMPLETIONS} == {PromptKind.TEXT}
+    assert {spec.kind for spec in specs if spec.api is Api.CHAT} == set(PromptKind)
+    assert PromptKind.JSON not in {spec.kind for spec in specs if spec.api is Api.MESSAGES}
 
 
 def test_text_has_a_certain_length_where_the_api_can_say_so() -> None:
-    bodies = {ask.api: json.loads(ask.body) for ask in draw_requests(replace(RULES, kinds=(Kind.TEXT,)), 4)}
+    bodies = {spec.api: json.loads(spec.body) for spec in draw_requests(replace(RULES, kinds=(PromptKind.TEXT,)), 4)}
     assert [api for api, body in bodies.items() if body.get("ignore_eos")] == [
         Api.CHAT,
         Api.COMPLETIONS,
@@ -110,8 +110,8 @@ def test_text_has_a_certain_length_where_the_api_can_say_so() -> None:
 
 
 def test_a_closed_loop_asks_every_api_both_ways() -> None:
-    asks = draw_requests(replace(RULES, streams_only=False, kinds=(Kind.TEXT,)), 8)
-    assert {(ask.api, ask.stream) for ask in asks} == {(api, stream) for api in Api for stream in (True, False)}
+    specs = draw_requests(replace(RULES, streams_only=False, kinds=(PromptKind.TEXT,)), 8)
+    assert {(spec.api, spec.stream) for spec in specs} == {(api, stream) for api in Api for stream in (True, False)}
 
 
 # ---- what is heard ---------------------------------------------------------------------------------------------------
@@ -175,10 +175,10 @@ RESPONSE = [
 
 
 def heard_in(api: Api, events: list[bytes]) -> Answer:
-    hearing = Recorder()
+    recorder = Recorder()
     for event in events:
-        take_event(api, hearing, event)
-    return hearing.answer()
+        take_event(api, recorder, event)
+    return recorder.answer()
 
 
 @pytest.mark.parametrize(("api", "events"), [(Api.CHAT, CHAT), (Api.MESSAGES, MESSAGE), (Api.RESPONSES, RESPONSE)])
@@ -201,9 +201,9 @@ def test_an_answer_in_one_piece_is_heard_like_a_stream() -> None:
         Api.RESPONSES: WHOLE_RESPONSE,
     }
     for api, body in wholes.items():
-        hearing = Recorder()
-        take_whole(api, hearing, json.dumps(body).encode())
-        assert hearing.answer() == ANSWER
+        recorder = Recorder()
+        take_whole(api, recorder, json.dumps(body).encode())
+        assert recorder.answer() == ANSWER
 
 
 def test_a_completion_is_content() -> None:
@@ -287,11 +287,11 @@ def chunked(events: list[bytes], *, end: bool = True) -> bytes:
 async def test_a_stream_is_followed_to_its_end_and_tells_how_far_it_is() -> None:
     brought: list[int] = []
     async with server(chunked(CHAT)) as client:
-        heard = await hear(client, ASK, "id-1", 5.0, brought.append)
-    assert heard.finished
-    assert heard.answer == ANSWER
+        recording = await send_request(client, ASK, "id-1", 5.0, brought.append)
+    assert recording.finished
+    assert recording.answer == ANSWER
     assert brought[-1] == ANSWER.characters
-    assert len(heard.text_s) == len(brought)
+    assert len(recording.text_s) == len(brought)
 
 
 @pytest.mark.parametrize(
@@ -306,55 +306,55 @@ async def test_a_stream_is_followed_to_its_end_and_tells_how_far_it_is() -> None
 )
 async def test_what_goes_wrong_with_a_request_is_data(answer: bytes, *, closes: bool, error: str) -> None:
     async with server(answer, closes=closes) as client:
-        heard = await hear(client, ASK, "id-1", 10.0 if closes else 2.0, lambda _: None)
-    assert error in heard.error
-    assert not heard.finished
-    assert heard.body
+        recording = await send_request(client, ASK, "id-1", 10.0 if closes else 2.0, lambda _: None)
+    assert error in recording.error
+    assert not recording.finished
+    assert recording.body
 
 
 async def test_nobody_there_is_data_too() -> None:
     async with httpx.AsyncClient(base_url="http://127.0.0.1:9", trust_env=False) as client:
-        heard = await hear(client, ASK, "id-1", 5.0, lambda _: None)
-    assert (heard.status, heard.finished) == (0, False)
+        recording = await send_request(client, ASK, "id-1", 5.0, lambda _: None)
+    assert (recording.status, recording.finished) == (0, False)
 
 
 # ---- choices ---------------------------------------------------------------------------------------------------------
 
 
 def test_waves_hold_every_stream_once_and_are_all_struck() -> None:
-    waves = sampling.plan_waves(1000, 64, None, 0)
-    assert len(waves) == 16
-    assert sum(wave.count for wave in waves) == 1000
-    assert [wave.first for wave in waves[1:]] == [wave.first + wave.count for wave in waves[:-1]]
-    assert all(wave.struck and wave.count <= 64 for wave in waves)
+    rounds = sampling.plan_rounds(1000, 64, None, 0)
+    assert len(rounds) == 16
+    assert sum(round_.count for round_ in rounds) == 1000
+    assert [round_.first for round_ in rounds[1:]] == [round_.first + round_.count for round_ in rounds[:-1]]
+    assert all(round_.injected and round_.count <= 64 for round_ in rounds)
 
 
 def test_more_faults_make_more_waves_and_fewer_leave_some_alone() -> None:
-    assert [wave.count for wave in sampling.plan_waves(24, 32, 2, 0)] == [12, 12]
-    waves = sampling.plan_waves(100, 10, 3, 0)
-    assert len(waves) == 10
-    assert sum(wave.struck for wave in waves) == 3
-    assert waves == sampling.plan_waves(100, 10, 3, 0)
+    assert [round_.count for round_ in sampling.plan_rounds(24, 32, 2, 0)] == [12, 12]
+    rounds = sampling.plan_rounds(100, 10, 3, 0)
+    assert len(rounds) == 10
+    assert sum(round_.injected for round_ in rounds) == 3
+    assert rounds == sampling.plan_rounds(100, 10, 3, 0)
 
 
 def test_a_moment_is_a_token_of_a_stream_that_goes_on_after_it() -> None:
-    asks = draw_requests(replace(RULES, kinds=(Kind.TEXT,)), 8)
-    expected = {ask.number: replace(ANSWER, output_tokens=4 + ask.number) for ask in asks}
-    for wave in sampling.plan_waves(400, 8, None, 0):
-        moment = sampling.choose_moment(wave, asks, expected, None, 0)
-        assert wave.first <= moment.stream < wave.first + wave.count
-        assert 1 <= moment.token < 4 + moment.stream % 8
-        assert 1 <= moment.characters <= ANSWER.characters
-    given_token = sampling.choose_moment(sampling.Wave(0, 0, 8, struck=True), asks, expected, 10, 0)
+    specs = draw_requests(replace(RULES, kinds=(PromptKind.TEXT,)), 8)
+    expected = {spec.number: replace(ANSWER, output_tokens=4 + spec.number) for spec in specs}
+    for round_ in sampling.plan_rounds(400, 8, None, 0):
+        fault_time = sampling.choose_fault_time(round_, specs, expected, None, 0)
+        assert round_.first <= fault_time.stream < round_.first + round_.count
+        assert 1 <= fault_time.token < 4 + fault_time.stream % 8
+        assert 1 <= fault_time.characters <= ANSWER.characters
+    given_token = sampling.choose_fault_time(sampling.Round(0, 0, 8, injected=True), specs, expected, 10, 0)
     assert (given_token.stream, given_token.token) == (7, 10)
-    with pytest.raises(sampling.NoMoment, match="more than 11"):
-        sampling.choose_moment(sampling.Wave(0, 0, 8, struck=True), asks, expected, 11, 0)
+    with pytest.raises(sampling.NoFaultTime, match="more than 11"):
+        sampling.choose_fault_time(sampling.Round(0, 0, 8, injected=True), specs, expected, 11, 0)
 
 
 def test_every_replica_is_chosen_sooner_or_later() -> None:
-    chosen = [sampling.choose_replica(["b", "a", "c"], wave, 0) for wave in range(30)]
+    chosen = [sampling.choose_replica(["b", "a", "c"], round_, 0) for round_ in range(30)]
     assert set(chosen) == {"a", "b", "c"}
-    assert chosen == [sampling.choose_replica(["c", "b", "a"], wave, 0) for wave in range(30)]
+    assert chosen == [sampling.choose_replica(["c", "b", "a"], round_, 0) for round_ in range(30)]
 
 
 @pytest.mark.parametrize(("upgrades", "points"), [(0, []), (1, [5000]), (2, [3333, 6666])])
@@ -379,11 +379,13 @@ def details(**states: str) -> dict[str, object]:
 
 
 def test_the_fleet_is_whole_when_others_run_in_place_of_the_lost() -> None:
-    like = {"engine": 2}
-    assert not fleet(a="RUNNING", b="RUNNING").is_whole(like, frozenset("a"))
-    assert not fleet(a="STOPPING", b="RUNNING", c="STARTING").is_whole(like, frozenset("a"))
-    assert fleet(a="STOPPING", b="RUNNING", c="RUNNING").is_whole(like, frozenset("a"))
-    assert Fleet(fleet(b="RUNNING").replicas, {"engine": 1}).is_whole(like, frozenset("a"))  # it was told to shrink
+    expected_counts = {"engine": 2}
+    assert not fleet(a="RUNNING", b="RUNNING").is_recovered(expected_counts, frozenset("a"))
+    assert not fleet(a="STOPPING", b="RUNNING", c="STARTING").is_recovered(expected_counts, frozenset("a"))
+    assert fleet(a="STOPPING", b="RUNNING", c="RUNNING").is_recovered(expected_counts, frozenset("a"))
+    assert Fleet(fleet(b="RUNNING").replicas, {"engine": 1}).is_recovered(
+        expected_counts, frozenset("a")
+    )  # it was told to shrink
     assert fleet(a="RUNNING", b="STARTING", c="STARTING").states("engine") == "1 running, 2 starting"
 
 
@@ -398,7 +400,7 @@ def test_an_application_that_is_not_there_is_said_so(wrong: object) -> None:
 
 
 def test_an_upgrade_changes_one_variable_and_keeps_all_else() -> None:
-    config = changes.changed(details(a="RUNNING"), "step", Change.UPGRADE, "v2")
+    config = changes.changed_config(details(a="RUNNING"), "step", Change.UPGRADE, "v2")
     assert config == {
         "proxy_location": "EveryNode",
         "http_options": {"port": 1},
@@ -426,18 +428,18 @@ def test_serve_takes_an_upgrade_of_what_it_runs() -> None:
         "grpc_options": deployed.grpc_options.model_dump(exclude_unset=True),
         "applications": {"step": {"deployed_app_config": application.model_dump(exclude_unset=True)}},
     }
-    upgraded = schema.ServeDeploySchema.model_validate(changes.changed(running, "step", Change.UPGRADE, "v2"))
-    (changed,) = upgraded.applications
-    assert changed.runtime_env["env_vars"].pop(changes.UPGRADE_VARIABLE) == "v2"
-    assert changed == application
+    upgraded = schema.ServeDeploySchema.model_validate(changes.changed_config(running, "step", Change.UPGRADE, "v2"))
+    (changed_config,) = upgraded.applications
+    assert changed_config.runtime_env["env_vars"].pop(changes.UPGRADE_VARIABLE) == "v2"
+    assert changed_config == application
     assert upgraded.http_options == deployed.http_options
 
 
 def scaled(deployed: dict[str, object], change: Change, deployment: dict[str, object]) -> dict[str, object]:
     """The application's configuration after a change; Serve says `deployment` of the one that changes."""
     name = change.deployments[0]
-    told = {"deployments": {name: {"deployment_config": deployment}}, "deployed_app_config": deployed}
-    (config,) = changes.changed({"applications": {"step": told}}, "step", change, "v2")["applications"]  # type: ignore[misc]
+    details = {"deployments": {name: {"deployment_config": deployment}}, "deployed_app_config": deployed}
+    (config,) = changes.changed_config({"applications": {"step": details}}, "step", change, "v2")["applications"]  # type: ignore[misc]
     return config
 
 
@@ -508,7 +510,7 @@ def test_a_process_is_stopped_and_ended_by_its_number_and_birth(process: subproc
     (found,) = procs.find(process.pid, "cut")
     assert procs.send([found], signal.SIGSTOP) == 1
     until(lambda: is_now(process, psutil.STATUS_STOPPED))
-    assert procs.send([procs.Proc(found.pid, found.born_s - 100)], signal.SIGKILL) == 0
+    assert procs.send([procs.Proc(found.pid, found.started_s - 100)], signal.SIGKILL) == 0
     assert procs.send([found], signal.SIGKILL) == 1
     assert process.wait() == -signal.SIGKILL
     assert procs.send([found], signal.SIGKILL) == 0
@@ -551,10 +553,10 @@ def test_a_slowed_process_runs_again_when_told_to_end(process: subprocess.Popen[
 # ---- the verdict -----------------------------------------------------------------------------------------------------
 
 
-def heard(
-    ask: RequestSpec = ASK, answer: Answer = ANSWER, *, error: str = "", name: str = "r", times: str = "0 1 5"
+def recording(
+    spec: RequestSpec = ASK, answer: Answer = ANSWER, *, error: str = "", name: str = "r", times: str = "0 1 5"
 ) -> Recording:
-    return Recording(ask, name, 200, answer, error, "", 0.0, 10.0, tuple(float(one) for one in times.split()))
+    return Recording(spec, name, 200, answer, error, "", 0.0, 10.0, tuple(float(one) for one in times.split()))
 
 
 @pytest.mark.parametrize(
@@ -570,19 +572,19 @@ def heard(
     ],
 )
 def test_it_is_said_where_two_answers_part(other: Answer, where: str) -> None:
-    found = analysis.where_they_part(ANSWER, other)
+    found = analysis.first_difference(ANSWER, other)
     assert found.startswith(where)
     assert bool(found) == bool(where)
 
 
 def seen(*streams: Streamed, **more: object) -> Findings:
-    struck = Struck(0, "kill", "a", "pid 1", 5, 0, 2.0, 0.0)
-    return replace(Findings({0: heard()}, list(streams), [struck], unfinished=0), **more)
+    injected = InjectedFault(0, "kill", "a", "pid 1", 5, 0, 2.0, 0.0)
+    return replace(Findings({0: recording()}, list(streams), [injected], unfinished=0), **more)
 
 
 def test_the_promise_held_if_all_finished_and_are_the_same() -> None:
-    findings = seen(Streamed(0, 0, heard()), Streamed(1, 0, heard(name="s")))
-    found = analysis.judge(findings, 2)
+    findings = seen(Streamed(0, 0, recording()), Streamed(1, 0, recording(name="s")))
+    found = analysis.analyze(findings, 2)
     assert analysis.passed(found, findings)
     assert found.finished() == 2
 
@@ -590,40 +592,40 @@ def test_the_promise_held_if_all_finished_and_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("stream", "more"),
     [
-        (heard(error="cut"), {}),
-        (heard(answer=replace(ANSWER, finish="stop")), {}),
-        (heard(), {"unfinished": 1}),
-        (heard(), {"problems": ["interrupted"]}),
-        (heard(), {"struck": [Struck(0, "kill", "a", "", 5, 0, 2.0, 0.0, error="gone")]}),
+        (recording(error="cut"), {}),
+        (recording(answer=replace(ANSWER, finish="stop")), {}),
+        (recording(), {"unfinished": 1}),
+        (recording(), {"problems": ["interrupted"]}),
+        (recording(), {"injected": [InjectedFault(0, "kill", "a", "", 5, 0, 2.0, 0.0, error="gone")]}),
     ],
 )
 def test_the_promise_did_not_hold_otherwise(stream: Recording, more: dict[str, object]) -> None:
     findings = seen(Streamed(0, 0, stream), **more)
-    found = analysis.judge(findings, 1)
+    found = analysis.analyze(findings, 1)
     assert not analysis.passed(found, findings)
     assert "FAILED" in list(report.lines(given(), findings, found))
 
 
 def test_a_stream_that_was_never_heard_is_missed() -> None:
-    findings = seen(Streamed(0, 0, heard()))
-    assert not analysis.passed(analysis.judge(findings, 2), findings)
+    findings = seen(Streamed(0, 0, recording()))
+    assert not analysis.passed(analysis.analyze(findings, 2), findings)
 
 
 def test_who_was_hit_is_what_the_access_log_says() -> None:
-    streams = [Streamed(number, 0, heard(name=f"s{number}")) for number in range(3)]
+    streams = [Streamed(number, 0, recording(name=f"s{number}")) for number in range(3)]
     access = {"s0": Access("s0", 1, ["a", "b"]), "s1": Access("s1", 0, ["b"]), "s2": Access("s2", 0, ["a"])}
-    struck = [Struck(0, "kill", "a", "pid 1", 5, 0, 2.0, 0.0)]
-    hit, known = analysis.who_was_hit(streams, struck, access)
+    injected = [InjectedFault(0, "kill", "a", "pid 1", 5, 0, 2.0, 0.0)]
+    hit, known = analysis.streams_hit(streams, injected, access)
     assert known
     assert [one.stream for one in hit] == [0, 2]
-    assert analysis.who_was_hit(streams, struck, {}) == (streams, False)
-    assert analysis.who_was_hit(streams, [], access) == ([], True)
+    assert analysis.streams_hit(streams, injected, {}) == (streams, False)
+    assert analysis.streams_hit(streams, [], access) == ([], True)
 
 
 def test_silence_is_between_two_pieces_of_text() -> None:
-    assert analysis.longest_silence_s(heard(times="1 2 7 8")) == 5.0
-    assert analysis.longest_silence_s(heard(times="1")) is None
-    found = analysis.silences([heard(times="0 1"), heard(times="0 3"), heard(times="")])
+    assert analysis.longest_silence_s(recording(times="1 2 7 8")) == 5.0
+    assert analysis.longest_silence_s(recording(times="1")) is None
+    found = analysis.silences([recording(times="0 1"), recording(times="0 3"), recording(times="")])
     assert found == analysis.Silences(2, 2.0, 3.0)
 
 
@@ -637,22 +639,22 @@ def test_silence_is_between_two_pieces_of_text() -> None:
     ],
 )
 def test_the_wait_is_the_one_that_the_fault_made(times: str, wait_s: float | None) -> None:
-    assert analysis.wait_across_s(heard(times=times), 2.0) == wait_s
+    assert analysis.wait_across_s(recording(times=times), 2.0) == wait_s
 
 
 def test_the_report_says_what_was_seen_and_json_has_it_all() -> None:
     findings = seen(
-        Streamed(0, 0, heard(name="s0")),
-        Streamed(1, 0, heard(name="s1", error="HTTP 503")),
+        Streamed(0, 0, recording(name="s0")),
+        Streamed(1, 0, recording(name="s1", error="HTTP 503")),
         access={"s0": Access("s0", 1, ["a", "b"]), "s1": Access("s1", 0, [])},
         migrations=1,
-        whole_again_s=[4.0],
+        recovery_s=[4.0],
     )
-    found = analysis.judge(findings, 2)
+    found = analysis.analyze(findings, 2)
     text = "\n".join(report.lines(given(), findings, found))
     assert "1  200: HTTP 503" in text
     assert "1 by the service's metrics, 1 in its log" in text
-    whole = json.loads(report.as_json(given(), findings, found))
-    assert (whole["passed"], whole["finished"], whole["failed"]) == (False, 1, 1)
-    assert [stream["hit"] for stream in whole["streams"]] == [True, False]
-    assert whole["faults"][0]["replica_id"] == "a"
+    text_by_channel = json.loads(report.as_json(given(), findings, found))
+    assert (text_by_channel["passed"], text_by_channel["finished"], text_by_channel["failed"]) == (False, 1, 1)
+    assert [stream["hit"] for stream in text_by_channel["streams"]] == [True, False]
+    assert text_by_channel["faults"][0]["replica_id"] == "a"

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from chaos import command, options
-from chaos.analysis import Findings, judge, passed
+from chaos.analysis import Findings, analyze, passed
 from serve_app.config.profile import ROOT
 from tests.unit.stand_in_fleet import StandIn, stand_in
 
@@ -30,9 +30,9 @@ async def run(fleet: StandIn, *flags: str) -> tuple[Findings, bool, list[str]]:
     options.add_flags(parser)
     found = options.read(parser.parse_args(["--url", fleet.url, "--dashboard", fleet.url, *QUICK, *flags]))
     findings, said = Findings(), list[str]()
-    await command.Run(found, findings, said.append).run()
+    await command.ChaosRun(found, findings, said.append).run()
     asked = found.streams if found.requests is None else found.requests
-    return findings, passed(judge(findings, asked), findings), said
+    return findings, passed(analyze(findings, asked), findings), said
 
 
 @pytest.mark.parametrize("fault", ["kill", "cut", "upgrade"])
@@ -40,7 +40,7 @@ async def test_a_service_that_keeps_its_promise_passes(fault: str) -> None:
     async with stand_in() as fleet:
         findings, held, said = await run(fleet, "--fault", fault)
     assert held, (said, findings.problems)
-    assert len(findings.struck) == len(findings.whole_again_s) == 2
+    assert len(findings.injected) == len(findings.recovery_s) == 2
     assert findings.migrations == sum(line.migrations for line in findings.access.values()) > 0
     assert len(fleet.upgrades) == (2 if fault == "upgrade" else 0)
     assert any("wave   2/2" in line for line in said)
@@ -58,9 +58,9 @@ async def test_the_next_fault_need_not_wait_for_the_last_one_s_restart() -> None
         fleet.slow_start = False
         findings, held, said = await running
     assert held, (said, findings.problems)
-    assert len(findings.struck) == 2
-    assert len({struck.replica_id for struck in findings.struck}) == 2
-    assert len(findings.whole_again_s) == 1
+    assert len(findings.injected) == 2
+    assert len({injected.replica_id for injected in findings.injected}) == 2
+    assert len(findings.recovery_s) == 1
     assert any("2 engines up after" in line for line in said)
 
 
@@ -69,7 +69,7 @@ async def test_what_was_slowed_runs_on() -> None:
         findings, _, _ = await run(fleet, "--fault", "slow", "--slow-s", "0.5")
         assert all(process.status() != psutil.STATUS_STOPPED for process in fleet.replicas.values())
     assert not findings.problems
-    assert {struck.fault for struck in findings.struck} == {"slow"}
+    assert {injected.fault for injected in findings.injected} == {"slow"}
 
 
 @pytest.mark.parametrize("manners", ["doubles", "drops"])
@@ -77,19 +77,19 @@ async def test_a_service_that_loses_or_doubles_a_token_does_not_pass(manners: st
     async with stand_in(manners) as fleet:
         findings, held, _ = await run(fleet, "--fault", "kill")
     assert not held
-    found = judge(findings, 16)
+    found = analyze(findings, 16)
     assert found.different if manners == "doubles" else found.failed
-    assert not findings.wavering
+    assert not findings.unstable
 
 
 async def test_a_closed_loop_goes_through_its_upgrades() -> None:
     async with stand_in() as fleet:
-        flags = ("--fault", "upgrade", "--requests", "40", "--upgrades", "2", "--settle-s", "1")
+        flags = ("--fault", "upgrade", "--requests", "40", "--upgrades", "2", "--rest-s", "0.1", "--settle-s", "1")
         findings, held, _ = await run(fleet, *flags)
     assert held
     assert len(fleet.upgrades) == len(findings.changes) == 2
     assert findings.timeline
-    assert any(what.startswith("the access log of i0") for what in findings.unseen)
+    assert any(what.startswith("the access log of i0") for what in findings.unavailable)
     assert findings.access  # what the last one wrote is read nevertheless
 
 
@@ -107,8 +107,8 @@ async def test_a_closed_loop_replaces_ingresses_one_change_after_the_other() -> 
         )
         findings, held, said = await run(fleet, *flags, "--rest-s", "0.1", "--settle-s", "1")
     assert held, (said, findings.problems)
-    assert [made.change.value for made in findings.changes] == ["ingress", "upgrade", "ingress"]
-    assert max(one.heard.ask.max_tokens for one in findings.streams) == 90
+    assert [applied.change.value for applied in findings.changes] == ["ingress", "upgrade", "ingress"]
+    assert max(one.recording.spec.max_tokens for one in findings.streams) == 90
 
 
 async def test_a_change_for_which_no_request_is_left_is_a_problem() -> None:

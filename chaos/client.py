@@ -11,16 +11,16 @@ from typing import TypeVar
 
 import httpx
 
-from chaos.options import BadOptions, Options
+from chaos.options import BadOptions, ChaosOptions
 from chaos.request_spec import RequestSpec
-from chaos.stream import OnText, Recording, hear
+from chaos.stream import OnText, Recording, send_request
 
 T = TypeVar("T")
 
 PROBE_S = 10.0
 
 
-class Load:
+class ChaosClient:
     """Sends requests. Their ids begin with `prefix`, by which the service's log knows them again."""
 
     def __init__(self, client: httpx.AsyncClient, deadline_s: float, prefix: str = "") -> None:
@@ -28,18 +28,18 @@ class Load:
         self._deadline_s = deadline_s
         self.prefix = prefix or f"chaos-{uuid.uuid4().hex[:8]}"
 
-    async def ask(self, ask: RequestSpec, name: str, on_text: OnText) -> Recording:
+    async def send(self, spec: RequestSpec, name: str, on_text: OnText) -> Recording:
         """One request, followed to its end. `name` tells it from the others of this run."""
-        return await hear(self._client, ask, f"{self.prefix}-{name}", self._deadline_s, on_text)
+        return await send_request(self._client, spec, f"{self.prefix}-{name}", self._deadline_s, on_text)
 
-    async def ask_calmly(self, asks: Iterable[RequestSpec], concurrency: int, name: str) -> dict[int, Recording]:
+    async def send_all(self, specs: Iterable[RequestSpec], concurrency: int, name: str) -> dict[int, Recording]:
         """Each of these requests once, without a fault: by the request's number."""
         found: dict[int, Recording] = {}
 
-        async def one(ask: RequestSpec) -> None:
-            found[ask.number] = await self.ask(ask, f"{name}-{ask.number}", ignore)
+        async def one(spec: RequestSpec) -> None:
+            found[spec.number] = await self.send(spec, f"{name}-{spec.number}", ignore_progress)
 
-        await each(asks, concurrency, one)
+        await each(specs, concurrency, one)
         return found
 
     async def is_healthy(self) -> bool:
@@ -60,12 +60,14 @@ class Load:
             raise BadOptions(f"the endpoint does not list its models ({error}): is --url right?") from error
 
 
-def ignore(_characters: int) -> None:
+def ignore_progress(_characters: int) -> None:
     """For streams whose progress nobody waits for."""
 
 
 @asynccontextmanager
-async def open_load(options: Options, prefix: str = "", tls: ssl.SSLContext | None = None) -> AsyncIterator[Load]:
+async def open_client(
+    options: ChaosOptions, prefix: str = "", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[ChaosClient]:
     """The clients, until the block is left. With a `prefix`: further ones of the same run."""
     headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.concurrency)
@@ -74,7 +76,7 @@ async def open_load(options: Options, prefix: str = "", tls: ssl.SSLContext | No
     async with httpx.AsyncClient(
         base_url=options.url, headers=headers, limits=limits, timeout=timeout, trust_env=False, verify=tls or True
     ) as client:
-        yield Load(client, options.deadline_s, prefix)
+        yield ChaosClient(client, options.deadline_s, prefix)
 
 
 async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable[None]]) -> None:
@@ -90,6 +92,6 @@ async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable
             group.create_task(worker())
 
 
-def failures(heard: Iterable[Recording]) -> Sequence[Recording]:
+def failures(recording: Iterable[Recording]) -> Sequence[Recording]:
     """Those that are no proper answers."""
-    return [one for one in heard if not one.finished]
+    return [one for one in recording if not one.finished]
