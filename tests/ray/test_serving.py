@@ -269,7 +269,7 @@ async def test_a_killed_engine_replica_is_not_noticed_by_a_stream(service: Clust
     assert len(undisturbed) == 299  # the token that ends the thoughts is no text
     assert disturbed == undisturbed
     line = await access_line(service, "survivor")
-    assert line["resumes"] == 1
+    assert line["migrations"] == 1
     assert len(line["replica"]) == 2
     await until_all_say_hello(service, probe)
 
