@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from chaos.events import take_event, take_whole
 from chaos.request_spec import Api
-from chaos.response_recorder import Answer, Hearing
+from chaos.response_recorder import Answer, Recorder
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.ingress.auth import KeyStore, line_for
@@ -82,7 +82,7 @@ async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, tak
         asked = asking(api, key, stream=stream, **({"x-resume-request-id": take_up} if take_up else {}))
         response = await client.post(**asked)  # type: ignore[arg-type]
     assert response.status_code == 200, response.text
-    recorder = Hearing()
+    recorder = Recorder()
     if stream:
         for line in response.text.splitlines():
             if line.startswith("data:"):
@@ -90,7 +90,7 @@ async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, tak
     else:
         take_whole(api, recorder, response.content)
     line = await asyncio.wait_for(at.log.lines.get(), 5)
-    return recorder.answer(), sum(flight.resumed_tokens for flight in line.context.sequences)
+    return recorder.answer(), sum(trace.resumed_tokens for trace in line.context.sequences)
 
 
 @pytest.mark.parametrize("api", list(Api))
