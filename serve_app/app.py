@@ -39,7 +39,8 @@ from serve_app.ingress.access_log import log_to_stderr
 from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.middleware import App, IngressMiddleware, MiddlewareSettings
-from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink, EngineDead
+from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink
+from serve_app.protocol.errors import EngineDead
 from serve_app.router.admission import Admission
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.engine_versions import EngineVersions
@@ -59,7 +60,7 @@ INGRESS_STREAMS = 256
 three hundred of the published streams of 50 tokens a second."""
 
 QUIET = LoggingConfig(enable_access_log=False)
-"""A request has a log line of ours that says more (`protocol/outcome.py`) than the two that Serve would write."""
+"""A request has a log line of ours that says more (`ingress/metrics.py`) than the two that Serve would write."""
 
 INGRESS_SURGE_PERCENT = 25
 """Ingress replicas that a replacement may start beyond their number, at least one: the new one serves before the old

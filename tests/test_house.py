@@ -47,7 +47,7 @@ RAY_IMPORTERS = {
 """Decisions are pure: what decides has no client, no task, no Ray."""
 
 PURE = (
-    *("protocol/errors", "protocol/messages", "protocol/outcome"),
+    *("protocol/errors", "protocol/messages"),
     *("router/admission", "protocol/poison", "router/routing"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     "ingress/validation_errors",

@@ -32,7 +32,7 @@ from serve_app.engine.replica import EngineReplica
 from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_process import engine_core_processes
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import EngineDead
+from serve_app.protocol.errors import EngineDead
 from serve_app.protocol.messages import AttemptRequest, decode_frame, encode_request
 
 REPLICA, INGRESS = "replica", "bench"

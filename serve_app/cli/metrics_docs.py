@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from serve_app.config.profile import ROOT
 from serve_app.ingress.metrics import IngressMetrics
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome
 
 PAGE = ROOT / "docs" / "metrics.md"
 

@@ -17,7 +17,7 @@ from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig, RandomA
 from serve_app.engine.fake_faults import Fault, FaultKind
 from serve_app.engine.fake_script import ScriptedAnswer
 from serve_app.engine.watchdog import EngineActivity
-from serve_app.protocol.attempts import AttemptRefused, EngineDead
+from serve_app.protocol.errors import AttemptRefused, EngineDead
 from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 __all__ = ["FakeEngine", "FakeEngineConfig", "Fault", "FaultKind"]

@@ -21,17 +21,17 @@ from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, Step
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
-from serve_app.protocol.attempts import (
+from serve_app.protocol.attempts import ReplicaFacts
+from serve_app.protocol.data_channel import DataChannelServer
+from serve_app.protocol.errors import (
     AttemptRefused,
     EngineDead,
     EngineDeadBeside,
     EngineDeadByRequest,
-    ReplicaFacts,
     ReplicaFull,
     ReplicaStopping,
     WrongReplica,
 )
-from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,

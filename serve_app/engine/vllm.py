@@ -38,7 +38,7 @@ from serve_app.engine.vllm_process import (
     stop_engine,
 )
 from serve_app.engine.watchdog import EngineActivity
-from serve_app.protocol.attempts import AttemptRefused, EngineDead
+from serve_app.protocol.errors import AttemptRefused, EngineDead
 from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from serve_app.protocol.attempts import AttemptRefused
+from serve_app.protocol.errors import AttemptRefused
 from serve_app.protocol.messages import AttemptRequest, TokenDelta
 from serve_app.vllm_patches import resume
 

@@ -25,7 +25,7 @@ import psutil
 from serve_app.config import vllm_device
 from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
 from serve_app.engine.contract import FAILED_BY_ITSELF, EngineInfo, ProgressSink
-from serve_app.protocol.attempts import EngineDead
+from serve_app.protocol.errors import EngineDead
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.config import VllmConfig

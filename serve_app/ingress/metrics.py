@@ -12,7 +12,7 @@ import logging
 
 from ray.serve import metrics
 
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome
 from serve_app.router.request_context import RequestContext
 
 LOGGED_IGNORED = 20

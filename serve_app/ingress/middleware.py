@@ -24,8 +24,7 @@ from serve_app.ingress.error_format import SERVER_FAULT, Api, error_body, foreig
 from serve_app.ingress.requests import json_body, preparation
 from serve_app.ingress.requests.edits import HEADER, Edits, header_value
 from serve_app.ingress.sse import EventStream
-from serve_app.protocol.errors import PoisonRequest, PromptTooLong, RequestRefused, ServeError
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome, PoisonRequest, PromptTooLong, RequestRefused, ServeError
 from serve_app.router.request_context import CURRENT, RequestContext
 
 logger = logging.getLogger(__name__)

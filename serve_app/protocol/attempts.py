@@ -14,42 +14,6 @@ from serve_app.protocol.errors import ServeError
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, TokenDelta
 
 
-class ReplicaLost(Exception):
-    """The way to a replica is gone: what ran there must run elsewhere. Nothing says that the replica is."""
-
-
-class ReplicaDied(ReplicaLost):
-    """A replica's process has ended, or no longer takes connections."""
-
-
-class WrongReplica(Exception):
-    """The call came to another replica than the one meant, which is therefore out of Serve's routing. Nobody died."""
-
-
-class ReplicaStopping(WrongReplica):
-    """The replica is being stopped, with the attempt in it. Nobody died."""
-
-
-class ReplicaFull(Exception):
-    """The replica holds as many attempts as it may, and has not taken this one. Another may have room."""
-
-
-class EngineDead(Exception):
-    """The engine cannot go on: its process died, or it reported a fatal error. Every running attempt gets this."""
-
-
-class EngineDeadByRequest(EngineDead):
-    """The same, to the one attempt that the death is tied to (`protocol/poison.py`)."""
-
-
-class EngineDeadBeside(EngineDead):
-    """The same, to an attempt that nothing points at."""
-
-
-class AttemptRefused(Exception):
-    """The engine will never run this request (too long for its cache, say). Not worth retrying."""
-
-
 class End(Enum):
     """How an attempt ended."""
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import msgspec
 
-from serve_app.protocol.attempts import (
+from serve_app.protocol.errors import (
     AttemptRefused,
     EngineDead,
     EngineDeadBeside,

@@ -1,53 +1,96 @@
-"""The errors a client can meet, and the one place that gives them a status, a code and a retry hint.
+"""How a request ends (`Outcome`), the errors that a client gets, and how an attempt fails between our processes.
 
     ServeError
     |-- RequestRefused     4xx  the request itself is wrong; nobody would run it
     |   |-- PromptTooLong      400  the prompt does not fit into the context
     |   |-- OutputTooLong      400  `max_tokens` is more than the context holds
-    |   |-- TooManySequences   400  `n` is more than there is ever room for
+    |   |-- TooManySequences   400  `n` is more than all replicas hold when they are idle
     |   |-- ModelNotFound      404  no such model here
-    |   `-- ThreadNotFound     404  the request continues a conversation that only a storing server would have
-    |-- QueueFull          429  we are full; come back after `retry_after_s`
-    |-- NoReplica          503  nobody can serve now
-    |   `-- OtherVersion       503  all that is there runs another vLLM than this ingress
-    |-- CutOff             503  the replicas cannot be reached, one after the other
-    |-- InQuarantine       429  a request of this client has taken a replica with it
-    `-- PoisonRequest      500  the request has taken a replica with it
+    |   `-- ThreadNotFound     404  the request continues a conversation that a server would have to store
+    |-- QueueFull          429  the server is full; retry after `retry_after_s`
+    |-- NoReplica          503  no replica can serve now
+    |   `-- OtherVersion       503  every replica runs another vLLM than this ingress
+    |-- CutOff             503  several replicas in a row could not be reached
+    |-- InQuarantine       429  a request of this client has crashed a replica
+    `-- PoisonRequest      500  the request has crashed a replica
 
-How an error is worded where the APIs differ (a prompt that is too long) is `ingress/error_format.py`'s.
-429 means that we are full, 503 that nobody can serve: a client may treat them differently, and so does our metric.
+Status, code and retry hint of an error are set here only. `ingress/error_format.py` words it for each API.
+429 means that the server is full, 503 that no replica can serve: clients and our metric treat them differently.
+
+    ReplicaLost             an attempt lost its replica, and must run on another one
+    `-- ReplicaDied             the replica's process has ended
+    WrongReplica            the attempt did not run: the call reached another replica than the one meant
+    `-- ReplicaStopping         the replica is being stopped
+    ReplicaFull             the attempt did not run: the replica holds as many as it may
+    EngineDead              the engine died with the attempt in it
+    |-- EngineDeadByRequest     and the evidence points at this attempt
+    `-- EngineDeadBeside        and nothing points at this attempt
+    AttemptRefused          the engine can never run this request
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from http import HTTPStatus
 
-from serve_app.protocol.outcome import Outcome
+
+class Outcome(StrEnum):
+    """How one request ended, as its client saw it: in errors, metrics and the access log.
+
+    A metric's label comes from here and never from user input, so that the number of series stays bounded.
+    """
+
+    OK = "ok"
+    BAD_REQUEST = "bad_request"
+    UNAUTHENTICATED = "unauthenticated"
+    NOT_FOUND = "not_found"
+    SHED_QUEUE_FULL = "shed_queue_full"
+    NO_REPLICA = "no_replica"
+    POISON = "poison"
+    """The request crashed as many replicas as one request may."""
+    CANCELLED = "cancelled"
+    SERVER_ERROR = "server_error"
+
+    @classmethod
+    def from_status(cls, status: int) -> Outcome:
+        """The outcome of an HTTP response without a more specific error."""
+        if status < 400:
+            return cls.OK
+        by_status = {
+            401: cls.UNAUTHENTICATED,
+            404: cls.NOT_FOUND,
+            429: cls.SHED_QUEUE_FULL,
+            503: cls.NO_REPLICA,
+            529: cls.NO_REPLICA,
+        }
+        if status in by_status:
+            return by_status[status]
+        return cls.BAD_REQUEST if status < 500 else cls.SERVER_ERROR
 
 
 @dataclass
 class ServeError(Exception):
-    """A request could not be served. `message` is for the client; it names what to do and no internals."""
+    """A request could not be served. `message` is for the client: it says what to do and shows no internals."""
 
     message: str
     status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR
     outcome: Outcome = Outcome.SERVER_ERROR
     retry_after_s: float | None = None
     measured: bool = False
-    """Whether `retry_after_s` was reckoned from what was measured, and is no constant."""
+    """Whether `retry_after_s` comes from measurements; otherwise it is a constant."""
     param: str | None = None
-    """The field of the request that is at fault, as its API names it: `messages`, `messages.0.content`."""
+    """The faulty field of the request, as its API names it: `messages`, `messages.0.content`."""
     code: str | None = None
-    """OpenAI's code of the error where clients look for one; None: that of the status."""
+    """OpenAI's code of the error, where clients read it; None: the code that belongs to the status."""
 
     def __str__(self) -> str:
         return self.message
 
 
 class RequestRefused(ServeError):
-    """The request itself is at fault. Another replica would say the same."""
+    """The request itself is wrong. Every replica would refuse it."""
 
     def __init__(
         self,
@@ -63,7 +106,7 @@ class RequestRefused(ServeError):
 class PromptTooLong(RequestRefused):
     """The prompt has `prompt_tokens` tokens, and the context holds `limit`. Agents read both and shorten the prompt.
 
-    A prompt as long as the context leaves no room for an answer: then the limit is one less.
+    A prompt as long as the context leaves no room for an answer, so the limit that is named is one less.
     """
 
     def __init__(self, prompt_tokens: int, limit: int, param: str | None = None) -> None:
@@ -87,14 +130,14 @@ class OutputTooLong(RequestRefused):
 
 
 class TooManySequences(RequestRefused):
-    """`asked` sequences at a time are more than an empty fleet would take."""
+    """`asked` sequences at a time are more than all replicas hold when they are idle."""
 
     def __init__(self, asked: int, limit: int) -> None:
         super().__init__(f"{asked} sequences at a time are too many: at most {limit}.", param="n")
 
 
 class ModelNotFound(RequestRefused):
-    """The request asks for a model that is not served here."""
+    """The request names a model that is not served here."""
 
     def __init__(self, model: str, available: str) -> None:
         super().__init__(
@@ -106,7 +149,7 @@ class ModelNotFound(RequestRefused):
 
 
 class ThreadNotFound(RequestRefused):
-    """The request brings only what is new of a conversation, and nothing is stored here."""
+    """The request holds only the new part of a conversation, and nothing is stored here."""
 
     def __init__(self, message_id: str) -> None:
         super().__init__(
@@ -121,7 +164,7 @@ ENGINE_TOO_LONG = re.compile(r"the prompt has (\d+) tokens; the engine holds (\d
 
 
 def refused_by_engine(text: str) -> RequestRefused:
-    """The refusal of an engine (`engine/contract.py`), which comes over the wire as its text."""
+    """The refusal of an engine (`engine/contract.py`) from its text, which is all that crosses the data channel."""
     too_long = ENGINE_TOO_LONG.search(text)
     if too_long is None:
         return RequestRefused(text)
@@ -130,7 +173,7 @@ def refused_by_engine(text: str) -> RequestRefused:
 
 
 class QueueFull(ServeError):
-    """More is waiting than can be promised. `retry_after_s` is when to ask again; `why` says what that comes from."""
+    """All replicas are full. `retry_after_s`: when to retry; `why`: how that time was estimated."""
 
     def __init__(self, retry_after_s: int, why: str = "", *, measured: bool = False) -> None:
         super().__init__(
@@ -143,14 +186,14 @@ class QueueFull(ServeError):
 
 
 OTHER_VERSION_RETRY_S = 5
-"""When to ask again where all replicas run another version: in an upgrade one by one, the next may be of ours."""
+"""When to retry where all replicas run another version: in a rolling upgrade, a matching one may come next."""
 
 
 class NoReplica(ServeError):
-    """No replica could take the request: not before its deadline, or too many wait for one already (`what`)."""
+    """No replica could take the request: not before its deadline, or too many requests wait already (`what`)."""
 
     def __init__(self, what: str, retry_after_s: int, *, measured: bool = False) -> None:
-        basis = ", which is when the one that starts should be up, by how long the last one took" if measured else ""
+        basis = ", when the replica that is starting should be up (the last start took as long)" if measured else ""
         super().__init__(
             f"No replica of the model is available ({what}). Please retry in {_seconds(retry_after_s)}{basis}.",
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -161,7 +204,7 @@ class NoReplica(ServeError):
 
 
 class OtherVersion(NoReplica):
-    """Every replica that is there runs another vLLM than this ingress. `why` names both versions and the fix."""
+    """Every replica runs another vLLM than this ingress. `why` names both versions and the fix."""
 
     def __init__(self, why: str) -> None:
         super().__init__("another version of vLLM", OTHER_VERSION_RETRY_S)
@@ -169,7 +212,7 @@ class OtherVersion(NoReplica):
 
 
 class CutOff(ServeError):
-    """`attempts` in a row gave no token and were cut off. Nothing shows that the request is why."""
+    """`attempts` in a row were cut off without a token. There is no evidence that the request caused it."""
 
     def __init__(self, attempts: int, retry_after_s: float) -> None:
         super().__init__(
@@ -182,7 +225,7 @@ class CutOff(ServeError):
 
 
 class InQuarantine(ServeError):
-    """A request of this client has cost a replica. The client may ask again after `retry_after_s`."""
+    """A request of this client has crashed a replica. The client may send requests again after `retry_after_s`."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(
@@ -195,7 +238,7 @@ class InQuarantine(ServeError):
 
 
 class PoisonRequest(ServeError):
-    """`replicas` replicas died of the request, as far as there is evidence. It will not get another."""
+    """The request crashed `replicas` replicas, as far as there is evidence. It gets no further attempt."""
 
     def __init__(self, replicas: int) -> None:
         super().__init__(
@@ -209,3 +252,39 @@ class PoisonRequest(ServeError):
 
 def _seconds(seconds: float) -> str:
     return "1 second" if seconds == 1 else f"{seconds:.0f} seconds"
+
+
+class ReplicaLost(Exception):
+    """The connection to a replica is gone: its attempts must run elsewhere. The replica itself may be alive."""
+
+
+class ReplicaDied(ReplicaLost):
+    """A replica's process has ended, or no longer takes connections."""
+
+
+class WrongReplica(Exception):
+    """The call reached another replica than the one meant, which Serve no longer routes to. Nothing died."""
+
+
+class ReplicaStopping(WrongReplica):
+    """The replica is being stopped, with the attempt in it. Nothing died."""
+
+
+class ReplicaFull(Exception):
+    """The replica holds as many attempts as it may, and did not take this one. Another replica may have room."""
+
+
+class EngineDead(Exception):
+    """The engine's process died, or it reported a fatal error. Every running attempt gets this error."""
+
+
+class EngineDeadByRequest(EngineDead):
+    """The same, for the one attempt that the evidence points at (`protocol/poison.py`)."""
+
+
+class EngineDeadBeside(EngineDead):
+    """The same, for an attempt that nothing points at."""
+
+
+class AttemptRefused(Exception):
+    """The engine can never run this request (for example, it is too long for the cache). Do not retry."""

@@ -21,21 +21,20 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from serve_app.protocol.attempts import (
+from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink, End, FleetRequest, ReplicaFacts, Transport
+from serve_app.protocol.errors import (
     AttemptRefused,
-    DispatcherLimits,
-    DispatcherSink,
-    End,
+    CutOff,
     EngineDead,
-    FleetRequest,
-    ReplicaFacts,
+    InQuarantine,
+    PoisonRequest,
     ReplicaFull,
     ReplicaLost,
     ReplicaStopping,
-    Transport,
+    ServeError,
     WrongReplica,
+    refused_by_engine,
 )
-from serve_app.protocol.errors import CutOff, InQuarantine, PoisonRequest, ServeError, refused_by_engine
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission

@@ -15,20 +15,18 @@ from typing import Protocol
 
 import msgspec
 
-from serve_app.protocol.attempts import (
-    DispatcherLimits,
-    End,
+from serve_app.protocol.attempts import DispatcherLimits, End, ReplicaFacts, Transport
+from serve_app.protocol.errors import (
     EngineDead,
     EngineDeadBeside,
     EngineDeadByRequest,
+    NoReplica,
+    OtherVersion,
     ReplicaDied,
-    ReplicaFacts,
     ReplicaFull,
     ReplicaLost,
-    Transport,
     WrongReplica,
 )
-from serve_app.protocol.errors import NoReplica, OtherVersion
 from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import Capacity, Frame, Load, ReplicaInfo, TokenDelta
 from serve_app.router.admission import start_wait

@@ -25,8 +25,8 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from serve_app.protocol.attempts import AttemptRefused, EngineDead, ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
 from serve_app.protocol.data_channel import DataChannel
+from serve_app.protocol.errors import AttemptRefused, EngineDead, ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
 from serve_app.protocol.messages import (
     AttemptRequest,
     DataChannelAddress,

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.vllm_process import engine_core_processes, is_alive
-from serve_app.protocol.attempts import AttemptRefused, EngineDead
+from serve_app.protocol.errors import AttemptRefused, EngineDead
 from tests.contracts.harness import (
     CRASHES,
     LENGTH,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_process import parse_engine_args, wait_gone
-from serve_app.protocol.attempts import EngineDead
+from serve_app.protocol.errors import EngineDead
 from tests.contracts.harness import ENVIRONMENT, MTP_ARGV, START_TIMEOUT_S, VLLM_ARGV, ignore_step, start_vllm
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(START_TIMEOUT_S)]

@@ -16,9 +16,8 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.fake_faults import Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
-from serve_app.protocol.attempts import AttemptRefused
+from serve_app.protocol.errors import AttemptRefused, Outcome
 from serve_app.protocol.messages import AttemptRequest
-from serve_app.protocol.outcome import Outcome
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome
 from serve_app.router.admission_control import AdmissionControl
 from tests.http.harness import NAME, service
 

@@ -16,7 +16,7 @@ import pytest_asyncio
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.replica import EngineFactory
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

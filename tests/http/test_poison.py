@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.engine.contract import FAILED_BY_ITSELF
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
-from serve_app.protocol.attempts import EngineDead
+from serve_app.protocol.errors import EngineDead
 from serve_app.protocol.messages import AttemptRequest
 from tests.http.harness import NAME, LocalTransport, service
 

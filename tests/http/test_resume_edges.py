@@ -16,7 +16,7 @@ from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome
 from tests.http.harness import NAME, Service, service
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

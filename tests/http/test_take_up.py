@@ -15,7 +15,7 @@ from chaos.response_recorder import Answer, Recorder
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.ingress.auth import KeyStore, line_for
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome
 from tests.http.harness import NAME, Service, service
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]

@@ -13,7 +13,7 @@ import pytest
 from serve_app.app import _ingress_deployment, keep_compiled_kernels
 from serve_app.config.schema import load_config
 from serve_app.engine import compile_cache
-from serve_app.protocol.attempts import EngineDead
+from serve_app.protocol.errors import EngineDead
 
 H100 = "NVIDIA H100 80GB HBM3, driver 580.95.05"
 

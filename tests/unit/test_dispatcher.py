@@ -10,19 +10,22 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.protocol.attempts import (
+from serve_app.protocol.attempts import DispatcherLimits, FleetRequest, RequestTrace
+from serve_app.protocol.errors import (
     AttemptRefused,
-    DispatcherLimits,
+    CutOff,
     EngineDead,
     EngineDeadBeside,
     EngineDeadByRequest,
-    FleetRequest,
+    InQuarantine,
+    NoReplica,
+    PoisonRequest,
     ReplicaDied,
     ReplicaLost,
-    RequestTrace,
+    RequestRefused,
+    ServeError,
     WrongReplica,
 )
-from serve_app.protocol.errors import CutOff, InQuarantine, NoReplica, PoisonRequest, RequestRefused, ServeError
 from serve_app.protocol.messages import AttemptRequest, Frame, Load, ReplicaInfo, TokenDelta
 from serve_app.router.dispatcher import Dispatcher
 

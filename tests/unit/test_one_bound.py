@@ -12,8 +12,8 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import DispatcherLimits, FleetRequest, ReplicaFull, RequestTrace
-from serve_app.protocol.errors import NoReplica, QueueFull, TooManySequences
+from serve_app.protocol.attempts import DispatcherLimits, FleetRequest, RequestTrace
+from serve_app.protocol.errors import NoReplica, QueueFull, ReplicaFull, TooManySequences
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
 from serve_app.router.admission import Admission
 from serve_app.router.dispatcher import Dispatcher

@@ -11,7 +11,7 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import EngineDead, WrongReplica
+from serve_app.protocol.errors import EngineDead, WrongReplica
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
 
 

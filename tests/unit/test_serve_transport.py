@@ -15,7 +15,7 @@ from ray.exceptions import ActorUnavailableError
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
-from serve_app.protocol.attempts import ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.protocol.errors import ReplicaDied, ReplicaLost, WrongReplica
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, DataChannelAddress, Frame, ReplicaInfo
 from serve_app.router.serve_transport import ServeTransport
 

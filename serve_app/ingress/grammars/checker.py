@@ -24,8 +24,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from serve_app.ingress.grammars.jobs import Job, Verdict, WorkerSettings, encode
-from serve_app.protocol.errors import QueueFull, ServeError
-from serve_app.protocol.outcome import Outcome
+from serve_app.protocol.errors import Outcome, QueueFull, ServeError
 
 logger = logging.getLogger(__name__)
 
