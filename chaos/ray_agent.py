@@ -21,11 +21,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from chaos import procs
 from chaos.agent_protocol import AgentReply, AgentRequest, UnfinishedRequests
 from chaos.fleet import ENGINE
-from serve_app.protocol.messages import ReplicaInfo
+from serve_app.protocol.messages import decode_info
 
 TASK_S = 60.0
 """How long a task may take to run on its node, besides what it is told to take."""
-HELLO_S = 5.0
+INFO_TIMEOUT_S = 5.0
 
 
 def run_here(request: AgentRequest) -> AgentReply:
@@ -57,8 +57,8 @@ def _in_task(data: bytes) -> bytes:
 
 def unfinished_requests(engines: DeploymentHandle) -> AgentReply:
     """What every engine replica says of itself."""
-    answers = engines.broadcast("info").results(timeout_s=HELLO_S, return_exceptions=True)
-    infos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
+    answers = engines.broadcast("info").results(timeout_s=INFO_TIMEOUT_S, return_exceptions=True)
+    infos = [decode_info(one) for one in answers if isinstance(one, bytes)]
     silent = len(answers) - len(infos)
     return AgentReply(
         unfinished_requests=[UnfinishedRequests(info.replica_id, info.load.unfinished) for info in infos],

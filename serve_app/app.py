@@ -99,7 +99,7 @@ class EngineDeployment(EngineReplica):
             serve.get_replica_context().replica_id.unique_id,
             engine_factory(config),
             WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
-            line_host(),
+            data_channel_host(),
             config.replicas.max_queued_requests,
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
@@ -134,18 +134,18 @@ class Ingress:
             request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
         )
 
-        def open_fleet(sink: DispatcherSink) -> Dispatcher:
+        def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
             transport = ServeTransport(self._engines, ingress_id)
             refusal = EngineVersions(vllm_device.version()).mismatch
-            return Dispatcher(transport, ingress_id, limits, sink, admission_of(config), refusal)
+            return Dispatcher(transport, ingress_id, limits, sink, admission_for(config), refusal)
 
         app, client = await build_api(
             vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),
-            open_fleet,
+            open_dispatcher,
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
-        self._fleet = await self._closing.enter_async_context(client.fleet)
+        await self._closing.enter_async_context(client.dispatcher)
         self._client = client
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
@@ -172,7 +172,7 @@ class Ingress:
         await self._closing.aclose()
 
 
-def admission_of(config: AppConfig) -> Admission:
+def admission_for(config: AppConfig) -> Admission:
     """What an ingress refuses."""
     slots = flag(config.engine.flags, "max-num-seqs", 0)
     return Admission(
@@ -194,14 +194,14 @@ def engine_factory(config: AppConfig) -> EngineFactory:
 
     def vllm(sink: StepSink) -> Engine:
         from serve_app.engine.vllm import VllmEngine
-        from serve_app.engine.vllm_metrics import LateStatLogger
+        from serve_app.engine.vllm_metrics import BufferedStatLogger
 
         return VllmEngine(
             engine_argv(config),
             sink,
-            stat_loggers=[LateStatLogger],
+            stat_loggers=[BufferedStatLogger],
             warms_up=config.engine.warm_up,
-            gang_host=line_host() if config.replicas.nodes_per_replica > 1 else None,
+            gang_host=data_channel_host() if config.replicas.nodes_per_replica > 1 else None,
         )
 
     return fake if config.engine.kind == "fake" else vllm
@@ -225,7 +225,7 @@ def keep_compiled_kernels(root: str) -> None:
     logger.info("compiled kernels are kept", extra={"folder": str(folder)})
 
 
-def line_host() -> str | None:
+def data_channel_host() -> str | None:
     """This node's address, for lines between ingresses and replicas; None where Ray encrypts what lines would not."""
     encrypts = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     return None if encrypts else str(ray.util.get_node_ip_address())

@@ -75,11 +75,13 @@ class Subject:
                 self.answers.set()
 
     async def time_steps(self) -> None:
-        """Keep the longest time that the engine busy a step."""
+        """Keep the longest time that one step of the busy engine took."""
+        steps, began_s = -1, 0.0
         while True:
-            stats = self.engine.stats()
-            if stats.unfinished:
-                self.longest_step_s = max(self.longest_step_s, time.monotonic() - stats.last_step_s)
+            stats, now_s = self.engine.stats(), time.monotonic()
+            if stats.steps != steps or not stats.unfinished:
+                steps, began_s = stats.steps, now_s
+            self.longest_step_s = max(self.longest_step_s, now_s - began_s)
             await asyncio.sleep(LOOK_S)
 
     async def run(self, attempt: AttemptRequest) -> None:

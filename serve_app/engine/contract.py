@@ -44,15 +44,12 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """The engine as it is now. `last_step_s` is a `time.monotonic()` stamp; `steps` counts engine steps since start."""
+    """The engine as it is now. `unfinished` attempts run or wait in it; `steps` counts engine steps since start."""
 
     running: int
-    waiting: int
     unfinished: int
-    queued_prompt_tokens: int
     kv_usage_ratio: float
     steps: int
-    last_step_s: float
 
 
 class Engine(Protocol):
@@ -90,9 +87,6 @@ class Engine(Protocol):
 
     def under_way(self) -> str:
         """What it is working on, in words for the log: requests, the longest context, tokens that wait for prefill."""
-
-    async def drain(self, deadline_s: float) -> int:
-        """Wait until nothing is unfinished, `deadline_s` at most. Returns how many attempts are left."""
 
     async def shutdown(self) -> None:
         """End the engine and every process of it. May be called twice, and before `start` has returned."""

@@ -8,7 +8,6 @@ the rest waiting, one call of the sink per step. It imports neither torch nor vL
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -41,7 +40,7 @@ class _Running:
 
     @property
     def tokens(self) -> int:
-        return len(self.attempt.prompt_token_ids) + self.position
+        return len(self.attempt.spec.prompt_token_ids) + self.position
 
 
 @dataclass(eq=False)
@@ -72,13 +71,10 @@ class FakeEngine:
         self._answers = AnswerSource(config)
         self._queues = _Queues()
         self._work = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._dead: str | None = "it has not been started"
         self._loop_task: asyncio.Task[None] | None = None
         self._admitted = 0
         self._steps = 0
-        self._last_step_s = time.monotonic()
         self._hung_at_s: float | None = None
         self.first_token_sent = asyncio.Event()
         """Set when any attempt's first token has gone to the sink. For tests."""
@@ -136,15 +132,11 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
         held = sum(running.tokens for running in self._queues.running.values())
-        waiting_for_first = (running for running in self._queues.all() if not running.has_token)
         return EngineStats(
             running=len(self._queues.running),
-            waiting=len(self._queues.waiting),
             unfinished=len(self._queues.all()),
-            queued_prompt_tokens=sum(running.tokens for running in waiting_for_first),
             kv_usage_ratio=held / (self._config.max_num_seqs * self._config.max_model_len),
             steps=self._steps,
-            last_step_s=self._last_step_s,
         )
 
     def activity(self) -> EngineActivity:
@@ -155,17 +147,6 @@ class FakeEngine:
         """See `contract.Engine`."""
         longest = max((running.tokens for running in self._queues.all()), default=0)
         return f"{len(self._queues.all())} requests, longest context {longest:,} tokens"
-
-    async def drain(self, deadline_s: float) -> int:
-        """See `contract.Engine`."""
-        idle = asyncio.ensure_future(self._idle.wait())
-        deadline = asyncio.ensure_future(self._sleep(deadline_s))
-        try:
-            await asyncio.wait({idle, deadline}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            idle.cancel()
-            deadline.cancel()
-        return len(self._queues.all())
 
     async def shutdown(self) -> None:
         """See `contract.Engine`."""
@@ -179,14 +160,12 @@ class FakeEngine:
 
     def _admit(self, attempt: AttemptRequest) -> _Running:
         limit = self._config.max_model_len
-        if (tokens := len(attempt.prompt_token_ids)) >= limit:
+        if (tokens := len(attempt.spec.prompt_token_ids)) >= limit:
             raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {limit} with the answer")
         if attempt.attempt_id in self._queues:
             raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")
-        if not self._queues.all():
-            self._last_step_s = time.monotonic()  # the age of a step counts from when there was something to do
         self._admitted += 1
-        answer = self._answers.answer(attempt.prompt_token_ids)
+        answer = self._answers.answer(attempt.spec.prompt_token_ids)
         scripted = (fault for fault in answer.faults if fault.on_resume or not attempt.emitted_token_ids)
         running = _Running(
             attempt,
@@ -196,19 +175,17 @@ class FakeEngine:
             position=len(attempt.emitted_token_ids),
         )
         self._queues.waiting[attempt.attempt_id] = running
-        self._idle.clear()
         self._work.set()
         return running
 
     def _strikes(self, fault: Fault, attempt: AttemptRequest) -> bool:
         if attempt.emitted_token_ids and not fault.on_resume:
             return False
-        return attempt.request_id in fault.request_ids or (fault.every > 0 and self._admitted % fault.every == 0)
+        return attempt.spec.request_id in fault.request_ids or (fault.every > 0 and self._admitted % fault.every == 0)
 
     def _forget(self, attempt_id: str) -> _Running | None:
         running = self._queues.take(attempt_id)
         if not self._queues.all():
-            self._idle.set()
             self._work.clear()
         return running
 
@@ -262,7 +239,6 @@ class FakeEngine:
 
     def _step(self, due: Sequence[_Running]) -> None:
         self._steps += 1
-        self._last_step_s = time.monotonic()
         deltas = [self._advance(running) for running in due]
         self._sink(deltas)
         self.first_token_sent.set()
@@ -277,7 +253,7 @@ class FakeEngine:
         delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if running.has_token or start else 0)
         faults_ahead = [fault.at_token - start for fault in running.faults if fault.at_token > start]
         for _ in range(min([self._config.tokens_per_step, *faults_ahead])):
-            if running.position < attempt.max_tokens:
+            if running.position < attempt.spec.max_tokens:
                 delta.token_ids.append(self._next_token(running))
                 running.position += 1
             delta.finish_reason, delta.stop_reason = self._finish(running, delta.token_ids)
@@ -288,7 +264,7 @@ class FakeEngine:
 
     def _next_token(self, running: _Running) -> int:
         attempt, position = running.attempt, running.position
-        may_end = not attempt.ignore_eos and position + 1 >= attempt.min_tokens
+        may_end = not attempt.spec.ignore_eos and position + 1 >= attempt.spec.min_tokens
         if may_end and running.answer.eos_token_id is not None and position >= running.answer.length:
             return running.answer.eos_token_id
         return running.answer.token(position)
@@ -296,11 +272,11 @@ class FakeEngine:
     def _finish(self, running: _Running, new_token_ids: Sequence[int]) -> tuple[int | None, int | None]:
         attempt = running.attempt
         token = new_token_ids[-1] if new_token_ids else None
-        if token is not None and running.position >= attempt.min_tokens:
-            if token == running.answer.eos_token_id and not attempt.ignore_eos:
+        if token is not None and running.position >= attempt.spec.min_tokens:
+            if token == running.answer.eos_token_id and not attempt.spec.ignore_eos:
                 return STOP, None
-            if token in attempt.stop_token_ids:
+            if token in attempt.spec.stop_token_ids:
                 return STOP, token
-        if running.position >= attempt.max_tokens or running.tokens >= self._config.max_model_len:
+        if running.position >= attempt.spec.max_tokens or running.tokens >= self._config.max_model_len:
             return LENGTH, None
         return None, None

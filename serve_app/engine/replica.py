@@ -1,8 +1,7 @@
-"""What owns one engine: token ids in, token frames out. `app.py` makes a Serve deployment of it.
+"""The owner of one engine: token ids in, frames of tokens out. `app.py` makes a Serve deployment of it.
 
-Everything a client could tell apart (templates, parsers, detokenisation, stop strings) happens at the ingress, so that
-nothing of a stream is lost with a replica. What is left here is small on purpose: what it does not burn, the engine
-has."""
+Templates, parsers, detokenisation and stop strings run at the ingress, so that a stream loses nothing with a replica.
+This process does as little as it can: its CPU time is the engine's."""
 
 from __future__ import annotations
 
@@ -21,7 +20,6 @@ from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, Step
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
-from serve_app.protocol.attempts import ReplicaFacts
 from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.errors import (
     AttemptRefused,
@@ -35,45 +33,47 @@ from serve_app.protocol.errors import (
 from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
-    Capacity,
     DataChannelAddress,
     Frame,
-    Load,
+    OtherWireVersion,
+    ReplicaCapacity,
     ReplicaInfo,
+    ReplicaLoad,
     TokenDelta,
     decode_request,
     encode_frame,
+    encode_info,
 )
 from serve_app.protocol.poison import Blame, Quarantine, blame
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.5
-"""How often an idle connection gets a heartbeat, with the replica's load."""
+"""How often an idle connection gets a frame, which carries the replica's load."""
 
 SLOW_STEP_S = 10.0
-"""A step that takes longer is worth a line in the log, with what the engine is doing and on what."""
+"""A longer step gets a line in the log, with the engine's activity and its requests."""
 
 BLAMED = {Blame.NAMED: EngineDeadByRequest, Blame.SUSPECT: EngineDead, Blame.BESIDE: EngineDeadBeside}
 
 EngineFactory = Callable[[StepSink], Engine]
-"""Builds the engine, not yet started, with the sink that its steps go to."""
+"""Builds the engine, not yet started, with the sink for its steps."""
 
 
 @dataclass(eq=False)
 class Attempt:
-    """What runs here for an ingress. `said` are the request's tokens so far, earlier attempts' included, as long as it
-    has a resume_key."""
+    """An attempt that runs here. `output_token_ids` are the sequence's tokens so far, earlier attempts' included; they
+    are collected only while it has a `resume_key`."""
 
     ingress_id: str
     resume_key: str
     output_token_ids: list[int]
     has_token: bool = False
-    """Whether this attempt has had a token from this engine."""
+    """Whether this engine has produced a token for it."""
 
 
 class Outbox:
-    """What waits to be sent to one ingress. Steps that the connection cannot take at once are merged into one frame."""
+    """Deltas that wait to be sent to one ingress. Steps that the connection cannot take yet become one frame."""
 
     def __init__(self) -> None:
         self._deltas: list[TokenDelta] = []
@@ -86,16 +86,16 @@ class Outbox:
         self._ready.set()
 
     def heartbeat(self) -> None:
-        """Have a frame go out even if there is nothing in it."""
+        """Send a frame even if it has no deltas."""
         self._ready.set()
 
     def close(self) -> None:
-        """End it after what is waiting has gone out."""
+        """End it after what waits has been sent."""
         self.closed = True
         self._ready.set()
 
     async def take(self) -> list[TokenDelta]:
-        """Everything that waits, as soon as there is something or a beat."""
+        """Everything that waits, as soon as there is something or a heartbeat is due."""
         await self._ready.wait()
         self._ready.clear()
         deltas, self._deltas = self._deltas, []
@@ -103,11 +103,11 @@ class Outbox:
 
 
 class EngineReplica:
-    """One engine and its connections. `start` it before anything is asked of it.
+    """One engine and its connections to ingresses. Call `start` first.
 
-    An engine that owes steps and hangs or is stuck is killed (`engine/watchdog.py`). Lines are offered
-    on `line_host`, an address of this node; without one, everything goes by Serve's calls. `max_waiting` attempts may
-    wait here beyond those that the engine runs at a time.
+    An engine that has work and hangs or is stuck is killed (`engine/watchdog.py`). Data channels are accepted on
+    `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_waiting` attempts
+    may wait here beyond those that the engine runs at a time.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class EngineReplica:
         replica_id: str,
         engine_factory: EngineFactory,
         watchdog_limits: WatchdogLimits,
-        line_host: str | None = None,
+        data_channel_host: str | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
         self._replica_id = replica_id
@@ -130,7 +130,7 @@ class EngineReplica:
         """How many attempts had no token yet when the engine died."""
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
-        self._line_host = line_host
+        self._line_host = data_channel_host
         self._max_waiting = max_waiting
         self._channels = DataChannelServer(self)
         self._address: DataChannelAddress | None = None
@@ -147,29 +147,29 @@ class EngineReplica:
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
     async def info(self) -> bytes:
-        """This replica's name, load, line, capacity, versions and quarantine (`wire.ReplicaInfo`)."""
+        """This replica's `ReplicaInfo`, encoded."""
         now_s = time.monotonic()
-        capacity = Capacity(
+        capacity = ReplicaCapacity(
             max_unfinished=self._max_unfinished,
             service_s=self._service.mean_s(now_s),
             ingresses=len(self._outboxes),
             start_s=self._info.start_s,
         )
-        return msgspec.msgpack.encode(
+        return encode_info(
             ReplicaInfo(
+                WIRE_VERSION,
                 self._replica_id,
                 self._load(),
                 self._address,
                 capacity,
                 self._info.engine_version,
-                WIRE_VERSION,
                 self._quarantine.remaining(now_s),
             )
         )
 
     async def lease(self, target: str) -> AsyncGenerator[bytes, None]:
-        """Says nothing but that it has begun, until the caller ends it: Serve does not end a replica before."""
-        self._must_be(target)
+        """Yield once, then wait until the caller ends it: Serve does not stop a replica with an open call."""
+        self._check_target(target)
         yield b""
         await asyncio.Event().wait()
 
@@ -180,22 +180,23 @@ class EngineReplica:
         request beyond the bound, `AttemptRefused` as the engine does, and `EngineDead` when the engine died or hung
         with the attempt in it.
         """
-        self._must_be(target)
-        attempt = decode_request(data)
-        if attempt.wire_version != WIRE_VERSION:
-            raise WrongReplica(f"speaks wire version {WIRE_VERSION}, not {attempt.wire_version}")
+        self._check_target(target)
+        try:
+            attempt = decode_request(data)
+        except OtherWireVersion as error:
+            raise WrongReplica(str(error)) from error
         if attempt.ingress_id not in self._outboxes:
             raise WrongReplica("the ingress has no connection to this replica")
         try:
             await self.check_health()
         except EngineDead as error:
             raise WrongReplica(f"its engine was dead before: {error}") from error
-        if attempt.admitted is False and len(self._attempts) >= self._max_unfinished:
+        if not attempt.admitted and len(self._attempts) >= self._max_unfinished:
             raise ReplicaFull(f"it holds {len(self._attempts)} of {self._max_unfinished}")
         await self._run(attempt)
 
     async def _run(self, attempt: AttemptRequest) -> None:
-        running = Attempt(attempt.ingress_id, attempt.resume_key, list(attempt.emitted_token_ids))
+        running = Attempt(attempt.ingress_id, attempt.spec.resume_key, list(attempt.emitted_token_ids))
         self._attempts[attempt.attempt_id] = running
         self._service.enter(time.monotonic())
         served = False
@@ -204,30 +205,30 @@ class EngineReplica:
             served = True
         except EngineDead as error:
             self._engine_dead = True
-            if self._stopping:  # by us: the attempt has nothing to do with it
+            if self._stopping:  # the engine was shut down: the attempt is not the cause
                 raise ReplicaStopping("it is being stopped") from error
             raise self._blamed(running, error) from error
         finally:
             del self._attempts[attempt.attempt_id]
-            # One that was cancelled with tokens may have met a stop string: the ingress looks for those.
+            # A cancelled attempt with tokens counts: the ingress may have found a stop string.
             served = served or len(running.output_token_ids) > len(attempt.emitted_token_ids)
             self._service.leave(time.monotonic(), served=served)
             self._keep(running)
 
     async def fetch_partial_output(self, resume_key: str) -> bytes:
-        """The token ids that a broken stream of this resume_key had; none if it is not known here."""
-        # Whoever asks knows of the break before us, at times.
+        """The token ids of the broken stream with this resume key; none if it is not known here."""
+        # The client may notice the break and ask before this replica notices it.
         running = [attempt.output_token_ids for attempt in self._attempts.values() if attempt.resume_key == resume_key]
         kept = self._partial_outputs.find(resume_key, time.monotonic())
         return msgspec.msgpack.encode(max([kept, *running], key=len))
 
-    async def hold_against(self, quarantine: bytes) -> None:
-        """Keep who has cost a replica, for all ingresses: each hears it with the next `info`."""
+    async def share_quarantine(self, quarantine: bytes) -> None:
+        """Keep a quarantine for the other ingresses: each learns it from the next `info`."""
         self._quarantine.learn(msgspec.msgpack.decode(quarantine, type=dict[str, float]), time.monotonic())
 
     async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
         """The frames for one ingress: one per engine step, a heartbeat when idle, until the ingress closes it."""
-        self._must_be(target)
+        self._check_target(target)
         outbox = Outbox()
         if (previous := self._outboxes.get(ingress_id)) is not None:
             previous.close()
@@ -255,10 +256,8 @@ class EngineReplica:
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """How full this replica is, as routing sees it, for `autoscaling.UtilizationPolicy`."""
-        load = self._load()
-        facts = ReplicaFacts(self._replica_id, load.unfinished, load.max_num_seqs, load.kv_usage_ratio)
-        return {UTILIZATION: facts.utilization}
+        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`."""
+        return {UTILIZATION: self._load().utilization}
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""
@@ -275,7 +274,7 @@ class EngineReplica:
     def _max_unfinished(self) -> int:
         return self._info.max_num_seqs + self._max_waiting
 
-    def _must_be(self, target: str) -> None:
+    def _check_target(self, target: str) -> None:
         if target != self._replica_id:
             raise WrongReplica(f"this is {self._replica_id}, not {target}")
 
@@ -288,13 +287,13 @@ class EngineReplica:
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)
                 if delta.finish_reason is not None:
-                    attempt.resume_key = ""  # nothing breaks off any more
+                    attempt.resume_key = ""  # it is complete: nothing to resume
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
 
     def _blamed(self, attempt: Attempt, error: EngineDead) -> EngineDead:
-        """The engine's death as it concerns this attempt. All that ran in it are told in turn, and leave."""
+        """The engine's death as it concerns this attempt. The count is kept: attempts leave one by one as they are told."""
         if self._newcomers is None:
             self._newcomers = sum(not one.has_token for one in self._attempts.values())
         by_itself = FAILED_BY_ITSELF in str(error)
@@ -305,28 +304,18 @@ class EngineReplica:
         if attempt.resume_key and attempt.output_token_ids:
             self._partial_outputs.keep(attempt.resume_key, attempt.output_token_ids, time.monotonic())
 
-    def _load(self) -> Load:
+    def _load(self) -> ReplicaLoad:
         stats = self._engine.stats()
-        return Load(
-            running=stats.running,
-            waiting=stats.waiting,
-            unfinished=stats.unfinished,
-            queued_prompt_tokens=stats.queued_prompt_tokens,
-            kv_usage_ratio=stats.kv_usage_ratio,
-            max_num_seqs=self._info.max_num_seqs,
-            steps=stats.steps,
-            step_age_s=time.monotonic() - stats.last_step_s if stats.unfinished else 0.0,
-            draining=self._engine_dead,
-        )
+        return ReplicaLoad(stats.unfinished, self._info.max_num_seqs, stats.kv_usage_ratio, self._engine_dead)
 
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            self._look_at_engine()
+            self._check_engine()
             for outbox in self._outboxes.values():
                 outbox.heartbeat()
 
-    def _look_at_engine(self) -> None:
+    def _check_engine(self) -> None:
         stats = self._engine.stats()
         if self._engine_dead:
             return
@@ -346,7 +335,7 @@ class EngineReplica:
             self._slow = False
 
     async def _abandon(self, ingress_id: str) -> None:
-        """Stop what runs for an ingress that is gone: nobody can read it any more."""
+        """Abort the attempts of an ingress that is gone."""
         orphans = [name for name, attempt in self._attempts.items() if attempt.ingress_id == ingress_id]
         for attempt_id in orphans:
             with contextlib.suppress(AttemptRefused):

@@ -107,14 +107,11 @@ class VllmEngine:
         self._cores: list[BaseProcess] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._attempts: dict[str, _Running] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._queued_prompt_tokens = 0
         self._schedulers: dict[int, Any] = {}
         self._ranks = 1
         self._gpu: activity.GpuReader = lambda: None
         self._steps = 0
-        self._last_step_s = time.monotonic()
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -165,7 +162,6 @@ class VllmEngine:
         self._workers = parallel.world_size if parallel.distributed_executor_backend == "ray" else 0
         self._cores = engine_core_children(self._others)
         self._gpu = activity.gpu_reader()
-        self._last_step_s = time.monotonic()
         vllm_observer.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
 
@@ -216,15 +212,6 @@ class VllmEngine:
             f"longest {longest:,} tokens"
         )
 
-    async def drain(self, deadline_s: float) -> int:
-        """See `contract.Engine`."""
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
-        return len(self._attempts)
-
     async def shutdown(self) -> None:
         """See `contract.Engine`."""
         self._die("it has been shut down")
@@ -261,7 +248,7 @@ class VllmEngine:
         """See `contract.Engine`."""
         live = self._must_live()
         request = engine_request(attempt, live.max_model_len, live.decoder)
-        if len(attempt.emitted_token_ids) >= attempt.max_tokens:
+        if len(attempt.emitted_token_ids) >= attempt.spec.max_tokens:
             self._sink([TokenDelta(attempt.attempt_id, len(attempt.emitted_token_ids), [], finish_reason=LENGTH)])
             return
         running = self._admit(attempt)
@@ -302,33 +289,25 @@ class VllmEngine:
         running = min(sum(rank.num_running_reqs for rank in ranks), len(self._attempts))
         return EngineStats(
             running=running,
-            waiting=sum(rank.num_waiting_reqs + rank.num_skipped_waiting_reqs for rank in ranks),
             unfinished=len(self._attempts),
-            queued_prompt_tokens=self._queued_prompt_tokens,
             kv_usage_ratio=sum(rank.kv_cache_usage for rank in ranks) / self._ranks if ranks else 0.0,
             steps=self._steps,
-            last_step_s=self._last_step_s,
         )
 
     def _admit(self, attempt: AttemptRequest) -> _Running:
         if attempt.attempt_id in self._attempts:
             raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")
-        if not self._attempts:
-            self._last_step_s = time.monotonic()  # the age of a step counts from when there was something to do
-        emitted, prompt = len(attempt.emitted_token_ids), len(attempt.prompt_token_ids)
+        emitted, prompt = len(attempt.emitted_token_ids), len(attempt.spec.prompt_token_ids)
         ended = asyncio.get_running_loop().create_future()
         running = _Running(attempt.attempt_id, position=emitted, prompt_tokens=prompt + emitted, ended=ended)
         self._attempts[attempt.attempt_id] = running
         self._queued_prompt_tokens += running.prompt_tokens
-        self._idle.clear()
         return running
 
     def _forget(self, attempt_id: str) -> _Running | None:
         running = self._attempts.pop(attempt_id, None)
         if running is not None and not running.has_token:
             self._queued_prompt_tokens -= running.prompt_tokens
-        if not self._attempts:
-            self._idle.set()
         return running
 
     # ---- steps -------------------------------------------------------------------------------------------------------
@@ -342,7 +321,6 @@ class VllmEngine:
 
     def _take_step(self, live: _Live, outputs: EngineCoreOutputs) -> None:
         self._steps += 1
-        self._last_step_s = time.monotonic()
         if outputs.scheduler_stats is not None:
             self._schedulers[outputs.engine_index] = outputs.scheduler_stats
         ended = []

@@ -33,10 +33,10 @@ def engine_request(attempt: AttemptRequest, max_model_len: int, decoder: Msgpack
 
     Raises `AttemptRefused` for one that the engine could never run.
     """
-    if (tokens := len(attempt.prompt_token_ids)) >= max_model_len:
+    if (tokens := len(attempt.spec.prompt_token_ids)) >= max_model_len:
         raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
     # Tensors are views on their buffer, which torch wants to be writable.
-    buffers = [bytearray(buffer) for buffer in attempt.payload]
+    buffers = [bytearray(buffer) for buffer in attempt.spec.payload]
     try:
         request: EngineCoreRequest = decoder.decode(buffers)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
@@ -48,17 +48,17 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     """vLLM's request, made the request of this attempt."""
     emitted = attempt.emitted_token_ids
     request.request_id = attempt.attempt_id
-    request.external_req_id = attempt.request_id
-    request.prompt_token_ids = attempt.prompt_token_ids + emitted
-    request.priority = attempt.priority
+    request.external_req_id = attempt.spec.request_id
+    request.prompt_token_ids = attempt.spec.prompt_token_ids + emitted
+    request.priority = attempt.spec.priority
     # The engine's own figures count from here: another machine's clock would falsify them.
     request.arrival_time = time.time()
     params = request.sampling_params
     params.detokenize = False
     params.stop = []  # the ingress looks for them in the text
-    params.max_tokens = attempt.max_tokens - len(emitted)
-    params.min_tokens = max(0, attempt.min_tokens - len(emitted))
-    resume.mark(params, len(emitted), attempt.min_tokens)
+    params.max_tokens = attempt.spec.max_tokens - len(emitted)
+    params.min_tokens = max(0, attempt.spec.min_tokens - len(emitted))
+    resume.mark(params, len(emitted), attempt.spec.min_tokens)
     if emitted:
         params.prompt_logprobs = None  # the first attempt gave them
     return request

@@ -75,15 +75,15 @@ class BufferedCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not r
         super().inc(value)
 
 
-class LateSpecDecodingProm(RaySpecDecodingProm):  # type: ignore[misc]  # vLLM is not read by mypy
+class BufferedSpecDecodingProm(RaySpecDecodingProm):  # type: ignore[misc]  # vLLM is not read by mypy
     """Drafted and accepted tokens, added up first."""
 
     _counter_cls = BufferedCounter
 
 
-class LateStatLogger(RayPrometheusStatLogger):  # type: ignore[misc]  # vLLM is not read by mypy
+class BufferedStatLogger(RayPrometheusStatLogger):  # type: ignore[misc]  # vLLM is not read by mypy
     """vLLM's Ray stat logger over the two above."""
 
     _gauge_cls = BufferedGauge
     _counter_cls = BufferedCounter
-    _spec_decoding_cls = LateSpecDecodingProm
+    _spec_decoding_cls = BufferedSpecDecodingProm

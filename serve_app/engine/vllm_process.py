@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import psutil
 
-from serve_app.config import vllm_device
+from serve_app.config import vllm_device, vllm_flags
+from serve_app.config.vllm_flags import BadFlag
 from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
 from serve_app.engine.contract import FAILED_BY_ITSELF, EngineInfo, ProgressSink
 from serve_app.protocol.errors import EngineDead
@@ -168,18 +169,12 @@ def environment_is_final() -> None:
 
 def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
     """vLLM's `AsyncEngineArgs` from the options of its server. Raises `EngineDead` for options it does not know."""
-    try:
-        from vllm.entrypoints.common.cli_args import make_arg_parser
-    except ImportError:  # vLLM 0.32
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped here
-        def error(self, message: str) -> Any:
-            raise EngineDead(f"vLLM refuses its options: {message}")
-
-    return AsyncEngineArgs.from_cli_args(make_arg_parser(Parser()).parse_args(list(argv)))
+    try:
+        return AsyncEngineArgs.from_cli_args(vllm_flags.parse(argv, vllm_flags.serve_parser()))
+    except BadFlag as error:
+        raise EngineDead(f"vLLM refuses its options: {error}") from error
 
 
 def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:

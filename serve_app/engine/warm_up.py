@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.config import VllmConfig
@@ -136,16 +136,18 @@ def attempt_of(request: EngineCoreRequest, encoder: MsgpackEncoder) -> AttemptRe
     return AttemptRequest(
         wire_version=WIRE_VERSION,
         attempt_id=request.request_id,
-        request_id=request.request_id,
         ingress_id="warm-up",
-        prompt_token_ids=list(request.prompt_token_ids or ()),
+        spec=RequestSpec(
+            request_id=request.request_id,
+            prompt_token_ids=list(request.prompt_token_ids or ()),
+            max_tokens=params.max_tokens,
+            min_tokens=params.min_tokens,
+            ignore_eos=params.ignore_eos,
+            stop_token_ids=[],
+            priority=0,
+            payload=[bytes(buffer) for buffer in encoder.encode(payload)],
+        ),
         emitted_token_ids=[],
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        ignore_eos=params.ignore_eos,
-        stop_token_ids=[],
-        priority=0,
-        payload=[bytes(buffer) for buffer in encoder.encode(payload)],
     )
 
 

@@ -20,7 +20,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.parser import metrics as parser_metrics
 
 from serve_app.ingress import media, own_routes, responses_api, vllm_errors, vllm_limits
-from serve_app.ingress.engine_client import DispatcherFactory, FleetClient
+from serve_app.ingress.engine_client import DispatcherFactory, ReplicatedEngineClient
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.own_routes import OwnFacts
 from serve_app.vllm_patches import answers, parsers, prefill
@@ -62,8 +62,8 @@ def frontend_config(args: Namespace) -> VllmConfig:
 
 
 async def build_api(
-    args: Namespace, fleet_factory: DispatcherFactory, allowed_media_hosts: Sequence[str] = ()
-) -> tuple[FastAPI, FleetClient]:
+    args: Namespace, dispatcher_factory: DispatcherFactory, allowed_media_hosts: Sequence[str] = ()
+) -> tuple[FastAPI, ReplicatedEngineClient]:
     """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `ingress/media.py`."""
     media.use(allowed_media_hosts)
     parsers.keep_tables()
@@ -73,14 +73,14 @@ async def build_api(
     answers.correct_answers()
     responses_api.use()
     structured_outputs.use()
-    client = FleetClient(frontend_config(args), fleet_factory)
+    client = ReplicatedEngineClient(frontend_config(args), dispatcher_factory)
     app = build_app(args, TASKS, client.model_config)
     await init_app_state(client, app.state, args, TASKS)
     _drop_unread_middleware(app)
     # vLLM's handler of engine errors sets `should_exit` on its own launcher's server; here Serve decides who exits.
     app.state.server = SimpleNamespace()
     vllm_errors.use(app)
-    own_routes.add(app, OwnFacts(args.served_model_name[0], vllm_version, client.fleet.replicas_refused))
+    own_routes.add(app, OwnFacts(args.served_model_name[0], vllm_version, client.dispatcher.replicas_refused))
     return app, client
 
 

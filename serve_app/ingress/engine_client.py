@@ -1,6 +1,6 @@
 """The seam: to vLLM's own API server code, the whole fleet looks like one engine.
 
-`FleetClient` is vLLM's `AsyncLLM` with the engine core taken out and the fleet put in its place. All of what `AsyncLLM`
+`ReplicatedEngineClient` is vLLM's `AsyncLLM` with the engine core taken out and the fleet put in its place. All of what `AsyncLLM`
 does in front of the core stays vLLM's code: input processing, `n` sequences per request, detokenisation, stop strings,
 log probabilities, aborts. An attempt that dies and goes on elsewhere is therefore invisible here: the core simply took
 a little longer. See `docs/decisions/0001-the-seam.md`.
@@ -31,25 +31,25 @@ from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
 from serve_app.ingress.requests import limits
-from serve_app.ingress.vllm_errors import FleetHTTPError
-from serve_app.protocol.attempts import FleetRequest, RequestTrace
+from serve_app.ingress.vllm_errors import ServeHTTPError
+from serve_app.protocol.attempts import RequestTrace, SubmittedRequest
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
-from serve_app.protocol.messages import TokenDelta
+from serve_app.protocol.messages import RequestSpec, TokenDelta
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import CURRENT
 from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
-DispatcherFactory = Callable[["FleetCore"], Dispatcher]
+DispatcherFactory = Callable[["ReplicatedEngineCore"], Dispatcher]
 """Builds the fleet that delivers to the given sink."""
 
 
-class FleetCore:
+class ReplicatedEngineCore:
     """The fleet behind the interface that `AsyncLLM` has to its engine core (`EngineCoreClient`)."""
 
-    def __init__(self, fleet_factory: DispatcherFactory) -> None:
+    def __init__(self, dispatcher_factory: DispatcherFactory) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
         self.on_failed: Callable[[str, ServeError], None] = lambda _request_id, _error: None
-        self.fleet = fleet_factory(self)
+        self.dispatcher = dispatcher_factory(self)
         self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutput)
@@ -92,52 +92,57 @@ class FleetCore:
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
-        try:
-            limits.check_tokens(
-                sum(map(len, params.bad_words_token_ids or ())),
-                (params.prompt_logprobs or 0) * len(request.prompt_token_ids),
-            )
-        except RequestRefused as error:
-            raise FleetHTTPError(error) from error
+        self._check_limits(params, len(request.prompt_token_ids))
         context = CURRENT.get()
-        record = RequestTrace(inexact=_inexact_after_resume(params))
-        payload = copy(request)
-        payload.prompt_token_ids = []
+        trace = RequestTrace(inexact=_inexact_after_resume(params))
         if params.structured_outputs is not None:
             self._grammars[request.request_id] = context.grammar_source if context is not None else "structured_outputs"
-        # Log probabilities are not kept with the tokens.
-        may_break = context is not None and params.logprobs is None and params.prompt_logprobs is None
-        self.fleet.submit(
-            FleetRequest(
-                request_id=request.request_id,
-                prompt_token_ids=request.prompt_token_ids,
-                max_tokens=params.max_tokens or 0,
-                min_tokens=params.min_tokens,
-                ignore_eos=params.ignore_eos,
-                stop_token_ids=list(params.stop_token_ids or []),
-                priority=request.priority,
-                payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
+        # Partial outputs hold tokens only, no log probabilities.
+        resumable = params.logprobs is None and params.prompt_logprobs is None
+        resume_key, resumes_key = context.resume_keys(request.prompt_token_ids) if context and resumable else ("", "")
+        self.dispatcher.submit(
+            SubmittedRequest(
+                self._spec(request, resume_key),
+                trace,
                 session_id=request.session_id or (context.session_id if context else None),
-                record=record,
                 client=(context.key_name if context else None) or "",
-                resume_key=context.resume_key(context.request_id, request.prompt_token_ids)
-                if context and may_break
-                else "",
-                resumed_key=context.resume_key(context.resume_request_id, request.prompt_token_ids)
-                if context and may_break and context.resume_request_id
-                else "",
+                resumes_key=resumes_key,
                 answer_begun=lambda: context is not None and context.answer_begun,
             )
         )
         if context is not None:
-            context.sequences.append(record)
+            context.sequences.append(trace)
             context.submitted.set()
+
+    def _spec(self, request: EngineCoreRequest, resume_key: str) -> RequestSpec:
+        payload = copy(request)
+        payload.prompt_token_ids = []
+        params = request.sampling_params
+        return RequestSpec(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            max_tokens=params.max_tokens or 0,
+            min_tokens=params.min_tokens,
+            ignore_eos=params.ignore_eos,
+            stop_token_ids=list(params.stop_token_ids or []),
+            priority=request.priority,
+            payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
+            resume_key=resume_key,
+        )
+
+    @staticmethod
+    def _check_limits(params: SamplingParams, prompt_tokens: int) -> None:
+        bad_words = sum(map(len, params.bad_words_token_ids or ()))
+        try:
+            limits.check_tokens(bad_words, (params.prompt_logprobs or 0) * prompt_tokens)
+        except RequestRefused as error:
+            raise ServeHTTPError(error) from error
 
     async def abort_requests_async(self, request_ids: Iterable[str]) -> None:
         """Stop requests wherever they are."""
         for request_id in request_ids:
             self._grammars.pop(request_id, None)
-            self.fleet.cancel(request_id)
+            self.dispatcher.cancel(request_id)
 
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
         """What the replicas are for."""
@@ -171,14 +176,14 @@ class FleetCore:
         )
 
 
-class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
+class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
     """An `AsyncLLM` whose engine is the fleet.
 
     `AsyncLLM.__init__` starts an engine process, so it is not called; what it sets besides is set here, from the same
     vLLM classes. `tests/contracts/test_vllm_names.py` fails first when a new vLLM adds to it.
     """
 
-    def __init__(self, vllm_config: VllmConfig, fleet_factory: DispatcherFactory) -> None:
+    def __init__(self, vllm_config: VllmConfig, dispatcher_factory: DispatcherFactory) -> None:
         self.vllm_config = vllm_config
         self.model_config = vllm_config.model_config
         self.scheduler_config = vllm_config.scheduler_config
@@ -194,10 +199,10 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         self.output_processor = AnswerOutputProcessor(
             self.renderer.tokenizer, log_stats=False, stream_interval=vllm_config.scheduler_config.stream_interval
         )
-        core = FleetCore(fleet_factory)
+        core = ReplicatedEngineCore(dispatcher_factory)
         core.on_failed = self._on_failed
         self.engine_core: Any = core
-        self.fleet = core.fleet
+        self.dispatcher = core.dispatcher
         self.grammars = GrammarChecker(worker_settings(vllm_config))
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
@@ -207,24 +212,24 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
             try:
                 await structured_outputs.check(asked, self.grammars)
             except ServeError as error:
-                raise FleetHTTPError(error) from error
+                raise ServeHTTPError(error) from error
         return await super().add_request(request_id, prompt, params, *args, **named)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
-        """Refuse what no replica would take, before any header is sent. Raises `FleetHTTPError`."""
+        """Refuse what no replica would take, before any header is sent. Raises `ServeHTTPError`."""
         try:
-            self.fleet.check_room(n)
+            self.dispatcher.check_room(n)
         except ServeError as error:
             context = CURRENT.get()
             if context is not None:
                 context.refused = error
-            raise FleetHTTPError(error) from error
+            raise ServeHTTPError(error) from error
 
     async def check_health(self) -> None:
-        """Raises `EngineDeadError` when no replica is up, `FleetHTTPError` where that is for their version."""
-        if not self.fleet.replicas_up():
-            if refused := self.fleet.replicas_refused():
-                raise FleetHTTPError(OtherVersion(refused[0]))
+        """Raises `EngineDeadError` when no replica is up, `ServeHTTPError` where that is for their version."""
+        if not self.dispatcher.replicas_up():
+            if refused := self.dispatcher.replicas_refused():
+                raise ServeHTTPError(OtherVersion(refused[0]))
             raise EngineDeadError
 
     def _on_failed(self, request_id: str, error: ServeError) -> None:
@@ -234,10 +239,10 @@ class FleetClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
         queue = state.queue
         family = state.parent_req.request_id if state.parent_req is not None else request_id
         for sibling in self.output_processor.abort_requests([family], internal=True):
-            self.fleet.cancel(sibling)
+            self.dispatcher.cancel(sibling)
         if queue is not None:
             # After the abort: that put an "aborted" output in the queue, which the error replaces.
-            queue.put(FleetHTTPError(error))
+            queue.put(ServeHTTPError(error))
 
 
 def worker_settings(config: VllmConfig) -> WorkerSettings:

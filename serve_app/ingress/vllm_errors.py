@@ -80,7 +80,7 @@ LOGGERS = (
 logger = logging.getLogger(__name__)
 
 
-class FleetHTTPError(GracefulHTTPError):  # type: ignore[misc]  # vLLM is not read by mypy
+class ServeHTTPError(GracefulHTTPError):  # type: ignore[misc]  # vLLM is not read by mypy
     """Our error in the form that vLLM's handlers pass on."""
 
     def __init__(self, error: ServeError) -> None:
@@ -167,7 +167,7 @@ def _worded(text: str, status: HTTPStatus, param: str | None = None) -> ServeErr
 
 MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Callable[[Any], ServeError]], ...] = (
     (ServeError, lambda error: error),
-    (FleetHTTPError, lambda error: error.error),
+    (ServeHTTPError, lambda error: error.error),
     (RequestValidationError, lambda error: _refused(describe(error.errors(), error.body))),
     (ValidationError, _of_pydantic),
     (HTTPException, _of_framework),
@@ -279,7 +279,7 @@ def _no_traceback_of_refusals(record: logging.LogRecord) -> bool:
     raised = record.exc_info[1] if record.exc_info else None
     if raised is None:
         return True
-    if isinstance(raised, FleetHTTPError):
+    if isinstance(raised, ServeHTTPError):
         return False  # foreseen, whatever its status
     context = CURRENT.get()
     error = context.error if context is not None and context.error is not None else classify(raised)

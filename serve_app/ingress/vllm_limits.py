@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.ingress.vllm_errors import FleetHTTPError
+from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OutputTooLong, PromptTooLong
 from serve_app.vllm_patches import vllm_api
 from serve_app.vllm_patches.patching import Function, replace
@@ -41,7 +41,7 @@ def _output_check(original: Function, _module: ModuleType) -> Function:
     def check_output(self: Any) -> None:
         limit, asked = self.max_total_tokens, self.max_output_tokens
         if limit is not None and asked is not None and asked > limit:
-            raise FleetHTTPError(OutputTooLong(asked, limit, self.max_output_tokens_param))
+            raise ServeHTTPError(OutputTooLong(asked, limit, self.max_output_tokens_param))
         original(self)
 
     return check_output
@@ -73,7 +73,7 @@ def _text_check(original: Function, _module: ModuleType) -> Function:
         if cannot_fit or len(text) > limit * LONG_TEXT:
             tokens = _estimated_tokens(tokenizer, text)
             if cannot_fit or tokens > limit * CLEARLY:
-                raise FleetHTTPError(PromptTooLong(max(tokens, limit + 1), self.max_total_tokens))
+                raise ServeHTTPError(PromptTooLong(max(tokens, limit + 1), self.max_total_tokens))
         return text
 
     return _text_len_check
@@ -90,7 +90,7 @@ def _token_check(original: Function, _module: ModuleType) -> Function:
     def _token_len_check(self: Any, tokenizer: Any, tokens: Any) -> Any:
         limit = self.max_input_tokens
         if limit is not None and len(tokens) > limit:
-            raise FleetHTTPError(PromptTooLong(len(tokens), self.max_total_tokens))
+            raise ServeHTTPError(PromptTooLong(len(tokens), self.max_total_tokens))
         return original(self, tokenizer, tokens)
 
     return _token_len_check
@@ -102,7 +102,7 @@ def _no_room(original: Function, _module: ModuleType) -> Function:
 
     def get_max_tokens(max_model_len: int, max_tokens: int | None, input_length: int, *rest: Any, **named: Any) -> int:
         if input_length >= max_model_len and named.get("truncate_prompt_tokens") is None:
-            raise FleetHTTPError(PromptTooLong(input_length, max_model_len))
+            raise ServeHTTPError(PromptTooLong(input_length, max_model_len))
         allowed: int = original(max_model_len, max_tokens, input_length, *rest, **named)
         return allowed
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from serve_app.protocol.errors import ServeError
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, ReplicaLoad, RequestSpec, TokenDelta
 
 
 class End(Enum):
@@ -34,19 +34,10 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class ReplicaFacts:
-    """What routing needs to know of a replica. `unfinished` counts requests, those just sent and not yet seen
-    included."""
+    """What routing must know of a replica. Its `load` counts the attempts just sent and not yet reported, too."""
 
     replica_id: str
-    unfinished: int
-    max_num_seqs: int
-    kv_usage_ratio: float
-
-    @property
-    def utilization(self) -> float:
-        """Share of the batch slots taken, above 1 when requests wait; nearly full caches count as full."""
-        slots = self.unfinished / max(self.max_num_seqs, 1)
-        return max(slots, self.kv_usage_ratio) if self.kv_usage_ratio > 0.9 else slots
+    load: ReplicaLoad
 
 
 class Transport(Protocol):
@@ -62,7 +53,7 @@ class Transport(Protocol):
         """The most that any replica has of a broken stream (`engine/partial_outputs.py`); empty if none can be
         found."""
 
-    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+    async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         """Tell every replica who has cost one, so that the other ingresses hear it from them
         (`ReplicaInfo.quarantine`)."""
 
@@ -93,28 +84,18 @@ class RequestTrace:
 
 
 @dataclass(frozen=True)
-class FleetRequest:
-    """A request as it is dispatched. `payload` is the engine's own form of it; the rest is what a resume must
-    know."""
+class SubmittedRequest:
+    """One sequence that the ingress hands to the dispatcher. `spec` goes to the engine; the rest stays here."""
 
-    request_id: str
-    prompt_token_ids: list[int]
-    max_tokens: int
-    min_tokens: int
-    ignore_eos: bool
-    stop_token_ids: list[int]
-    priority: int
-    payload: list[bytes]
-    session_id: str | None
-    record: RequestTrace
-    resume_key: str = ""
-    """Under which its partial output can be fetched; empty: it is not kept."""
+    spec: RequestSpec
+    trace: RequestTrace
+    session_id: str | None = None
     client: str = ""
-    """Whose it is, by the name of its API key; empty where there are no keys."""
-    resumed_key: str = ""
+    """The name of its client's API key; empty where there are no keys."""
+    resumes_key: str = ""
     """The resume key of the broken stream that it continues, if it does."""
     answer_begun: Callable[[], bool] = lambda: False
-    """Whether its client has been sent the head of an answer: then it is too late to refuse it."""
+    """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
 
 
 class DispatcherSink(Protocol):
@@ -129,22 +110,21 @@ class DispatcherSink(Protocol):
 
 @dataclass(frozen=True)
 class DispatcherLimits:
-    """A request without a new token for `request_deadline_s` gets no further attempt. What makes a request poison is
-    `protocol/poison.py`'s to say.
+    """When the dispatcher gives a request, a replica or a connection up. `protocol/poison.py` decides on poison.
 
-    Being cut off ends it later, for a request that stops its replicas without a word is cut off as one on a broken
-    network is: when, since its last token, `max_gone_replicas` have fallen silent for good, or after
-    `max_cut_attempts`, so that nothing is tried for ever at no cost of time.
+    A request without a new token for `request_deadline_s` gets no further attempt. A request whose attempts are cut off
+    ends when, since its last token, `max_gone_replicas` replicas went silent for good, or after `max_cut_attempts`. (It
+    may be the network; it may also be a request that stops its replicas.)
 
-    A connection without a frame for `link_silence_s` is lost (a replica sends a heartbeat every half second). What
-    still runs on a draining replica after `drain_timeout_s` is moved to another.
+    A connection without a frame for `connection_silence_s` is lost (replicas send a heartbeat every half second). What
+    still runs on a draining replica after `drain_timeout_s` moves to another.
     """
 
     request_deadline_s: float
     quarantine_s: float = 60.0
-    """How long who has cost a replica is refused; see `poison.Quarantine`. A minute ends a client's own retries, and an
-    engine of eight GPUs is back after a few; it doubles each time."""
+    """How long a request and its client are refused after they crashed a replica; it doubles each time (see
+    `poison.Quarantine`). A minute outlasts a client's own retries; an engine of eight GPUs is back after a few."""
     max_gone_replicas: int = 5
     max_cut_attempts: int = 20
-    link_silence_s: float = 10.0
+    connection_silence_s: float = 10.0
     drain_timeout_s: float = 120.0

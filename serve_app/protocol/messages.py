@@ -1,36 +1,29 @@
-"""What crosses between an ingress replica and an engine replica.
+"""The messages between an ingress replica and an engine replica.
 
-Control goes one way, one message per attempt (`AttemptRequest`). Data comes back in `Frame`s: one per engine step and
-ingress, carrying every one of its attempts' new tokens, the replica's load, and the step counter that proves progress.
-Both are msgpack. Nothing here knows vLLM: what only vLLM understands travels as opaque bytes that
-`serve_app/engine/vllm.py` and the ingress' front end write and read with vLLM's own encoder."""
+Attempts go one way, one message each (`AttemptRequest`). Tokens come back in `Frame`s: one per engine step and ingress,
+with the new tokens of all its attempts and the replica's load. Both are msgpack. Nothing here imports vLLM: what only
+vLLM reads travels as bytes, which `engine/vllm_io.py` and `ingress/engine_client.py` read and write with vLLM's own
+encoder."""
 
 from __future__ import annotations
 
 import msgspec
 
-WIRE_VERSION = 1
-"""Raised when a field changes meaning. During a rolling upgrade an old ingress may meet a new replica: a replica
-refuses an attempt of another version (`wire_version`), and the ingress then tries one of its own."""
+WIRE_VERSION = 2
+"""Raised when a message changes: its fields are positions. During a rolling upgrade an old ingress may meet a new
+replica. Messages of another version are not read beyond the version; the ingress then uses a replica of its own."""
 
 
-class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One attempt to finish one request on one replica.
+class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an engine must know of one sequence, the same in every attempt to run it.
 
-    `prompt_token_ids` never changes between attempts; `emitted_token_ids` holds what earlier attempts gave, which the
-    engine must continue after as if it had produced them itself. `max_tokens` and `min_tokens` count from the first
-    token of the first attempt. `payload` is vLLM's request (without the token ids), in the buffers of vLLM's encoder.
-    `resume_key` is under which what it says can be asked for if its stream breaks off (`engine/partial_outputs.py`);
-    empty: under none. `admitted`: a replica had taken the request before, so none refuses it for want of room; None is
-    what an ingress says that does not know of such refusals.
+    `max_tokens` and `min_tokens` count from the first token of the first attempt. `payload` is vLLM's request (without
+    the token ids), in the buffers of vLLM's encoder. `resume_key` names the partial output of a broken stream
+    (`engine/partial_outputs.py`); empty: it is not kept.
     """
 
-    wire_version: int
-    attempt_id: str
     request_id: str
-    ingress_id: str
     prompt_token_ids: list[int]
-    emitted_token_ids: list[int]
     max_tokens: int
     min_tokens: int
     ignore_eos: bool
@@ -38,7 +31,21 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     priority: int
     payload: list[bytes]
     resume_key: str = ""
-    admitted: bool | None = None
+
+
+class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One attempt to finish one request on one replica.
+
+    `emitted_token_ids` are the tokens from earlier attempts: the engine continues as if it had produced them itself.
+    `admitted`: a replica has taken the request before, so no replica refuses it for lack of room.
+    """
+
+    wire_version: int
+    attempt_id: str
+    ingress_id: str
+    spec: RequestSpec
+    emitted_token_ids: list[int]
+    admitted: bool = False
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -47,7 +54,7 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     `position` is the number of tokens that the request had before this delta, earlier attempts included: a gap or an
     overlap shows at once. `finish_reason` is vLLM's `FinishReason` as an int, None while the attempt runs.
     `cached_tokens` and `cache_creation_tokens` come with the first delta. `extra` is vLLM's whole `EngineCoreOutput` in
-    its own encoding, sent only when there is more to say than tokens (log probabilities, prompt log probabilities)."""
+    its own encoding, sent only when it holds more than tokens (log probabilities, prompt log probabilities)."""
 
     attempt_id: str
     position: int
@@ -59,37 +66,37 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     extra: list[bytes] | None = None
 
 
-class Load(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica says of itself with every frame. Facts for routing, health and scaling.
+class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The load of a replica, sent with every frame. `unfinished` counts attempts that run or wait there.
 
-    `steps` counts engine steps since start; `step_age_s` is the time since the last one, 0 when nothing is unfinished.
-    `draining` replicas take no new work: they are about to go, or their engine is dead.
+    A `draining` replica takes no new work: it is about to stop, or its engine is dead.
     """
 
-    running: int
-    waiting: int
     unfinished: int
-    queued_prompt_tokens: int
-    kv_usage_ratio: float
     max_num_seqs: int
-    steps: int
-    step_age_s: float
+    kv_usage_ratio: float
     draining: bool
+
+    @property
+    def utilization(self) -> float:
+        """Share of the batch slots taken, above 1 when requests wait; a nearly full cache counts as full."""
+        slots = self.unfinished / max(self.max_num_seqs, 1)
+        return max(slots, self.kv_usage_ratio) if self.kv_usage_ratio > 0.9 else slots
 
 
 class DataChannelAddress(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where a replica takes data channels (`protocol/data_channel.py`), and what a caller must know to open one."""
+    """Where a replica accepts data channels (`protocol/data_channel.py`), and the secret that opens one."""
 
     host: str
     port: int
     secret: bytes
 
 
-class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How much a replica takes, and how fast it gets done. It changes slowly, so it does not come with every step.
+class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How many attempts a replica takes, and how fast it finishes them. It changes slowly, so no frame carries it.
 
-    `max_unfinished` attempts may run and wait here (None: a replica that does not say). One runs for `service_s`, as
-    measured (None: not yet). `ingresses` are connected. The engine took `start_s` to start.
+    `max_unfinished` attempts may run and wait there; None: the ingress assumes its own configuration. One runs for
+    `service_s` on average (None: not measured yet). `ingresses` are connected. The engine took `start_s` to start.
     """
 
     max_unfinished: int | None = None
@@ -99,30 +106,44 @@ class Capacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a replica says of itself when asked. Without `line`, everything goes by Serve's calls.
+    """A replica's answer to a listing. Without `data_channel`, attempts and frames go by Serve's calls.
 
-    `quarantine` is what ingresses have told it: who has cost a replica, and how many seconds that is still held against
-    them (`poison.Quarantine`).
-
-    An ingress sends nothing to a replica of another `wire_version` or vLLM (`router/engine_versions.py`).
+    An ingress sends nothing to a replica of another `wire_version` or vLLM (`router/routing.py`). `quarantine` is what
+    ingresses have told this replica: the names of requests and clients that crashed a replica, and for how many more
+    seconds they are refused (`protocol/poison.py`).
     """
 
+    wire_version: int
     replica_id: str
-    load: Load
-    line: DataChannelAddress | None = None
-    capacity: Capacity = Capacity()
+    load: ReplicaLoad
+    data_channel: DataChannelAddress | None = None
+    capacity: ReplicaCapacity = ReplicaCapacity()
     vllm_version: str = ""
-    wire_version: int = 1  # of replicas that do not say
     quarantine: dict[str, float] = {}
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):
-    """One message of the stream between a replica and an ingress. `sequence` rises by one per frame of the stream."""
+    """One message of the stream from a replica to an ingress. `sequence` rises by one with each frame of the stream."""
 
     replica_id: str
     sequence: int
-    load: Load
+    load: ReplicaLoad
     deltas: list[TokenDelta]
+
+
+class OtherWireVersion(Exception):
+    """The message is of another wire version. `version` is that one; None where it cannot be read."""
+
+    def __init__(self, version: int | None) -> None:
+        super().__init__(f"speaks wire version {WIRE_VERSION}, not {version or 'this one'}")
+        self.version = version
+
+
+class _Head(msgspec.Struct, array_like=True, gc=False):
+    """How messages that cross versions begin, in every version from 2 on."""
+
+    wire_version: int
+    name: str
 
 
 def encode_request(request: AttemptRequest) -> bytes:
@@ -130,9 +151,39 @@ def encode_request(request: AttemptRequest) -> bytes:
     return msgspec.msgpack.encode(request)
 
 
+_REQUEST_DECODER = msgspec.msgpack.Decoder(AttemptRequest)
+
+
 def decode_request(data: bytes) -> AttemptRequest:
-    """The request in `data`. Raises `msgspec.DecodeError` where it is not one."""
-    return msgspec.msgpack.decode(data, type=AttemptRequest)
+    """The request in `data`. Raises `OtherWireVersion`."""
+    try:
+        request = _REQUEST_DECODER.decode(data)
+    except msgspec.DecodeError as error:
+        head = _head(data)
+        raise OtherWireVersion(head.wire_version if head is not None else None) from error
+    if request.wire_version != WIRE_VERSION:
+        raise OtherWireVersion(request.wire_version)
+    return request
+
+
+def encode_info(info: ReplicaInfo) -> bytes:
+    """The bytes of `info`."""
+    return msgspec.msgpack.encode(info)
+
+
+def decode_info(data: bytes) -> ReplicaInfo:
+    """The info in `data`; of another wire version only that and the replica's id are read. Raises `DecodeError`."""
+    head = msgspec.msgpack.decode(data, type=_Head)
+    if head.wire_version != WIRE_VERSION:
+        return ReplicaInfo(head.wire_version, head.name, ReplicaLoad(0, 0, 0.0, draining=True))
+    return msgspec.msgpack.decode(data, type=ReplicaInfo)
+
+
+def _head(data: bytes) -> _Head | None:
+    try:
+        return msgspec.msgpack.decode(data, type=_Head)
+    except msgspec.DecodeError:
+        return None
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -144,5 +195,5 @@ _FRAME_DECODER = msgspec.msgpack.Decoder(Frame)
 
 
 def decode_frame(data: bytes | memoryview) -> Frame:
-    """The frame in `data`. Raises `msgspec.DecodeError` where it is not one."""
+    """The frame in `data`. Raises `msgspec.DecodeError`."""
     return _FRAME_DECODER.decode(data)

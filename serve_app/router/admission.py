@@ -69,7 +69,7 @@ class RejectRetryable:
 
 
 @dataclass(frozen=True)
-class NobodyUp:
+class RejectNoReplica:
     """No replica is up, and `waiting` requests of this ingress wait for one: as many as may."""
 
     waiting: int
@@ -92,14 +92,14 @@ class Admission:
     engines: int = 1
     ingresses: int = 1
 
-    def decide(self, facts: Facts) -> Admit | RejectRetryable | NobodyUp | RejectPermanently:
+    def decide(self, facts: Facts) -> Admit | RejectRetryable | RejectNoReplica | RejectPermanently:
         """Whether `facts.asked` more sequences may start or wait."""
         one_room = facts.one_room or self.slots + self.max_waiting
         if not facts.slots:
             # Nobody counts for all ingresses now. Each lets its share of one replica's room wait: there is then room
             # for all of them in the first one that comes.
             share = max(one_room // self.ingresses, 1)
-            return Admit() if facts.waiting + facts.asked <= share else NobodyUp(facts.waiting)
+            return Admit() if facts.waiting + facts.asked <= share else RejectNoReplica(facts.waiting)
         if facts.held + facts.waiting + facts.asked <= facts.room:
             return Admit()
         limit = max(facts.room, one_room * self.engines)

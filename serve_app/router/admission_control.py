@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from serve_app.protocol.errors import QueueFull, ServeError, TooManySequences
-from serve_app.router.admission import Admission, Admit, Facts, NobodyUp, RejectPermanently, refuse
+from serve_app.router.admission import Admission, Admit, Facts, RejectNoReplica, RejectPermanently, refuse
 from serve_app.router.replica_pool import ReplicaPool
 
 
@@ -54,7 +54,7 @@ class AdmissionControl:
             raise TooManySequences(asked, verdict.limit)
         raise (
             self._pool.no_replica(f"{verdict.waiting} requests wait for one")
-            if isinstance(verdict, NobodyUp)
+            if isinstance(verdict, RejectNoReplica)
             else self._full(facts)
         )
 
@@ -79,7 +79,7 @@ class AdmissionControl:
         slots = sum(connection.load.max_num_seqs for connection in measured)
         return Facts(
             asked=asked,
-            held=sum(connection.facts().unfinished for connection in connections),
+            held=sum(connection.facts().load.unfinished for connection in connections),
             room=sum(rooms),
             slots=sum(connection.load.max_num_seqs for connection in connections),
             waiting=self._in_flight() - self._pool.attempts(),

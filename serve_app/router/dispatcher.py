@@ -21,7 +21,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink, End, FleetRequest, ReplicaFacts, Transport
+from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink, End, ReplicaFacts, SubmittedRequest, Transport
 from serve_app.protocol.errors import (
     AttemptRefused,
     CutOff,
@@ -58,7 +58,7 @@ idle connection has one so often."""
 
 @dataclass(eq=False)
 class _ActiveRequest:
-    request: FleetRequest
+    request: SubmittedRequest
     key: bytes
     emitted: list[int] = field(default_factory=list)
     attempts: int = 0
@@ -123,13 +123,13 @@ class Dispatcher:
 
     # ---- what the ingress asks -------------------------------------------------------------------------------------
 
-    def submit(self, request: FleetRequest) -> None:
+    def submit(self, request: SubmittedRequest) -> None:
         """Start a request. Its deltas, or its failure, go to the sink."""
-        active = _ActiveRequest(request, affinity_key(request.session_id, request.prompt_token_ids))
-        request.record.submitted_s = active.last_token_s = asyncio.get_running_loop().time()
-        request.record.prompt_tokens = len(request.prompt_token_ids)
-        self._active[request.request_id] = active
-        active.task = self._spawn(self._dispatch(active), f"request {request.request_id}")
+        active = _ActiveRequest(request, affinity_key(request.session_id, request.spec.prompt_token_ids))
+        request.trace.submitted_s = active.last_token_s = asyncio.get_running_loop().time()
+        request.trace.prompt_tokens = len(request.spec.prompt_token_ids)
+        self._active[request.spec.request_id] = active
+        active.task = self._spawn(self._dispatch(active), f"request {request.spec.request_id}")
         active.task.add_done_callback(lambda task: self._complete(active, task))
 
     def check_room(self, asked: int) -> None:
@@ -176,26 +176,26 @@ class Dispatcher:
             active.end(End.CUT)
             return None
         active.emitted.extend(delta.token_ids)
-        record = active.request.record
-        if record.first_token_s is None and delta.token_ids:
-            record.first_token_s = asyncio.get_running_loop().time()
-        record.output_tokens = len(active.emitted)
+        trace = active.request.trace
+        if trace.first_token_s is None and delta.token_ids:
+            trace.first_token_s = asyncio.get_running_loop().time()
+        trace.output_tokens = len(active.emitted)
         if delta.cached_tokens is not None and delta.position == 0:
-            record.cached_tokens = delta.cached_tokens
+            trace.cached_tokens = delta.cached_tokens
         if active.attempts > 1:
             self._throttle.leave(active)
         if delta.finish_reason is not None:
             del self._attempts[delta.attempt_id]
             active.end(End.FINISHED)
-        return active.request.request_id, delta
+        return active.request.spec.request_id, delta
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
     async def _dispatch(self, active: _ActiveRequest) -> None:
-        request_id = active.request.request_id
+        request_id = active.request.spec.request_id
         try:
             self._refuse_in_quarantine(active)
-            if active.request.resumed_key:
+            if active.request.resumes_key:
                 await self._resume_partial_output(active)
             while not await self._attempt(active, await self._choose(active)):
                 self._check_losses(active)
@@ -208,13 +208,13 @@ class Dispatcher:
     async def _resume_partial_output(self, active: _ActiveRequest) -> None:
         """Begin with the tokens that a broken stream had sent, as if an attempt of this request had."""
         request = active.request
-        active.emitted = await self._transport.fetch_partial_output(request.resumed_key)
+        active.emitted = await self._transport.fetch_partial_output(request.resumes_key)
         if active.emitted:
             active.admitted = True
-            record = request.record
-            record.first_token_s = asyncio.get_running_loop().time()
-            record.output_tokens = record.resumed_tokens = len(active.emitted)
-            self._sink.deltas([(request.request_id, TokenDelta("", 0, list(active.emitted)))])
+            trace = request.trace
+            trace.first_token_s = asyncio.get_running_loop().time()
+            trace.output_tokens = trace.resumed_tokens = len(active.emitted)
+            self._sink.deltas([(request.spec.request_id, TokenDelta("", 0, list(active.emitted)))])
 
     def _check_losses(self, active: _ActiveRequest) -> None:
         """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
@@ -223,10 +223,10 @@ class Dispatcher:
         if is_poison(deaths):
             now_s = asyncio.get_running_loop().time()
             self._quarantine.add(self._names(active.request), now_s)
-            self._spawn(self._transport.hold_against(self._quarantine.remaining(now_s)), "quarantine")
+            self._spawn(self._transport.share_quarantine(self._quarantine.remaining(now_s)), "quarantine")
             raise PoisonRequest(len(deaths))
         if len(active.cut) >= limits.max_cut_attempts or self._gone(set(active.cut)) >= limits.max_gone_replicas:
-            raise CutOff(len(active.cut), limits.link_silence_s)  # by then it is known who is silent
+            raise CutOff(len(active.cut), limits.connection_silence_s)  # by then it is known who is silent
 
     def _greet(self, info: ReplicaInfo) -> str | None:
         """Take over what other ingresses have told a replica, and say why nothing may be sent to it, if so."""
@@ -246,10 +246,13 @@ class Dispatcher:
             raise InQuarantine(left_s)
 
     @staticmethod
-    def _names(request: FleetRequest) -> list[str]:
+    def _names(request: SubmittedRequest) -> list[str]:
         """What may be held against: the prompt, and its client where one is known."""
         client = [f"client {request.client}"] if request.client else []
-        return [f"prompt {hashlib.blake2b(array('i', request.prompt_token_ids), digest_size=16).hexdigest()}", *client]
+        return [
+            f"prompt {hashlib.blake2b(array('i', request.spec.prompt_token_ids), digest_size=16).hexdigest()}",
+            *client,
+        ]
 
     def _gone(self, replica_ids: set[str]) -> int:
         """How many of them do not serve. One that serves again has not died: its connection broke, or it was slow."""
@@ -261,8 +264,8 @@ class Dispatcher:
             self._fail(active, ServeError("The server failed while it worked on this request."))
 
     def _fail(self, active: _ActiveRequest, error: ServeError) -> None:
-        active.request.record.error = error
-        self._sink.failed(active.request.request_id, error)
+        active.request.trace.error = error
+        self._sink.failed(active.request.spec.request_id, error)
 
     async def _choose(self, active: _ActiveRequest) -> ReplicaConnection:
         """The replica for the next attempt, when it is this request's turn. Raises `NoReplica` at its deadline, and
@@ -282,7 +285,7 @@ class Dispatcher:
             async with asyncio.timeout_at(now_s + left_s):
                 if active.attempts:
                     self._throttle.leave(active)
-                    tokens = len(active.request.prompt_token_ids) + len(active.emitted)
+                    tokens = len(active.request.spec.prompt_token_ids) + len(active.emitted)
                     await self._throttle.enter(active, tokens)
                 else:
                     await self._throttle.until_nobody_waits()
@@ -295,19 +298,22 @@ class Dispatcher:
     async def _attempt(self, active: _ActiveRequest, connection: ReplicaConnection) -> bool:
         """One attempt on one replica. True when the request is complete."""
         active.attempts += 1
-        attempt_id = f"{active.request.request_id}:{active.attempts}"
-        record = active.request.record
-        record.replicas.append(connection.replica_id)
-        record.migrations = active.attempts - 1
+        attempt_id = f"{active.request.spec.request_id}:{active.attempts}"
+        trace = active.request.trace
+        trace.replicas.append(connection.replica_id)
+        trace.migrations = active.attempts - 1
         loop = asyncio.get_running_loop()
-        if record.dispatched_s is None:
-            record.dispatched_s = loop.time()
+        if trace.dispatched_s is None:
+            trace.dispatched_s = loop.time()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
         self._attempts[attempt_id] = active
         connection.attempts[attempt_id] = active
-        attempt = self._transport.run_attempt(connection.replica_id, self._wire(active, attempt_id))
-        control = loop.create_task(attempt, name=f"attempt {attempt_id}", context=Context())
+        attempt = AttemptRequest(
+            WIRE_VERSION, attempt_id, self._ingress_id, active.request.spec, list(active.emitted), active.admitted
+        )
+        call = self._transport.run_attempt(connection.replica_id, attempt)
+        control = loop.create_task(call, name=f"attempt {attempt_id}", context=Context())
         how = End.CUT
         try:
             how = await self._await_end(active, connection, control, ended)
@@ -320,8 +326,8 @@ class Dispatcher:
             active.cut.clear()
         if how is End.REFUSED:
             active.attempts -= 1
-            record.replicas.pop()
-            record.dispatched_s = record.dispatched_s if active.attempts else None
+            trace.replicas.pop()
+            trace.dispatched_s = trace.dispatched_s if active.attempts else None
         else:
             active.full.clear()
         if how in BLAME:
@@ -350,7 +356,9 @@ class Dispatcher:
                 return End.REFUSED
             except (WrongReplica, ReplicaLost, EngineDead) as error:
                 active.admitted |= not isinstance(error, WrongReplica) or isinstance(error, ReplicaStopping)
-                logger.warning("lost an attempt", extra={"request": active.request.request_id, "error": str(error)})
+                logger.warning(
+                    "lost an attempt", extra={"request": active.request.spec.request_id, "error": str(error)}
+                )
                 how = connection.end_by(error)
                 # Until it says otherwise itself: or the next attempt would come straight back here.
                 self._pool.cordon(connection, deregistered=how is End.MOVED)
@@ -375,25 +383,6 @@ class Dispatcher:
             asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, EngineDead, AttemptRefused
         ):
             await control
-
-    def _wire(self, active: _ActiveRequest, attempt_id: str) -> AttemptRequest:
-        request = active.request
-        return AttemptRequest(
-            wire_version=WIRE_VERSION,
-            attempt_id=attempt_id,
-            request_id=request.request_id,
-            ingress_id=self._ingress_id,
-            prompt_token_ids=request.prompt_token_ids,
-            emitted_token_ids=list(active.emitted),
-            max_tokens=request.max_tokens,
-            min_tokens=request.min_tokens,
-            ignore_eos=request.ignore_eos,
-            stop_token_ids=request.stop_token_ids,
-            priority=request.priority,
-            payload=request.payload,
-            resume_key=request.resume_key,
-            admitted=active.admitted,
-        )
 
     def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         # In a context of its own: Serve takes a call's identity from the HTTP request around it, and would take two

@@ -1,7 +1,7 @@
 """The connections of one ingress to the engine replicas: discovered, read, watched and closed.
 
 A connection carries every new token of this ingress' attempts on that replica, and the replica's load. It is lost when
-it breaks, when a frame is missing, or when nothing comes for `link_silence_s`; its attempts then run elsewhere.
+it breaks, when a frame is missing, or when nothing comes for `connection_silence_s`; its attempts then run elsewhere.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from serve_app.protocol.errors import (
     WrongReplica,
 )
 from serve_app.protocol.liveness import SilenceClock
-from serve_app.protocol.messages import Capacity, Frame, Load, ReplicaInfo, TokenDelta
+from serve_app.protocol.messages import Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
 from serve_app.router.admission import start_wait
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ DISCOVERY_PERIOD_S = 1.0
 WATCH_PERIOD_S = 1.0
 """How often connections are checked for silence, and draining replicas for attempts that must move."""
 
-MOVES_PER_LOOK = 8
+MOVES_PER_CHECK = 8
 """How many attempts leave a draining replica at a time: they prefill elsewhere, beside those that run there."""
 
 Refusal = Callable[[ReplicaInfo], str | None]
@@ -63,8 +63,8 @@ class ReplicaConnection:
     """
 
     replica_id: str
-    load: Load
-    capacity: Capacity
+    load: ReplicaLoad
+    capacity: ReplicaCapacity
     up: bool = False
     draining_since_s: float | None = None
     deregistered: bool = False
@@ -86,8 +86,10 @@ class ReplicaConnection:
     def facts(self) -> ReplicaFacts:
         """What routing must know."""
         # The load of the last frame does not yet know what was sent since: this ingress' own count does.
-        unfinished = max(self.load.unfinished, len(self.attempts))
-        return ReplicaFacts(self.replica_id, unfinished, self.load.max_num_seqs, self.load.kv_usage_ratio)
+        load = self.load
+        if len(self.attempts) > load.unfinished:
+            load = msgspec.structs.replace(load, unfinished=len(self.attempts))
+        return ReplicaFacts(self.replica_id, load)
 
     def room(self, max_waiting: int) -> int:
         """How many attempts it may hold; `max_waiting` may wait at one that does not say."""
@@ -320,7 +322,7 @@ class ReplicaPool:
 
     def _look_at(self, connection: ReplicaConnection, now_s: float) -> None:
         silence_s = connection.clock.look(now_s, connection.sequence)
-        if silence_s >= self._limits.link_silence_s:
+        if silence_s >= self._limits.connection_silence_s:
             logger.warning(
                 "a replica is silent", extra={"replica": connection.replica_id, "silence_s": round(silence_s, 1)}
             )
@@ -331,4 +333,4 @@ class ReplicaPool:
             return
         since_s = connection.draining_since_s
         if since_s is not None and now_s - since_s >= self._limits.drain_timeout_s and self.up():
-            connection.end_all(End.MOVED, MOVES_PER_LOOK)
+            connection.end_all(End.MOVED, MOVES_PER_CHECK)

@@ -43,13 +43,20 @@ class RequestContext:
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first sequence is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
 
-    def resume_key(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
-        """Names what request `request_id` says, for whoever asked for the same with the same key; empty without a body.
+    def resume_keys(self, prompt_token_ids: Sequence[int]) -> tuple[str, str]:
+        """The key under which the next sequence keeps its partial output, and the key of the one that it continues.
 
-        One for each sequence of a request: of two with the same prompt, the first is the first.
+        A key is a digest of all that must be the same: client, body, request id, prompt, and the sequence's number (of
+        two with the same prompt, the first continues the first). Empty: there is none.
         """
         if not self.body_digest:
-            return ""
+            return "", ""
+        return (
+            self._resume_key(self.request_id, prompt_token_ids),
+            self._resume_key(self.resume_request_id, prompt_token_ids) if self.resume_request_id else "",
+        )
+
+    def _resume_key(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
         digest = hashlib.blake2b(self.body_digest, digest_size=16)
         digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.sequences)}\0".encode())
         digest.update(array("i", prompt_token_ids))

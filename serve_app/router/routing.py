@@ -36,9 +36,9 @@ def choose_replica(candidates: Sequence[ReplicaFacts], key: bytes) -> str:
     """The replica for a request with that affinity key. Raises ValueError when there is no candidate."""
     if not candidates:
         raise ValueError("no replica to choose from")
-    least = min(candidates, key=lambda facts: (facts.utilization, facts.replica_id))
+    least = min(candidates, key=lambda facts: (facts.load.utilization, facts.replica_id))
     preferred = max(candidates, key=lambda facts: _rendezvous(key, facts.replica_id))
-    if preferred.utilization <= least.utilization + AFFINITY_SLACK:
+    if preferred.load.utilization <= least.load.utilization + AFFINITY_SLACK:
         return preferred.replica_id
     return least.replica_id
 

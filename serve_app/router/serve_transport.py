@@ -33,6 +33,7 @@ from serve_app.protocol.messages import (
     Frame,
     ReplicaInfo,
     decode_frame,
+    decode_info,
     encode_request,
 )
 
@@ -42,7 +43,7 @@ LIST_TIMEOUT_S = 2.0
 """A replica that does not answer in this time is busy or dead; the list is then incomplete, not wrong. While one
 hangs, a new one is found this much later."""
 
-VERDICT_S = 1.0
+END_REASON_S = 1.0
 """How much later than the data channel Serve's call to a dead replica may end. The request that ran there waits so
 long."""
 
@@ -51,10 +52,10 @@ PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
 
 OUR_ERRORS = (WrongReplica, ReplicaFull, AttemptRefused, EngineDead)
 
-LOST_CALL = (RayError, RayServeException, grpc.RpcError)
+CALL_FAILED = (RayError, RayServeException, grpc.RpcError)
 """How a call ends that the replica did not answer. Serve passes on what gRPC says, other than UNAVAILABLE, as it is."""
 
-NOBODY_THERE = (ActorDiedError, ActorUnavailableError)
+ACTOR_GONE = (ActorDiedError, ActorUnavailableError)
 """Nothing listens there any more: to Serve's gRPC a killed process is unavailable, it does not ask Ray about it."""
 
 
@@ -96,10 +97,10 @@ class ServeTransport:
             answers = await self._engine.broadcast("info").results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
-        except (*LOST_CALL, TimeoutError) as error:
+        except (*CALL_FAILED, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
-        infos = [msgspec.msgpack.decode(answer, type=ReplicaInfo) for answer in answers if isinstance(answer, bytes)]
-        self._addresses = {info.replica_id: info.line for info in infos if info.line is not None}
+        infos = [info for answer in answers if (info := _readable_info(answer)) is not None]
+        self._addresses = {info.replica_id: info.data_channel for info in infos if info.data_channel is not None}
         return infos, len(infos) == len(answers)
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
@@ -123,8 +124,8 @@ class ServeTransport:
         """The channel, once Serve has said that this is the replica; None where there is no way for it."""
         try:
             await anext(lease)
-        except (*LOST_CALL, *OUR_ERRORS) as error:
-            raise as_fleet_error(error) from error
+        except (*CALL_FAILED, *OUR_ERRORS) as error:
+            raise as_replica_error(error) from error
         try:
             return await DataChannel.open(address, replica_id, self._ingress_id)
         except (OSError, TimeoutError) as error:
@@ -143,7 +144,7 @@ class ServeTransport:
             async with contextlib.aclosing(line.frames()) as frames:
                 async for frame in frames:
                     yield frame
-            await asyncio.wait({verdict}, timeout=VERDICT_S)
+            await asyncio.wait({verdict}, timeout=END_REASON_S)
             reason = verdict.result() if verdict.done() else ReplicaLost("the data channel broke")
             raise reason
         finally:
@@ -157,8 +158,8 @@ class ServeTransport:
         try:
             async for data in stream:
                 yield decode_frame(data)
-        except (*LOST_CALL, *OUR_ERRORS) as error:
-            raise as_fleet_error(error) from error
+        except (*CALL_FAILED, *OUR_ERRORS) as error:
+            raise as_replica_error(error) from error
         finally:
             stream.cancel()
 
@@ -168,20 +169,20 @@ class ServeTransport:
             answers = await self._engine.broadcast("fetch_partial_output", resume_key).results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
-        except (*LOST_CALL, TimeoutError) as error:
+        except (*CALL_FAILED, TimeoutError) as error:
             logger.warning("cannot look for a broken stream", extra={"error": str(error)})
             return []
         found = [msgspec.msgpack.decode(one, type=list[int]) for one in answers if isinstance(one, bytes)]
         return max(found, key=len, default=[])
 
-    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+    async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         """See `fleet.Transport`. A replica that cannot be told is not asked again: its fellows know."""
         told = msgspec.msgpack.encode(quarantine)
         try:
-            await self._engine.broadcast("hold_against", told).results_async(
+            await self._engine.broadcast("share_quarantine", told).results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
-        except (*LOST_CALL, TimeoutError) as error:
+        except (*CALL_FAILED, TimeoutError) as error:
             logger.warning("no replica could be told whom to refuse", extra={"error": str(error)})
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
@@ -198,25 +199,36 @@ class ServeTransport:
             # inside a request that goes on.
             response.cancel()
             raise
-        except (*LOST_CALL, *OUR_ERRORS) as error:
-            raise as_fleet_error(error) from error
+        except (*CALL_FAILED, *OUR_ERRORS) as error:
+            raise as_replica_error(error) from error
+
+
+def _readable_info(answer: object) -> ReplicaInfo | None:
+    """The info in a replica's answer; None for an error, and for bytes that are no info of any version."""
+    if not isinstance(answer, bytes):
+        return None
+    try:
+        return decode_info(answer)
+    except msgspec.DecodeError as error:
+        logger.warning("cannot read the info of a replica", extra={"error": str(error)})
+        return None
 
 
 async def _how_it_ended(lease: AnyStream) -> Exception:
     """What became of a replica, as soon as Serve says that the call there has ended."""
     try:
         await anext(lease)
-    except (*LOST_CALL, *OUR_ERRORS) as error:
-        return as_fleet_error(error)
+    except (*CALL_FAILED, *OUR_ERRORS) as error:
+        return as_replica_error(error)
     except StopAsyncIteration:
         pass
     return ReplicaLost("the replica ended the connection")
 
 
-def as_fleet_error(error: Exception) -> Exception:
+def as_replica_error(error: Exception) -> Exception:
     """What an error of a Serve call means to the fleet: ours as it is, a replica that is gone, or one out of reach."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, OUR_ERRORS):
         return type(cause)(str(cause))
-    kind = ReplicaDied if isinstance(cause, NOBODY_THERE) else ReplicaLost
+    kind = ReplicaDied if isinstance(cause, ACTOR_GONE) else ReplicaLost
     return kind(f"{type(cause).__name__}: {cause}")

@@ -49,7 +49,7 @@ async def test_an_agent_that_is_refused_for_want_of_room_waits_and_goes_on(
     engine = scripted([endless, *loops_script()], max_num_seqs=1, gap_s=0.01)
     async with recorded({"a": engine}, max_waiting=0) as running:
         busy = asyncio.create_task(keep_busy(running))
-        while running.service.client.fleet.in_flight == 0:  # noqa: ASYNC110  # it sets no event
+        while running.service.client.dispatcher.in_flight == 0:  # noqa: ASYNC110  # it sets no event
             await asyncio.sleep(0)
         run = asyncio.create_task(workplace.run(agent, running.url, task_text(f"LOOP-{agent.name}", workplace.work)))
         await running.recorder.until_status(429)

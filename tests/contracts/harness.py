@@ -14,7 +14,7 @@ from typing import Any
 from serve_app.engine import warm_up
 from serve_app.engine.contract import Engine, EngineInfo
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, TokenDelta
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 
@@ -102,18 +102,20 @@ class Subject:
         return AttemptRequest(
             wire_version=WIRE_VERSION,
             attempt_id=f"attempt-{number}",
-            request_id=request_id or f"request-{number}",
             ingress_id="test",
-            prompt_token_ids=list(prompt),
-            emitted_token_ids=list(emitted),
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            ignore_eos=True,
-            stop_token_ids=list(stop_token_ids),
-            priority=0,
-            payload=self.make_payload(
-                max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=list(stop_token_ids), **sampling
+            spec=RequestSpec(
+                request_id=request_id or f"request-{number}",
+                prompt_token_ids=list(prompt),
+                max_tokens=max_tokens,
+                min_tokens=min_tokens,
+                ignore_eos=True,
+                stop_token_ids=list(stop_token_ids),
+                priority=0,
+                payload=self.make_payload(
+                    max_tokens=max_tokens, min_tokens=min_tokens, stop_token_ids=list(stop_token_ids), **sampling
+                ),
             ),
+            emitted_token_ids=list(emitted),
         )
 
     async def run(self, attempt: AttemptRequest) -> list[int]:

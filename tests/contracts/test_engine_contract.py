@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -58,7 +57,6 @@ async def test_tokens_arrive_once_each_and_stop_at_max_tokens(subject: Subject) 
     assert subject.sink.deltas[attempt.attempt_id][0].position == 0
     assert subject.sink.deltas[attempt.attempt_id][0].cached_tokens is not None
     assert subject.engine.stats().steps > steps_before
-    assert time.monotonic() - subject.engine.stats().last_step_s < 60
 
 
 async def test_the_same_prompt_gives_the_same_tokens(subject: Subject) -> None:
@@ -97,14 +95,11 @@ async def test_requests_beyond_max_num_seqs_wait_and_finish(subject: Subject) ->
     stats = subject.engine.stats()
     assert stats.unfinished == 2 * MAX_NUM_SEQS
     assert 0 < stats.running <= MAX_NUM_SEQS
-    assert stats.waiting >= MAX_NUM_SEQS
-    assert stats.queued_prompt_tokens >= MAX_NUM_SEQS * 30
     assert stats.kv_usage_ratio > 0
     await running
     assert all(len(subject.sink.tokens(attempt.attempt_id)) == 40 for attempt in attempts)
     assert max(len(step) for step in subject.sink.steps) == MAX_NUM_SEQS, "a step's deltas come together"
     assert subject.engine.stats().unfinished == 0
-    assert subject.engine.stats().queued_prompt_tokens == 0
 
 
 async def test_an_abort_ends_the_attempt_without_a_finish_and_frees_its_slot(subject: Subject) -> None:
@@ -160,16 +155,6 @@ async def test_an_attempt_is_not_run_twice_at_a_time(subject: Subject) -> None:
         await subject.engine.run(attempt)
     await run
     assert len(subject.sink.tokens(attempt.attempt_id)) == 60
-
-
-async def test_drain_waits_for_what_is_unfinished_and_counts_what_is_left(subject: Subject) -> None:
-    assert await subject.engine.drain(0.0) == 0
-    attempt = subject.attempt(max_tokens=60)
-    run = asyncio.create_task(subject.engine.run(attempt))
-    await subject.sink.wait_for_tokens(attempt.attempt_id, 1)
-    assert await subject.engine.drain(0.0) == 1
-    assert await subject.engine.drain(60.0) == 0
-    await run
 
 
 async def test_death_reaches_every_attempt_and_shutdown_may_follow_twice(subject: Subject) -> None:

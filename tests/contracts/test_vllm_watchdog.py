@@ -88,8 +88,7 @@ async def test_nothing_is_compiled_under_a_user(monkeypatch: pytest.MonkeyPatch,
             assert any(kind in phase for phase in warmed), kind
         assert phases[-1].startswith("ready")
         assert not subject.sink.deltas, "a replica is not told of warm-up tokens"
-        stats = subject.engine.stats()
-        assert (stats.unfinished, stats.queued_prompt_tokens) == (0, 0)
+        assert subject.engine.stats().unfinished == 0
 
         built = kernels(folder)
         assert built, "the first log probabilities compile: nothing was shown"

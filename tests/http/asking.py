@@ -36,7 +36,7 @@ class RecordingEngine(FakeEngine):
         self._prompts = prompts
 
     async def run(self, attempt: AttemptRequest) -> None:
-        self._prompts.append(attempt.prompt_token_ids)
+        self._prompts.append(attempt.spec.prompt_token_ids)
         await super().run(attempt)
 
 

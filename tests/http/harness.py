@@ -16,12 +16,12 @@ from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.engine_client import FleetClient, worker_settings
+from serve_app.ingress.engine_client import ReplicatedEngineClient, worker_settings
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings
 from serve_app.protocol.attempts import DispatcherLimits
 from serve_app.protocol.errors import Outcome
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, encode_request
+from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, decode_info, encode_request
 from serve_app.router.admission import Admission
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext
@@ -50,7 +50,7 @@ class LocalTransport:
     live: dict[str, EngineReplica] = field(default_factory=dict)
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
-        return [msgspec.msgpack.decode(await replica.info(), type=ReplicaInfo) for replica in self.live.values()], True
+        return [decode_info(await replica.info()) for replica in self.live.values()], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         async with contextlib.aclosing(self.live[replica_id].frames(replica_id, self.ingress_id)) as frames:
@@ -64,9 +64,9 @@ class LocalTransport:
         ]
         return max(answers, key=len, default=[])
 
-    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+    async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         for replica in self.live.values():
-            await replica.hold_against(msgspec.msgpack.encode(quarantine))
+            await replica.share_quarantine(msgspec.msgpack.encode(quarantine))
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         await self.live[replica_id].run_attempt(replica_id, encode_request(attempt))
@@ -100,7 +100,7 @@ class Service:
     url: str
     log: Log
     gate: IngressMiddleware
-    client: FleetClient
+    client: ReplicatedEngineClient
     transport: LocalTransport
 
 
@@ -134,11 +134,11 @@ async def service(
             ),
             allowed_media_hosts,
         )
-        await stack.enter_async_context(client.fleet)
+        await stack.enter_async_context(client.dispatcher)
         quick = msgspec.structs.replace(worker_settings(client.vllm_config), max_compile_cpu_s=GRAMMAR_CPU_S)
         client.grammars = await stack.enter_async_context(GrammarChecker(quick))
         if engines:
-            await client.fleet.wait_for_replica(30)
+            await client.dispatcher.wait_for_replica(30)
         log = Log()
         settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
         gate = IngressMiddleware(app, settings, keys, log)

@@ -54,12 +54,12 @@ class SayingEngine(FakeEngine):
         await self.check()
         position = 0
         for step in self._saying.answers.popleft():
-            ids = list(step)[: attempt.max_tokens - position]
+            ids = list(step)[: attempt.spec.max_tokens - position]
             delta = TokenDelta(attempt.attempt_id, position, ids, cached_tokens=None if position else 0)
             position += len(ids)
             if ids and ids[-1] == self._saying.eos:
                 delta.finish_reason = STOP
-            elif position >= attempt.max_tokens:
+            elif position >= attempt.spec.max_tokens:
                 delta.finish_reason = LENGTH
             if self._saying.logprobs:
                 delta.extra = with_logprobs(delta)

@@ -41,7 +41,7 @@ async def test_21_and_22_a_full_fleet_is_a_429_that_says_when_on_every_api(
         chat = {"model": NAME, **ASKED["/v1/chat/completions"]}
         assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200  # measured by this one
         engines[0].first_token_sent.clear()
-        links = running.client.fleet._pool
+        links = running.client.dispatcher._pool
         async with asyncio.timeout(10):
             while links.taking_work()[0].capacity.service_s is None:  # noqa: ASYNC110  # said once a second; no event
                 await asyncio.sleep(0)

@@ -156,7 +156,7 @@ async def test_with_nobody_left_a_stream_waits_and_goes_on_with_the_next_replica
     ):
         expected = await said(calm, CHAT, stream=True)
         asking = asyncio.create_task(said(running, CHAT, stream=True))
-        while running.client.fleet.replicas_up() or not running.client.fleet.in_flight:  # noqa: ASYNC110  # no event
+        while running.client.dispatcher.replicas_up() or not running.client.dispatcher.in_flight:  # noqa: ASYNC110  # no event
             await asyncio.sleep(0)
         running.transport.live = {"next": successor}
         assert await asking == expected

@@ -51,7 +51,7 @@ async def ingresses(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[t
         service({}, keys=keys, ingress_id="ingress-2") as other,
     ):
         other.transport.live = one.transport.live
-        await other.client.fleet.wait_for_replica(10)
+        await other.client.dispatcher.wait_for_replica(10)
         yield one, other
 
 

@@ -15,15 +15,15 @@ import msgspec
 import ray
 from ray import serve
 
-from serve_app.protocol.messages import ReplicaInfo
+from serve_app.protocol.messages import decode_info
 
 
 async def answer(questions: asyncio.Queue[str | None]) -> None:
     engines = serve.get_deployment_handle("engine", "step")
     while await questions.get() is not None:
         answers = await engines.broadcast("info").results_async(timeout_s=5, return_exceptions=True)
-        hellos = [msgspec.msgpack.decode(one, type=ReplicaInfo) for one in answers if isinstance(one, bytes)]
-        loads = [{"replica_id": hello.replica_id, **msgspec.structs.asdict(hello.load)} for hello in hellos]
+        infos = [decode_info(one) for one in answers if isinstance(one, bytes)]
+        loads = [{"replica_id": info.replica_id, **msgspec.structs.asdict(info.load)} for info in infos]
         print(json.dumps(loads), flush=True)
 
 

@@ -14,7 +14,7 @@ from serve_app.router.admission import (
     Admission,
     Admit,
     Facts,
-    NobodyUp,
+    RejectNoReplica,
     RejectPermanently,
     RejectRetryable,
     refuse,
@@ -122,7 +122,7 @@ def test_what_waits_for_the_first_replica_has_room_in_it(waiting: int, slots: in
     if isinstance(verdict, Admit):
         assert waiting + asked == 1 or (waiting + asked) * ingresses <= slots + 64
     else:
-        assert verdict == NobodyUp(waiting)
+        assert verdict == RejectNoReplica(waiting)
 
 
 def test_without_a_replica_one_is_asked_back_when_the_next_has_started() -> None:

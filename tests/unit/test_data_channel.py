@@ -11,9 +11,9 @@ import pytest
 
 from serve_app.protocol.data_channel import ERRORS, DataChannel, DataChannelServer
 from serve_app.protocol.errors import AttemptRefused, EngineDead, ReplicaLost, WrongReplica
-from serve_app.protocol.messages import DataChannelAddress, Frame, Load, TokenDelta, encode_frame
+from serve_app.protocol.messages import DataChannelAddress, Frame, ReplicaLoad, TokenDelta, encode_frame
 
-LOAD = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
+LOAD = ReplicaLoad(0, 8, 0.0, draining=False)
 
 
 @dataclass

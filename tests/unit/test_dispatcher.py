@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
-from serve_app.protocol.attempts import DispatcherLimits, FleetRequest, RequestTrace
+from serve_app.protocol.attempts import DispatcherLimits, RequestTrace, SubmittedRequest
 from serve_app.protocol.errors import (
     AttemptRefused,
     CutOff,
@@ -26,11 +27,19 @@ from serve_app.protocol.errors import (
     ServeError,
     WrongReplica,
 )
-from serve_app.protocol.messages import AttemptRequest, Frame, Load, ReplicaInfo, TokenDelta
+from serve_app.protocol.messages import (
+    WIRE_VERSION,
+    AttemptRequest,
+    Frame,
+    ReplicaInfo,
+    ReplicaLoad,
+    RequestSpec,
+    TokenDelta,
+)
 from serve_app.router.dispatcher import Dispatcher
 
 STOP = 0
-IDLE = Load(0, 0, 0, 0, 0.0, 8, 0, 0.0, draining=False)
+IDLE = ReplicaLoad(0, 8, 0.0, draining=False)
 
 
 class LocalReplica:
@@ -50,7 +59,7 @@ class LocalReplica:
         self.sequence += 1
 
     def emit(self, attempt: AttemptRequest, at: int, count: int = 1, *, last: bool = False) -> None:
-        tokens = [attempt.prompt_token_ids[0] + at + offset for offset in range(count)]
+        tokens = [attempt.spec.prompt_token_ids[0] + at + offset for offset in range(count)]
         self.send(TokenDelta(attempt.attempt_id, at, tokens, STOP if last else None))
 
     def end(self, attempt: AttemptRequest, error: Exception | None = None) -> None:
@@ -75,7 +84,7 @@ class LocalTransport:
         self.left: dict[str, list[int]] = {}
         self.quarantine: dict[str, float] = {}
 
-    async def hold_against(self, quarantine: Mapping[str, float]) -> None:
+    async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         self.quarantine.update(quarantine)
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
@@ -83,7 +92,7 @@ class LocalTransport:
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         names = self.live if self.listed is None else self.listed
-        return [ReplicaInfo(name, IDLE, quarantine=self.quarantine) for name in names], True
+        return [ReplicaInfo(WIRE_VERSION, name, IDLE, quarantine=self.quarantine) for name in names], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]
@@ -146,8 +155,9 @@ async def flying(transport: LocalTransport, deadline_s: float = 5.0) -> AsyncIte
         yield fleet, results
 
 
-def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> FleetRequest:
-    return FleetRequest(request_id, [first], max_tokens, 0, False, [], 0, [b""], None, RequestTrace())
+def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> SubmittedRequest:
+    spec = RequestSpec(request_id, [first], max_tokens, 0, False, [], 0, [b""])
+    return SubmittedRequest(spec, RequestTrace())
 
 
 async def turns(condition: Callable[[], bool]) -> None:
@@ -179,15 +189,16 @@ async def test_what_a_broken_stream_had_said_comes_first_and_goes_on() -> None:
     transport = LocalTransport(replica)
     transport.left["theirs"] = [100, 101, 102]
     async with flying(transport) as (fleet, results):
-        asked = replace(request(), resume_key="mine", resumed_key="theirs")
+        asked = request()
+        asked = replace(asked, spec=structs.replace(asked.spec, resume_key="mine"), resumes_key="theirs")
         fleet.submit(asked)
         attempt = await replica.started.get()
-        assert (attempt.emitted_token_ids, attempt.resume_key) == ([100, 101, 102], "mine")
+        assert (attempt.emitted_token_ids, attempt.spec.resume_key) == ([100, 101, 102], "mine")
         replica.emit(attempt, 3, 2, last=True)
         replica.end(attempt)
         await results.until_over("r")
     assert results.tokens["r"] == [100, 101, 102, 103, 104]
-    assert (asked.record.resumed_tokens, asked.record.migrations) == (3, 0)
+    assert (asked.trace.resumed_tokens, asked.trace.migrations) == (3, 0)
 
 
 async def test_a_killed_replica_is_not_noticed() -> None:
@@ -203,14 +214,14 @@ async def test_a_killed_replica_is_not_noticed() -> None:
         replica.die()
         resumed = await other.started.get()
         assert resumed.emitted_token_ids == [100, 101, 102]
-        assert resumed.max_tokens == attempt.max_tokens
+        assert resumed.spec.max_tokens == attempt.spec.max_tokens
         other.emit(resumed, 3, 2, last=True)
         other.end(resumed)
         await results.until_over("r")
         await until_landed(fleet)
     assert results.tokens["r"] == [100, 101, 102, 103, 104]
-    assert asked.record.migrations == 1
-    assert asked.record.replicas == [replica.name, other.name]
+    assert asked.trace.migrations == 1
+    assert asked.trace.replicas == [replica.name, other.name]
 
 
 async def whoever_starts(a: LocalReplica, b: LocalReplica) -> tuple[AttemptRequest, LocalReplica, LocalReplica]:
@@ -266,7 +277,7 @@ async def test_a_replica_that_dies_right_after_the_last_token_changes_nothing() 
         await until_landed(fleet)
         assert other.started.empty()
     assert results.tokens["r"] == [100, 101, 102]
-    assert asked.record.migrations == 0
+    assert asked.trace.migrations == 0
 
 
 @pytest.mark.parametrize("error", [EngineDead("crash"), ReplicaDied("killed")])
@@ -301,7 +312,7 @@ async def test_a_request_that_a_death_is_tied_to_gets_no_second_replica_nor_does
         await results.until_over("another")
         assert other.started.empty()
         fleet.submit(replace(request("innocent", first=9), client="alice"))
-        assert (await other.started.get()).request_id == "innocent"
+        assert (await other.started.get()).spec.request_id == "innocent"
     assert isinstance(results.errors["r"], PoisonRequest)
     assert isinstance(results.errors["again"], PoisonRequest)
     assert isinstance(results.errors["another"], InQuarantine)
@@ -528,7 +539,7 @@ async def test_a_silent_replica_is_left() -> None:
     first, second = LocalReplica("a"), LocalReplica("b")
     transport = LocalTransport(first, second)
     results = Results()
-    limits = DispatcherLimits(request_deadline_s=10, link_silence_s=1.5)
+    limits = DispatcherLimits(request_deadline_s=10, connection_silence_s=1.5)
     async with Dispatcher(transport, "ingress", limits, results) as fleet:
         fleet.submit(request())
         attempt, silent, other = await whoever_starts(first, second)
@@ -572,7 +583,7 @@ async def test_what_a_drain_does_not_finish_moves_and_nobody_has_died() -> None:
         other.end(moved)
         await results.until_over("r")
     assert results.tokens["r"] == [100, 101, 102]
-    assert asked.record.replicas == [draining.name, other.name]
+    assert asked.trace.replicas == [draining.name, other.name]
 
 
 async def test_a_drain_without_another_replica_moves_nothing() -> None:

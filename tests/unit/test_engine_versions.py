@@ -18,8 +18,8 @@ from tests.unit.test_dispatcher import IDLE, LocalReplica, LocalTransport, Resul
 BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install the same on every node"
 
 
-def hello(vllm_version: str, wire_version: int = WIRE_VERSION, name: str = "b") -> ReplicaInfo:
-    return ReplicaInfo(name, IDLE, vllm_version=vllm_version, wire_version=wire_version)
+def info(vllm_version: str, wire_version: int = WIRE_VERSION, name: str = "b") -> ReplicaInfo:
+    return ReplicaInfo(wire_version, name, IDLE, vllm_version=vllm_version)
 
 
 @pytest.mark.parametrize(
@@ -33,14 +33,14 @@ def hello(vllm_version: str, wire_version: int = WIRE_VERSION, name: str = "b") 
     ],
 )
 def test_the_same_version_goes_together_whatever_its_build(ingress: str, engine: str) -> None:
-    assert EngineVersions(ingress).mismatch(hello(engine)) is None
+    assert EngineVersions(ingress).mismatch(info(engine)) is None
 
 
 @pytest.mark.parametrize(
     ("ingress", "engine"), [("0.32.0+cpu", "0.33.0"), ("0.33.0", "0.33.1"), ("0.33.0rc1", "0.33.0")]
 )
 def test_another_version_is_refused_with_both_and_the_fix(ingress: str, engine: str) -> None:
-    why = EngineVersions(ingress).mismatch(hello(engine))
+    why = EngineVersions(ingress).mismatch(info(engine))
     assert why is not None
     assert engine in why
     assert ingress.split("+", maxsplit=1)[0] in why
@@ -49,7 +49,7 @@ def test_another_version_is_refused_with_both_and_the_fix(ingress: str, engine: 
 
 
 def test_another_wire_version_is_refused_even_of_the_fake_engine() -> None:
-    why = EngineVersions("0.33.0").mismatch(hello("fake", WIRE_VERSION + 1))
+    why = EngineVersions("0.33.0").mismatch(info("fake", WIRE_VERSION + 1))
     assert why is not None
     assert f"wire version {WIRE_VERSION}, replica b {WIRE_VERSION + 1}" in why
     assert "every node" in why
@@ -61,7 +61,7 @@ class MixedTransport(LocalTransport):
     async def replicas(self) -> tuple[list[ReplicaInfo], bool]:
         versions = {"a": "0.32.0+cpu", "b": "0.33.0"}
         names = self.live if self.listed is None else self.listed
-        return [hello(versions[name], name=name) for name in names], True
+        return [info(versions[name], name=name) for name in names], True
 
 
 @asynccontextmanager

@@ -12,9 +12,9 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import DispatcherLimits, FleetRequest, RequestTrace
+from serve_app.protocol.attempts import DispatcherLimits, RequestTrace, SubmittedRequest
 from serve_app.protocol.errors import NoReplica, QueueFull, ReplicaFull, TooManySequences
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, encode_request
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request
 from serve_app.router.admission import Admission
 from serve_app.router.dispatcher import Dispatcher
 from tests.http.harness import LocalTransport
@@ -62,10 +62,8 @@ class Site:
         for number in range(count):
             for index, fleet in enumerate(self.fleets):
                 one = f"{name}-{index}-{number}"
-                fleet.submit(
-                    FleetRequest(one, [len(one) + number], tokens, 0, True, [], 0, [b""], None, RequestTrace(),
-                                 answer_begun=lambda: begun)
-                )  # fmt: skip
+                spec = RequestSpec(one, [len(one) + number], tokens, 0, True, [], 0, [b""])
+                fleet.submit(SubmittedRequest(spec, RequestTrace(), answer_begun=lambda: begun))
 
 
 @asynccontextmanager
@@ -115,7 +113,7 @@ async def test_an_ingress_that_has_sent_nothing_knows_that_the_fleet_is_full() -
         here.fleets = [first]
         here.submit(BOUND)
         async with asyncio.timeout(10):
-            while sum(one.unfinished for one in last.replicas_up()) < BOUND:  # noqa: ASYNC110  # it sets no event
+            while sum(one.load.unfinished for one in last.replicas_up()) < BOUND:  # noqa: ASYNC110  # it sets no event
                 await asyncio.sleep(0)
         with pytest.raises(QueueFull):
             last.check_room(1)
@@ -152,9 +150,7 @@ async def test_a_replica_refuses_the_new_one_and_takes_what_one_had_before() -> 
         await asyncio.sleep(0)
         with pytest.raises(ReplicaFull):
             await replica.run_attempt("a", _attempt("new"))
-        running += [
-            asyncio.create_task(replica.run_attempt("a", _attempt(f"x{taken}", taken))) for taken in (True, None)
-        ]
+        running += [asyncio.create_task(replica.run_attempt("a", _attempt(name, admitted=True))) for name in ("x", "y")]
         await asyncio.sleep(0)
         assert len(replica._attempts) == 9
         for task in running:
@@ -162,12 +158,9 @@ async def test_a_replica_refuses_the_new_one_and_takes_what_one_had_before() -> 
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _attempt(attempt_id: str, admitted: bool | None = False) -> bytes:
-    return encode_request(
-        AttemptRequest(
-            WIRE_VERSION, attempt_id, attempt_id, "ingress-0", [1], [], 8, 0, False, [], 0, [b""], admitted=admitted
-        )
-    )
+def _attempt(attempt_id: str, *, admitted: bool = False) -> bytes:
+    spec = RequestSpec(attempt_id, [1], 8, 0, False, [], 0, [b""])
+    return encode_request(AttemptRequest(WIRE_VERSION, attempt_id, "ingress-0", spec, [], admitted))
 
 
 async def test_without_a_replica_each_ingress_lets_its_share_wait_for_the_first() -> None:

@@ -36,7 +36,7 @@ def test_a_claim_is_of_the_same_key_the_same_body_and_the_same_prompt() -> None:
     def resume_key(
         request_id: str = "r", key: str | None = "alice", body: bytes = b"1", prompt: tuple[int, ...] = (1, 2)
     ) -> str:
-        return RequestContext("other", key_name=key, body_digest=body).resume_key(request_id, prompt)
+        return RequestContext(request_id, key_name=key, body_digest=body).resume_keys(prompt)[0]
 
     assert resume_key() == resume_key()
     others = {
@@ -49,3 +49,12 @@ def test_a_claim_is_of_the_same_key_the_same_body_and_the_same_prompt() -> None:
     assert len(others) == 5
     assert resume_key() not in others
     assert resume_key(body=b"") == ""
+
+
+def test_a_request_continues_what_the_broken_one_kept() -> None:
+    broken = RequestContext("broken", key_name="alice", body_digest=b"1")
+    again = RequestContext("again", resume_request_id="broken", key_name="alice", body_digest=b"1")
+    kept, _ = broken.resume_keys([1, 2])
+    own, continues = again.resume_keys([1, 2])
+    assert continues == kept != own
+    assert broken.resume_keys([1, 2])[1] == ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from serve_app.protocol.attempts import ReplicaFacts
+from serve_app.protocol.messages import ReplicaLoad
 from serve_app.router.routing import AFFINITY_SLACK, affinity_key, choose_replica
 
 
 def replica(name: str, unfinished: int = 0, slots: int = 100, kv: float = 0.0) -> ReplicaFacts:
-    return ReplicaFacts(name, unfinished, slots, kv)
+    return ReplicaFacts(name, ReplicaLoad(unfinished, slots, kv, draining=False))
 
 
 def test_a_session_stays_where_it_is_while_load_allows() -> None:

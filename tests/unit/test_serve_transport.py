@@ -16,7 +16,15 @@ from ray.exceptions import ActorUnavailableError
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.protocol.errors import ReplicaDied, ReplicaLost, WrongReplica
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, DataChannelAddress, Frame, ReplicaInfo
+from serve_app.protocol.messages import (
+    WIRE_VERSION,
+    AttemptRequest,
+    DataChannelAddress,
+    Frame,
+    RequestSpec,
+    decode_info,
+    encode_info,
+)
 from serve_app.router.serve_transport import ServeTransport
 
 
@@ -136,7 +144,7 @@ async def service(*, offers: bool = True, gap_s: float = 0.0) -> AsyncIterator[t
 
 
 def attempt() -> AttemptRequest:
-    return AttemptRequest(WIRE_VERSION, "one", "one", "ingress", [1], [], 8, 0, False, [], 0, [b""])
+    return AttemptRequest(WIRE_VERSION, "one", "ingress", RequestSpec("one", [1], 8, 0, False, [], 0, [b""]), [])
 
 
 @pytest.mark.parametrize(("offers", "calls"), [(True, ["lease"]), (False, ["frames", "run_attempt"])])
@@ -156,8 +164,7 @@ async def test_a_port_that_cannot_be_reached_costs_the_line_and_not_the_connecti
     async with service() as (handle, follower):
         with socket.create_server(("127.0.0.1", 0)) as unused:
             closed = DataChannelAddress("127.0.0.1", unused.getsockname()[1], b"")
-        info = msgspec.msgpack.decode(handle.info, type=ReplicaInfo)
-        handle.info = msgspec.msgpack.encode(ReplicaInfo(info.replica_id, info.load, closed))
+        handle.info = encode_info(msgspec.structs.replace(decode_info(handle.info), data_channel=closed))
         await follower.transport.replicas()
         following = asyncio.create_task(follower.follow())
         await follower.up.wait()
@@ -197,8 +204,7 @@ async def test_what_serve_says_of_the_lease_ends_the_data_channel_and_what_runs_
 
 async def test_a_lease_that_landed_on_another_replica_makes_no_data_channel() -> None:
     async with service() as (handle, follower):
-        info = msgspec.msgpack.decode(handle.info, type=ReplicaInfo)
-        handle.info = msgspec.msgpack.encode(ReplicaInfo("b", info.load, info.line))
+        handle.info = encode_info(msgspec.structs.replace(decode_info(handle.info), replica_id="b"))
         await follower.transport.replicas()
         with pytest.raises(WrongReplica):
             await follower.follow("b")
@@ -207,6 +213,6 @@ async def test_a_lease_that_landed_on_another_replica_makes_no_data_channel() ->
 
 async def test_what_is_held_against_a_client_is_in_the_next_info() -> None:
     async with service() as (handle, follower):
-        await follower.transport.hold_against({"client mallory": 60.0})
-        info = msgspec.msgpack.decode(await handle.replica.info(), type=ReplicaInfo)
+        await follower.transport.share_quarantine({"client mallory": 60.0})
+        info = decode_info(await handle.replica.info())
         assert info.quarantine == {"client mallory": pytest.approx(60.0, abs=5.0)}
