@@ -293,7 +293,7 @@ class EngineReplica:
                 outbox.put(delta)
 
     def _blamed(self, attempt: Attempt, error: EngineDead) -> EngineDead:
-        """The engine's death as it concerns this attempt. The count is kept: attempts leave one by one as they are told."""
+        """The engine's death as it concerns this attempt. The count of newcomers is kept: attempts leave one by one."""
         if self._newcomers is None:
             self._newcomers = sum(not one.has_token for one in self._attempts.values())
         by_itself = FAILED_BY_ITSELF in str(error)

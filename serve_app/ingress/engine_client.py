@@ -1,11 +1,9 @@
-"""The seam: to vLLM's own API server code, the whole fleet looks like one engine.
+"""To vLLM's own API server code, all engine replicas together look like one engine.
 
-`ReplicatedEngineClient` is vLLM's `AsyncLLM` with the engine core taken out and the fleet put in its place. All of what `AsyncLLM`
-does in front of the core stays vLLM's code: input processing, `n` sequences per request, detokenisation, stop strings,
-log probabilities, aborts. An attempt that dies and goes on elsewhere is therefore invisible here: the core simply took
-a little longer. See `docs/decisions/0001-the-seam.md`.
-
-With `serve_app/ingress/api.py` and `serve_app/engine/vllm.py` the only importers of vLLM.
+`ReplicatedEngineClient` is vLLM's `AsyncLLM` with our dispatcher in place of the engine core. What `AsyncLLM` does in
+front of the core stays vLLM's code: input processing, `n` sequences per request, detokenisation, stop strings, log
+probabilities, aborts. A migration is therefore invisible here: the core only takes longer.
+See `docs/decisions/0001-the-seam.md`.
 """
 
 from __future__ import annotations
@@ -40,11 +38,11 @@ from serve_app.router.request_context import CURRENT
 from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
 DispatcherFactory = Callable[["ReplicatedEngineCore"], Dispatcher]
-"""Builds the fleet that delivers to the given sink."""
+"""Builds the dispatcher that delivers to the given sink."""
 
 
 class ReplicatedEngineCore:
-    """The fleet behind the interface that `AsyncLLM` has to its engine core (`EngineCoreClient`)."""
+    """The dispatcher behind the interface that `AsyncLLM` has to its engine core (`EngineCoreClient`)."""
 
     def __init__(self, dispatcher_factory: DispatcherFactory) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
@@ -72,8 +70,8 @@ class ReplicatedEngineCore:
         self.on_failed(request_id, error)
 
     def _is_refusal(self, request_id: str, delta: TokenDelta) -> bool:
-        """Whether a request's end is that of its grammar. That only an engine can know, and it says no more than that
-        the request failed, before its first token or later (`vllm_patches/grammars.py`)."""
+        """Whether a request ended because of its grammar. The engine reports only that it failed, before its first
+        token or later (`vllm_patches/grammars.py`)."""
         field = self._grammars.pop(request_id, None)
         if field is None or delta.finish_reason != FinishReason.ERROR.value:
             return False
@@ -88,7 +86,7 @@ class ReplicatedEngineCore:
         return await self._steps.get()
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
-        """Put a request on its way. Raises `VLLMValidationError` for what cannot be sent to a replica."""
+        """Submit a request. Raises `VLLMValidationError` for what cannot be sent to a replica."""
         params = request.sampling_params
         if params is None or request.prompt_token_ids is None:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
@@ -145,14 +143,14 @@ class ReplicatedEngineCore:
             self.dispatcher.cancel(request_id)
 
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
-        """What the replicas are for."""
+        """The tasks that the replicas serve."""
         return ("generate",)
 
     async def reset_mm_cache_async(self) -> None:
-        """Nothing to do: replicas keep no cache of processed images that mirrors ours."""
+        """Nothing to do: replicas have no cache of processed images."""
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Nothing to do: the fleet is closed by whoever opened it."""
+        """Nothing to do: `app.py` closes the dispatcher, which it opened."""
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -177,10 +175,10 @@ class ReplicatedEngineCore:
 
 
 class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not read by mypy
-    """An `AsyncLLM` whose engine is the fleet.
+    """An `AsyncLLM` whose engine is all replicas.
 
-    `AsyncLLM.__init__` starts an engine process, so it is not called; what it sets besides is set here, from the same
-    vLLM classes. `tests/contracts/test_vllm_names.py` fails first when a new vLLM adds to it.
+    `AsyncLLM.__init__` starts an engine process, so it is not called. Its other attributes are set here, from the same
+    vLLM classes; `vllm_patches/vllm_api_check.py` reports when a new vLLM has others.
     """
 
     def __init__(self, vllm_config: VllmConfig, dispatcher_factory: DispatcherFactory) -> None:
@@ -206,7 +204,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         self.grammars = GrammarChecker(worker_settings(vllm_config))
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
-        """See `AsyncLLM`. Its validation of a grammar would run on the event loop, for as long as it takes."""
+        """See `AsyncLLM`, whose own validation of a grammar would block the event loop."""
         asked = getattr(params, "structured_outputs", None)
         if asked is not None:
             try:
@@ -216,7 +214,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         return await super().add_request(request_id, prompt, params, *args, **named)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
-        """Refuse what no replica would take, before any header is sent. Raises `ServeHTTPError`."""
+        """Raise `ServeHTTPError` for a request that no replica would take, before any header is sent."""
         try:
             self.dispatcher.check_room(n)
         except ServeError as error:
@@ -226,7 +224,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
             raise ServeHTTPError(error) from error
 
     async def check_health(self) -> None:
-        """Raises `EngineDeadError` when no replica is up, `ServeHTTPError` where that is for their version."""
+        """Raises `EngineDeadError` when no replica is up, `ServeHTTPError` when all run another version."""
         if not self.dispatcher.replicas_up():
             if refused := self.dispatcher.replicas_refused():
                 raise ServeHTTPError(OtherVersion(refused[0]))
@@ -241,12 +239,12 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         for sibling in self.output_processor.abort_requests([family], internal=True):
             self.dispatcher.cancel(sibling)
         if queue is not None:
-            # After the abort: that put an "aborted" output in the queue, which the error replaces.
+            # After the abort, which put an "aborted" output in the queue: the error replaces it.
             queue.put(ServeHTTPError(error))
 
 
 def worker_settings(config: VllmConfig) -> WorkerSettings:
-    """What a process needs to try grammars as an engine of this configuration compiles them."""
+    """What a worker needs to compile grammars as an engine of this configuration does."""
     model, outputs, speculative = config.model_config, config.structured_outputs_config, config.speculative_config
     return WorkerSettings(
         tokenizer=str(model.tokenizer),
@@ -263,5 +261,5 @@ def worker_settings(config: VllmConfig) -> WorkerSettings:
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:
-    """What of a request does not survive its replica to the letter (see `vllm_patches/resume.py`)."""
+    """What a migration cannot continue exactly (see `vllm_patches/resume.py`)."""
     return ("seed",) if params.seed is not None and params.temperature else ()
