@@ -124,7 +124,7 @@ def _argv(options: argparse.Namespace) -> int:
 def _client_env(options: argparse.Namespace) -> int:
     endpoint = serve.expected_endpoint(deployment.read(options.file))
     setup = client_env.setup_for(options.client, endpoint, options.url or endpoint.url(), options.key)
-    print(f"# {setup.place}", file=sys.stderr)  # beside the text, which goes into a shell or a file as it is
+    print(f"# {setup.instruction}", file=sys.stderr)  # beside the text, which goes into a shell or a file as it is
     _say(setup.text)
     return 0
 
@@ -144,11 +144,11 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    from serve_app.cli import config_docs, metrics_docs
+    from serve_app.cli import docs
 
     pages = {
-        profile.ROOT / "docs" / "configuration.md": config_docs.markdown(),
-        metrics_docs.PAGE: metrics_docs.markdown(),
+        profile.ROOT / "docs" / "configuration.md": docs.configuration_page(),
+        docs.METRICS_PAGE: docs.metrics_page(),
     }
     stale = [page for page, text in pages.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]
     if options.check:

@@ -35,15 +35,15 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.ingress.access_log import log_to_stderr
 from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.cors import Cors
+from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import App, IngressMiddleware, MiddlewareSettings
-from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink
 from serve_app.protocol.errors import EngineDead
 from serve_app.router.admission import Admission
+from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
-from serve_app.router.engine_versions import EngineVersions
+from serve_app.router.routing import EngineVersions
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.servers import StartFailed
 from bench.watchdog import engine, service
 from bench.watchdog.outcome import CaseOutcome, Say, table
-from serve_app.ingress.access_log import log_to_stderr
+from serve_app.ingress.metrics import log_to_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:

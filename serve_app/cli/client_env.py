@@ -1,16 +1,16 @@
-"""What each coding agent or library needs to talk to the endpoint: exports for a shell, or a configuration file.
+"""How to reach the endpoint: the banner of a start, and what each coding agent or library needs.
 
-`tests/agents` runs the real programs with exactly this text. `docs/clients.md` shows what to do with it.
+`tests/agents` runs the real programs with exactly this text. `docs/clients.md` shows how to use it.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from serve_app.cli.banner import Endpoint
+from pathlib import Path
 
 MAX_OUTPUT_TOKENS = 16_384
 """The longest answer that agents ask for. vLLM refuses a prompt that leaves less room than the answer may take."""
@@ -19,15 +19,67 @@ API_TIMEOUT_MS = 3_600_000
 
 
 @dataclass(frozen=True)
-class ClientSetup:
-    """What to give a client. `place` says what to do with `text`; it is for a person and no part of the text."""
+class Endpoint:
+    """The running service, as its user sees it."""
 
-    text: str
-    place: str
+    host: str
+    port: int
+    model: str
+    needs_key: bool
+    context_tokens: int = 262_144
+
+    def url(self) -> str:
+        """Its address from this machine."""
+        return f"http://{'127.0.0.1' if self.host in {'0.0.0.0', '::'} else self.host}:{self.port}"
+
+    def key(self) -> str:
+        """What to write where a key is asked for."""
+        return "YOUR-KEY" if self.needs_key else "any"
+
+
+def tool(name: str) -> str:
+    """How to call a program of this environment from here: it need not be on PATH."""
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def banner(endpoint: Endpoint, dashboard: str | None) -> str:
+    """What is printed once the endpoint answers. Lines to paste stand alone."""
+    url, model, key = endpoint.url(), endpoint.model, endpoint.key()
+    reach = "every interface of this machine" if endpoint.host in {"0.0.0.0", "::"} else "this address only"
+    auth = f" -H 'Authorization: Bearer {key}'" if endpoint.needs_key else ""
+    hello = '[{"role": "user", "content": "Hello!"}]'
+    body = f'{{"model": "{model}", "messages": {hello}}}'
+    lines = f"""
+Serving {model} at {url} ({reach}). Ctrl-C stops everything.
+
+  curl
+    curl {url}/v1/chat/completions{auth} -H 'Content-Type: application/json' -d '{body}'
+  openai (Python)
+    client = openai.OpenAI(base_url="{url}/v1", api_key="{key}")
+    client.chat.completions.create(model="{model}", messages={hello})
+  anthropic (Python)
+    client = anthropic.Anthropic(base_url="{url}", api_key="{key}")
+    client.messages.create(model="{model}", max_tokens=512, messages={hello})
+  Claude Code
+    eval "$({tool("python")} -m serve_app client-env claude)" && claude
+  Codex, OpenCode, aider ...
+    {tool("python")} -m serve_app client-env --help""".splitlines()
+    if dashboard:
+        lines += ["", f"  Ray dashboard  {dashboard}   (asks for the token of `{tool('ray')} get-auth-token`)"]
+    return "\n".join([*lines, ""])
 
 
 @dataclass(frozen=True)
-class Target:
+class ClientSetup:
+    """What to give a client. `instruction` says where `text` goes; it is for a person and no part of the text."""
+
+    text: str
+    instruction: str
+
+
+@dataclass(frozen=True)
+class ClientTarget:
     """The endpoint as a client sees it."""
 
     url: str
@@ -48,13 +100,15 @@ class Target:
 
 def setup_for(client: str, endpoint: Endpoint, url: str, key: str | None) -> ClientSetup:
     """What `client` (one of `CLIENTS`) needs."""
-    setup = CLIENTS[client](Target(url.rstrip("/"), endpoint.model, key or endpoint.key(), endpoint.context_tokens))
+    setup = CLIENTS[client](
+        ClientTarget(url.rstrip("/"), endpoint.model, key or endpoint.key(), endpoint.context_tokens)
+    )
     if endpoint.needs_key and key is None:
-        return ClientSetup(setup.text, f"{setup.place} The endpoint asks for a key: add --key YOUR-KEY.")
+        return ClientSetup(setup.text, f"{setup.instruction} The endpoint asks for a key: add --key YOUR-KEY.")
     return setup
 
 
-def _claude(target: Target) -> ClientSetup:
+def _claude(target: ClientTarget) -> ClientSetup:
     # A token, not ANTHROPIC_API_KEY: for a key, the program first asks whether it may use it.
     models = ("ANTHROPIC_MODEL", *(f"ANTHROPIC_DEFAULT_{size}_MODEL" for size in ("SONNET", "OPUS", "HAIKU")))
     return _exports(
@@ -72,7 +126,7 @@ def _claude(target: Target) -> ClientSetup:
     )
 
 
-def _codex(target: Target) -> ClientSetup:
+def _codex(target: ClientTarget) -> ClientSetup:
     text = f"""model = {json.dumps(target.model)}
 model_provider = "step"
 model_context_window = {target.prompt_tokens}
@@ -85,7 +139,7 @@ http_headers = {{ Authorization = {json.dumps("Bearer " + target.key)} }}"""
     return ClientSetup(text, "Put this into ~/.codex/config.toml.")
 
 
-def _opencode(target: Target) -> ClientSetup:
+def _opencode(target: ClientTarget) -> ClientSetup:
     model = {
         "name": target.model,
         "attachment": True,
@@ -113,7 +167,7 @@ def _opencode(target: Target) -> ClientSetup:
     )
 
 
-def _aider(target: Target) -> ClientSetup:
+def _aider(target: ClientTarget) -> ClientSetup:
     return _exports(
         {
             **_openai_names(target, base="OPENAI_API_BASE"),
@@ -125,7 +179,7 @@ def _aider(target: Target) -> ClientSetup:
     )
 
 
-def _mini_swe_agent(target: Target) -> ClientSetup:
+def _mini_swe_agent(target: ClientTarget) -> ClientSetup:
     return _exports(
         {
             **_openai_names(target, base="OPENAI_API_BASE"),
@@ -136,24 +190,24 @@ def _mini_swe_agent(target: Target) -> ClientSetup:
     )
 
 
-def _openai(target: Target) -> ClientSetup:
+def _openai(target: ClientTarget) -> ClientSetup:
     return _exports(_openai_names(target, base="OPENAI_BASE_URL"))
 
 
-def _litellm(target: Target) -> ClientSetup:
+def _litellm(target: ClientTarget) -> ClientSetup:
     return _exports(_openai_names(target, base="OPENAI_API_BASE"))
 
 
-def _anthropic(target: Target) -> ClientSetup:
+def _anthropic(target: ClientTarget) -> ClientSetup:
     return _exports({"ANTHROPIC_BASE_URL": target.url, "ANTHROPIC_API_KEY": target.key})
 
 
-def _langchain(target: Target) -> ClientSetup:
+def _langchain(target: ClientTarget) -> ClientSetup:
     names = {**_openai_names(target, base="OPENAI_BASE_URL"), "OPENAI_API_BASE": f"{target.url}/v1"}
     return _exports({**names, "ANTHROPIC_BASE_URL": target.url, "ANTHROPIC_API_KEY": target.key})
 
 
-def _openai_names(target: Target, base: str) -> dict[str, str]:
+def _openai_names(target: ClientTarget, base: str) -> dict[str, str]:
     return {base: f"{target.url}/v1", "OPENAI_API_KEY": target.key}
 
 
@@ -162,7 +216,7 @@ def _exports(names: Mapping[str, str]) -> ClientSetup:
     return ClientSetup("\n".join(lines), "For a shell: eval it, or paste it into its profile.")
 
 
-CLIENTS: Mapping[str, Callable[[Target], ClientSetup]] = {
+CLIENTS: Mapping[str, Callable[[ClientTarget], ClientSetup]] = {
     "claude": _claude,
     "codex": _codex,
     "opencode": _opencode,

@@ -19,9 +19,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serve_app.cli import banner, preflight, serve_status
-from serve_app.cli.banner import Endpoint
+from serve_app.cli import client_env, preflight, serve_status
 from serve_app.cli.check import Verdict
+from serve_app.cli.client_env import Endpoint
 from serve_app.cli.serve_child import ServeChild
 from serve_app.cli.serve_status import NOT_THERE, ApplicationStatus, StatusUnknown
 from serve_app.config import deployment, hardware, machine, profile
@@ -119,7 +119,7 @@ async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
             endpoint = await asyncio.to_thread(find_endpoint, deploy)
             welcomed = endpoint is not None
             if endpoint is not None:
-                say(f"answers\n{banner.text(endpoint, child.dashboard)}")
+                say(f"answers\n{client_env.banner(endpoint, child.dashboard)}")
             else:
                 error = error or "\n".join(await asyncio.to_thread(refused_replicas, deploy))
         if error and error != told:

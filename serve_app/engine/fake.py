@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig, RandomAnswer
-from serve_app.engine.fake_faults import Fault, FaultKind
-from serve_app.engine.fake_script import ScriptedAnswer
+from serve_app.engine.fake_script import Fault, FaultKind, ScriptedAnswer
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.protocol.errors import AttemptRefused, EngineDead
 from serve_app.protocol.messages import AttemptRequest, TokenDelta

@@ -9,8 +9,14 @@ from dataclasses import dataclass, fields
 
 import msgspec
 
-from serve_app.engine.fake_faults import Fault
-from serve_app.engine.fake_script import AnswerScript, Conversation, ScriptedAnswer, load_conversations, load_tokenizer
+from serve_app.engine.fake_script import (
+    AnswerScript,
+    Conversation,
+    Fault,
+    ScriptedAnswer,
+    load_conversations,
+    load_tokenizer,
+)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from serve_app.engine import activity, vllm_observer, warm_up
+from serve_app.engine import activity, warm_up
 from serve_app.engine.child import Report
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.gang import Gang
-from serve_app.engine.vllm_io import engine_request, token_delta
+from serve_app.engine.vllm_io import add_request, engine_request, observe_core, token_delta
 from serve_app.engine.vllm_process import (
     EngineReports,
     Started,
@@ -162,7 +162,7 @@ class VllmEngine:
         self._workers = parallel.world_size if parallel.distributed_executor_backend == "ray" else 0
         self._cores = engine_core_children(self._others)
         self._gpu = activity.gpu_reader()
-        vllm_observer.tap(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
+        observe_core(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
 
     async def _warm_up(self, started: Started, say: ProgressSink) -> None:
@@ -253,7 +253,7 @@ class VllmEngine:
             return
         running = self._admit(attempt)
         try:
-            await vllm_observer.add(live.llm, request)
+            await add_request(live.llm, request)
             await running.ended
         except asyncio.CancelledError:
             await self.abort(attempt.attempt_id)

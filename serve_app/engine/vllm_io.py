@@ -1,9 +1,16 @@
-"""Between the wire and vLLM's own structures: an attempt becomes an engine core request, a step's output a delta."""
+"""Between our messages and vLLM's engine: an attempt becomes an engine core request, a step's output a delta.
+
+`ObservedCore` sees the raw outputs of each step before `AsyncLLM` does; they go to the ingress. `AsyncLLM` handles them
+afterwards only for its metrics (time to first token, inter-token latency, queue time, KV use, accepted draft tokens):
+its requests here have no tokenizer, no stop strings and no output before their end, because the ingress does that.
+"""
 
 from __future__ import annotations
 
+import copy
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,7 +19,8 @@ from serve_app.protocol.messages import AttemptRequest, TokenDelta
 from serve_app.vllm_patches import resume
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 BEYOND_TOKENS = (
@@ -86,3 +94,55 @@ def token_delta(output: EngineCoreOutput, attempt_id: str, position: int, encode
         cache_creation_tokens=None if prefill is None else prefill.num_cache_creation_tokens,
         extra=extra,
     )
+
+
+class ObservedCore:
+    """vLLM's client of an engine core that also calls `on_step` with each output and `on_failure` with its error."""
+
+    def __init__(
+        self, core: Any, on_step: Callable[[EngineCoreOutputs], None], on_failure: Callable[[Exception], None]
+    ) -> None:
+        self._core = core
+        self._on_step = on_step
+        self._on_failure = on_failure
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    async def get_output_async(self) -> EngineCoreOutputs:
+        """The next step's outputs, after `on_step` has seen them."""
+        try:
+            outputs: EngineCoreOutputs = await self._core.get_output_async()
+            self._on_step(outputs)
+        except Exception as error:  # whatever it is, no further token comes
+            self._on_failure(error)
+            raise
+        for output in outputs.outputs:
+            # Large, not needed for metrics, and read by `on_step` already.
+            output.new_logprobs = output.new_prompt_logprobs_tensors = None
+            output.new_sampling_mask = output.routed_experts = output.prompt_token_id_logprobs = None
+        return outputs
+
+
+def observe_core(
+    llm: AsyncLLM, on_step: Callable[[EngineCoreOutputs], None], on_failure: Callable[[Exception], None]
+) -> None:
+    """Observe the engine core of `llm`, and start its output handler on the calling event loop."""
+    llm.engine_core = ObservedCore(llm.engine_core, on_step, on_failure)
+    llm._run_output_handler()  # noqa: SLF001  # would start with `generate`, which is not called here
+
+
+async def add_request(llm: AsyncLLM, request: EngineCoreRequest) -> None:
+    """Send a request to the engine core, and let `llm` keep its metrics. `request` is not changed."""
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.output_processor import RequestOutputCollector
+
+    params = copy.copy(request.sampling_params)
+    params.detokenize = False
+    params.output_kind = RequestOutputKind.FINAL_ONLY
+    params.logprobs = params.prompt_logprobs = None
+    followed = copy.copy(request)
+    followed.sampling_params = params
+    collector = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request.request_id)
+    llm.output_processor.add_request(followed, None, None, 0, collector)
+    await llm.engine_core.add_request_async(request)

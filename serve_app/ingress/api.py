@@ -23,7 +23,7 @@ from serve_app.ingress import media, own_routes, responses_api, vllm_errors, vll
 from serve_app.ingress.engine_client import DispatcherFactory, ReplicatedEngineClient
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.own_routes import OwnFacts
-from serve_app.vllm_patches import answers, parsers, prefill
+from serve_app.vllm_patches import answers, parsers
 
 TASKS = ("generate",)
 
@@ -69,7 +69,6 @@ async def build_api(
     parsers.keep_tables()
     vllm_errors.patch()
     vllm_limits.patch()
-    prefill.continue_answers()
     answers.correct_answers()
     responses_api.use()
     structured_outputs.use()

@@ -28,13 +28,12 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
-from serve_app.ingress.requests import limits
+from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
-from serve_app.protocol.attempts import RequestTrace, SubmittedRequest
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.protocol.messages import RequestSpec, TokenDelta
 from serve_app.router.dispatcher import Dispatcher
-from serve_app.router.request_context import CURRENT
+from serve_app.router.request_context import CURRENT, RequestTrace, SubmittedRequest
 from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
 DispatcherFactory = Callable[["ReplicatedEngineCore"], Dispatcher]
@@ -132,7 +131,7 @@ class ReplicatedEngineCore:
     def _check_limits(params: SamplingParams, prompt_tokens: int) -> None:
         bad_words = sum(map(len, params.bad_words_token_ids or ()))
         try:
-            limits.check_tokens(bad_words, (params.prompt_logprobs or 0) * prompt_tokens)
+            preparation.check_token_counts(bad_words, (params.prompt_logprobs or 0) * prompt_tokens)
         except RequestRefused as error:
             raise ServeHTTPError(error) from error
 

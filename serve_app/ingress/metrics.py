@@ -9,7 +9,9 @@ own route patterns, never from users.
 from __future__ import annotations
 
 import logging
+import sys
 
+import msgspec
 from ray.serve import metrics
 
 from serve_app.protocol.errors import Outcome
@@ -123,3 +125,32 @@ def _ways(context: RequestContext) -> dict[str, object]:
 
 def _round(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 4)
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class FieldsFormatter(logging.Formatter):
+    """`LEVEL logger: event {"field": value}`; the fields are what the caller passed as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        line = f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD and name[:4] != "ray_"}
+        if fields:
+            line += " " + msgspec.json.encode(fields, enc_hook=str).decode()
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Send what `serve_app` logs in this process to standard error. Calling it again changes nothing."""
+    logger = logging.getLogger("serve_app")
+    if any(isinstance(handler.formatter, FieldsFormatter) for handler in logger.handlers):
+        return
+    handler = logging.StreamHandler(sys.__stderr__)
+    handler.setFormatter(FieldsFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False

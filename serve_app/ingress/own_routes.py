@@ -27,7 +27,7 @@ class OwnFacts:
     model: str
     vllm_version: str
     refused: Callable[[], list[str]] = list
-    """Why nothing is sent to engine replicas that are there, a sentence for each (`engine_versions.py`)."""
+    """Why nothing is sent to engine replicas that are there, a sentence for each (`router/routing.py`)."""
     started_s: float = field(default_factory=time.time)
     """When the model is said to have been created: it must not change from one question to the next."""
 

@@ -21,7 +21,6 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from serve_app.protocol.attempts import DispatcherLimits, DispatcherSink, End, ReplicaFacts, SubmittedRequest, Transport
 from serve_app.protocol.errors import (
     AttemptRefused,
     CutOff,
@@ -39,8 +38,10 @@ from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInf
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
+from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaFacts, Transport
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_pool import Refusal, ReplicaConnection, ReplicaPool
+from serve_app.router.request_context import SubmittedRequest
 from serve_app.router.routing import affinity_key, choose_replica
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class _ActiveRequest:
 class Dispatcher:
     """Runs requests on the replicas that are up. Use as an async context manager: leaving it ends every task.
 
-    `refusal` says which replicas must get nothing, and why (`router/engine_versions.py`).
+    `refusal` says which replicas must get nothing, and why (`router/routing.py`).
     """
 
     def __init__(

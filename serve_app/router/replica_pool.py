@@ -15,7 +15,6 @@ from typing import Protocol
 
 import msgspec
 
-from serve_app.protocol.attempts import DispatcherLimits, End, ReplicaFacts, Transport
 from serve_app.protocol.errors import (
     EngineDead,
     EngineDeadBeside,
@@ -30,6 +29,7 @@ from serve_app.protocol.errors import (
 from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
 from serve_app.router.admission import start_wait
+from serve_app.router.attempts import DispatcherLimits, End, ReplicaFacts, Transport
 
 logger = logging.getLogger(__name__)
 

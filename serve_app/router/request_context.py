@@ -1,8 +1,8 @@
-"""What one HTTP request carries on its way through the ingress: one object, made by the middleware, filled in as it
-goes.
+"""A request at the ingress: `RequestContext` for one HTTP request, `SubmittedRequest` for each sequence of it.
 
-It travels as a context variable because vLLM's handlers, which stand between the middleware and the fleet, have no
-place for it. The variable holds a reference: what the fleet writes, the middleware reads for headers and the log line.
+The context is made by the middleware and filled in on the way. It travels as a context variable because vLLM's
+handlers, between the middleware and the dispatcher, have no place for it. The variable holds a reference: what the
+dispatcher writes into a `RequestTrace`, the middleware reads for headers and the log line.
 """
 
 from __future__ import annotations
@@ -10,12 +10,46 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from serve_app.protocol.attempts import RequestTrace
 from serve_app.protocol.errors import ServeError
+from serve_app.protocol.messages import RequestSpec
+
+
+@dataclass
+class RequestTrace:
+    """What became of a request on its way, for its log line. Times are `loop.time()` stamps in seconds."""
+
+    submitted_s: float = 0.0
+    dispatched_s: float | None = None
+    first_token_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    resumed_tokens: int = 0
+    """Of the output, what a broken stream had already said."""
+    replicas: list[str] = field(default_factory=list)
+    migrations: int = 0
+    inexact: tuple[str, ...] = ()
+    """What a resume of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
+    error: ServeError | None = None
+
+
+@dataclass(frozen=True)
+class SubmittedRequest:
+    """One sequence that the ingress hands to the dispatcher. `spec` goes to the engine; the rest stays here."""
+
+    spec: RequestSpec
+    trace: RequestTrace
+    session_id: str | None = None
+    client: str = ""
+    """The name of its client's API key; empty where there are no keys."""
+    resumes_key: str = ""
+    """The resume key of the broken stream that it continues, if it does."""
+    answer_begun: Callable[[], bool] = lambda: False
+    """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
 
 
 @dataclass(eq=False)

@@ -30,7 +30,7 @@ from vllm.parser.step3p5 import step3p5_config
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.tool_parsers.utils import coerce_to_schema_type, extract_types_from_schema, find_tool_properties
 
-from serve_app.vllm_patches.special_tokens import SpecialTokenScanner
+from serve_app.vllm_patches.parsers import SpecialTokenScanner
 from serve_app.vllm_patches.tool_arguments import ToolArguments
 
 AROUND_FUNCTION: Final = EventType.REASONING_START

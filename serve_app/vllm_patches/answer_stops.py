@@ -37,7 +37,7 @@ NEXT: Final = {
 class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLLM is not read by mypy
     """vLLM's, whose `output_text` is only the text in which stop strings are looked for; the rest is kept here.
 
-    No special token, and nothing before one, is held back: the parser relies on it (`special_tokens.py`).
+    No special token, and nothing before one, is held back: the parser relies on it (`parsers.py`).
     """
 
     output_text: str

@@ -1,16 +1,20 @@
-"""Where vLLM's API servers are changed so that an answer is the same streamed and whole, and says nothing untrue.
+"""Changes to vLLM's API servers so that an answer is the same streamed and whole, and so that it can be prefilled.
 
 The parser of the served model is ours (`answer_parser.py`). Around it, what vLLM adds to an answer is corrected:
 
 * chat, whole: `finish_reason` is `tool_calls` only where the model stopped by itself, as in a stream; a message
-  without content has none (null) rather than an empty one.
-* messages: a call that was cut off has the parameters that are complete as its `input`. It is reported only once one
-  is, so that there is no empty input that nobody said.
-* responses, streamed: the events of a delta keep the order in which things were said.
+  without content has null as its content, not an empty string.
+* messages: the `input` of a call that was cut off has the parameters that are complete. The call is reported once it
+  has one, so that no empty input appears that the model did not write.
+* responses, streamed: the events of a delta keep the order of its parts.
+* prefill: a request may end with the beginning of its answer, which the model continues. vLLM does so for chat
+  completions that ask for it (`continue_final_message`). Its Anthropic routes never ask, and give a fresh turn, where
+  Anthropic's API continues. (For its Responses API `ingress/requests/responses.py` marks the message as incomplete.)
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import AsyncIterator
 from types import ModuleType
@@ -36,7 +40,19 @@ WHOLE_MESSAGE: Final = Target(
     "vllm.entrypoints.anthropic.serving", "AnthropicServingMessages", "messages_full_converter", ("generator",)
 )
 SPLIT: Final = Target("vllm.entrypoints.openai.responses.serving", "", "split_delta", ("delta",))
-TARGETS: Final = (PARSER, WHOLE_CHAT, MAKE_PARSER, WHOLE_MESSAGE, SPLIT)
+CONVERT: Final = Target(
+    "vllm.entrypoints.anthropic.serving",
+    "AnthropicServingMessages",
+    "to_chat_completion_request",
+    ("anthropic_request",),
+)
+CHAT_STREAM: Final = Target(
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "OpenAIServingChat",
+    "chat_completion_stream_generator",
+    ("request", "conversation"),
+)
+TARGETS: Final = (PARSER, WHOLE_CHAT, MAKE_PARSER, WHOLE_MESSAGE, SPLIT, CONVERT, CHAT_STREAM)
 
 MODEL_PARSER: Final = "step3p5"
 """vLLM's name of the parsers that `answer_parser.py` takes the place of."""
@@ -49,6 +65,8 @@ def correct_answers() -> None:
     replace(MAKE_PARSER, wait_for_first_parameter)
     replace(WHOLE_MESSAGE, accept_cut_calls)
     replace(SPLIT, keep_order)
+    replace(CONVERT, ask_to_continue)
+    replace(CHAT_STREAM, echo_parts_as_text)
 
 
 def parse_in_one_pass(original: Function, _: ModuleType) -> Function:
@@ -137,3 +155,30 @@ def keep_order(original: Function, module: ModuleType) -> Function:
         return [module.DeltaMessage(tool_calls=more), *original(delta)]
 
     return split_delta
+
+
+def ask_to_continue(original: Function, _: ModuleType) -> Function:
+    """A conversation that ends with the assistant's words is continued."""
+
+    def to_chat_completion_request(cls: Any, anthropic_request: Any, **options: Any) -> Any:
+        request = original(cls, anthropic_request, **options)
+        if request.messages and request.messages[-1]["role"] == "assistant":
+            request.continue_final_message = True
+            request.add_generation_prompt = False
+        return request
+
+    return to_chat_completion_request
+
+
+def echo_parts_as_text(original: Function, _: ModuleType) -> Function:
+    """With `echo`, a stream begins with the last message; vLLM's sends its parts, which no chunk can hold."""
+    signature = inspect.signature(original)
+
+    def chat_completion_stream_generator(*args: Any, **named: Any) -> Any:
+        values = signature.bind(*args, **named).arguments
+        conversation = values["conversation"]
+        if values["request"].echo and conversation and isinstance(content := conversation[-1].get("content"), list):
+            conversation[-1]["content"] = "\n".join(part["text"] for part in content)
+        return original(*args, **named)
+
+    return chat_completion_stream_generator

@@ -7,15 +7,16 @@ no device (`vllm_device.py`), and nothing in a vLLM version that is not known to
 from __future__ import annotations
 
 import logging
+import time
 from types import ModuleType
 from typing import Any, Final
+
+import numpy as np
 
 from serve_app.config import vllm_device
 from serve_app.vllm_patches.cpu_attention import FORWARD, attend_long_contexts
 from serve_app.vllm_patches.cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
 from serve_app.vllm_patches.cpu_scheduler import CHUNK, SCHEDULE, bound_chunks, share_steps
-from serve_app.vllm_patches.cpu_seeds import BOOKKEEPING, SAMPLE, keep_from_winding_back, rewind_generators
-from serve_app.vllm_patches.cpu_waits import WAIT, sleep_between_looks
 from serve_app.vllm_patches.patching import Function, Target, UnexpectedVllmError, minor_version, replace
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
@@ -45,6 +46,19 @@ EXPANSION: Final = Target(
     "expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
 )
+SAMPLE: Final = Target(
+    "vllm.v1.worker.gpu_model_runner",
+    "GPUModelRunner",
+    "_sample",
+    ("logits", "spec_decode_metadata"),
+)
+BOOKKEEPING: Final = Target(
+    "vllm.v1.worker.gpu_model_runner",
+    "GPUModelRunner",
+    "_bookkeeping_sync",
+    ("scheduler_output", "sampler_output", "logits", "hidden_states", "num_scheduled_tokens"),
+)
+WAIT: Final = Target("vllm.distributed.device_communicators.shm_broadcast", "SpinCondition", "wait", ("timeout_ms",))
 TARGETS: Final = (
     *(ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP),
     *(SAMPLE, BOOKKEEPING, SCHEDULE, CHUNK, WAIT),
@@ -73,8 +87,8 @@ def close_gaps() -> None:
     replace(SCHEDULE, share_steps)
     replace(CHUNK, bound_chunks)
     replace(SAMPLE, rewind_generators)
-    replace(BOOKKEEPING, keep_from_winding_back)
-    replace(WAIT, sleep_between_looks)
+    replace(BOOKKEEPING, skip_rewinding)
+    replace(WAIT, sleep_between_reads)
 
 
 def route_by_sigmoid(original: Function, cpu_router: ModuleType) -> Function:
@@ -166,3 +180,72 @@ def expand_in_torch(_original: Function, _module: ModuleType) -> Function:
         return torch.repeat_interleave(values, counts.long(), output_size=num_tokens)
 
     return expand_batch_to_tokens
+
+
+PAUSE_S: Final = 0.0005
+"""Twice in a step of 30 ms or more. vLLM's own notifications are no substitute: its writer drops one that follows
+another closely, and the reader then waits for its timeout of 5 s (seen with `busy_loop_s=0`)."""
+
+
+def sleep_between_reads(original: Function, _: ModuleType) -> Function:
+    """Processes of an engine sleep while they wait for each other.
+
+    For a second after the last message vLLM's processes spin on the queue between them, with `sched_yield`, so that a
+    message is read within a microsecond. On a GPU machine a spare core pays for that. On a CPU the spinning takes one
+    of the cores that compute the step. And Linux 6.18 counts a yield as time used: on few cores, a process that does
+    not yield may then wait for seconds, which stopped every stream for up to ten
+    (docs/decisions/0017-waiting-without-spinning.md).
+    """
+
+    def wait(self: Any, timeout_ms: int | None = None) -> None:
+        if time.monotonic() <= self.last_read + self.busy_loop_s:
+            time.sleep(PAUSE_S)
+        else:
+            original(self, timeout_ms)
+
+    return wait
+
+
+def rewind_generators(original: Function, _: ModuleType) -> Function:
+    """Sampled tokens that are thrown away leave their requests' generators as they were.
+
+    vLLM samples a token for every prompt in progress, and throws away those whose prompt is not read to its end. So
+    that a seed gives the same tokens however the prompt was cut, it then rewinds the request's generator. Only a GPU's
+    can be rewound: on a CPU the step fails with "CPU Generator does not use offset", and the engine ends. Here the
+    generator's state is saved before such a token is sampled, and restored after it.
+    """
+
+    def _sample(self: Any, *args: Any, **named: Any) -> Any:
+        rewound = {generator: generator.get_state() for generator in discarded_generators(self).values()}
+        sampled = original(self, *args, **named)
+        for generator, state in rewound.items():
+            generator.set_state(state)
+        return sampled
+
+    return _sample
+
+
+def skip_rewinding(original: Function, _: ModuleType) -> Function:
+    """vLLM's own rewinding finds no generator (see `rewind_generators`)."""
+
+    def _bookkeeping_sync(self: Any, *args: Any, **named: Any) -> Any:
+        discarded = discarded_generators(self)
+        if not discarded:
+            return original(self, *args, **named)
+        every = self.input_batch.generators
+        self.input_batch.generators = {row: one for row, one in every.items() if row not in discarded}
+        try:
+            return original(self, *args, **named)
+        finally:
+            self.input_batch.generators = every
+
+    return _bookkeeping_sync
+
+
+def discarded_generators(runner: Any) -> dict[int, Any]:
+    """By row of the batch: the generators of seeded requests whose next token is thrown away."""
+    generators = runner.input_batch.generators
+    if not generators:
+        return {}
+    discarded = np.nonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])[0]
+    return {int(row): generators[int(row)] for row in discarded if int(row) in generators}

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.vllm_patches import answers, cpu, grammars, prefill, resume, vllm_api
+from serve_app.vllm_patches import answers, cpu, grammars, resume, vllm_api
 from serve_app.vllm_patches.patching import Target
 from serve_app.vllm_patches.source_tree import Definition, SourceTree
 
@@ -28,7 +28,6 @@ TARGETS = (
     *vllm_api.TARGETS,
     *cpu.TARGETS,
     *grammars.TARGETS,
-    *prefill.TARGETS,
     *resume.TARGETS,
 )
 """What we change in vLLM, all of it."""

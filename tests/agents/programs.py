@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.cli.banner import Endpoint
-from serve_app.cli.client_env import setup_for
+from serve_app.cli.client_env import Endpoint, setup_for
 from tests.agents import install
 
 RUN_TIMEOUT_S = 120

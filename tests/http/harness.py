@@ -19,10 +19,10 @@ from serve_app.ingress.cors import Cors
 from serve_app.ingress.engine_client import ReplicatedEngineClient, worker_settings
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings
-from serve_app.protocol.attempts import DispatcherLimits
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, decode_info, encode_request
 from serve_app.router.admission import Admission
+from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
-from serve_app.engine.fake_faults import Fault, FaultKind
+from serve_app.engine.fake_script import Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
 from serve_app.protocol.errors import AttemptRefused, Outcome
 from serve_app.protocol.messages import AttemptRequest

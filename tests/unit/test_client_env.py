@@ -9,8 +9,7 @@ import tomllib
 import pytest
 
 from serve_app.__main__ import main
-from serve_app.cli.banner import Endpoint
-from serve_app.cli.client_env import CLIENTS, setup_for
+from serve_app.cli.client_env import CLIENTS, Endpoint, setup_for
 
 OPEN = Endpoint("0.0.0.0", 8000, "m", needs_key=False, context_tokens=100_000)
 LOCKED = Endpoint("0.0.0.0", 8000, "m", needs_key=True)
@@ -28,8 +27,8 @@ def test_every_client_learns_the_address_and_the_key(client: str) -> None:
     assert "https://there:1" in setup.text
     assert "there:1/v1" in setup.text or "ANTHROPIC_BASE_URL" in setup.text
     assert any(spelled in setup.text for spelled in ("it's me", shlex.quote("it's me")))
-    assert "--key" not in setup.place
-    assert "--key YOUR-KEY" in setup_for(client, LOCKED, "u", None).place
+    assert "--key" not in setup.instruction
+    assert "--key YOUR-KEY" in setup_for(client, LOCKED, "u", None).instruction
 
 
 def test_claude_code_gets_every_model_name_and_talks_to_nobody_else() -> None:

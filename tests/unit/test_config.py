@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.cli import config_docs
+from serve_app.cli import docs
 from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.cli.plan import SESSION_TOKENS
 from serve_app.config import memory, profile
@@ -240,17 +240,17 @@ def test_a_published_layout_has_the_published_flags_and_figures(name: str, figur
 
 def test_the_page_about_the_configuration_is_current() -> None:
     page = ROOT / "docs" / "configuration.md"
-    assert page.read_text(encoding="utf-8") == config_docs.markdown(), "run `python -m serve_app docs`"
+    assert page.read_text(encoding="utf-8") == docs.configuration_page(), "run `python -m serve_app docs`"
 
 
 def test_every_key_is_explained() -> None:
-    sections = [AppConfig, *(config_docs._section(field) for field in AppConfig.model_fields.values())]
+    sections = [AppConfig, *(docs._section(field) for field in AppConfig.model_fields.values())]
     bare = [
         f"{section.__name__}.{name}"
         for section in sections
         if section is not None
         for name, field in section.model_fields.items()
-        if not field.description and config_docs._section(field) is None
+        if not field.description and docs._section(field) is None
     ]
     assert bare == []
 

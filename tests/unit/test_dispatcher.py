@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from serve_app.protocol.attempts import DispatcherLimits, RequestTrace, SubmittedRequest
 from serve_app.protocol.errors import (
     AttemptRefused,
     CutOff,
@@ -36,7 +35,9 @@ from serve_app.protocol.messages import (
     RequestSpec,
     TokenDelta,
 )
+from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.request_context import RequestTrace, SubmittedRequest
 
 STOP = 0
 IDLE = ReplicaLoad(0, 8, 0.0, draining=False)

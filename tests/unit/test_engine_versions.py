@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from serve_app.protocol.attempts import DispatcherLimits
 from serve_app.protocol.errors import OtherVersion
 from serve_app.protocol.messages import WIRE_VERSION, ReplicaInfo
+from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
-from serve_app.router.engine_versions import EngineVersions
+from serve_app.router.routing import EngineVersions
 from tests.unit.test_dispatcher import IDLE, LocalReplica, LocalTransport, Results, request, turns
 
 BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install the same on every node"

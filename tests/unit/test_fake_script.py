@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig, fake_engine_config
-from serve_app.engine.fake_faults import FaultKind
-from serve_app.engine.fake_script import AnswerScript, load_conversations, load_tokenizer
+from serve_app.engine.fake_script import AnswerScript, FaultKind, load_conversations, load_tokenizer
 from serve_app.protocol.errors import EngineDead
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta
 

@@ -12,11 +12,12 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.attempts import DispatcherLimits, RequestTrace, SubmittedRequest
 from serve_app.protocol.errors import NoReplica, QueueFull, ReplicaFull, TooManySequences
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request
 from serve_app.router.admission import Admission
+from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.request_context import RequestTrace, SubmittedRequest
 from tests.http.harness import LocalTransport
 from tests.unit.test_dispatcher import Results
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from serve_app.ingress.requests.limits import MAX_BAD_WORD_TOKENS, MAX_PROMPT_LOGPROBS, check, check_tokens
+from serve_app.ingress.requests.preparation import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_PROMPT_LOGPROBS,
+    check_counts,
+    check_token_counts,
+)
 from serve_app.protocol.errors import RequestRefused
 
 FITS: list[dict[str, Any]] = [
@@ -38,21 +43,21 @@ TOO_MUCH: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("request_", FITS)
 def test_what_fits_or_is_for_others_to_judge_is_taken(request_: dict[str, Any]) -> None:
-    check(request_)
+    check_counts(request_)
 
 
 @pytest.mark.parametrize(("request_", "field"), TOO_MUCH)
 def test_too_much_is_refused_by_its_field(request_: dict[str, Any], field: str) -> None:
     with pytest.raises(RequestRefused) as refused:
-        check(request_)
+        check_counts(request_)
     assert refused.value.param == field
     assert f"`{field}`" in refused.value.message
     assert "at most" in refused.value.message
 
 
 def test_what_only_tokens_can_tell_is_refused_too() -> None:
-    check_tokens(MAX_BAD_WORD_TOKENS, MAX_PROMPT_LOGPROBS)
+    check_token_counts(MAX_BAD_WORD_TOKENS, MAX_PROMPT_LOGPROBS)
     with pytest.raises(RequestRefused, match="`bad_words` have 1025 tokens"):
-        check_tokens(MAX_BAD_WORD_TOKENS + 1, 0)
+        check_token_counts(MAX_BAD_WORD_TOKENS + 1, 0)
     with pytest.raises(RequestRefused, match="Ask for fewer `prompt_logprobs`"):
-        check_tokens(0, MAX_PROMPT_LOGPROBS + 1)
+        check_token_counts(0, MAX_PROMPT_LOGPROBS + 1)

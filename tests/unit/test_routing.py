@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.protocol.attempts import ReplicaFacts
 from serve_app.protocol.messages import ReplicaLoad
+from serve_app.router.attempts import ReplicaFacts
 from serve_app.router.routing import AFFINITY_SLACK, affinity_key, choose_replica
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.cli import banner, serve, serve_child, serve_status
-from serve_app.cli.banner import Endpoint
+from serve_app.cli import client_env, serve, serve_child, serve_status
+from serve_app.cli.client_env import Endpoint
 from serve_app.cli.serve_status import NOT_THERE, ApplicationStatus, DeploymentStatus
 from serve_app.config import deployment
 from serve_app.config.deployment import Deployment
@@ -92,7 +92,7 @@ def test_a_replicas_progress_is_read_off_its_log() -> None:
 
 
 def test_the_welcome_has_address_model_and_lines_to_paste() -> None:
-    text = banner.text(Endpoint("0.0.0.0", 8000, "m", needs_key=False), "http://127.0.0.1:8265")
+    text = client_env.banner(Endpoint("0.0.0.0", 8000, "m", needs_key=False), "http://127.0.0.1:8265")
     for part in (
         "Serving m at http://127.0.0.1:8000",
         "curl http://127.0.0.1:8000/v1/chat/completions",
@@ -103,13 +103,13 @@ def test_the_welcome_has_address_model_and_lines_to_paste() -> None:
     ):
         assert part in text
     assert "Authorization" not in text
-    assert "Authorization: Bearer YOUR-KEY" in banner.text(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
+    assert "Authorization: Bearer YOUR-KEY" in client_env.banner(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
 
 
 def test_the_curl_line_is_one_that_a_shell_and_json_can_read() -> None:
     import shlex
 
-    text = banner.text(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
+    text = client_env.banner(Endpoint("0.0.0.0", 8000, "m", needs_key=True), None)
     line = next(line for line in text.splitlines() if line.strip().startswith("curl http"))
     words = shlex.split(line)
     assert json.loads(words[words.index("-d") + 1])["model"] == "m"

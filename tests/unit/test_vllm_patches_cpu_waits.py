@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from types import ModuleType, SimpleNamespace
 
-from serve_app.vllm_patches.cpu_waits import PAUSE_S, sleep_between_looks
+from serve_app.vllm_patches.cpu import PAUSE_S, sleep_between_reads
 
 
 def test_a_reader_sleeps_while_vllm_would_yield_and_then_waits_as_vllm_does() -> None:
     waited: list[int | None] = []
-    wait = sleep_between_looks(lambda _, timeout_ms: waited.append(timeout_ms), ModuleType("shm_broadcast"))
+    wait = sleep_between_reads(lambda _, timeout_ms: waited.append(timeout_ms), ModuleType("shm_broadcast"))
     recent = SimpleNamespace(last_read=time.monotonic(), busy_loop_s=3600)
     began_s = time.monotonic()
     wait(recent, 250)

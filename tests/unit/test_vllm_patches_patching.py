@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.vllm_patches.import_hook import after_import
-from serve_app.vllm_patches.patching import Function, Target, UnexpectedVllmError, minor_version, replace
+from serve_app.vllm_patches.patching import Function, Target, UnexpectedVllmError, after_import, minor_version, replace
 
 SOURCE = """
 class Kernel:

@@ -1,17 +1,17 @@
-"""Requests, attempts and how they end: what the dispatcher, its transport and its caller share.
+"""How an attempt ends, and what the dispatcher expects of its transport and of the sink for its results.
 
-Nothing here knows Ray (that is `Transport`, see `router/serve_transport.py`) or vLLM (`ingress/engine_client.py`).
+Nothing here knows Ray (see `router/serve_transport.py`) or vLLM (see `ingress/engine_client.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from serve_app.protocol.errors import ServeError
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, ReplicaLoad, RequestSpec, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, ReplicaLoad, TokenDelta
 
 
 class End(Enum):
@@ -62,40 +62,6 @@ class Transport(Protocol):
 
         Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`, `ReplicaFull`, `EngineDead`, `AttemptRefused`.
         """
-
-
-@dataclass
-class RequestTrace:
-    """What became of a request on its way, for its log line. Times are `loop.time()` stamps in seconds."""
-
-    submitted_s: float = 0.0
-    dispatched_s: float | None = None
-    first_token_s: float | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    resumed_tokens: int = 0
-    """Of the output, what a broken stream had already said."""
-    replicas: list[str] = field(default_factory=list)
-    migrations: int = 0
-    inexact: tuple[str, ...] = ()
-    """What a resume of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
-    error: ServeError | None = None
-
-
-@dataclass(frozen=True)
-class SubmittedRequest:
-    """One sequence that the ingress hands to the dispatcher. `spec` goes to the engine; the rest stays here."""
-
-    spec: RequestSpec
-    trace: RequestTrace
-    session_id: str | None = None
-    client: str = ""
-    """The name of its client's API key; empty where there are no keys."""
-    resumes_key: str = ""
-    """The resume key of the broken stream that it continues, if it does."""
-    answer_begun: Callable[[], bool] = lambda: False
-    """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
 
 
 class DispatcherSink(Protocol):
