@@ -5,14 +5,13 @@ Pure: from what Serve says of itself to the configuration that makes the change,
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import copy
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from chaos.fleet import ENGINE, INGRESS, Fleet
-from serve_app.cli.serve_status import StatusUnknown
+from serve_app.cli.serve_api import DeploymentDetails, ServeDetails, StatusUnknown
 
 UPGRADE_VARIABLE = "STEP_SERVE_CHAOS_UPGRADE"
 """What an upgrade changes in the environment. Nothing reads it; Serve replaces the replicas for it."""
@@ -68,15 +67,14 @@ class AppliedChange:
     """On the clock of the streams."""
 
 
-def changed_config(details: object, application: str, change: Change, label: str) -> dict[str, object]:
+def changed_config(details: ServeDetails, application: str, change: Change, label: str) -> dict[str, object]:
     """What `serve deploy` would send for what runs now, with this change.
 
     All applications are in it: Serve ends those that a configuration leaves out. Raises `StatusUnknown`.
     """
-    assert isinstance(details, dict)  # noqa: S101  # `fleet_of` has read it
     configs = []
-    for name, found in details["applications"].items():
-        config = json.loads(json.dumps(found["deployed_app_config"]))
+    for name, found in details.applications.items():
+        config = copy.deepcopy(found.deployed_app_config)
         if config is None:
             raise StatusUnknown(
                 f"application {name!r} was not deployed from a configuration: there is nothing to change in it"
@@ -85,15 +83,15 @@ def changed_config(details: object, application: str, change: Change, label: str
             config.setdefault("runtime_env", {}).setdefault("env_vars", {})[UPGRADE_VARIABLE] = label
         elif name == application:
             (deployment,) = change.deployments
-            _override(config, _options(deployment, found["deployments"][deployment], change, label))
+            _override(config, _options(deployment, found.deployments[deployment], change, label))
         configs.append(config)
-    kept = {name: details[name] for name in KEPT_OPTIONS if details.get(name) is not None}
+    kept = {name: value for name in KEPT_OPTIONS if (value := getattr(details, name)) is not None}
     return {**kept, "applications": configs}
 
 
-def _options(deployment: str, details: Mapping[str, Any], change: Change, label: str) -> dict[str, Any]:
+def _options(deployment: str, details: DeploymentDetails, change: Change, label: str) -> dict[str, Any]:
     """The options of this deployment that are other than before."""
-    now: Mapping[str, Any] = details.get("deployment_config") or {}
+    now = details.deployment_config or {}
     if change.step:
         count = now.get("num_replicas")
         if not isinstance(count, int):
@@ -102,7 +100,7 @@ def _options(deployment: str, details: Mapping[str, Any], change: Change, label:
                 f"leave it out of --changes, or configure a fixed number"
             )
         return {"name": deployment, "num_replicas": count + change.step}
-    actor = json.loads(json.dumps(now.get("ray_actor_options") or {}))
+    actor = copy.deepcopy(now.get("ray_actor_options") or {})
     actor.setdefault("runtime_env", {}).setdefault("env_vars", {})[UPGRADE_VARIABLE] = label
     return {"name": deployment, "ray_actor_options": actor}
 

@@ -27,7 +27,7 @@ from chaos.rolling import Rolling
 from chaos.rounds import FleetNotRecovered, Rounds, WriteLine
 from chaos.sampling import NoFaultTime
 from chaos.service import Service
-from serve_app.cli.serve_status import StatusUnknown
+from serve_app.cli.serve_api import StatusUnknown
 
 SETTLE_S = 15.0
 """Ray publishes metrics every ten seconds; a log line and a freed slot take less."""

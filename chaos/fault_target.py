@@ -24,7 +24,7 @@ from chaos.agent_protocol import AgentReply, AgentRequest, UnfinishedRequests
 from chaos.fleet import Fleet, Replica
 from chaos.options import own_addresses
 from chaos.procs import NoEngineProcess, Proc
-from serve_app.cli import serve_status
+from serve_app.cli import serve_api
 
 REPLY_S = 90.0
 """Starting Ray's client and a worker on a far node takes tens of seconds on a busy machine."""
@@ -55,7 +55,7 @@ class FaultTarget:
 
     async def __aenter__(self) -> Self:
         env = dict(os.environ)
-        if serve_status.auth_token() is not None:
+        if serve_api.auth_token() is not None:
             env.setdefault("RAY_AUTH_MODE", "token")
         if self._address:
             self._agent = await asyncio.create_subprocess_exec(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from serve_app.cli.serve_status import StatusUnknown
+from serve_app.cli.serve_api import ReplicaDetails, ServeDetails, StatusUnknown
 
 ENGINE, INGRESS = "engine", "ingress"
 
@@ -56,28 +55,27 @@ class Fleet:
         return ", ".join(f"{found.count(state)} {state}" for state in sorted(set(found))) or "none"
 
 
-def fleet_of(details: object, application: str) -> Fleet:
-    """The replicas in `GET /api/serve/applications/`. Raises `StatusUnknown` where the application is not there."""
-    try:
-        found = details["applications"][application]["deployments"]  # type: ignore[index]  # checked by what it raises
-    except (LookupError, TypeError) as error:
-        raise StatusUnknown(f"Serve has no application {application!r}: give its name with --application") from error
-    targets = {name: deployment.get("target_num_replicas") for name, deployment in found.items()}
+def fleet_of(details: ServeDetails, application: str) -> Fleet:
+    """The replicas of one application. Raises `StatusUnknown` where Serve does not know it."""
+    found = details.applications.get(application)
+    if found is None or not found.deployments:
+        raise StatusUnknown(f"Serve has no application {application!r}: give its name with --application")
+    targets = {name: deployment.target_num_replicas for name, deployment in found.deployments.items()}
     return Fleet(
-        tuple(_replica(str(name), one) for name, deployment in found.items() for one in deployment["replicas"]),
+        tuple(_replica(name, one) for name, deployment in found.deployments.items() for one in deployment.replicas),
         {name: count for name, count in targets.items() if count is not None},
     )
 
 
-def _replica(deployment: str, details: Mapping[str, Any]) -> Replica:
+def _replica(deployment: str, details: ReplicaDetails) -> Replica:
     return Replica(
-        replica_id=str(details["replica_id"]),
+        replica_id=details.replica_id,
         deployment=deployment,
-        state=str(details["state"]),
-        pid=int(details.get("pid") or 0),
-        node_id=str(details.get("node_id") or ""),
-        node_ip=str(details.get("node_ip") or ""),
-        actor_id=str(details.get("actor_id") or ""),
+        state=details.state,
+        pid=details.pid or 0,
+        node_id=details.node_id or "",
+        node_ip=details.node_ip or "",
+        actor_id=details.actor_id or "",
     )
 
 

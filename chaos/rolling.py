@@ -24,7 +24,7 @@ from chaos.options import ChaosOptions, Fault
 from chaos.request_spec import RequestSpec
 from chaos.rounds import WriteLine
 from chaos.service import Service
-from serve_app.cli.serve_status import StatusUnknown
+from serve_app.cli.serve_api import StatusUnknown
 
 POLL_S = 1.0
 PROGRESS_S = 10.0

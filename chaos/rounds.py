@@ -25,7 +25,7 @@ from chaos.request_spec import RequestSpec
 from chaos.sampling import FaultTime, Round
 from chaos.service import Service
 from chaos.stream import Recording
-from serve_app.cli.serve_status import StatusUnknown
+from serve_app.cli.serve_api import StatusUnknown
 
 WriteLine = Callable[[str], None]
 

@@ -15,8 +15,8 @@ import msgspec
 
 from chaos.changes import Change, changed_config
 from chaos.fleet import INGRESS, Fleet, Replica, fleet_of
-from serve_app.cli import serve_status
-from serve_app.cli.serve_status import APPLICATIONS, StatusUnknown
+from serve_app.cli import serve_api
+from serve_app.cli.serve_api import StatusUnknown
 
 RESUMES = "ray_step_migrations_total"
 ACCESS = "serve_app.access: request {"
@@ -35,22 +35,19 @@ class Service:
 
     def fleet(self) -> Fleet:
         """The replicas now."""
-        fleet = fleet_of(self._details(), self._application)
+        fleet = fleet_of(serve_api.fetch(self._dashboard, TIMEOUT_S), self._application)
         self.ingresses.update({one.actor_id: one for one in fleet.replicas if one.deployment == INGRESS})
         return fleet
 
-    def _details(self) -> object:
-        return json.loads(serve_status.ask(self._dashboard, APPLICATIONS, TIMEOUT_S))
-
     def change(self, change: Change, label: str) -> None:
         """Deploy the configuration again with this change; `label` is what makes a replacement differ."""
-        config = changed_config(self._details(), self._application, change, label)
-        serve_status.ask(self._dashboard, APPLICATIONS, TIMEOUT_S, put=json.dumps(config).encode())
+        config = changed_config(serve_api.fetch(self._dashboard, TIMEOUT_S), self._application, change, label)
+        serve_api.request(self._dashboard, serve_api.APPLICATIONS, TIMEOUT_S, put=json.dumps(config).encode())
 
     def migrations(self) -> int:
         """`ray_step_migrations_total` of all ingress replicas that were ever seen. Ray publishes it every ten
         seconds."""
-        groups = json.loads(serve_status.ask(self._dashboard, "/api/prometheus/sd", TIMEOUT_S))
+        groups = json.loads(serve_api.request(self._dashboard, "/api/prometheus/sd", TIMEOUT_S))
         for target in sorted({target for group in groups for target in group["targets"]}):
             # A replica that is gone takes its counter along: what it had last is kept.
             for labels, value in counters(_page(f"http://{target}/metrics"), RESUMES):
@@ -65,7 +62,7 @@ class Service:
         for actor_id, replica in self.ingresses.items():
             path = f"/api/v0/logs/file?node_id={replica.node_id}&actor_id={actor_id}&suffix=err&lines={lines}"
             try:
-                text = serve_status.ask(self._dashboard, path, TIMEOUT_S).decode(errors="replace")
+                text = serve_api.request(self._dashboard, path, TIMEOUT_S).decode(errors="replace")
             except StatusUnknown as error:
                 unread.append(f"{replica.replica_id} ({' '.join(str(error).split())[:80]})")
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +172,12 @@ def test_the_makefile_names_real_tests() -> None:
 @pytest.mark.parametrize("package", ["ray", "vllm", "torch", "transformers"])
 def test_the_load_test_runs_without(package: str) -> None:
     assert not {name for name in importers_of(package, SOURCES) if name.startswith("loadtest/")}
+
+
+def test_the_reader_of_serves_api_is_light() -> None:
+    """Tools beside the service use it without Ray and vLLM."""
+    names = set(imported(ast.parse((ROOT / "serve_app" / "cli" / "serve_api.py").read_text())))
+    assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == {"msgspec"}
 
 
 @pytest.mark.parametrize("name", PURE)

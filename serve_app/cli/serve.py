@@ -19,11 +19,11 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from serve_app.cli import client_env, preflight, serve_status
+from serve_app.cli import client_env, preflight, serve_api, serve_status
 from serve_app.cli.check import Verdict
 from serve_app.cli.client_env import Endpoint
+from serve_app.cli.serve_api import ApplicationDetails, StatusUnknown
 from serve_app.cli.serve_child import ServeChild
-from serve_app.cli.serve_status import NOT_THERE, ApplicationStatus, StatusUnknown
 from serve_app.config import deployment, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.schema import ConfigError, flag
@@ -107,17 +107,17 @@ async def _until_stopped(deploy: Deployment, child: ServeChild, stop: asyncio.Ev
 
 async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
     """Say how the start goes and, once the endpoint answers, how to use it; then what changes. Raises `StartFailed`."""
-    state, welcomed, told = NOT_THERE, False, ""
+    state, answers, told = ApplicationDetails(), False, ""
     while True:
         now = await _state(child.dashboard, deploy.application) or state
         for line in serve_status.changes(state, now):
             say(line)
-        state, error = now, now.error()
+        state, error = now, serve_status.error_of(now)
         if state.status == "DEPLOY_FAILED":
             raise StartFailed(f"{serve_status.essence(error)}\n\nIn full:\n{error}")
-        if state.status == "RUNNING" and not welcomed:
+        if state.status == "RUNNING" and not answers:
             endpoint = await asyncio.to_thread(find_endpoint, deploy)
-            welcomed = endpoint is not None
+            answers = endpoint is not None
             if endpoint is not None:
                 say(f"answers\n{client_env.banner(endpoint, child.dashboard)}")
             else:
@@ -128,10 +128,11 @@ async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def _state(dashboard: str | None, application: str) -> ApplicationStatus | None:
+async def _state(dashboard: str | None, application: str) -> ApplicationDetails | None:
     if dashboard is not None:
         with contextlib.suppress(StatusUnknown):
-            return await asyncio.to_thread(serve_status.fetch, dashboard, application, 5.0)
+            details = await asyncio.to_thread(serve_api.fetch, dashboard, 5.0)
+            return details.applications.get(application, ApplicationDetails())
     return None
 
 

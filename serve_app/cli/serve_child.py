@@ -18,7 +18,7 @@ from typing import Self
 
 import psutil
 
-from serve_app.cli import serve_status
+from serve_app.cli import serve_api, serve_status
 from serve_app.config import machine
 from serve_app.config.profile import ROOT
 
@@ -108,7 +108,7 @@ class ServeChild:
 
         A Ray of its own does so by itself.
         """
-        return {"RAY_AUTH_MODE": "token"} if not self._owns_ray and serve_status.auth_token() else {}
+        return {"RAY_AUTH_MODE": "token"} if not self._owns_ray and serve_api.auth_token() else {}
 
     async def ended(self) -> None:
         """Returns when `serve run` is no more and its last words are read."""

@@ -16,7 +16,7 @@ from typing import BinaryIO, Self
 
 import psutil
 
-from serve_app.cli import serve_child, serve_status
+from serve_app.cli import serve_api, serve_child
 from serve_app.config import machine
 from serve_app.config.profile import ROOT
 from serve_app.rehearse.facts import ANSWERS, DASHBOARD, STAMPED
@@ -122,7 +122,7 @@ def run_tool(arguments: Sequence[str], limit_s: float, say: Say) -> tuple[int, s
 
     It is ended where it takes longer than `limit_s`, and when this function is left by an exception.
     """
-    token = serve_status.auth_token()
+    token = serve_api.auth_token()
     env = {**os.environ, "PYTHONUNBUFFERED": "1", **({"RAY_AUTH_TOKEN": token} if token else {})}
     last: list[str] = []
     with subprocess.Popen(

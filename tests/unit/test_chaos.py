@@ -28,7 +28,8 @@ from chaos.request_spec import Api, PromptKind, RequestRules, RequestSpec, draw_
 from chaos.response_recorder import Answer, Recorder
 from chaos.service import Access
 from chaos.stream import Recording, send_request
-from serve_app.cli.serve_status import StatusUnknown
+from serve_app.cli import serve_api
+from serve_app.cli.serve_api import ServeDetails, StatusUnknown
 from serve_app.config.profile import ROOT
 
 RULES = RequestRules("m", tuple(Api), tuple(PromptKind), (40, 200), seed=0)
@@ -390,17 +391,21 @@ def test_the_fleet_is_whole_when_others_run_in_place_of_the_lost() -> None:
 
 
 def fleet(**states: str) -> Fleet:
-    return fleet_of(details(**states), "step")
+    return fleet_of(as_read(details(**states)), "step")
 
 
-@pytest.mark.parametrize("wrong", [None, {}, {"applications": {}}, {"applications": {"other": {}}}])
+def as_read(details: object) -> ServeDetails:
+    return serve_api.decode(json.dumps(details).encode())
+
+
+@pytest.mark.parametrize("wrong", [{}, {"applications": {}}, {"applications": {"other": {}}}])
 def test_an_application_that_is_not_there_is_said_so(wrong: object) -> None:
     with pytest.raises(StatusUnknown, match="--application"):
-        fleet_of(wrong, "step")
+        fleet_of(as_read(wrong), "step")
 
 
 def test_an_upgrade_changes_one_variable_and_keeps_all_else() -> None:
-    config = changes.changed_config(details(a="RUNNING"), "step", Change.UPGRADE, "v2")
+    config = changes.changed_config(as_read(details(a="RUNNING")), "step", Change.UPGRADE, "v2")
     assert config == {
         "proxy_location": "EveryNode",
         "http_options": {"port": 1},
@@ -428,7 +433,9 @@ def test_serve_takes_an_upgrade_of_what_it_runs() -> None:
         "grpc_options": deployed.grpc_options.model_dump(exclude_unset=True),
         "applications": {"step": {"deployed_app_config": application.model_dump(exclude_unset=True)}},
     }
-    upgraded = schema.ServeDeploySchema.model_validate(changes.changed_config(running, "step", Change.UPGRADE, "v2"))
+    upgraded = schema.ServeDeploySchema.model_validate(
+        changes.changed_config(as_read(running), "step", Change.UPGRADE, "v2")
+    )
     (changed_config,) = upgraded.applications
     assert changed_config.runtime_env["env_vars"].pop(changes.UPGRADE_VARIABLE) == "v2"
     assert changed_config == application
@@ -438,8 +445,8 @@ def test_serve_takes_an_upgrade_of_what_it_runs() -> None:
 def scaled(deployed: dict[str, object], change: Change, deployment: dict[str, object]) -> dict[str, object]:
     """The application's configuration after a change; Serve says `deployment` of the one that changes."""
     name = change.deployments[0]
-    details = {"deployments": {name: {"deployment_config": deployment}}, "deployed_app_config": deployed}
-    (config,) = changes.changed_config({"applications": {"step": details}}, "step", change, "v2")["applications"]  # type: ignore[misc]
+    told = {"deployments": {name: {"deployment_config": deployment}}, "deployed_app_config": deployed}
+    (config,) = changes.changed_config(as_read({"applications": {"step": told}}), "step", change, "v2")["applications"]  # type: ignore[misc]
     return config
 
 

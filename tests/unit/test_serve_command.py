@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.cli import client_env, serve, serve_child, serve_status
+from serve_app.cli import client_env, serve, serve_api, serve_child, serve_status
 from serve_app.cli.client_env import Endpoint
-from serve_app.cli.serve_status import NOT_THERE, ApplicationStatus, DeploymentStatus
+from serve_app.cli.serve_api import ApplicationDetails, StatusUnknown
 from serve_app.config import deployment
 from serve_app.config.deployment import Deployment
 from serve_app.config.profile import ROOT
@@ -50,28 +50,53 @@ FAILED = state("DEPLOY_FAILED", "DEPLOY_FAILED", message=TRACEBACK, replicas=())
 # ---- what Serve says -------------------------------------------------------------------------------------------------
 
 
+def read(details: object) -> ApplicationDetails:
+    return serve_api.decode(json.dumps(details).encode()).applications["step"]
+
+
 def test_changes_are_told_once() -> None:
-    before, after = serve_status.parse(DEPLOYING, "step"), serve_status.parse(RUNNING, "step")
-    assert serve_status.changes(NOT_THERE, before) == ["engine   updating (1 starting)", "all      deploying"]
+    before, after = read(DEPLOYING), read(RUNNING)
+    assert serve_status.changes(ApplicationDetails(), before) == [
+        "engine   updating (1 starting)",
+        "all      deploying",
+    ]
     assert serve_status.changes(before, after) == ["engine   healthy (1 running)", "all      running"]
     assert serve_status.changes(after, after) == []
 
 
-@pytest.mark.parametrize("details", [None, {}, {"applications": {}}, {"applications": {"other": {}}}, [1]])
-def test_an_application_that_serve_does_not_know_yet_is_not_there(details: object) -> None:
-    assert serve_status.parse(details, "step") == NOT_THERE
+@pytest.mark.parametrize("body", [b"null", b"[1]", b"no JSON", b'{"applications": 1}'])
+def test_an_answer_that_is_not_serves_is_refused(body: bytes) -> None:
+    with pytest.raises(StatusUnknown, match="unexpected answer"):
+        serve_api.decode(body)
+
+
+def test_fields_that_are_missing_null_or_unknown_do_not_matter() -> None:
+    replica = {"replica_id": "a", "state": "STARTING", "pid": None, "node_ip": None, "log_file_path": "x"}
+    engine = {"message": None, "replicas": [replica, {}], "autoscaling_detail": None, "route": "/"}
+    details = read({"applications": {"step": {"deployments": {"engine": engine}}}, "controller_info": {"pid": 1}})
+    assert details.status == serve_api.NOT_STARTED
+    assert [one.replica_id for one in details.deployments["engine"].replicas] == ["a", ""]
+
+
+def test_the_reader_has_the_fields_of_serves_own_schema() -> None:
+    from ray.serve import schema
+
+    theirs = (schema.ServeInstanceDetails, schema.ApplicationDetails, schema.DeploymentDetails, schema.ReplicaDetails)
+    ours = (serve_api.ServeDetails, ApplicationDetails, serve_api.DeploymentDetails, serve_api.ReplicaDetails)
+    for their, our in zip(theirs, ours, strict=True):
+        assert set(our.__struct_fields__) <= set(their.model_fields)
 
 
 def test_the_replicas_own_error_is_found_without_colours() -> None:
-    error = serve_status.parse(FAILED, "step").error()
+    error = serve_status.error_of(read(FAILED))
     assert "out of memory" in error
     assert "\x1b" not in error
 
 
 def test_the_first_failed_try_is_told_before_serve_gives_up() -> None:
     message = "The deployment failed to start 1 times in a row. Retrying. Error:\nValueError: no"
-    assert serve_status.parse(state("DEPLOYING", "UPDATING", message=message), "step").error() == message
-    assert ApplicationStatus("DEPLOYING", "", {"a": DeploymentStatus("UPDATING", "busy", {})}).error() == ""
+    assert serve_status.error_of(read(state("DEPLOYING", "UPDATING", message=message))) == message
+    assert serve_status.error_of(read(state("DEPLOYING", "UPDATING", message="busy"))) == ""
 
 
 def test_the_essence_of_a_traceback_is_its_last_exception() -> None:
