@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from serve_app.cli import client_env, plan, preflight, serve
-from serve_app.cli.check import Check, Verdict
+from serve_app.cli.check import Check, CheckStatus
 from serve_app.config import deployment, hardware, machine, profile, vllm_device, vllm_flags
 from serve_app.config.schema import ConfigError, engine_argv
 from serve_app.config.vllm_flags import BadFlag
@@ -81,7 +81,7 @@ def _preflight(options: argparse.Namespace) -> int:
     ready = True
     for check in preflight.checks(options.file, machine.running_ray()):
         _say(str(check))
-        ready = ready and check.verdict is not Verdict.FAIL
+        ready = ready and check.status is not CheckStatus.FAIL
     _say("\nReady: `make serve`." if ready else "\nNot ready: see the lines marked FAIL.")
     return 0 if ready else 1
 
@@ -91,7 +91,7 @@ def _doctor(options: argparse.Namespace) -> int:
     endpoint = serve.find_endpoint(deploy)
     refused = serve.refused_replicas(deploy)
     for why in refused:
-        _say(str(Check(Verdict.FAIL, "versions", why)))
+        _say(str(Check(CheckStatus.FAIL, "versions", why)))
     if endpoint is None and refused:
         return 1
     if endpoint is None:

@@ -1,10 +1,9 @@
-"""`build(args)`: from the application's arguments in deploy.yaml to a Serve application. The only place that knows it
-all.
+"""`build(args)`: from the application's arguments in deploy.yaml to a Serve application. Wires everything.
 
     Ingress (CPU, many)  --handle-->  EngineReplica (one engine each)
 
-Everything is read and checked here, before a replica is placed: a configuration that cannot work ends the start in
-seconds, with the line to change.
+Everything is read and checked before a replica is placed: a configuration that cannot work ends the start in seconds,
+with the line to change.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from serve_app.cli import abort_serve_run
 from serve_app.cli.preflight import checked_config
@@ -38,7 +38,7 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.metrics import log_to_stderr
-from serve_app.ingress.middleware import App, IngressMiddleware, MiddlewareSettings
+from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
 from serve_app.protocol.errors import EngineDead
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
@@ -49,36 +49,36 @@ from serve_app.router.serve_transport import ServeTransport, TargetRouter
 logger = logging.getLogger(__name__)
 
 HEALTH_CHECK_PERIOD_S = 2.0
-"""How often Serve asks a replica whether it lives. The check looks at flags only, so it can be asked often."""
+"""How often Serve checks a replica's health. The check only reads flags, so it may be frequent."""
 
 UNBOUNDED = 1_000_000
-"""Serve's own limit of calls per engine replica. What waits is decided at the ingress; a second, lower limit inside
-Serve would queue requests where nobody sees them."""
+"""Serve's own limit of calls per engine replica. The ingress decides what waits; a second, lower limit inside Serve
+would queue requests invisibly."""
 
 INGRESS_STREAMS = 256
-"""Requests at a time for which another ingress replica is started. One process forwards some 15,000 tokens a second:
-three hundred of the published streams of 50 tokens a second."""
+"""Concurrent requests per ingress replica at which Serve starts another. One process forwards some 15,000 tokens a
+second: three hundred of the published streams of 50 tokens a second."""
 
 QUIET = LoggingConfig(enable_access_log=False)
-"""A request has a log line of ours that says more (`ingress/metrics.py`) than the two that Serve would write."""
+"""Our log line for a request says more (`ingress/metrics.py`) than the two that Serve would write."""
 
 INGRESS_SURGE_PERCENT = 25
 """Ingress replicas that a replacement may start beyond their number, at least one: the new one serves before the old
-one goes. Serve's own order, stop first, leaves the endpoint without an ingress where there is one only. An old one that
-drains holds its CPU for as long as its longest stream, so room for a further one is needed in either order."""
+one stops. Serve's default, stop first, leaves the endpoint without an ingress where there is only one. A draining
+replica holds its CPU for as long as its longest stream, so room for one more is needed in either order."""
 
 DRAIN_GRACE_S = 30.0
-"""What a replica gets beyond its drain timeout to move its last requests elsewhere."""
+"""What a replica gets beyond its drain timeout to migrate its last requests."""
 
 
 def build(args: dict[str, object]) -> serve.Application:
-    """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run`
-    then ends."""
+    """The application. Raises `ConfigError`, naming the line to change, for what cannot work; a plain `serve run` then
+    ends."""
     vllm_device.use_no_device()
     try:
         config = checked_config(args)
     except ConfigError as error:
-        if machine.RUN_MARK not in os.environ:  # `make serve` sees and says it by itself
+        if machine.RUN_MARK not in os.environ:  # `make serve` reports it itself
             abort_serve_run.end(str(error))
         raise
     engines = _engine_deployment(config)
@@ -113,7 +113,7 @@ class EngineDeployment(EngineReplica):
 
 
 class Ingress:
-    """One ingress replica: the middleware, vLLM's API app behind it, and the fleet behind that."""
+    """One ingress replica: the middleware, vLLM's API app, and the dispatcher."""
 
     def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
         log_to_stderr()
@@ -122,9 +122,9 @@ class Ingress:
         self._engines = engines
         self._closing = contextlib.AsyncExitStack()
 
-    async def __serve_build_asgi_app__(self) -> App:
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor and serves what it returns."""
-        # Here and not at the top: the process that only builds the application does not need vLLM's server.
+        # Not at the top: the process that builds the application does not need vLLM's server.
         from serve_app.ingress.api import build_api
         from serve_app.ingress.metrics import IngressMetrics
 
@@ -161,8 +161,8 @@ class Ingress:
         return IngressMiddleware(app, settings, keys, IngressMetrics())
 
     async def check_health(self) -> None:
-        """Raises when vLLM's output handling has failed: nothing would reach a client any more. Serve then replaces
-        us."""
+        """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces
+        this replica."""
         client = getattr(self, "_client", None)
         if client is not None and client.errored:
             raise client.dead_error
@@ -173,7 +173,7 @@ class Ingress:
 
 
 def admission_for(config: AppConfig) -> Admission:
-    """What an ingress refuses."""
+    """What an ingress uses to refuse requests."""
     slots = flag(config.engine.flags, "max-num-seqs", 0)
     return Admission(
         max_waiting=config.replicas.max_queued_requests,
@@ -184,7 +184,7 @@ def admission_for(config: AppConfig) -> Admission:
 
 
 def engine_factory(config: AppConfig) -> EngineFactory:
-    """What builds a replica's engine, not yet started."""
+    """Builds a replica's engine, not yet started."""
 
     def fake(sink: StepSink) -> Engine:
         from serve_app.engine.fake import FakeEngine
@@ -210,23 +210,24 @@ def engine_factory(config: AppConfig) -> EngineFactory:
 def join_this_ray() -> None:
     """Tell the engine core which Ray this process belongs to: its workers on other nodes are actors there.
 
-    vLLM exports the address itself only where it does not spawn its processes. Without it, the core joins whatever Ray
-    left its address in the temporary folder, or starts one of its own, in which there is no placement group of ours.
+    vLLM exports the address only where it does not spawn its processes. Without it, the core joins whatever Ray left
+    its address in the temporary folder, or starts one of its own, without our placement group.
     """
     os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
 
 
 def keep_compiled_kernels(root: str) -> None:
-    """Have this process' engine keep its kernels below `root`. Raises `EngineDead` where that is not possible."""
+    """Keep the compiled kernels of this process' engine below `root`. Raises `EngineDead` where that is not
+    possible."""
     try:
         folder = compile_cache.prepare(root, os.environ)
     except OSError as error:
         raise EngineDead(f"engine.compile_cache_dir: {error}; name a directory that can be written, or null") from error
-    logger.info("compiled kernels are kept", extra={"folder": str(folder)})
+    logger.info("keeping compiled kernels", extra={"folder": str(folder)})
 
 
 def data_channel_host() -> str | None:
-    """This node's address, for lines between ingresses and replicas; None where Ray encrypts what lines would not."""
+    """This node's address, for data channels; None where Ray encrypts its traffic, which data channels would not."""
     encrypts = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     return None if encrypts else str(ray.util.get_node_ip_address())
 

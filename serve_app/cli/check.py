@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
     """How a check ended. Only `FAIL` keeps a start from going on."""
 
     OK = "ok"
@@ -17,23 +17,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `advice` is what to do, for every verdict but `OK`."""
+    """One finding. `advice` is what to do, for every status but `OK`."""
 
-    verdict: Verdict
+    status: CheckStatus
     name: str
     message: str
     advice: str = ""
 
     def __str__(self) -> str:
-        line = f"  {self.verdict:<5} {self.name:<12} {self.message}"
+        line = f"  {self.status:<5} {self.name:<12} {self.message}"
         return f"{line}\n{'':>20}-> {self.advice}" if self.advice else line
 
 
 def passed(name: str, message: str) -> Check:
     """A check without a finding."""
-    return Check(Verdict.OK, name, message)
+    return Check(CheckStatus.OK, name, message)
 
 
 def failed(name: str, message: str, advice: str) -> Check:
     """A check that must keep the start from going on."""
-    return Check(Verdict.FAIL, name, message, advice)
+    return Check(CheckStatus.FAIL, name, message, advice)

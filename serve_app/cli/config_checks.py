@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from serve_app.cli import checkpoint
-from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.checkpoint import BadCheckpoint, Checkpoint
 from serve_app.config import hardware, machine, memory, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.hardware import NodeGpus, NoProfileFits
-from serve_app.config.memory import GB, Layout, ModelShape
+from serve_app.config.memory import GB, ModelShape, ReplicaLayout
 from serve_app.config.schema import AppConfig, flag
 from serve_app.ingress.auth import BadKeysFile, KeyStore
 
@@ -84,7 +84,7 @@ def _hub_checks(source: str, env: Mapping[str, str], *, engine_here: bool) -> It
         yield failed("model", message, "set HF_HOME in engine.env to a larger disk, or `model.source` to a local copy")
         return
     message = f"{source}: will be fetched from the hub ({size / GB:.0f} GB); it cannot be checked before"
-    yield Check(Verdict.NOTE, "model", message, "for an offline start set `model.source` to a local copy")
+    yield Check(CheckStatus.NOTE, "model", message, "for an offline start set `model.source` to a local copy")
 
 
 def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator[Check]:
@@ -92,9 +92,9 @@ def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator
     shape, layout = shape_of(config), layout_of(config, nodes)
     if shape is None or layout is None:
         return
-    for finding in memory.findings(shape, layout):
-        yield Check(Verdict.FAIL if finding.fatal else Verdict.WARN, "layout", finding.message, "see `plan`")
-    room = memory.room(shape, layout)
+    for finding in memory.layout_issues(shape, layout):
+        yield Check(CheckStatus.FAIL if finding.fatal else CheckStatus.WARN, "layout", finding.message, "see `plan`")
+    room = memory.memory_capacity(shape, layout)
     if not room.fits():
         message = f"{room.weights_bytes / GB:.1f} GB of weights per GPU leave no room for a cache"
         yield failed("layout", message, "more GPUs per replica, or the FP8 checkpoint")
@@ -104,16 +104,18 @@ def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator
         yield from _length_checks(shape, layout, room)
 
 
-def _length_checks(shape: ModelShape, layout: Layout, room: memory.Room) -> Iterator[Check]:
+def _length_checks(shape: ModelShape, layout: ReplicaLayout, room: memory.MemoryCapacity) -> Iterator[Check]:
     """A warning only: the cache's size is reckoned to some 2 GB, and vLLM measures it."""
     longest = room.cache.longest
     if not room.cache.holds_longest():
         fits = room.cache.shortened().longest
         message = f"max-model-len is {longest:,}, and a GPU's cache holds one request of about {fits:,} tokens"
-        yield Check(Verdict.WARN, "layout", f"{message}: vLLM would end its start", "max-model-len: auto, or more GPUs")
+        yield Check(
+            CheckStatus.WARN, "layout", f"{message}: vLLM would end its start", "max-model-len: auto, or more GPUs"
+        )
     elif layout.shortens and longest < (layout.longest or shape.context):
         message = f"max-model-len: auto will be about {longest:,} of the model's {shape.context:,} tokens"
-        yield Check(Verdict.WARN, "layout", message, "more GPUs per replica, or the FP8 checkpoint")
+        yield Check(CheckStatus.WARN, "layout", message, "more GPUs per replica, or the FP8 checkpoint")
 
 
 def shape_of(config: AppConfig) -> ModelShape | None:
@@ -126,7 +128,7 @@ def shape_of(config: AppConfig) -> ModelShape | None:
         return None
 
 
-def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Layout | None:
+def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> ReplicaLayout | None:
     """None for a CPU engine, and for GPUs whose memory is not known. The size that a node's GPUs tell wins."""
     kind = config.replicas.accelerator_type
     read = [node.gpu_bytes for node in nodes if node.gpu_bytes and kind in {None, node.accelerator}]
@@ -139,7 +141,7 @@ def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Layout | Non
     drafts = speculative.get("num_speculative_tokens", 0) if isinstance(speculative, dict) else 0
     captured = compilation.get("max_cudagraph_capture_size") if isinstance(compilation, dict) else None
     longest = flag(flags, "max-model-len")
-    return Layout(
+    return ReplicaLayout(
         tensor_parallel=_count(config, "tensor-parallel-size"),
         pipeline_parallel=_count(config, "pipeline-parallel-size"),
         data_parallel=_count(config, "data-parallel-size"),
@@ -165,7 +167,7 @@ def keys_checks(config: AppConfig) -> Iterator[Check]:
     file = config.ingress.keys_file
     if file is None:
         message = "none asked for: whoever reaches the port may use the model"
-        yield Check(Verdict.NOTE, "keys", message, "`python -m serve_app hash-key NAME`, then `ingress.keys_file`")
+        yield Check(CheckStatus.NOTE, "keys", message, "`python -m serve_app hash-key NAME`, then `ingress.keys_file`")
         return
     try:
         keys = KeyStore.load(file)
@@ -196,11 +198,13 @@ def fit_checks(config: AppConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
     try:
         hardware.check_fit(config, nodes)
     except NoProfileFits as error:
-        place = profile.place_of(config.profile, ("replicas",))
+        place = profile.source_location(config.profile, ("replicas",))
         yield failed("hardware", str(error), f"change {place} (`replicas`), or `profile` in deploy.yaml")
         return
     if config.profile == hardware.CPU_PROFILE:
-        yield Check(Verdict.WARN, "hardware", f"profile {config.profile}: a toy model on the CPU, NOT Step-3.7-Flash")
+        yield Check(
+            CheckStatus.WARN, "hardware", f"profile {config.profile}: a toy model on the CPU, NOT Step-3.7-Flash"
+        )
     else:
         yield passed("hardware", hardware.describe(nodes))
 
@@ -259,14 +263,14 @@ def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check
         if float(controller.get(key, default)) < longest and (key in controller or _has_haproxy(controller)):
             given = controller.get(key, f"not set and {default} by default")
             message = f"{place}: {key} is {given}: it cuts streams shorter than longest_stream_s, {longest:g}"
-            yield Check(Verdict.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
+            yield Check(CheckStatus.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
     if _has_haproxy(controller):
         yield from _rolling_checks(place, controller)
     largest = int(controller.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 4 * 1024 * 1024))
     if largest < config.ingress.max_body_bytes:
         message = f"{place}: a message between replicas holds {largest:,} bytes, a request up to max_body_bytes"
         advice = f'RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH: "{2 * config.ingress.max_body_bytes}"'
-        yield Check(Verdict.WARN, "deploy.yaml", message, advice)
+        yield Check(CheckStatus.WARN, "deploy.yaml", message, advice)
 
 
 def _has_haproxy(controller: Mapping[str, str]) -> bool:
@@ -281,14 +285,14 @@ def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check
         message = (
             f"{place}: {HAPROXY_LINES} has no line `option httpclose`: clients that keep their connection get errors"
         )
-        yield Check(Verdict.WARN, "deploy.yaml", f"{message} after ingress replicas were replaced", ADOPT)
+        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message} after ingress replicas were replaced", ADOPT)
     timeout = REQUEST_TIMEOUT.search(lines)
     if timeout is None or float(timeout[1]) >= stays_s:
         message = f"{place}: {HAPROXY_LINES} needs a line `timeout http-request` of less than {stays_s:g}s"
         why = "for so long an ingress that is to go takes requests (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
-        yield Check(Verdict.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
+        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
     hard_stop_s = float(controller.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "120"))
     quarantine = controller.get("RAY_SERVE_PORT_QUARANTINE_S")
     if quarantine is not None and float(quarantine) < hard_stop_s:
         message = f"{place}: RAY_SERVE_PORT_QUARANTINE_S is {quarantine}: HAProxy may know a port for {hard_stop_s:g} s"
-        yield Check(Verdict.WARN, "deploy.yaml", f"{message} after its replica is gone", "leave it out")
+        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message} after its replica is gone", "leave it out")

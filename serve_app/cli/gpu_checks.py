@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.gpu_facts import Gpu, GpuBox
 from serve_app.config.memory import GB
 from serve_app.config.schema import AppConfig, flag
@@ -46,7 +46,7 @@ def gpu_checks(box: GpuBox, config: AppConfig) -> Iterator[Check]:
         *_kernel_cache(box),
     ]
     yield from found
-    if not any(check.verdict in {Verdict.WARN, Verdict.FAIL} for check in found):
+    if not any(check.status in {CheckStatus.WARN, CheckStatus.FAIL} for check in found):
         names = " and ".join(sorted({gpu.name for gpu in box.gpus}))
         links = f", {box.gpus[0].links_up} NVLinks each" if box.gpus[0].links_up else ""
         yield passed("gpus", f"{len(box.gpus)}x {names}{links}, driver {box.driver}, idle and healthy")
@@ -56,7 +56,7 @@ def _without_driver(box: GpuBox) -> Iterator[Check]:
     if box.pci_gpus:
         message = f"{box.pci_gpus} NVIDIA device(s) on the PCI bus, but no driver answers: they are not used"
         advice = f"`apt-get install nvidia-driver-{OLDEST_DRIVER}-server-open` and reboot; in a container: `--gpus all`"
-        yield Check(Verdict.WARN, "driver", message, advice)
+        yield Check(CheckStatus.WARN, "driver", message, advice)
 
 
 def _driver(version: str) -> Iterator[Check]:
@@ -82,7 +82,7 @@ def _flashinfer(box: GpuBox, config: AppConfig) -> Iterator[Check]:
     if box.has_flashinfer_kernels:
         return
     is_first_choice = config.replicas.accelerator_type in BLACKWELL
-    verdict = Verdict.WARN if is_first_choice else Verdict.NOTE
+    verdict = CheckStatus.WARN if is_first_choice else CheckStatus.NOTE
     cost = (
         "its first choice for attention and experts on this GPU" if is_first_choice else "which it can do without here"
     )
@@ -94,11 +94,11 @@ def _flashinfer(box: GpuBox, config: AppConfig) -> Iterator[Check]:
         yield Check(verdict, "FlashInfer", message, advice)
     elif box.cxx_compiler is None:
         message = "no C++ compiler: FlashInfer cannot build its kernels"
-        yield Check(Verdict.WARN, "FlashInfer", message, f"`apt-get install build-essential`, {ready_made}")
+        yield Check(CheckStatus.WARN, "FlashInfer", message, f"`apt-get install build-essential`, {ready_made}")
     elif not box.has_cuda_runtime:
         message = f"{box.cuda_home} has nvcc but no lib64/libcudart.so: FlashInfer cannot link its kernels"
         advice = f"{CUDA_TOOLKIT} and CUDA_HOME=/usr/local/cuda in engine.env, {ready_made}"
-        yield Check(Verdict.WARN, "FlashInfer", message, advice)
+        yield Check(CheckStatus.WARN, "FlashInfer", message, advice)
 
 
 def _memory(gpus: Sequence[Gpu], config: AppConfig) -> Iterator[Check]:
@@ -115,7 +115,7 @@ def _memory(gpus: Sequence[Gpu], config: AppConfig) -> Iterator[Check]:
         message = f"{size} of GPU {gpu.index} are taken by {holders}; an engine wants {share:.0%} of it"
         enough = len(free) >= config.replicas.min * config.replicas.gpus_per_replica
         yield Check(
-            Verdict.WARN if enough else Verdict.FAIL,
+            CheckStatus.WARN if enough else CheckStatus.FAIL,
             "GPU memory",
             message,
             f"stop it, or start with CUDA_VISIBLE_DEVICES={','.join(free)}" if enough else "stop it (`nvidia-smi`)",
@@ -136,17 +136,17 @@ def _connections(box: GpuBox, config: AppConfig) -> Iterator[Check]:
         if gpu.links_up and gpu.links_down:
             message = f"{gpu.links_down} of {gpu.links_up + gpu.links_down} NVLinks of GPU {gpu.index} are down"
             yield Check(
-                Verdict.WARN, "NVLink", message, f"`nvidia-smi nvlink -s -i {gpu.index}`; reset the GPU or reboot"
+                CheckStatus.WARN, "NVLink", message, f"`nvidia-smi nvlink -s -i {gpu.index}`; reset the GPU or reboot"
             )
     if not any(gpu.links_up for gpu in box.gpus):
         message = "the GPUs have no NVLink: collectives go over PCIe, several times slower than published"
-        yield Check(Verdict.NOTE, "NVLink", message, "fewer GPUs per replica (FP8) talk less")
+        yield Check(CheckStatus.NOTE, "NVLink", message, "fewer GPUs per replica (FP8) talk less")
     if box.unreachable_pairs:
         pairs = ", ".join(f"{one}-{two}" for one, two in box.unreachable_pairs[:4])
         more = ", ..." if len(box.unreachable_pairs) > 4 else ""
         message = f"GPUs {pairs}{more} cannot read each other's memory: collectives go through the host's"
         yield Check(
-            Verdict.WARN,
+            CheckStatus.WARN,
             "peer access",
             message,
             "switch ACS/IOMMU off in the BIOS, or pass the GPUs to the VM together",
@@ -157,23 +157,26 @@ def _health(gpu: Gpu) -> Iterator[Check]:
     reset = f"`nvidia-smi --gpu-reset -i {gpu.index}`, or reboot"
     if gpu.has_remap_failed:
         message = f"GPU {gpu.index} has bad memory rows that could not be replaced"
-        yield Check(Verdict.WARN, "ECC", message, "have it replaced; leave it out by CUDA_VISIBLE_DEVICES")
+        yield Check(CheckStatus.WARN, "ECC", message, "have it replaced; leave it out by CUDA_VISIBLE_DEVICES")
     elif gpu.is_remap_pending:
-        yield Check(Verdict.WARN, "ECC", f"GPU {gpu.index} waits for a reset to replace bad memory rows", reset)
+        yield Check(CheckStatus.WARN, "ECC", f"GPU {gpu.index} waits for a reset to replace bad memory rows", reset)
     elif gpu.uncorrected_ecc_errors:
         message = (
             f"GPU {gpu.index} had {gpu.uncorrected_ecc_errors} uncorrected memory error(s) since the driver was loaded"
         )
-        yield Check(Verdict.WARN, "ECC", message, reset)
+        yield Check(CheckStatus.WARN, "ECC", message, reset)
     if gpu.slowdowns:
         message = f"GPU {gpu.index} runs below its clocks: {', '.join(gpu.slowdowns)}"
         yield Check(
-            Verdict.WARN, "clocks", message, f"look at cooling and power; `nvidia-smi -q -d PERFORMANCE -i {gpu.index}`"
+            CheckStatus.WARN,
+            "clocks",
+            message,
+            f"look at cooling and power; `nvidia-smi -q -d PERFORMANCE -i {gpu.index}`",
         )
     limit, default = gpu.power_limit_w, gpu.default_power_limit_w
     if limit is not None and default is not None and limit < default - 1:
         message = f"GPU {gpu.index} may use {limit:.0f} W of its {default:.0f} W"
-        yield Check(Verdict.WARN, "clocks", message, f"`nvidia-smi -i {gpu.index} -pl {default:.0f}`")
+        yield Check(CheckStatus.WARN, "clocks", message, f"`nvidia-smi -i {gpu.index} -pl {default:.0f}`")
 
 
 def _shared_memory(box: GpuBox) -> Iterator[Check]:
@@ -181,10 +184,10 @@ def _shared_memory(box: GpuBox) -> Iterator[Check]:
     if there is not None and there < wanted:
         wants = f"the workers of {len(box.gpus)} GPUs want {wanted / GB:.1f} GB"
         message = f"shared memory (/dev/shm) holds {there / GB:.2f} GB; {wants}"
-        yield Check(Verdict.WARN, "shm", message, "in a container: `--ipc=host`, or `--shm-size=32g`")
+        yield Check(CheckStatus.WARN, "shm", message, "in a container: `--ipc=host`, or `--shm-size=32g`")
 
 
 def _kernel_cache(box: GpuBox) -> Iterator[Check]:
     if box.kernel_cache_file_system in FLEETING:
         message = f"{box.kernel_cache} is on {box.kernel_cache_file_system}: compiled kernels are lost with it"
-        yield Check(Verdict.WARN, "kernels", message, "mount a volume there: the next start then compiles nothing")
+        yield Check(CheckStatus.WARN, "kernels", message, "mount a volume there: the next start then compiles nothing")

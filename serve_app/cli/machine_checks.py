@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.config import machine, profile
 from serve_app.config.deployment import Deployment
 
@@ -78,11 +78,11 @@ def machine_checks() -> Iterator[Check]:
         engines = any("VLLM" in item.command or "ServeReplica" in item.command for item in left.values())
         message = f"{len(left)} process(es) of an earlier run, first {next(iter(left.values())).command}"
         advice = f"kill {' '.join(map(str, left))}"
-        yield Check(Verdict.FAIL if engines else Verdict.WARN, "leftovers", message, advice)
+        yield Check(CheckStatus.FAIL if engines else CheckStatus.WARN, "leftovers", message, advice)
     shared = Path("/dev/shm")  # noqa: S108  # shared memory, not a temporary file
     if shared.is_dir() and machine.free_bytes(shared) < GIB:
         message = f"{shared} has {machine.free_bytes(shared) / GIB:.2f} GiB free; Ray and vLLM share data there"
-        yield Check(Verdict.WARN, "shm", message, "in a container: `--shm-size=8g`, or `--ipc=host`")
+        yield Check(CheckStatus.WARN, "shm", message, "in a container: `--shm-size=8g`, or `--ipc=host`")
     scratch = machine.ray_folder()
     if machine.free_bytes(scratch) < 2 * GIB:
         message = f"{scratch} has {machine.free_bytes(scratch) / GIB:.1f} GiB free; Ray's logs and sockets go there"

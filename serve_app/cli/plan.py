@@ -41,7 +41,7 @@ def _row(config: AppConfig) -> str | None:
     shape, layout = shape_of(config), layout_of(config)
     if shape is None or layout is None:
         return None
-    room = memory.room(shape, layout)
+    room = memory.memory_capacity(shape, layout)
     gpus = config.replicas.gpus_per_replica
     return _ROW.format(
         config.profile,
@@ -58,7 +58,7 @@ def _vllms_lines(config: AppConfig) -> Iterator[str]:
     shape, layout = shape_of(config), layout_of(config)
     if shape is None or layout is None:
         return
-    room = memory.room(shape, layout)
+    room = memory.memory_capacity(shape, layout)
     each = f" (each of {room.ranks} data-parallel ranks)" if room.ranks > 1 else ""
     yield f'{"":<14} "Available KV cache memory: {room.cache_bytes / GIB:.2f} GiB"{each}'
     longest, concurrency = room.cache.longest, room.cache.concurrency()
@@ -71,5 +71,5 @@ def _vllms_lines(config: AppConfig) -> Iterator[str]:
 def _findings(config: AppConfig) -> Iterator[str]:
     shape, layout = shape_of(config), layout_of(config)
     if shape is not None and layout is not None:
-        for finding in memory.findings(shape, layout):
+        for finding in memory.layout_issues(shape, layout):
             yield f"{'':<14} {'CANNOT WORK' if finding.fatal else 'note'}: {finding.message}"

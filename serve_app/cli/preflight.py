@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from serve_app.cli.check import Check, Verdict, failed, passed
+from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.config_checks import (
     compile_cache_checks,
     fit_checks,
@@ -43,7 +43,7 @@ def checked_config(args: Mapping[str, object]) -> AppConfig:
         *keys_checks(config),
         *fit_checks(config, nodes),
     ]
-    faults = [f"{check.name}: {check.message}; {check.advice}" for check in found if check.verdict is Verdict.FAIL]
+    faults = [f"{check.name}: {check.message}; {check.advice}" for check in found if check.status is CheckStatus.FAIL]
     if faults:
         raise ConfigError("\n".join(faults))
     if config.engine.kind == "vllm" and machine.RUN_MARK not in os.environ:
@@ -67,10 +67,10 @@ def checks(file: Path, joins: str | None) -> Iterator[Check]:
         return
     ready = True
     for check in _quick_checks(deploy, config, nodes):
-        ready = ready and check.verdict is not Verdict.FAIL
+        ready = ready and check.status is not CheckStatus.FAIL
         yield check
     if joins:
-        yield Check(Verdict.NOTE, "cluster", f"joins Ray at {joins}: room is looked for there, in `build()`")
+        yield Check(CheckStatus.NOTE, "cluster", f"joins Ray at {joins}: room is looked for there, in `build()`")
     if ready and config is not None:
         yield from flag_checks(file, config, profile.ROOT / "build" / "flags-passed")
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serve_app.cli import client_env, preflight, serve_api, serve_status
-from serve_app.cli.check import Verdict
+from serve_app.cli.check import CheckStatus
 from serve_app.cli.client_env import Endpoint
 from serve_app.cli.serve_api import ApplicationDetails, StatusUnknown
 from serve_app.cli.serve_child import ServeChild
@@ -44,7 +44,7 @@ def serve(file: Path, say: Say) -> int:
     ready = True
     for check in preflight.checks(file, joins):
         say(str(check))
-        ready = ready and check.verdict is not Verdict.FAIL
+        ready = ready and check.status is not CheckStatus.FAIL
     if not ready:
         say("\nNot started: see the lines marked FAIL.")
         return 1

@@ -37,7 +37,7 @@ class NodeGpus:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProfileGpus:
     """What a shipped profile needs on one node. `accelerators` are Ray's names for GPUs with that memory or more."""
 
     profile: str
@@ -45,13 +45,13 @@ class Layout:
     gpus: int
 
 
-LAYOUTS = (
-    Layout("b200-x4", ("B200", "GB200", "B300", "GB300"), 4),
-    Layout("h200-x8", ("H200",), 8),
-    Layout("h200-x4", ("H200",), 4),
-    Layout("h100-x8", ("H100",), 8),
-    Layout("h100-x4-fp8", ("H100",), 4),
-    Layout("a100-x8", ("A100", "A100-80G"), 8),
+PROFILE_GPUS = (
+    ProfileGpus("b200-x4", ("B200", "GB200", "B300", "GB300"), 4),
+    ProfileGpus("h200-x8", ("H200",), 8),
+    ProfileGpus("h200-x4", ("H200",), 4),
+    ProfileGpus("h100-x8", ("H100",), 8),
+    ProfileGpus("h100-x4-fp8", ("H100",), 4),
+    ProfileGpus("a100-x8", ("A100", "A100-80G"), 8),
 )
 """What `auto` picks from, best first. `h100-x8-fp8` is for an explicit choice: it trades the weights' precision for
 room."""
@@ -84,13 +84,13 @@ def choose_profile(nodes: Sequence[NodeGpus]) -> ProfileChoice:
             1,
             "NO GPU in this cluster: serving the tiny demo model on the CPU. It talks, but it is NOT Step-3.7-Flash.",
         )
-    for layout in LAYOUTS:
+    for layout in PROFILE_GPUS:
         for accelerator in layout.accelerators:
             room = sum(node.gpus // layout.gpus for node in nodes if node.accelerator == accelerator)
             if room:
                 reason = f"{describe(nodes)}: profile {layout.profile}, room for {room} replica{'s' * (room > 1)}"
                 return ProfileChoice(layout.profile, accelerator, room, reason)
-    offers = ", ".join(f"{layout.gpus}x {layout.accelerators[0]} ({layout.profile})" for layout in LAYOUTS)
+    offers = ", ".join(f"{layout.gpus}x {layout.accelerators[0]} ({layout.profile})" for layout in PROFILE_GPUS)
     raise NoProfileFits(
         f"the cluster has {describe(nodes)}; a node with one of these is needed: {offers}. "
         "For other GPUs copy the nearest file in configs/ and set `profile:` in deploy.yaml to its path."

@@ -98,7 +98,7 @@ KNOWN = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class ReplicaLayout:
     """How one replica is spread, and what each of its GPUs has."""
 
     tensor_parallel: int
@@ -119,7 +119,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryCapacity:
     """One GPU's memory, and the cache of one data-parallel rank. `cache_bytes` is negative where weights do not fit."""
 
     weights_bytes: float
@@ -141,7 +141,7 @@ class Room:
         return self.cache.sessions(tokens) * self.ranks
 
 
-def room(shape: ModelShape, layout: Layout) -> Room:
+def memory_capacity(shape: ModelShape, layout: ReplicaLayout) -> MemoryCapacity:
     """The arithmetic of the module's docstring."""
     rank_gpus = layout.tensor_parallel * layout.pipeline_parallel
     gpus = rank_gpus * layout.data_parallel
@@ -162,7 +162,9 @@ def room(shape: ModelShape, layout: Layout) -> Room:
         stages=layout.pipeline_parallel,
     )
     size = cache_size(cache, available, layout.longest or shape.context)
-    return Room(weights, overhead, available, size.shortened() if layout.shortens else size, layout.data_parallel)
+    return MemoryCapacity(
+        weights, overhead, available, size.shortened() if layout.shortens else size, layout.data_parallel
+    )
 
 
 def captured_sizes(largest: int) -> int:
@@ -171,16 +173,16 @@ def captured_sizes(largest: int) -> int:
 
 
 @dataclass(frozen=True)
-class Finding:
+class LayoutIssue:
     """Something about a layout that a person should know. A fatal one would end the engine's start, minutes later."""
 
     fatal: bool
     message: str
 
 
-def findings(shape: ModelShape, layout: Layout) -> list[Finding]:
+def layout_issues(shape: ModelShape, layout: ReplicaLayout) -> list[LayoutIssue]:
     """What of the layout does not divide: heads, experts, FP8 blocks."""
-    found: list[Finding] = []
+    found: list[LayoutIssue] = []
     tensor = layout.tensor_parallel
     counts = {f"{heads} attention heads": heads for heads in shape.heads}
     if layout.expert_parallel:
@@ -190,16 +192,16 @@ def findings(shape: ModelShape, layout: Layout) -> list[Finding]:
     for what, count in counts.items():
         if count % tensor:
             message = f"{what} cannot be split over {tensor} GPUs; tensor-parallel-size can be {sizes}"
-            found.append(Finding(fatal=True, message=message))
+            found.append(LayoutIssue(fatal=True, message=message))
     if tensor > shape.kv_heads:
         message = f"{tensor} GPUs share {shape.kv_heads} KV heads: copies of them shrink the cache"
-        found.append(Finding(fatal=False, message=message))
+        found.append(LayoutIssue(fatal=False, message=message))
     if shape.fp8 and not layout.expert_parallel:
         found += _fp8_blocks(shape.expert_width, tensor)
     return found
 
 
-def _fp8_blocks(expert_width: int, tensor: int) -> list[Finding]:
+def _fp8_blocks(expert_width: int, tensor: int) -> list[LayoutIssue]:
     if expert_width % (tensor * FP8_BLOCK) == 0:
         return []
     # vLLM cuts the scale blocks smaller where that leaves 32 or more (oracle/fp8.py: refine_fp8_moe_block_shape), and
@@ -208,6 +210,6 @@ def _fp8_blocks(expert_width: int, tensor: int) -> list[Finding]:
     advice = "set engine.flags.enable-expert-parallel: true"
     if block < SMALLEST_FP8_BLOCK:
         message = f"FP8 experts of width {expert_width} cannot be split over {tensor} GPUs; {advice}"
-        return [Finding(fatal=True, message=message)]
+        return [LayoutIssue(fatal=True, message=message)]
     message = f"FP8 blocks shrink to {block}x{block}, which only slow kernels take; {advice}"
-    return [Finding(fatal=False, message=message)]
+    return [LayoutIssue(fatal=False, message=message)]

@@ -48,7 +48,7 @@ def load(args: YamlDocument, nodes: Sequence[NodeGpus] | None) -> AppConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"source": resolve(config.model.source)}),
-            "ingress": config.ingress.model_copy(update={"keys_file": keys and str(_place(keys))}),
+            "ingress": config.ingress.model_copy(update={"keys_file": keys and str(_absolute(keys))}),
         }
     )
 
@@ -88,7 +88,7 @@ def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
     raise ConfigError(f"{args.where(('profile',))}: profile: no file {candidates[0].name} in configs/; {hint}")
 
 
-def place_of(profile: str, path: KeyPath) -> str:
+def source_location(profile: str, path: KeyPath) -> str:
     """`file:line` of the key in the profile's file; where that file does not have it, it was said over it."""
     document = read_profile(profile, YamlDocument(profile, {}, {}))
     return document.where(path) if document.has(path) else "args in deploy.yaml"
@@ -120,14 +120,14 @@ def merge(under: Mapping[str, object], over: Mapping[str, object]) -> dict[str, 
 
 def resolve(source: str) -> str:
     """A path becomes absolute; a hub id stays. `models/x` is a path (`models` is a folder here), `org/x` is none."""
-    path = _place(source)
+    path = _absolute(source)
     parts = Path(source).parts
     like_a_hub_id = len(parts) == 2 and parts[0] not in {"/", "..", "~"} and not source.startswith(".")
     known_folder = path.exists() or (ROOT / parts[0]).is_dir()
     return source if like_a_hub_id and not known_folder else str(path)
 
 
-def _place(name: str) -> Path:
+def _absolute(name: str) -> Path:
     """Absolute: from the repository, or from the working directory where only that has it."""
     path = Path(name).expanduser()
     here = Path.cwd() / path

@@ -272,13 +272,13 @@ def engine_argv(config: AppConfig) -> list[str]:
 
 
 def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> list[str]:
-    from serve_app.config.profile import place_of
+    from serve_app.config.profile import source_location
     from serve_app.config.vllm_flags import BadFlag, argv_of, parse, serve_parser
 
     for limit in ("max-num-seqs", "max-num-batched-tokens"):
         if flag(config.engine.flags, limit) is None:
             # vLLM's defaults depend on the device that the process sees: engine and front end would disagree.
-            place = place_of(config.profile, ("engine", "flags"))
+            place = source_location(config.profile, ("engine", "flags"))
             raise ConfigError(f"{place}: engine.flags.{limit} is not set; give it a number")
     defaults: dict[str, FlagValue] = {
         "default-chat-template-kwargs": {"reasoning_effort": config.model.default_reasoning_effort},
@@ -294,6 +294,6 @@ def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> li
         argv += argv_of({**defaults, **flags}, parser)
         parse(argv, parser)
     except BadFlag as error:
-        place = place_of(config.profile, ("engine", "flags", error.name or ""))
+        place = source_location(config.profile, ("engine", "flags", error.name or ""))
         raise ConfigError(f"{place}: engine.flags: {error}") from error
     return argv

@@ -1,6 +1,6 @@
-"""Reads what the processes of an engine are doing: CPU time from the process table, utilization from NVML.
+"""Reads what the processes of an engine do: CPU time from the process table, utilization from NVML.
 
-The watchdog (`watchdog.py`) asks for it only when a step is overdue, so a reading may cost some milliseconds.
+The watchdog (`watchdog.py`) calls it only when a step is overdue, so a reading may take milliseconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How many engine replicas: a pure function of how full they are, and the policy that carries it into Serve.
+"""How many engine replicas: a pure function of their utilization, and the policy that carries it into Serve.
 
-Serve's own policy counts calls. Here a call is not what fills an engine: every ingress keeps one open to every replica
-(the link), so with enough ingresses an idle fleet would look busy and never shrink. Each replica therefore says itself
-how full it is, as routing sees it too: the share of its batch slots that is asked for, above 1 when requests wait.
+Serve's own policy counts calls. Here calls do not measure load: every ingress keeps one open to every replica, so with
+enough ingresses idle replicas would look busy and never be stopped. Each replica therefore reports its own utilization,
+as routing computes it: the share of its batch slots that is asked for, above 1 when requests wait.
 
 Serve's controller runs this from a copy: the module imports nothing of ours.
 """
@@ -36,5 +36,5 @@ class UtilizationPolicy:
         """The number of replicas wanted, and no state."""
         reported = (context.aggregated_metrics or {}).get(UTILIZATION)
         if not reported:
-            return context.target_num_replicas, {}  # nobody has said anything yet: no reason to change
+            return context.target_num_replicas, {}  # no report yet: no reason to change
         return replicas_wanted(list(reported.values()), self._target_load), {}

@@ -1,8 +1,8 @@
-"""What a process of an engine does for its owner: it dies with it, and tells it how the start goes.
+"""What each process of an engine does for its owner: it ends with the owner, and reports how the start goes.
 
-vLLM runs an engine as a tree of processes (the engine core, and a worker per GPU below it). Two things it leaves
-undone: an engine core whose owner is killed lives on and holds the GPUs, and the reason why a start failed is only in
-the log of the process that failed. Our vLLM plugin (`serve_app/engine/vllm_plugin.py`) calls this in each of them.
+vLLM runs an engine as a tree of processes (the engine core, and a worker per GPU below it). Two things are missing
+there: an engine core whose owner is killed lives on and holds the GPUs, and the reason of a failed start is only in the
+log of the process that failed. Our vLLM plugin (`engine/vllm_plugin.py`) calls these functions in each process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ REPORTS_VARIABLE: Final = "STEP_SERVE_ENGINE_REPORTS"
 """Environment variable with the name of the owner's socket in Linux's abstract namespace, without the leading NUL."""
 
 ORPHAN_CHECK_S: Final = 2.0
-"""A pipe tells of the parent's end at once. This look at its id is for when the pipe's other end leaked elsewhere."""
+"""A pipe reports the parent's end at once. The parent's id is checked too, in case the pipe's other end leaked
+elsewhere."""
 
 PHASES: Final = (
     ("Initializing a V1 LLM engine", "starting workers"),
@@ -39,18 +40,19 @@ PHASES: Final = (
     ("Graph capturing finished", "warming up"),
     ("init engine (profile", "engine core ready"),
 )
-"""How vLLM's log messages begin, and what that says in words. A message reworded by vLLM costs one line of progress."""
+"""How vLLM's log messages begin, and the phase that each means. A message that vLLM rewords costs one line of
+progress."""
 
 
-class Report(msgspec.Struct, array_like=True):
-    """One message to the owner: what the start is doing, or what went wrong (`error`)."""
+class ProcessReport(msgspec.Struct, array_like=True):
+    """One message to the owner: the current phase of the start, or an error."""
 
     text: str
     error: bool
 
 
 def is_engine_process() -> bool:
-    """Whether this process was started by another one's multiprocessing, as vLLM starts its own."""
+    """Whether another process's multiprocessing started this one, as vLLM starts its own."""
     return multiprocessing.parent_process() is not None
 
 
@@ -65,12 +67,12 @@ def search_path(path: str) -> str:
 
 
 def find_own_programs() -> None:
-    """Let this process, and what it starts, find the environment's programs."""
+    """Put the environment's programs on the PATH of this process and of what it starts."""
     os.environ["PATH"] = search_path(os.environ.get("PATH", os.defpath))
 
 
 def die_with_parent() -> None:
-    """From now on this process is killed as soon as its parent is gone, however the parent went.
+    """Kill this process as soon as its parent is gone, however the parent ended.
 
     Not `PR_SET_PDEATHSIG`: that fires when the parent's *thread* ends, and an engine is started from a helper thread.
     """
@@ -106,19 +108,19 @@ class _Reporter(logging.Handler):
         report = report_of(record)
         if report is None:
             return
-        with contextlib.suppress(OSError):  # nobody listens any more, or is too busy: progress is worth no delay
+        with contextlib.suppress(OSError):  # no listener, or a busy one: progress is worth no delay
             self._socket.sendto(msgspec.msgpack.encode(report), self._address)
 
 
-def report_of(record: logging.LogRecord) -> Report | None:
-    """What a log record of vLLM is worth telling the owner, if anything."""
+def report_of(record: logging.LogRecord) -> ProcessReport | None:
+    """What a log record of vLLM tells the owner, if anything."""
     message = record.getMessage()
     if record.levelno >= logging.ERROR:
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             message = f"{message} {type(error).__name__}: {error}"
-        return Report(message[:4000], error=True)
+        return ProcessReport(message[:4000], error=True)
     for beginning, words in PHASES:
         if message.startswith(beginning):
-            return Report(words, error=False)
+            return ProcessReport(words, error=False)
     return None

@@ -1,10 +1,10 @@
 """Where an engine keeps the kernels that it compiles, so that the next start finds them.
 
-vLLM's compilers each have a place of their own, some below the home directory, some below `/tmp`: a container or a
-reboot loses them, and the next engine compiles for minutes. Here they get one directory of the configuration
-(`engine.compile_cache_dir`), and below it a folder per set of versions and per kind of machine: kernels of another
-driver, torch or GPU are never looked at, and replicas of the same kind share what one of them has built. The compilers
-lock or rename their files themselves, so that several engines may build at a time.
+vLLM's compilers each have a directory of their own, some below the home directory, some below `/tmp`: a container or a
+reboot loses them, and the next engine compiles for minutes. Here they share one configured directory
+(`engine.compile_cache_dir`), with a folder per set of versions and kind of machine: kernels for another driver, torch
+or GPU are never read, and replicas of the same kind share what one has built. The compilers lock or rename their files
+themselves, so several engines may build at a time.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What an engine is to the replica that owns it: token ids in, token ids out.
+"""The interface between an engine and the replica that owns it: token ids in, token ids out.
 
-Two implementations pass one contract suite (`tests/contracts/`): `VllmEngine`, and `FakeEngine`, which does on demand
-what a real engine cannot (crash, hang or slow down at a chosen token).
+Two implementations pass one contract suite (`tests/contracts/`): `VllmEngine`, and `FakeEngine`, which crashes, hangs
+or slows down at a chosen token.
 
-A step's tokens do not come back through `run`: they go to the sink given at construction, once per engine step, for all
-attempts together. That is what lets the replica send one message per step and not one per request.
+The tokens of a step do not come back through `run`: they go to the sink given at construction, once per engine step,
+for all attempts together. So the replica sends one message per step and not one per request.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from serve_app.engine.watchdog import EngineActivity
 from serve_app.protocol.messages import AttemptRequest, TokenDelta
 
 FAILED_BY_ITSELF: Final = "failed by itself"
-"""In an engine's last words where it is known that nobody has killed it: it reported an error, or crashed."""
+"""Part of an engine's error where it is known that nothing killed it: it reported an error, or crashed."""
 
 StepSink = Callable[[Sequence[TokenDelta]], None]
 """Called on the event loop once per engine step with the deltas of that step, in order; never blocks, never raises."""
 
 ProgressSink = Callable[[str], None]
-"""Told in words what a start is doing ("loading weights"). May be called from another thread."""
+"""Called with the phase of a start ("loading weights"). May be called from another thread."""
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What a started engine settled on. Token counts, and names as vLLM gives them.
+    """The settings of a started engine. Token counts, and names as vLLM gives them.
 
-    `engine_version` is vLLM's (`config/vllm_device.version`), or `fake`, which goes with every ingress.
+    `engine_version` is vLLM's (`config/vllm_device.version`), or `fake`, which matches every ingress.
     """
 
     max_model_len: int
@@ -77,16 +77,17 @@ class Engine(Protocol):
 
     def fail(self, reason: str) -> None:
         """The owner has found that the engine is stuck. Every running attempt gets `EngineDead`, and so does `check`
-        from now on. `shutdown` gives it no time to end by itself."""
+        from now on. `shutdown` then gives it no time to end by itself."""
 
     def stats(self) -> EngineStats:
-        """The figures of now, without waiting on anything."""
+        """The current figures, without waiting."""
 
     def activity(self) -> EngineActivity:
-        """What its processes have done so far. Reads the process table: some milliseconds, so not for every step."""
+        """What its processes have done so far. Reads the process table, which takes milliseconds: not for every
+        step."""
 
     def under_way(self) -> str:
-        """What it is working on, in words for the log: requests, the longest context, tokens that wait for prefill."""
+        """Its work in words for the log: requests, the longest context, tokens that wait for prefill."""
 
     async def shutdown(self) -> None:
         """End the engine and every process of it. May be called twice, and before `start` has returned."""

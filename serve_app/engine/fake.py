@@ -1,8 +1,8 @@
-"""An engine that computes nothing, and crashes, hangs or slows down at a chosen token as no real one would on demand.
+"""An engine that computes nothing, and crashes, hangs or slows down at a chosen token.
 
 Its tokens are a pure function of the prompt and the position, so an attempt that continues another gives the same
-tokens as if nothing had happened. It batches as a real one does: one loop of steps, `max_num_seqs` requests in it and
-the rest waiting, one call of the sink per step. It imports neither torch nor vLLM.
+tokens as an undisturbed one. It batches as a real engine does: one loop of steps, `max_num_seqs` requests in it and the
+rest waiting, one call of the sink per step. It imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ class FakeEngine:
                 continue
             struck = [fault.kind for running in due for fault in self._present_faults(running)]
             if FaultKind.CRASH in struck:
-                self._die("it crashed, as it was told to")
+                self._die("it crashed, as configured")
                 return
             if FaultKind.HANG in struck:
                 self._hung_at_s = self._clock()
             if FaultKind.HANG in struck or FaultKind.SPIN in struck:
-                return  # alive to whoever asks, but no step ever comes again
+                return  # healthy to `check`, but no further step comes
             self._step(due)
 
     def _fill(self) -> None:

@@ -1,4 +1,4 @@
-"""How a `FakeEngine` behaves: what it says, how fast, and what goes wrong."""
+"""How a `FakeEngine` behaves: its answers, its speed, and its faults."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class AnswerSource:
         self._script = AnswerScript(config.script, load_tokenizer(config.tokenizer or "")) if config.script else None
 
     def answer(self, prompt_token_ids: Sequence[int]) -> RandomAnswer | ScriptedAnswer:
-        """What this prompt gets, at whatever position an attempt begins."""
+        """The answer to this prompt, at whatever position an attempt begins."""
         scripted = self._script.answer(prompt_token_ids) if self._script is not None else None
         return scripted or RandomAnswer(self._config, prompt_token_ids)
 
 
 class RandomAnswer:
-    """What one prompt's answer consists of. `length` counts its tokens before the end-of-sequence one."""
+    """The answer to one prompt. `length` counts its tokens before the end-of-sequence one."""
 
     faults: tuple[Fault, ...] = ()
 

@@ -1,8 +1,8 @@
 """Scripted answers for the fake engine: which answer a prompt gets is a pure function of the prompt.
 
-A script is a list of conversations. A conversation is recognised by texts in the prompt, and says its next answer for
-each assistant turn that the prompt already holds. Nothing is remembered between requests: an attempt that continues on
-another engine, or a request that a client sends again, gets the same tokens. An answer is written in the model's own
+A script is a list of conversations. A conversation is recognised by texts in the prompt; the number of
+assistant turns in the prompt selects its answer. Nothing is remembered between requests: an attempt that continues on
+another engine, or a request that is sent again, gets the same tokens. An answer is written in the model's own
 format (reasoning, `</think>`, text, `<tool_call>` blocks), as its chat template renders it.
 """
 
@@ -211,12 +211,12 @@ def load_tokenizer(path: str) -> Tokenizer:
 
 
 class FaultKind(Enum):
-    """What goes wrong."""
+    """The kind of a fault."""
 
     CRASH = "crash"
     HANG = "hang"
     SPIN = "spin"
-    """It makes no step any more, and burns CPU time all the same."""
+    """It makes no further step, and uses CPU time all the same."""
     SLOW = "slow"
 
 

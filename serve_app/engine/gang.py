@@ -1,10 +1,11 @@
-"""What the workers of an engine over several nodes are to its replica: Ray actors, in no process table of its own.
+"""The connection between an engine's workers on several nodes and their replica: the workers are Ray actors, in no
+process table of the replica's own.
 
-Each worker keeps a TCP connection to the replica. By it the replica hears milestones and errors, and asks what the
-worker's processes have done when a step is overdue; by its end a worker learns that its owner is gone, and ends.
-vLLM passes the address on: its Ray executor gives the workers the environment of the engine core.
+Each worker keeps a TCP connection to the replica. Over it the replica gets milestones and errors, and asks what the
+worker's processes have done when a step is overdue. When it ends, the worker knows that its owner is gone, and ends
+too. vLLM passes the address on: its Ray executor gives the workers the environment of the engine core.
 
-A message is its length (4 bytes) and msgpack; the owner's only one is a single byte, `ASK`.
+A message is its length (4 bytes) and msgpack; the owner's only message is a single byte, `ASK`.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ import msgspec
 import psutil
 
 from serve_app.engine import activity
-from serve_app.engine.child import Report, report_of
+from serve_app.engine.child import ProcessReport, report_of
 from serve_app.engine.watchdog import EngineActivity
 
 logger = logging.getLogger(__name__)
 
 OWNER_VARIABLE: Final = "STEP_SERVE_GANG_OWNER"
-"""Environment variable with an `Owner`, as JSON."""
+"""Environment variable with an `GangOwner`, as JSON."""
 
 ASK: Final = b"?"
 LONGEST_MESSAGE: Final = 1 << 20
-"""Some hundred processes take 3 KB. What claims to be longer is no worker of ours."""
+"""A hundred processes take 3 KB. A longer message is from something else."""
 CONNECT_S: Final = 10.0
 SEND_S: Final = 1
-"""Progress is worth no longer delay of a worker."""
+"""Longest that a progress message may delay a worker."""
 
 FRESH_S: Final = 5.0
-"""An answer that is older says nothing of now. Each look of the watchdog, twice a second, asks again."""
+"""An older answer does not describe the present. The watchdog asks twice a second."""
 
 SILENCE_S: Final = (10, 5, 4)
-"""TCP's keep-alive: idle seconds, seconds between probes, probes. A node that is gone is missed after half a minute."""
+"""TCP's keep-alive: idle seconds, seconds between probes, probes. The loss of a node is noticed after half a minute."""
 
 
-class Owner(msgspec.Struct, frozen=True):
+class GangOwner(msgspec.Struct, frozen=True):
     """Where the replica listens, and which process it is: `started_s` tells it from another node's of the same id."""
 
     host: str
@@ -60,19 +61,19 @@ class Owner(msgspec.Struct, frozen=True):
     started_s: float
 
 
-class Opening(msgspec.Struct, array_like=True, tag=True):
+class WorkerHandshake(msgspec.Struct, array_like=True, tag=True):
     """A worker's first message."""
 
     secret: str
 
 
-class Said(msgspec.Struct, array_like=True, tag=True):
-    """A milestone or an error of a worker."""
+class WorkerReport(msgspec.Struct, array_like=True, tag=True):
+    """A milestone or an error from a worker."""
 
-    report: Report
+    report: ProcessReport
 
 
-class Doing(msgspec.Struct, array_like=True, tag=True):
+class WorkerActivity(msgspec.Struct, array_like=True, tag=True):
     """What a worker's threads and compilers have done, as in `EngineActivity`."""
 
     cpu_s: dict[int, float]
@@ -81,34 +82,34 @@ class Doing(msgspec.Struct, array_like=True, tag=True):
 
 
 class Gang:
-    """The owner's side. `receive` gets what the workers say."""
+    """The owner's side. `receive` gets the workers' reports."""
 
-    def __init__(self, receive: Callable[[Report], None]) -> None:
+    def __init__(self, receive: Callable[[ProcessReport], None]) -> None:
         self._receive = receive
         self._secret = secrets.token_hex(16)
         self._server: asyncio.Server | None = None
         self._workers: dict[int, asyncio.StreamWriter] = {}
-        self._doing: dict[int, tuple[float, Doing]] = {}
+        self._doing: dict[int, tuple[float, WorkerActivity]] = {}
         self._asked: set[int] = set()
         self._numbers = itertools.count(1)
 
     async def open(self, host: str) -> None:
-        """Listen there, and leave the address in the environment of processes that are started from now on.
+        """Listen on that host, and put the address into the environment of processes started from now on.
 
-        Where that is not possible, the workers stay unseen: no reason for an engine not to start.
+        Where that is not possible the workers stay unseen: the engine starts all the same.
         """
         try:
             self._server = await asyncio.start_server(self._take, host, 0)
         except OSError as error:
-            logger.warning("the engine's workers will not be heard", extra={"host": host, "error": str(error)})
+            logger.warning("cannot listen to the engine's workers", extra={"host": host, "error": str(error)})
             return
         me = psutil.Process()
         port = self._server.sockets[0].getsockname()[1]
-        owner = Owner(host, port, self._secret, me.pid, me.create_time())
+        owner = GangOwner(host, port, self._secret, me.pid, me.create_time())
         os.environ[OWNER_VARIABLE] = msgspec.json.encode(owner).decode()
 
     def close(self) -> None:
-        """Let go of the workers, which end by that. May be called twice."""
+        """Close the connections to the workers, which then end. May be called twice."""
         os.environ.pop(OWNER_VARIABLE, None)
         if self._server is not None:
             self._server.close()
@@ -116,7 +117,7 @@ class Gang:
             worker.transport.abort()
 
     def activity(self, own: EngineActivity, workers: int) -> EngineActivity:
-        """`own`, of the processes on this node, with what each of so many workers has answered of late. Asks again."""
+        """`own` (the processes on this node) with the latest answers of this many workers. Asks them again."""
         oldest_s = time.monotonic() - FRESH_S
         fresh = {number: doing for number, (heard_s, doing) in self._doing.items() if heard_s >= oldest_s}
         for number, worker in self._workers.items():
@@ -137,14 +138,14 @@ class Gang:
         try:
             async with asyncio.timeout(CONNECT_S):
                 opening = await _read(reader)
-            if not isinstance(opening, Opening) or not hmac.compare_digest(opening.secret, self._secret):
+            if not isinstance(opening, WorkerHandshake) or not hmac.compare_digest(opening.secret, self._secret):
                 return
             self._workers[number] = writer
             while True:
                 message = await _read(reader)
-                if isinstance(message, Said):
+                if isinstance(message, WorkerReport):
                     self._receive(message.report)
-                elif isinstance(message, Doing):
+                elif isinstance(message, WorkerActivity):
                     self._doing[number] = (time.monotonic(), message)
                     self._asked.discard(number)
         except (OSError, EOFError, TimeoutError, msgspec.MsgspecError) as error:
@@ -156,15 +157,15 @@ class Gang:
             writer.transport.abort()
 
 
-async def _read(reader: asyncio.StreamReader) -> Opening | Said | Doing:
+async def _read(reader: asyncio.StreamReader) -> WorkerHandshake | WorkerReport | WorkerActivity:
     size = int.from_bytes(await reader.readexactly(4), "big")
     if size > LONGEST_MESSAGE:
         raise OSError("no message of a worker")
-    return msgspec.msgpack.decode(await reader.readexactly(size), type=Opening | Said | Doing)
+    return msgspec.msgpack.decode(await reader.readexactly(size), type=WorkerHandshake | WorkerReport | WorkerActivity)
 
 
 def _apart(of_workers: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
-    """In one mapping: ids of processes and threads of different nodes may be the same, so each worker has a range."""
+    """One mapping for all workers: ids on different nodes may be equal, so each worker has a range of its own."""
     return {number << 32 | item: cpu_s for number, items in of_workers.items() for item, cpu_s in items.items()}
 
 
@@ -172,11 +173,11 @@ def _apart(of_workers: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
 
 
 def serve_owner() -> None:
-    """In a worker: report to the owner, answer it, and end with it. Elsewhere, and when called again: nothing."""
+    """In a worker: report to the owner, answer it, and end with it. Does nothing elsewhere, or when called again."""
     name = os.environ.get(OWNER_VARIABLE)
     if not name or any(isinstance(thread, _Worker) for thread in threading.enumerate()):
         return
-    owner = msgspec.json.decode(name, type=Owner)
+    owner = msgspec.json.decode(name, type=GangOwner)
     me = psutil.Process()
     if (me.pid, me.create_time()) == (owner.pid, owner.started_s):
         return
@@ -190,7 +191,7 @@ def serve_owner() -> None:
     _keep_alive(connection)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_S, 0))
     worker = _Worker(connection)
-    worker.send(Opening(owner.secret))
+    worker.send(WorkerHandshake(owner.secret))
     logging.getLogger("vllm").addHandler(_Reporter(worker))
     worker.start()
 
@@ -203,7 +204,7 @@ class _Worker(threading.Thread):
         self._connection = connection
         self._sending = threading.Lock()
 
-    def send(self, message: Opening | Said | Doing) -> None:
+    def send(self, message: WorkerHandshake | WorkerReport | WorkerActivity) -> None:
         """Raises nothing: an owner that is gone is noticed by `run`."""
         data = msgspec.msgpack.encode(message)
         with self._sending, contextlib.suppress(OSError):
@@ -218,8 +219,8 @@ class _Worker(threading.Thread):
             while self._connection.recv(1):
                 doing = activity.read([me], gpu)
                 cpu_s = dict(doing.cpu_s)
-                cpu_s.pop(threading.get_native_id(), None)  # this thread: to look is no movement
-                self.send(Doing(cpu_s, dict(doing.compiler_cpu_s), doing.gpu_busy_ratio))
+                cpu_s.pop(threading.get_native_id(), None)  # this thread: its reading is no progress of the engine
+                self.send(WorkerActivity(cpu_s, dict(doing.compiler_cpu_s), doing.gpu_busy_ratio))
         os.kill(me.pid, signal.SIGKILL)
 
 
@@ -231,7 +232,7 @@ class _Reporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         report = report_of(record)
         if report is not None:
-            self._worker.send(Said(report))
+            self._worker.send(WorkerReport(report))
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -1,8 +1,8 @@
-"""The partial outputs of streams that broke off, kept for a while by the replica that made them.
+"""The partial outputs of broken streams, kept for a while by the replica that produced them.
 
-A stream may lose its client's connection or its whole ingress. What ran for it is stopped, so that no slot is held for
-nobody; its tokens are small, and stay: who asks the same again with the same key and the broken request's id
-(`x-resume-request-id`) gets them at once, and the answer goes on from there
+A stream may lose its client's connection or its whole ingress. Its attempt is aborted, so that it holds no slot; its
+tokens are small, and are kept. A client that sends the same request again, with the same key and the broken request's
+id (`x-resume-request-id`), gets them at once, and the answer continues from there
 (`docs/decisions/0004-when-an-ingress-dies.md`).
 """
 
@@ -29,14 +29,14 @@ class PartialOutputs:
         self._tokens = 0
 
     def keep(self, resume_key: str, token_ids: Sequence[int], now_s: float) -> None:
-        """Keep them, in place of what the key had."""
+        """Keep these tokens, in place of what the key had."""
         self._drop(resume_key)
         self._kept[resume_key] = (now_s + self._keep_s, array("i", token_ids))
         self._tokens += len(token_ids)
         self._forget_old(now_s)
 
     def find(self, resume_key: str, now_s: float) -> list[int]:
-        """What the key has; empty if nothing. It stays: the stream that continues it may break off, too."""
+        """The tokens of the key; empty if there are none. They stay: the stream that continues them may break, too."""
         self._forget_old(now_s)
         kept = self._kept.get(resume_key)
         return list(kept[1]) if kept is not None else []

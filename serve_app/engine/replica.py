@@ -19,7 +19,7 @@ from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
-from serve_app.engine.watchdog import Verdict, Watchdog, WatchdogLimits
+from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
 from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.errors import (
     AttemptRefused,
@@ -322,8 +322,8 @@ class EngineReplica:
         judgement = self._watchdog.observe(
             time.monotonic(), stats.steps, self._engine.activity, busy=stats.unfinished > 0
         )
-        if judgement.verdict in (Verdict.HUNG, Verdict.STUCK):
-            reason = f"{judgement.verdict}: {judgement.evidence} (under way: {self._engine.under_way()})"
+        if judgement.state in (EngineState.HUNG, EngineState.STUCK):
+            reason = f"{judgement.state}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
             self._engine_dead = True
             self._engine.fail(reason)
@@ -331,7 +331,7 @@ class EngineReplica:
             self._slow = True
             facts = {"evidence": judgement.evidence, "under_way": self._engine.under_way()}
             logger.warning("the engine is slow, not dead", extra={"replica": self._replica_id, **facts})
-        elif judgement.verdict is Verdict.WORKING:
+        elif judgement.state is EngineState.WORKING:
             self._slow = False
 
     async def _abandon(self, ingress_id: str) -> None:

@@ -1,12 +1,11 @@
 """Real vLLM behind the engine contract: raw requests in, each step's raw outputs out.
 
-The ingress runs vLLM's input and output processors, so a request arrives here as vLLM's own `EngineCoreRequest`, and
-what an engine step gives leaves as it is, through a tap on `AsyncLLM`'s engine core (`vllm_observer.py`).
+The ingress runs vLLM's input and output processors. So a request arrives here as vLLM's own `EngineCoreRequest`, and
+the outputs of a step leave unchanged, observed at `AsyncLLM`'s engine core (`vllm_io.py`).
 
-Flags that a layout must know: an engine has no image cache (`--mm-processor-cache-gb 0`, set here), because it would be
-the shadow of a cache at exactly one front end. A front end may keep a cache without a shadow (vLLM's
-`MultiModalProcessorOnlyCache`); it gets one if its configuration says that it is one of several front ends:
-`AsyncEngineArgs._api_process_count = 2`.
+An engine has no image cache (`--mm-processor-cache-gb 0`, set in `vllm_process.py`): it would mirror the cache of
+exactly one front end. A front end may keep a cache without a mirror (vLLM's `MultiModalProcessorOnlyCache`); it gets
+one if its configuration says that it is one of several: `_api_process_count = 2`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from serve_app.engine import activity, warm_up
-from serve_app.engine.child import Report
+from serve_app.engine.child import ProcessReport
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.gang import Gang
 from serve_app.engine.vllm_io import add_request, engine_request, observe_core, token_delta
@@ -133,7 +132,7 @@ class VllmEngine:
             raise
         except Exception as error:  # whatever vLLM's start raises: there is no engine, and this is why
             self._close_reports()
-            traceback.clear_frames(error.__traceback__)  # they hold vLLM's half-built client, and that its sockets
+            traceback.clear_frames(error.__traceback__)  # they hold vLLM's half-built client and its sockets
             if isinstance(error, EngineDead):
                 raise
             raise EngineDead(reports.error or f"{type(error).__name__}: {error}") from error
@@ -166,13 +165,13 @@ class VllmEngine:
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
 
     async def _warm_up(self, started: Started, say: ProgressSink) -> None:
-        """Run requests of every kind. Nobody reads their tokens, and they are in none of vLLM's figures."""
+        """Run requests of every kind. Nobody reads their tokens, and vLLM's metrics do not count them."""
         live = self._must_live()
         sink, self._sink = self._sink, lambda _deltas: None
-        figures, live.llm._logger_ref[0] = live.llm._logger_ref[0], None  # noqa: SLF001  # vLLM's own switch of them
+        figures, live.llm._logger_ref[0] = live.llm._logger_ref[0], None  # noqa: SLF001  # vLLM's own switch for them
         kinds = warm_up.kinds(started.vllm_config)
         try:
-            # Making an image's request takes seconds; the loop has to listen to the engine's processes meanwhile.
+            # Making an image's request takes seconds; meanwhile the loop must receive the processes' reports.
             while (kind := await asyncio.to_thread(next, kinds, None)) is not None:
                 say(f"warming up: {kind.name}")
                 attempts = [warm_up.attempt_of(request, live.encoder) for request in kind.requests]
@@ -223,13 +222,13 @@ class VllmEngine:
         if starting is None:
             return
         while not starting.done():
-            # The thread that starts the engine cannot be stopped, but what it waits for can.
+            # The thread that starts the engine cannot be stopped, but the processes that it waits for can.
             await asyncio.to_thread(kill_engine_cores, self._others)
             await asyncio.wait({starting}, timeout=0.5)
         if not starting.cancelled() and starting.exception() is None:
             started = starting.result()
             await asyncio.to_thread(stop_engine, started)
-            # vLLM closes the sockets and forgets what they came from.
+            # vLLM closes the sockets but not their context.
             started.llm.engine_core.resources.ctx.destroy(linger=0)
         self._close_reports()
 
@@ -238,7 +237,7 @@ class VllmEngine:
         if self._reports is not None:
             self._reports.close()
 
-    def _take_report(self, report: Report) -> None:
+    def _take_report(self, report: ProcessReport) -> None:
         if self._reports is not None:
             self._reports.take(report)
 
@@ -260,7 +259,7 @@ class VllmEngine:
             raise
         except EngineDead:
             raise
-        except Exception as error:  # sending to an engine that has just died raises as vLLM, zmq or asyncio like
+        except Exception as error:  # an engine that has just died: an error of vLLM, zmq or asyncio
             self._must_live()
             raise AttemptRefused(f"{type(error).__name__}: {error}") from error
         finally:
@@ -278,13 +277,13 @@ class VllmEngine:
     def fail(self, reason: str) -> None:
         """See `contract.Engine`."""
         self._die(reason)
-        # Its processes may be stopped, or deep in a driver: no request to end reaches them. And it must not wake up.
+        # Its processes may be stopped, or blocked in a driver, and would not react. They must not wake up later.
         kill_engine_cores(self._others, wait_s=0.0)
         self._gang.close()
 
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
-        # An idle engine does not say that it is idle, and an idle rank of several not either.
+        # An idle engine, or an idle rank, does not report that it is idle.
         ranks = list(self._schedulers.values()) if self._attempts else []
         running = min(sum(rank.num_running_reqs for rank in ranks), len(self._attempts))
         return EngineStats(

@@ -33,7 +33,7 @@ BEYOND_TOKENS = (
     "spec_decode_metrics",
     "prompt_token_id_logprobs",
 )
-"""What an `EngineCoreOutput` may carry that `TokenDelta` has no field for. Then the whole output travels along."""
+"""Fields of an `EngineCoreOutput` without a field in `TokenDelta`. If one is set, the whole output is sent along."""
 
 
 def engine_request(attempt: AttemptRequest, max_model_len: int, decoder: MsgpackDecoder) -> EngineCoreRequest:
@@ -59,7 +59,7 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     request.external_req_id = attempt.spec.request_id
     request.prompt_token_ids = attempt.spec.prompt_token_ids + emitted
     request.priority = attempt.spec.priority
-    # The engine's own figures count from here: another machine's clock would falsify them.
+    # The engine's metrics count from here: another machine's clock would falsify them.
     request.arrival_time = time.time()
     params = request.sampling_params
     params.detokenize = False
@@ -73,9 +73,9 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
 
 
 def token_delta(output: EngineCoreOutput, attempt_id: str, position: int, encoder: MsgpackEncoder) -> TokenDelta:
-    """What an output says, for the wire. `position` counts the request's tokens before it."""
+    """An output as a delta. `position` counts the request's tokens before it."""
     if position:
-        # Without our plugin in it an engine takes a continuation's output for prompt: the client would be told of more
+        # Without our plugin an engine takes the emitted tokens for prompt: the client would get a larger count of
         # cached tokens than its prompt has.
         output.prefill_stats = None
     extra = None

@@ -2,7 +2,7 @@
 
 vLLM sets some fifteen gauges and counters after each engine step. In `prometheus_client` that costs next to nothing; in
 Ray each is a call into its core, and together they were the replica's largest expense: 12 us for every output token on
-the demo. Who reads them does so every few seconds. Histograms are passed on one by one: each observation counts.
+the demo. Metrics are read every few seconds. Histograms are passed on one by one: each observation counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLUSH_S = 0.5
 
 
 def _soon(flush: Callable[[], None]) -> None:
-    """Call it in `FLUSH_S`; at once where no event loop runs, as while an engine is being built."""
+    """Call `flush` in `FLUSH_S`; at once where no event loop runs, as while an engine is being built."""
     try:
         asyncio.get_running_loop().call_later(FLUSH_S, flush)
     except RuntimeError:
@@ -30,7 +30,7 @@ def _soon(flush: Callable[[], None]) -> None:
 
 
 class BufferedGauge(RayGaugeWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
-    """A gauge of which the latest value counts."""
+    """A gauge whose latest value is set with a delay."""
 
     _value: float | None = None
 
@@ -47,7 +47,8 @@ class BufferedGauge(RayGaugeWrapper):  # type: ignore[misc]  # vLLM is not read 
 
 
 class BufferedCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not read by mypy
-    """A counter whose increments are added up first. What vLLM asks for by its labels at every step is kept."""
+    """A counter whose increments are summed before they are set. vLLM asks for its labels at every step: those are
+    cached."""
 
     _sum: float = 0.0
 
@@ -70,7 +71,7 @@ class BufferedCounter(RayCounterWrapper):  # type: ignore[misc]  # vLLM is not r
             _soon(self.flush)
 
     def flush(self) -> None:
-        """Pass on what has come."""
+        """Pass on the sum."""
         value, self._sum = self._sum, 0.0
         super().inc(value)
 

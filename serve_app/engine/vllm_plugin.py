@@ -1,6 +1,6 @@
 """Our general plugin of vLLM (entry point `vllm.general_plugins`), run early in each of vLLM's processes.
 
-`VLLM_PLUGINS`, if set, must name it (`step_serve`), or the engine lacks all of this.
+`VLLM_PLUGINS`, if set, must contain `step_serve`; otherwise the engine runs without these changes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How a vLLM engine comes up and goes down. `vllm.py` is what it does in between.
+"""Starts and stops a vLLM engine. `vllm.py` is what it does in between.
 
-An engine is vLLM's `AsyncLLM`, which starts the engine core as a process, and that its workers.
+An engine is vLLM's `AsyncLLM`, which starts the engine core as a process; that starts the workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import psutil
 
 from serve_app.config import vllm_device, vllm_flags
 from serve_app.config.vllm_flags import BadFlag
-from serve_app.engine.child import REPORTS_VARIABLE, Report, find_own_programs
+from serve_app.engine.child import REPORTS_VARIABLE, ProcessReport, find_own_programs
 from serve_app.engine.contract import FAILED_BY_ITSELF, EngineInfo, ProgressSink
 from serve_app.protocol.errors import EngineDead
 
@@ -37,11 +37,11 @@ READY_TIMEOUT_S = 3600
 """vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
 
 STEP_TIMEOUT_S = 3600
-"""vLLM ends an engine whose step takes 300 s by default. A compiler may take longer (`engine.compile_limit_s`): the
-watchdog, which sees it at work, decides."""
+"""vLLM ends an engine whose step takes 300 s by default. A compiler may take longer (`engine.compile_limit_s`): our
+watchdog, which sees the compiler work, decides."""
 
 TICK_S = 10.0
-"""A start that is silent for longer looks dead."""
+"""The phase is repeated this often: a longer silence looks like a dead start."""
 
 STOP_GRACE_S = 10.0
 """How long the engine's processes may take to end by themselves: freeing GPU memory takes a few seconds."""
@@ -49,7 +49,7 @@ STOP_GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Started:
-    """A running engine core: vLLM's client of it, its configuration as it settled, and its processes."""
+    """A running engine core: vLLM's client of it, its final configuration, and its processes."""
 
     llm: AsyncLLM
     vllm_config: VllmConfig
@@ -57,7 +57,7 @@ class Started:
 
 
 class EngineReports:
-    """What the processes of an engine say of themselves: milestones of the start as words, and their errors."""
+    """Reports of an engine's processes: milestones of the start as words, and their errors."""
 
     def __init__(self, progress: ProgressSink) -> None:
         self._progress = progress
@@ -69,7 +69,7 @@ class EngineReports:
         """The first error that one of them reported: the cause of what came after."""
 
     def open(self) -> None:
-        """Begin to listen to processes that are started from now on, and repeat the last phase every `TICK_S`."""
+        """Listen to processes that are started from now on, and repeat the last phase every `TICK_S`."""
         name = f"step-serve-{os.getpid()}-{secrets.token_hex(8)}"
         self._socket.bind("\0" + name)
         os.environ[REPORTS_VARIABLE] = name  # inherited by the processes that vLLM starts
@@ -78,37 +78,37 @@ class EngineReports:
         self._ticker = loop.create_task(self._tick(), name="engine-start-ticker")
 
     def say(self, phase: str) -> None:
-        """The start has come to this phase. May be called from another thread."""
+        """The start has reached this phase. May be called from another thread."""
         self._phase = phase
         self._progress(f"{phase} ({time.monotonic() - self._began_s:.0f} s)")
 
     def started(self) -> None:
-        """The start is over: nothing is repeated any more. Errors are still listened to."""
+        """The start is over: nothing is repeated any more. Errors are still received."""
         os.environ.pop(REPORTS_VARIABLE, None)
         if self._ticker is not None:
             self._ticker.cancel()
 
     def close(self) -> None:
-        """Stop listening. May be called twice. `error` knows all that has been said until now."""
+        """Stop listening. May be called twice. `error` includes everything received until now."""
         if self._socket.fileno() < 0 or self._ticker is None:
             return
         self.started()
-        self._receive()  # what a failing process said last is the point of all this
+        self._receive()  # the last report of a failing process has the cause
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
     def _receive(self) -> None:
         while True:
             try:
-                report = msgspec.msgpack.decode(self._socket.recv(65536), type=Report)
+                report = msgspec.msgpack.decode(self._socket.recv(65536), type=ProcessReport)
             except BlockingIOError:
                 return
             except msgspec.DecodeError:
                 continue  # not from us
             self.take(report)
 
-    def take(self, report: Report) -> None:
-        """A process of the engine says this."""
+    def take(self, report: ProcessReport) -> None:
+        """Handle one report of a process."""
         if report.error:
             self.error = self.error or report.text
         elif report.text != self._phase and self._ticker is not None and not self._ticker.cancelled():
@@ -157,10 +157,9 @@ def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: Progress
 
 
 def environment_is_final() -> None:
-    """Have vLLM look at each of its environment variables in this process once, and not for every token.
+    """Have vLLM read each of its environment variables in this process once, and not for every token.
 
-    For a process that serves: what is changed in `os.environ` from now on is not seen. Engine cores do it by
-    themselves.
+    For a process that serves: later changes of `os.environ` are not seen. Engine cores do it by themselves.
     """
     from vllm.envs import enable_envs_cache
 
@@ -168,7 +167,7 @@ def environment_is_final() -> None:
 
 
 def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
-    """vLLM's `AsyncEngineArgs` from the options of its server. Raises `EngineDead` for options it does not know."""
+    """vLLM's `AsyncEngineArgs` from the options of its server. Raises `EngineDead` for options that it refuses."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     try:
@@ -178,7 +177,7 @@ def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
 
 
 def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
-    """What a started engine settled on, read off its configuration, which speaks of one data-parallel rank."""
+    """The settings of a started engine. vLLM's configuration describes one data-parallel rank."""
     cache = vllm_config.cache_config
     scheduler = vllm_config.scheduler_config
     ranks = vllm_config.parallel_config.data_parallel_size
@@ -194,7 +193,7 @@ def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
 
 
 def engine_core_processes() -> list[psutil.Process]:
-    """The engine cores that this process has started and not yet seen end."""
+    """The engine cores that this process has started and that have not been seen to end."""
     found = []
     for child in multiprocessing.active_children():
         if child.name.startswith("EngineCore") and child.pid is not None:
@@ -204,21 +203,21 @@ def engine_core_processes() -> list[psutil.Process]:
 
 
 FROM_OUTSIDE: Final = (-signal.SIGKILL, -signal.SIGTERM)
-"""How a process ends that an operator has killed, or the kernel for want of memory."""
+"""Exit codes of a process that an operator has killed, or the kernel for lack of memory."""
 
 END_S: Final = 0.5
-"""For a process that has been killed to be gone: the kernel says so within milliseconds."""
+"""How long a killed process may take to be gone: the kernel reports it within milliseconds."""
 
 
 def engine_core_children(before: Collection[int]) -> list[BaseProcess]:
-    """The engine cores of this process, but those in `before`, as multiprocessing knows them."""
+    """The engine cores of this process except those in `before`, as multiprocessing objects."""
     children = multiprocessing.active_children()
     return [child for child in children if child.name.startswith("EngineCore") and child.pid not in before]
 
 
 def how_cores_ended(cores: Sequence[BaseProcess]) -> str:
-    """The last words of an engine of which a process has ended. A core that fails says so, and ends itself; one that
-    is killed is gone before anybody knows. Blocks for `END_S` at most."""
+    """Why an engine ended of which a process has ended. A core that fails reports it and exits; one that is killed
+    cannot. Blocks for `END_S` at most."""
     ended = wait([core.sentinel for core in cores], END_S)
     for core in cores:
         if core.sentinel in ended:
@@ -226,13 +225,13 @@ def how_cores_ended(cores: Sequence[BaseProcess]) -> str:
     codes = [core.exitcode for core in cores]
     if any(code in FROM_OUTSIDE for code in codes):
         return "the engine core's process was killed"
-    # One that runs on has told of its end itself.
+    # A core that still runs has reported the failure itself.
     by_itself = any(code != 0 for code in codes)
     return f"the engine core {FAILED_BY_ITSELF}" if by_itself else "the engine core's process has ended"
 
 
 def stop_engine(started: Started) -> None:
-    """End the engine and see to it that its processes are gone. Blocks for `STOP_GRACE_S` at most, twice."""
+    """End the engine and all its processes. Blocks for `STOP_GRACE_S` at most, twice."""
     processes = set(started.processes)
     for process in started.processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -242,9 +241,9 @@ def stop_engine(started: Started) -> None:
 
 
 def kill_engine_cores(before: set[int], wait_s: float = STOP_GRACE_S) -> None:
-    """Kill the engine cores that are to be given up, and their workers; `before` are those that belong to others.
+    """Kill the engine cores and their workers, except those in `before`, which belong to others.
 
-    Blocks while the kill takes effect, `wait_s` at most.
+    Blocks for `wait_s` at most while the kill takes effect.
     """
     kill_remaining(
         [
@@ -261,8 +260,8 @@ def kill_engine_cores(before: set[int], wait_s: float = STOP_GRACE_S) -> None:
 def kill_remaining(
     processes: Sequence[psutil.Process], grace_s: float = STOP_GRACE_S, wait_s: float = STOP_GRACE_S
 ) -> None:
-    """Wait for processes to end, and kill those that do not. Blocks for `grace_s`, and for `wait_s` at most while a
-    kill takes effect."""
+    """Wait for processes to end for `grace_s`, kill those that do not, and wait for `wait_s` at most until they are
+    gone."""
     alive = wait_gone(processes, grace_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,9 +1,9 @@
-"""Requests that a new engine runs before it is ready, so that nothing compiles or allocates under a user.
+"""Requests that a new engine runs before it is ready, so that nothing compiles or allocates while a user waits.
 
-vLLM warms up the model's forward pass, and that only where CUDA graphs or torch.compile are on. What else is built at
-its first use (log probabilities, penalties, seeded sampling, the grammar back end, thinking budgets, a chunk behind
-another one, batch sizes, images of another size) is asked for here by real requests of each kind. A kind that the
-engine refuses is left out with a log line: it would refuse a user's as well.
+vLLM warms up the model's forward pass, and only where CUDA graphs or torch.compile are on. Real requests of each kind
+build what else is built at its first use: log probabilities, penalties, seeded sampling, the grammar back end, thinking
+budgets, a second chunk of a prompt, batch sizes, images of several sizes. A kind that the engine refuses is skipped
+with a log line: it would refuse a user's as well.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_pat
 SHORT_PROMPT_TOKENS = 48
 ANSWER_TOKENS = 6
 DRAFTED_ANSWER_TOKENS = 32
-"""Long enough for drafts to be accepted and to be refused."""
+"""Long enough for drafts to be accepted and rejected."""
 
 SMALLEST_BATCH = 16
-"""Smaller ones come with the other kinds."""
+"""Smaller batches are run by the other kinds."""
 
 LARGEST_BATCH = 64
 """Batches above this use the kernels of this one."""
@@ -42,26 +42,26 @@ JSON_SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "req
 
 
 @dataclass(frozen=True)
-class Kind:
+class WarmUpKind:
     """Requests of one kind, that run together. `name` is shown in the start's timeline."""
 
     name: str
     requests: list[EngineCoreRequest]
 
 
-def kinds(config: VllmConfig) -> Iterator[Kind]:
-    """The kinds that this engine may be asked for, in the order in which they are run.
+def kinds(config: VllmConfig) -> Iterator[WarmUpKind]:
+    """The kinds that this engine may be asked for, in the order in which they run.
 
-    What is built for a request of its own runs in one batch. Apart are what depends on the whole batch (its size, that
-    all of it is sampled) and what takes memory by itself (a whole chunk, images).
+    What is built for a request of its own runs in one batch. Separate are kinds that depend on the whole batch (its
+    size, that all of it is sampled) or take memory by themselves (a whole chunk, images).
     """
     make = _Maker(config)
-    yield Kind("a request", [make.request(max_tokens=ANSWER_TOKENS)])
+    yield WarmUpKind("a request", [make.request(max_tokens=ANSWER_TOKENS)])
     size = SMALLEST_BATCH
     while size <= min(config.scheduler_config.max_num_seqs, LARGEST_BATCH):
-        yield Kind(f"{size} requests at a time", [make.request(max_tokens=ANSWER_TOKENS) for _ in range(size)])
+        yield WarmUpKind(f"{size} requests at a time", [make.request(max_tokens=ANSWER_TOKENS) for _ in range(size)])
         size *= 4
-    yield Kind(
+    yield WarmUpKind(
         "sampling",
         [
             make.request(max_tokens=DRAFTED_ANSWER_TOKENS, temperature=1.0),
@@ -74,13 +74,15 @@ def kinds(config: VllmConfig) -> Iterator[Kind]:
     chunk = config.scheduler_config.max_num_batched_tokens
     if chunk <= LONGEST_CHUNK_TOKENS and chunk + SHORT_PROMPT_TOKENS < config.model_config.max_model_len:
         long = chunk + SHORT_PROMPT_TOKENS // 2
-        yield Kind("a long prompt", [make.request(tokens=long, max_tokens=ANSWER_TOKENS, temperature=1.0, seed=7)])
+        yield WarmUpKind(
+            "a long prompt", [make.request(tokens=long, max_tokens=ANSWER_TOKENS, temperature=1.0, seed=7)]
+        )
     if config.model_config.is_multimodal_model:
         yield _images(config)
 
 
-def _together(config: VllmConfig, make: _Maker) -> Kind:
-    """All that a request may ask for besides its text, side by side."""
+def _together(config: VllmConfig, make: _Maker) -> WarmUpKind:
+    """Everything that a request may ask for besides its text, in one batch."""
     of_kind = {
         "log probabilities": [
             *(make.request(max_tokens=ANSWER_TOKENS, logprobs=count) for count in (0, 5)),
@@ -100,7 +102,7 @@ def _together(config: VllmConfig, make: _Maker) -> Kind:
         of_kind["drafts"] = [make.request(repeats=True, max_tokens=DRAFTED_ANSWER_TOKENS)]
     if getattr(config, "reasoning_config", None) is not None:
         of_kind["a thinking budget"] = [make.request(max_tokens=DRAFTED_ANSWER_TOKENS, thinking_token_budget=4)]
-    return Kind(", ".join(of_kind), [request for requests in of_kind.values() for request in requests])
+    return WarmUpKind(", ".join(of_kind), [request for requests in of_kind.values() for request in requests])
 
 
 def core_request(
@@ -193,7 +195,7 @@ class _Maker:
         return core_request(f"warm-up-{self._count}", prompt, params, reasoning_ended=ended)
 
 
-def _images(config: VllmConfig) -> Kind:
+def _images(config: VllmConfig) -> WarmUpKind:
     """Requests with one image each, made as an ingress makes them: by vLLM's own renderer and processor."""
     from PIL import Image
     from vllm.model_executor.model_loader import get_model_cls
@@ -212,6 +214,6 @@ def _images(config: VllmConfig) -> Kind:
             params = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS)
             name = f"warm-up-image-{width}x{height}"
             requests.append(processor.process_inputs(name, prompt, params, supported_tasks=("generate",)))
-        return Kind("images of " + " and ".join(f"{width}x{height}" for width, height in IMAGE_SIZES), requests)
+        return WarmUpKind("images of " + " and ".join(f"{width}x{height}" for width, height in IMAGE_SIZES), requests)
     finally:
         renderer.shutdown()

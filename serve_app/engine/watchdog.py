@@ -1,20 +1,19 @@
 """Watchdog: tells a hung engine from a slow one by what its processes do, not by the clock alone.
 
-An engine with unfinished requests makes steps. While they come, all is well. When none comes, its processes are looked
-at:
+An engine with unfinished requests makes steps. When no step comes, the watchdog reads what its processes do:
 
-    working   steps come, or there is nothing to do
-    busy      no step yet, but something moves: CPU time of the engine's processes, their compilers, or a GPU
-    hung      no step and nothing moves for `hung_after_s`: stopped, dead-locked, waiting for what never comes; all of
-              the engine must have been seen for that
-    stuck     no step for so long that no step can take it, whatever moves: a loop that spins, a collective that waits
+working   steps come, or there is nothing to do
+busy      no step yet, but something moves: CPU time of the engine's processes, their compilers, or a GPU
+hung      no step and no movement for `hung_after_s`: stopped, deadlocked, waiting for what never comes; all
+          of the engine must have been seen for that time
+stuck     no step for longer than any step can take, whatever moves: a loop that spins, a collective that waits
 
-Slow is not dead: a first step of its kind compiles kernels (minutes, where a compiler runs), and a chunk of a long
-prompt takes as long as its context is deep. So the limit for `stuck` grows with the slowest step that this engine has
-made, and a compiler at work has a limit of its own.
+A slow engine is not dead: a first step of its kind compiles kernels (minutes, where a compiler runs), and a chunk of a
+long prompt takes as long as its context is deep. So the limit for `stuck` grows with the slowest step that this engine
+has made, and a running compiler has a limit of its own.
 
-Time is counted in the watcher's own observations (`protocol/liveness.py`): a machine that was stopped finds nobody
-hung.
+Time is counted in the watcher's own observations (`protocol/liveness.py`): after a machine was stopped, no engine
+counts as hung.
 """
 
 from __future__ import annotations
@@ -25,33 +24,35 @@ from enum import StrEnum
 
 from serve_app.protocol.liveness import SilenceClock
 
-LOOK_AFTER_S = 2.0
-"""A step that takes longer is looked into. Before that, reading the process table would cost more than it tells."""
+READ_AFTER_S = 2.0
+"""After so long without a step the process table is read. Earlier, reading it would cost more than it tells."""
 
 MOVING_CPU_RATIO = 0.02
 """Share of a core that a thread must use to count as moving: one that works but gets little of a crowded machine uses
-more. A thread that polls uses 0.1 to 0.5 % (measured), and there are many: Gloo has one per connection, 15 in a worker
-of the demo, which wake every 10 ms. Together they use over 2 % of a core, in an engine that hangs too: so no sums."""
+more. A polling thread uses 0.1 to 0.5 % (measured), and there are many: Gloo has one per connection, 15 in a worker of
+the demo, which wake every 10 ms. Together they use over 2 % of a core, in a hung engine too, so the shares are not
+summed."""
 
 MOVING_OVER_S = 4.0
-"""The share is taken over at least so long. The process table counts in ticks of 10 ms: over half a second, the two
-ticks that a waiting process takes now and then would be 4 % of a core, and no hung engine would ever be still."""
+"""The share is measured over at least so long. The process table counts in ticks of 10 ms: over half a second, the two
+ticks that a waiting process takes now and then would be 4 % of a core, and no hung engine would ever look still."""
 
 MOVING_SHARE = 0.25
-"""Nor over more than this share of `hung_after_s`: an engine that moves must be seen to before it is called hung."""
+"""Nor over more than this share of `hung_after_s`: a moving engine must be seen moving before it would be called
+hung."""
 
 SLOWEST_STEP_FACTOR = 3.0
-"""An engine is stuck when a step takes this many times as long as the slowest before it, and not before."""
+"""An engine is stuck only when a step takes this many times as long as its slowest step so far."""
 
 
 @dataclass(frozen=True)
 class EngineActivity:
     """What the processes of an engine have done so far.
 
-    `cpu_s`: CPU seconds since their start, by thread id, those of ended children with their parent's main thread.
-    `compiler_cpu_s`: the same of compilers below them, by process id. `gpu_busy_ratio`: the busiest GPU's utilization
-    (0 to 1) of the last moment; None without one.
-    `unseen_workers`: those of which nothing is known, on other nodes (`gang.py`): what is not seen is not still.
+    `cpu_s`: CPU seconds since their start, by thread id; those of ended children are in their parent's main thread.
+    `compiler_cpu_s`: the same of compilers below them, by process id. `gpu_busy_ratio`: the current utilization (0 to
+    1) of the busiest GPU; None without one. `unseen_workers`: workers on other nodes that have not answered
+    (`gang.py`); unseen does not mean still.
     """
 
     cpu_s: Mapping[int, float]
@@ -60,8 +61,8 @@ class EngineActivity:
     unseen_workers: int = 0
 
 
-class Verdict(StrEnum):
-    """What the watchdog takes an engine for."""
+class EngineState(StrEnum):
+    """The state that the watchdog finds an engine in."""
 
     WORKING = "working"
     BUSY = "busy"
@@ -80,15 +81,15 @@ class WatchdogLimits:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict and the evidence for it, in a sentence for the log. `silence_s`: since the last step that was busy."""
+    """A state and the evidence for it, in a sentence for the log. `silence_s`: since the last step, while busy."""
 
-    verdict: Verdict
+    state: EngineState
     silence_s: float
     evidence: str = ""
 
 
 class Watchdog:
-    """Judges one engine; `observe` it every `period_s` or so."""
+    """Judges one engine. Call `observe` about every `period_s`."""
 
     def __init__(self, limits: WatchdogLimits, period_s: float) -> None:
         self._limits = limits
@@ -96,7 +97,7 @@ class Watchdog:
         self._silence = SilenceClock(period_s)
         self._silence_s = 0.0
         self._slowest_step_s = 0.0
-        self._signs = 0
+        self._movements = 0
         self._stillness = SilenceClock(period_s)
         self._compilations = 0
         self._compiler_rest = SilenceClock(period_s)
@@ -107,7 +108,7 @@ class Watchdog:
     def observe(
         self, now_s: float, steps: int, read_activity: Callable[[], EngineActivity], *, busy: bool
     ) -> Judgement:
-        """Judge the engine by its count of `steps` and, where none has come for a while, by its activity.
+        """Judge the engine by its count of `steps` and, when a step is overdue, by its activity.
 
         `busy`: it has unfinished requests. `read_activity` is called only when a step is overdue.
         """
@@ -115,22 +116,22 @@ class Watchdog:
             if busy:
                 self._slowest_step_s = max(self._slowest_step_s, self._silence_s)
             self._steps, self._last, self._compilations = steps, None, 0
-            self._signs += 1
-        self._silence_s = self._silence.look(now_s, steps, expected=busy)
-        is_overdue = self._silence_s >= LOOK_AFTER_S
+            self._movements += 1
+        self._silence_s = self._silence.observe(now_s, steps, expected=busy)
+        is_overdue = self._silence_s >= READ_AFTER_S
         if is_overdue:
-            self._look(now_s, read_activity())
-        still_s = self._stillness.look(now_s, self._signs)
-        rest_s = self._compiler_rest.look(now_s, self._compilations)
+            self._read(now_s, read_activity())
+        still_s = self._stillness.observe(now_s, self._movements)
+        rest_s = self._compiler_rest.observe(now_s, self._compilations)
         if not is_overdue:
-            return Judgement(Verdict.WORKING, self._silence_s)
-        # A compilation is many short runs of a compiler with work of its caller between them.
+            return Judgement(EngineState.WORKING, self._silence_s)
+        # A compilation is many short runs of a compiler, with work of its caller between them.
         return self._judge(still_s, compiling=self._compilations > 0 and rest_s < self._limits.hung_after_s)
 
-    def _look(self, now_s: float, activity: EngineActivity) -> None:
+    def _read(self, now_s: float, activity: EngineActivity) -> None:
         moved = []
         self._unseen = activity.unseen_workers
-        # A worker that was not seen before would bring all its CPU time at once.
+        # A worker that was unseen before would add all its CPU time at once.
         if self._last is None or self._last[1].unseen_workers != activity.unseen_workers:
             self._last = (now_s, activity)
         elif now_s - self._last[0] >= min(MOVING_OVER_S, self._limits.hung_after_s * MOVING_SHARE):
@@ -140,11 +141,11 @@ class Watchdog:
             moved.append(f"a GPU at {activity.gpu_busy_ratio:.0%}")
         if moved:
             self._moved = ", ".join(moved)
-        if moved or activity.unseen_workers:  # of which nobody knows that they are still
-            self._signs += 1
+        if moved or activity.unseen_workers:  # unseen workers may be moving
+            self._movements += 1
 
     def _compare(self, before: tuple[float, EngineActivity], now: tuple[float, EngineActivity]) -> list[str]:
-        """What has moved between two readings, in words."""
+        """The movements between two readings, in words."""
         elapsed_s = now[0] - before[0]
         moved = []
         compiled = _busiest(before[1].compiler_cpu_s, now[1].compiler_cpu_s) / elapsed_s
@@ -160,21 +161,21 @@ class Watchdog:
         silence_s, limits = self._silence_s, self._limits
         if still_s >= limits.hung_after_s:
             evidence = f"no step for {silence_s:.0f} s, and no thread or GPU of it has moved for {still_s:.0f} s"
-            return Judgement(Verdict.HUNG, silence_s, evidence)
+            return Judgement(EngineState.HUNG, silence_s, evidence)
         limit_s = max(limits.stuck_after_s, SLOWEST_STEP_FACTOR * self._slowest_step_s)
         if compiling:
             limit_s = max(limit_s, limits.compile_limit_s)
         evidence = f"no step for {silence_s:.0f} s, {self._moved or 'activity unknown yet'}"
         if self._unseen:
-            evidence += f", {self._unseen} workers not heard of"
+            evidence += f", {self._unseen} workers have not answered"
         if silence_s >= limit_s:
             evidence += (
                 f"; no step of it may take longer than {limit_s:.0f} s (slowest yet {self._slowest_step_s:.0f} s)"
             )
-            return Judgement(Verdict.STUCK, silence_s, evidence)
-        return Judgement(Verdict.BUSY, silence_s, evidence)
+            return Judgement(EngineState.STUCK, silence_s, evidence)
+        return Judgement(EngineState.BUSY, silence_s, evidence)
 
 
 def _busiest(before: Mapping[int, float], now: Mapping[int, float]) -> float:
-    """CPU seconds of the one that used most of them between two readings. A new one counts from its start."""
+    """CPU seconds of the thread or process that used most between two readings. A new one counts from its start."""
     return max((cpu_s - before.get(name, 0.0) for name, cpu_s in now.items()), default=0.0)

@@ -1,7 +1,8 @@
-"""vLLM's own API app over the fleet. The sole importer of vLLM's server internals.
+"""vLLM's own API app over our dispatcher. The only importer of vLLM's server internals.
 
-The protocols (chat, completions, responses, messages, tokenise) are vLLM's code, unchanged. What is not served here,
-and what vLLM does not do (keys, aliases, keep-alive), is the middleware's (`ingress/middleware.py`)."""
+The protocols (chat, completions, responses, messages, tokenise) are vLLM's code, unchanged. What vLLM does not do
+(keys, aliases, keep-alive), and which routes are served, is decided in `ingress/middleware.py`.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +65,7 @@ def frontend_config(args: Namespace) -> VllmConfig:
 async def build_api(
     args: Namespace, dispatcher_factory: DispatcherFactory, allowed_media_hosts: Sequence[str] = ()
 ) -> tuple[FastAPI, ReplicatedEngineClient]:
-    """vLLM's API app, and the client through which it asks the fleet. `allowed_media_hosts`: see `ingress/media.py`."""
+    """vLLM's API app, and its engine client. `allowed_media_hosts`: see `ingress/media.py`."""
     media.use(allowed_media_hosts)
     parsers.keep_tables()
     vllm_errors.patch()
@@ -84,9 +85,9 @@ async def build_api(
 
 
 def _drop_unread_middleware(app: FastAPI) -> None:
-    """Leave out what the middleware does itself (CORS: our own refusals need it, too), and what vLLM counts for a
-    `/metrics` that is not served here, one of it for every token: a twentieth of an ingress' time. Ours go to Ray
-    (`ingress/metrics.py`), the engine's from its replica."""
+    """Remove CORS, which our middleware does (our own refusals need it too), and vLLM's counters for a `/metrics` that
+    is not served here: they took a twentieth of an ingress' time. Our metrics go to Ray (`ingress/metrics.py`), the
+    engine's from its replica."""
     unread: tuple[object, ...] = (PrometheusInstrumentatorMiddleware, CORSMiddleware)
     app.user_middleware = [middleware for middleware in app.user_middleware if middleware.cls not in unread]
     app.middleware_stack = None  # built when it is first asked for; `build_app` has done so already

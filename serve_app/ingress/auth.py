@@ -21,18 +21,18 @@ _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 
 
 class BadKeysFile(ValueError):
-    """The file cannot be used; the message names file and line, and never quotes what may be a key."""
+    """The keys file cannot be used. The message names file and line, and never quotes what may be a key."""
 
 
 @dataclass(frozen=True)
 class KeyStore:
-    """The keys that are good. Digests stay out of `repr`: that ends up in logs."""
+    """The valid keys. Digests stay out of `repr`, which ends up in logs."""
 
     _digests: tuple[tuple[str, bytes], ...] = field(repr=False)
 
     @classmethod
     def load(cls, path: str | Path) -> KeyStore:
-        """Raise `BadKeysFile`, also for a file without any key: it would shut everybody out."""
+        """Read a keys file. Raises `BadKeysFile`, also for a file without any key: it would shut all clients out."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -46,7 +46,7 @@ class KeyStore:
                 continue
             name, digest = _entry(words, f"{path}:{number}")
             if name in seen:
-                raise BadKeysFile(f"{path}:{number}: the name {name!r} stands on line {seen[name]} already")
+                raise BadKeysFile(f"{path}:{number}: the name {name!r} is already on line {seen[name]}")
             seen[name] = number
             digests.append((name, digest))
         if not digests:
@@ -54,7 +54,7 @@ class KeyStore:
         return cls(tuple(digests))
 
     def name_of(self, presented: str) -> str | None:
-        """Whose key this is, or None. Takes the same time whichever entry matches, or none."""
+        """The name of the key's owner, or None. Takes the same time whichever entry matches, or none."""
         digest = hashlib.sha256(presented.encode()).digest()
         found: str | None = None
         for name, known in self._digests:
@@ -82,7 +82,7 @@ def new_key() -> str:
 
 
 def line_for(name: str, key: str) -> str:
-    """The line of the keys file that lets `key` in as `name`. Raises `BadKeysFile` for a name that `load` refuses."""
+    """The line of the keys file for `key`. Raises `BadKeysFile` for a name that `load` refuses."""
     if not _NAME.fullmatch(name):
         raise BadKeysFile("a name has letters, digits, `.`, `_` and `-`, at most 64")
     return f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"

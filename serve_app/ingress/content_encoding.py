@@ -1,4 +1,4 @@
-"""A request's body as the client meant it: decompressed within the size limit, and JSON whatever curl calls it."""
+"""A request's body, decoded: decompressed within the size limit, and read as JSON even where curl calls it a form."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def too_large(limit: int, declared: int | None = None) -> RequestRefused:
 
 
 def decode(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its `Content-Encoding`. Raises `RequestRefused` for one that is unknown (415), broken (400), or
-    larger than `limit` bytes when it is unpacked (413); what is over the limit is never unpacked."""
+    """The body without its `Content-Encoding`. Raises `RequestRefused` for an unknown encoding (415), broken data
+    (400), or more than `limit` bytes (413); no more than the limit is ever unpacked."""
     names = [name.strip().lower() for name in encoding.split(",")]
     names = [name for name in names if name not in ("", "identity")]
     unknown = [name for name in names if name not in WINDOW_BITS]
@@ -66,8 +66,8 @@ def _unpack(body: bytes, window_bits: int, limit: int) -> bytes:
 def is_json(content_type: str, *, from_browser: bool) -> bool:
     """Whether a body of this type is read as JSON.
 
-    Clients that say nothing, and curl (`-d` calls everything a form), mean JSON. A browser must say so itself: that is
-    what makes it ask first (see `cors.py`), where a form could be sent by any page.
+    Clients that send no type, and curl (`-d` calls everything a form), mean JSON. A browser must declare it: then it
+    sends a preflight first (see `cors.py`), whereas any page could send a form.
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "application/json" or (media_type.startswith("application/") and media_type.endswith("+json")):

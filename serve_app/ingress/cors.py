@@ -1,8 +1,8 @@
 """Which web pages may call this service from a browser (`ingress.allowed_origins`).
 
-A browser asks first (a preflight: OPTIONS, without the key), and shows a page only answers that name its origin. So
-every answer has these headers, our refusals too: a page could not read why it was refused otherwise. Nothing is allowed
-by default: an endpoint without keys on a developer's machine would be open to every page that they visit.
+A browser sends a preflight first (OPTIONS, without the key), and shows a page only answers that name its origin. So
+every answer has these headers, refusals too: otherwise a page could not read why it was refused. Nothing is allowed by
+default: an endpoint without keys on a developer's machine would be open to every page that they visit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 Headers = list[tuple[bytes, bytes]]
 
 EXPOSED = b"x-request-id, request-id, retry-after, x-should-retry, x-step-ignored"
-"""What a page may read: what the vendors' SDKs act on in a browser, and what was left out of a request."""
+"""Response headers that a page may read: those that the vendors' SDKs use in a browser, and what was left out of a
+request."""
 
 METHODS = b"GET, HEAD, POST, OPTIONS"
 MAX_AGE_S = b"600"
@@ -30,7 +31,7 @@ class Cors:
         return any(_matches(allowed, origin) for allowed in self.allowed_origins)
 
     def headers(self, origin: str | None) -> Headers:
-        """What an answer to a request of this origin carries."""
+        """The headers of every answer to a request from this origin."""
         if not self.allowed_origins:
             return []
         if "*" in self.allowed_origins:
@@ -42,7 +43,7 @@ class Cors:
         return headers
 
     def preflight(self, asked_headers: str) -> Headers:
-        """What an allowed preflight is answered with, besides `headers`."""
+        """The further headers of the answer to an allowed preflight."""
         allowed = asked_headers.encode("latin-1") or b"authorization, content-type, x-api-key"
         return [
             (b"access-control-allow-methods", METHODS),

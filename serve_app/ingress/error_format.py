@@ -1,4 +1,4 @@
-"""How an error looks in each API: its status, its body, its words.
+"""The form of an error in each API: its status, its body, its words.
 
     OpenAI     {"error": {"message", "type", "param", "code"}}, `code` a string or null
     Anthropic  {"type": "error", "error": {"type", "message"}, "request_id"}
@@ -25,8 +25,8 @@ MESSAGE_LIMIT = 400
 """Longest message in characters. What vLLM quotes of a request can be as long as the request."""
 
 
-class Api(StrEnum):
-    """Whose shapes a route speaks."""
+class ApiStyle(StrEnum):
+    """The API whose formats a route uses."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -58,7 +58,7 @@ OPENAI_CODES = {
 """OpenAI's codes by status, for errors that have none of their own; null for any other."""
 
 OVERLOADED = 529
-"""What Anthropic's API answers where others answer 503, and what its clients wait and try again for."""
+"""Anthropic's status where others answer 503; its clients wait and retry."""
 
 
 def anthropic_type(status: int) -> str:
@@ -76,21 +76,21 @@ def openai_code(error: ServeError) -> str | None:
     return error.code or OPENAI_CODES.get(error.status)
 
 
-def status_of(api: Api, error: ServeError) -> int:
+def status_of(api: ApiStyle, error: ServeError) -> int:
     """The HTTP status that the API gives the error."""
     unavailable = error.status == HTTPStatus.SERVICE_UNAVAILABLE
-    return OVERLOADED if api is Api.ANTHROPIC and unavailable else int(error.status)
+    return OVERLOADED if api is ApiStyle.ANTHROPIC and unavailable else int(error.status)
 
 
-def message_of(api: Api, error: ServeError) -> str:
+def message_of(api: ApiStyle, error: ServeError) -> str:
     """The error in the API's words."""
     fallback = NOT_VALID if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else SERVER_FAULT
     return plain_sentence(_words(api, error), fallback)
 
 
-def _words(api: Api, error: ServeError) -> str:
+def _words(api: ApiStyle, error: ServeError) -> str:
     if isinstance(error, PromptTooLong):
-        if api is Api.ANTHROPIC:
+        if api is ApiStyle.ANTHROPIC:
             return f"prompt is too long: {error.prompt_tokens} tokens > {error.limit} maximum"
         # With its code: OpenAI's SDK keeps the code out of the exception's text, where LangChain looks for it.
         return (
@@ -98,7 +98,7 @@ def _words(api: Api, error: ServeError) -> str:
             f"{error.prompt_tokens} tokens. Please reduce the length of the messages ({error.code})."
         )
     if isinstance(error, OutputTooLong):
-        if api is Api.ANTHROPIC:
+        if api is ApiStyle.ANTHROPIC:
             return f"max_tokens: {error.asked} > {error.limit}, which is the maximum allowed number of output tokens"
         return (
             f"{error.param} is too large: {error.asked}. This model supports at most {error.limit} completion tokens, "
@@ -107,15 +107,15 @@ def _words(api: Api, error: ServeError) -> str:
     return error.message
 
 
-def error_body(api: Api, error: ServeError, request_id: str) -> bytes:
+def error_body(api: ApiStyle, error: ServeError, request_id: str) -> bytes:
     """An error response's body in the API's shape."""
     return msgspec.json.encode(error_object(api, error, request_id))
 
 
-def error_object(api: Api, error: ServeError, request_id: str) -> dict[str, Any]:
+def error_object(api: ApiStyle, error: ServeError, request_id: str) -> dict[str, Any]:
     """`error_body` before it is encoded."""
     message = message_of(api, error)
-    if api is Api.ANTHROPIC:
+    if api is ApiStyle.ANTHROPIC:
         inner: dict[str, Any] = {"type": anthropic_type(error.status), "message": message}
         if isinstance(error, ThreadNotFound):
             inner["details"] = {"error_code": error.code}  # its SDK then sends the whole conversation
@@ -128,20 +128,19 @@ FOREIGN = re.compile(
     r"validation errors? for |errors\.pydantic\.dev|https?://docs\.|Traceback|\bat 0x[0-9a-f]|<class '|object at|"
     r"object has no attribute|object is not |unexpected keyword|\[type=|input_value=|\bNoneType\b|\bndarray\b"
 )
-"""What only a programmer of this service can read: pydantic's and Python's own texts."""
+"""Texts of pydantic and Python, which mean nothing to a client."""
 
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 """An object of Python's, as it prints itself."""
 
 PYTHON_LITERAL = re.compile(r"[:,]?\s*(?:[\[({]+'|\{[^{}]*: None|[\[(]None\b).*$", re.DOTALL)
-"""A list or dictionary as Python prints it, to the end of the text: it repeats the request, or vLLM's own state."""
+"""A list or dictionary as Python prints it, to the end of the text: it repeats the request, or vLLM's state."""
 
 SERVER_PATH = re.compile(r"(?<![\w:/])/(?:home|usr|opt|var|tmp|root|lib|mnt|srv)(?:/[\w.\-]+)+")
 
 
 def plain_sentence(text: str, fallback: str) -> str:
-    """`text`, which a library has written, as one line that a client can read; `fallback` where that cannot be made of
-    it."""
+    """A library's `text` as one line that a client can read; `fallback` where that is not possible."""
     text = " ".join(OBJECT.sub("", text).split())
     if not text or FOREIGN.search(text):
         return fallback
@@ -151,7 +150,7 @@ def plain_sentence(text: str, fallback: str) -> str:
 
 
 def foreign_error(status: int, body: bytes) -> ServeError:
-    """The error that the app behind the middleware has answered with, for one that has not said more about it."""
+    """The error from the response of vLLM's app, where no more specific one was reported."""
     message, param = _parse(body)
     try:
         known = HTTPStatus(status)

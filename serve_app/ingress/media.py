@@ -1,10 +1,10 @@
-"""Images that cannot be had or read are the request's fault, and only addresses of the open internet are asked.
+"""Image fetching: failures are errors of the request, and only public addresses are contacted.
 
 vLLM's connector fetches whatever URL a request names: also this cluster's dashboard, or a cloud's metadata service, and
 its answer tells open ports from closed ones. And it answers 500 to an image that is too large to be decoded and to an
-address where nobody answers: to a client that looks like a broken server, and it tries again. This connector is vLLM's
-own, registered by its own extension point; it asks no private address unless the configuration names the host
-(`ingress.allowed_media_hosts`), and says 400 with the reason.
+address without a server: a client takes that for a broken server and retries. This connector is vLLM's own, registered
+at its extension point. It contacts no private address unless the configuration names the host
+(`ingress.allowed_media_hosts`), and answers 400 with the reason.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from yarl import URL
 from serve_app.router.request_context import CURRENT, RequestContext
 
 NAME: Final = "http"
-"""Of vLLM's default connector, in whose place this process has ours. `VLLM_MEDIA_CONNECTOR` chooses another one; to set
-it here would send the processes that this one starts to look for a connector that they do not have."""
+"""The name of vLLM's default connector, which ours replaces in this process. `VLLM_MEDIA_CONNECTOR` selects another
+one; to set it here would make the processes that this one starts look for a connector that they do not have."""
 
 FETCH_TIMEOUT_S: Final = 30.0
 """For all redirects and retries of one image. vLLM's own retries may take two minutes."""
 
 MAX_BYTES: Final = 64 << 20
-"""Of a download; what a request may carry as a data URL is bounded by the body (`ingress.max_body_bytes`)."""
+"""Largest download; the body limit bounds data URLs (`ingress.max_body_bytes`)."""
 
 MAX_PIXELS: Final = 64 << 20
-"""Of one image: 8,192 x 8,192, as other services take. Decoding and resizing it takes some 0.5 GB and seconds; a file
-for it may have 8 kB."""
+"""Largest image: 8,192 x 8,192, as other services take. Decoding and resizing it takes some 0.5 GB and seconds; its
+file may have 8 kB."""
 
 MAX_REQUEST_PIXELS: Final = 128 << 20
-"""Of all images of a request, which are all held until the last one is read: 0.4 GB. 64 of 1,920 x 1,080."""
+"""Pixels of all images of a request, which are all held until the last one is read: 0.4 GB. 64 of 1,920 x 1,080."""
 
 MAX_RATIO: Final = 200
-"""Of an image's sides. Step's image processor pads a narrow image to a square: 60,000 x 1 took 14 GB."""
+"""Largest ratio of an image's sides. Step's image processor pads a narrow image to a square: 60,000 x 1 took 14 GB."""
 
 DECODERS: Final = 2
 """How many images are decoded at a time; vLLM's own threads are eight, each of which may hold a large one twice."""
@@ -58,10 +58,10 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class MediaRefused(VLLMValidationError):  # type: ignore[misc]  # vLLM is not read by mypy
-    """A URL leads to an address that is not asked. Says nothing of what is there."""
+    """A URL leads to an address that must not be contacted. The message tells nothing of what is there."""
 
 
-NOT_TO_BE_HAD = (
+FETCH_ERRORS = (
     DecompressionBombError,
     DecompressionBombWarning,
     aiohttp.ClientError,
@@ -88,7 +88,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet: also where an IPv6 address stands for an IPv4 one."""
+    """Whether an address is public. An IPv6 address that stands for an IPv4 one is judged by that."""
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour
         if embedded is None and address.teredo is not None:
@@ -103,11 +103,11 @@ def is_public(address: Address) -> bool:
 
 
 class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not read by mypy
-    """vLLM's HTTP client, which connects to public addresses and `allowed_hosts` only.
+    """vLLM's HTTP client, connecting to public addresses and `allowed_hosts` only.
 
-    The address is looked at when the socket is made, so a name cannot mean one thing when it is checked and another
-    when it is asked. Each redirect is a request of its own. A proxy from the environment is not used: it would look
-    names up where we do not see it.
+    The address is checked when the socket is made, so a name cannot resolve to one address for the check and to another
+    for the connection. Each redirect is a request of its own. A proxy from the environment is not used: it would
+    resolve names where we do not see it.
     """
 
     def __init__(self, allowed_hosts: Collection[str] = ()) -> None:
@@ -115,7 +115,7 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not re
         self._allowed = frozenset(host.lower().strip("[]") for host in allowed_hosts)
 
     def get_response(self, url: str, **_: Any) -> Any:
-        """vLLM's blocking way, which only its offline API takes."""
+        """vLLM's blocking method, which only its offline API uses."""
         raise MediaRefused(REFUSED, parameter="image_url", value=url)
 
     async def async_get_bytes(
@@ -127,7 +127,7 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not re
         max_bytes: int | None = None,
         request_budget: Any = None,
     ) -> bytes:
-        """See vLLM's. Raises `MediaRefused` for what may not be asked.
+        """See vLLM's. Raises `MediaRefused` for an address that must not be contacted.
 
         `request_budget` is 0.33's: the bytes that all images of one request may have.
         """
@@ -142,7 +142,7 @@ class GuardedConnection(HTTPConnection):  # type: ignore[misc]  # vLLM is not re
         raise ValueError("it is redirected too often")
 
     async def _follow(self, url: str, total_s: float | None, limit: int, budget: Any) -> tuple[str, bytes | None]:
-        """One request: where it is redirected to, or what came."""
+        """One request: the redirect's target, or the body."""
         self._validate_http_url(url)
         refused: list[str] = []
         guard = functools.partial(_guarded_socket, refused)
@@ -197,13 +197,13 @@ async def _read(response: aiohttp.ClientResponse, limit: int, budget: Any) -> by
 
 
 class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not read by mypy
-    """`MediaConnector` whose failures are the client's to mend."""
+    """`MediaConnector` whose failures are errors of the request."""
 
     async def fetch_image_async(self, image_url: str, *, image_mode: str | None = "RGB") -> Any:
-        """See vLLM's. Raises `VLLMValidationError` where the image cannot be had."""
+        """See vLLM's. Raises `VLLMValidationError` where the image cannot be fetched."""
         try:
             return await super().fetch_image_async(image_url, image_mode=image_mode)
-        except NOT_TO_BE_HAD as error:
+        except FETCH_ERRORS as error:
             address = image_url if len(image_url) <= 80 else image_url[:40] + "..."
             reason = REFUSED if isinstance(error, MediaRefused) else _reason(error)
             raise VLLMValidationError(
@@ -242,7 +242,7 @@ def _load(
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises `ValueError` for an image of which reading costs too much."""
+    """Raises `ValueError` for an image that takes too much to read."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels; at most {MAX_PIXELS >> 20} megapixels are read")
     if max(width, height) > MAX_RATIO * min(width, height):
@@ -257,6 +257,7 @@ def _reason(error: BaseException) -> str:
 
 
 def use(allowed_hosts: Collection[str] = ()) -> None:
-    """Have vLLM's renderers in this process use it, unless the operator has chosen another one by its name."""
+    """Register the connector for vLLM's renderers in this process, unless the operator has chosen another one by
+    name."""
     connector = functools.partial(RefusingConnector, connection=GuardedConnection(allowed_hosts))
     MEDIA_CONNECTOR_REGISTRY.register(NAME)(connector)

@@ -1,9 +1,12 @@
-"""Every metric of ours, and the access log: what one request was, said once, when it is over.
+"""Our metrics, the access log (one line per request, at its end), and the format of log lines.
 
 vLLM's own metrics (time to first token in the engine, KV use, queue, MTP acceptance per position) come from the engine
 replicas through vLLM's Ray stat logger. Ours are what an engine cannot know: the whole request as its client saw it.
 All reach Ray's metrics endpoint with the replica's and the deployment's labels. Other labels come from enums and our
 own route patterns, never from users.
+
+Serve buffers its own log files by a thousand lines when it is set to be fast. Ours go to the actor's standard error,
+where Ray picks them up at once (dashboard, `ray logs`, the terminal of `serve run`).
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from serve_app.protocol.errors import Outcome
 from serve_app.router.request_context import RequestContext
 
 LOGGED_IGNORED = 20
-"""Of what a request asked for in vain, so many entries are in its line: a long history holds hundreds."""
+"""How many ignored parts of a request its line lists: a long history holds hundreds."""
 
 logger = logging.getLogger("serve_app.access")
 
 PROBES = frozenset({"/health", "/version", "/"})
-"""What load balancers and agents ask all the time."""
+"""Routes that load balancers and agents poll."""
 
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
@@ -78,11 +81,11 @@ class IngressMetrics:
                 self._tokens.inc(count, tags={"kind": kind})
         if migrations:
             self._migrations.inc(migrations)
-        self._asked_back(context, outcome)
+        self._observe_retry_after(context, outcome)
         for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
             if value is not None:
                 histogram.observe(value, tags={"route": route})
-        # A probe every few seconds would bury what people ask for; that nobody can serve is said by who lost a replica.
+        # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
         logger.log(
             logging.DEBUG if route in PROBES else logging.INFO,
             "request",
@@ -99,21 +102,21 @@ class IngressMetrics:
                 "queue_s": _round(queue_s),
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
-                **_ways(context),
+                **_path_fields(context),
                 "migrations": migrations,
             },
         )
 
-    def _asked_back(self, context: RequestContext, outcome: Outcome) -> None:
+    def _observe_retry_after(self, context: RequestContext, outcome: Outcome) -> None:
         error = context.error
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
 
 
-def _ways(context: RequestContext) -> dict[str, object]:
-    """What was left out of the request, the replicas of each attempt, what the migrations among them could not carry
-    exactly, and the tokens of a broken stream that it began with."""
+def _path_fields(context: RequestContext) -> dict[str, object]:
+    """What was left out of the request, the replicas of each attempt, what its migrations could not carry exactly, and
+    the tokens taken from a broken stream."""
     sequences = context.sequences
     return {
         "ignored": context.ignored[:LOGGED_IGNORED],
@@ -145,7 +148,7 @@ class FieldsFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Send what `serve_app` logs in this process to standard error. Calling it again changes nothing."""
+    """Log `serve_app` to standard error in this process. Calling it again changes nothing."""
     logger = logging.getLogger("serve_app")
     if any(isinstance(handler.formatter, FieldsFormatter) for handler in logger.handlers):
         return

@@ -1,8 +1,8 @@
 """The middleware in front of vLLM's API app: authentication, routes, limits, and the shape of errors. Pure ASGI.
 
-In order: request id; routes that are served at all (`ingress/routes.py`); the key; the body (encoding, size, aliases,
-effort); then vLLM's app. On the way back: the request id, errors in the API's own shape with a retry hint, streams that
-never go silent (`ingress/sse.py`), and one log line. Nothing here waits for anything but the client and the app.
+In order: request id; served routes (`ingress/routes.py`); the API key; the body (encoding, size, aliases, effort); then
+vLLM's app. On the way back: the request id, errors in the API's own shape with a retry hint, streams that never go
+silent (`ingress/sse.py`), and one log line.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import logging
 import math
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Protocol
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.ingress import content_encoding, routes
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.error_format import SERVER_FAULT, Api, error_body, foreign_error, status_of
+from serve_app.ingress.error_format import SERVER_FAULT, ApiStyle, error_body, foreign_error, status_of
 from serve_app.ingress.requests import json_body, preparation
 from serve_app.ingress.requests.edits import HEADER, Edits, header_value
 from serve_app.ingress.sse import EventStream
@@ -29,40 +31,34 @@ from serve_app.router.request_context import CURRENT, RequestContext
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
 NOT_PASSED_ON = (b"x-request-id", b"content-length", b"x-data-parallel-rank")
-"""Headers of a request that vLLM gets from us, or not at all: the last names a rank of its data parallelism, and
-routing is ours."""
+"""Request headers that we set ourselves or drop. The last names a rank of vLLM's data parallelism, and routing is
+ours."""
 
 REQUEST_ID = re.compile(r"[ -~]{1,256}")
-"""What a client may choose as request id: it is logged, and it is part of the engine's id. Any printable line, because
-Ray Serve returns to the client what it has sent, whatever we make of it."""
+"""A request id that a client may choose: it is logged, and it is part of the engine's id. Any printable text, because
+Ray Serve returns what the client has sent, whatever we make of it."""
 
 EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
-"""The model knows low, medium and high; the APIs know more. Anything else is left for vLLM to refuse."""
+"""The model has low, medium and high; the APIs have more. vLLM refuses any other value."""
 
 
 ABOUT_THE_BODY = (b"content-type", b"content-length", b"transfer-encoding")
-"""Headers of an answer that go when its body is replaced."""
+"""Response headers that are dropped when the body is replaced."""
 
 DISCONNECT_GRACE_S = 0.25
-"""What vLLM's handlers get to stop by themselves when the client is gone: a few turns of the event loop are enough."""
+"""How long vLLM's handlers may take to stop after a disconnect: a few turns of the event loop are enough."""
 
 
 class Keys(Protocol):
-    """The keys that may ask (`serve_app/ingress/auth.py`)."""
+    """The known API keys (`ingress/auth.py`)."""
 
     def name_of(self, presented: str) -> str | None:
-        """Whose key it is; None for an unknown one."""
+        """The name of the key's owner; None for an unknown key."""
 
 
 class AccessLog(Protocol):
-    """Told of every request once, when it is over (`serve_app/ingress/metrics.py`)."""
+    """Called once for every request, at its end (`ingress/metrics.py`)."""
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """One request has ended. `route` is a pattern of `routes.SERVED`, or "unserved"."""
@@ -82,16 +78,16 @@ class MiddlewareSettings:
 
 
 class IngressMiddleware:
-    """The ASGI app that the world talks to; `app` is vLLM's."""
+    """The outermost ASGI app; `app` is vLLM's."""
 
-    def __init__(self, app: App, settings: MiddlewareSettings, keys: Keys | None, log: AccessLog) -> None:
+    def __init__(self, app: ASGIApp, settings: MiddlewareSettings, keys: Keys | None, log: AccessLog) -> None:
         self.app = app
         self.settings = settings
         self.keys = keys
         self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection event; only HTTP is gated."""
+        """Serve one connection; only HTTP requests are processed here."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -105,9 +101,9 @@ class IngressMiddleware:
             resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None,
         )
         token = CURRENT.set(context)
-        exchange = _RequestCycle(self, scope, receive, send, headers, context)
+        cycle = _RequestCycle(self, scope, receive, send, headers, context)
         try:
-            await exchange.run()
+            await cycle.run()
         finally:
             CURRENT.reset(token)
 
@@ -148,7 +144,7 @@ class _RequestCycle:
         self._route = routes.find(path, self._method)
         self._api = routes.api_of(self._route, path, headers)
         self._status = 0
-        self._client_left = False
+        self._disconnected = False
         self._complete = False
         self._held: Message | None = None
         self._held_body = bytearray()
@@ -166,7 +162,7 @@ class _RequestCycle:
         except RequestRefused as refused:
             await self._refuse(refused)
         except asyncio.CancelledError:
-            self._client_left = self._client_left or not self._complete
+            self._disconnected = self._disconnected or not self._complete
             raise
         except Exception:  # the request's edge: what neither the middleware nor vLLM's app expected
             logger.exception("request_failed", extra={"id": self._context.request_id})
@@ -192,7 +188,8 @@ class _RequestCycle:
             await self._serve()
 
     async def _answer_options(self, route: routes.Route) -> None:
-        """What may be asked here. A browser wants to know, without its key, before it asks for a page of elsewhere."""
+        """The methods of a route. A browser asks, without its key, before it sends a request from another origin's
+        page."""
         cors, origin = self._middleware.settings.cors, self._headers.get("origin", "")
         headers = [(b"allow", route.allow.encode())]
         if "access-control-request-method" in self._headers:
@@ -241,25 +238,25 @@ class _RequestCycle:
             added += [(b"content-length", str(len(body)).encode("ascii")), (b"content-type", b"application/json")]
         headers = [(name, value) for name, value in self._scope["headers"] if name not in replaced] + added
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-        left = asyncio.Event()
+        disconnected = asyncio.Event()
 
         async def receive() -> Message:
             if pending:
                 return pending.pop()
-            message = await _first(self._receive(), _disconnect_after(left))
+            message = await _first(self._receive(), _disconnect_after(disconnected))
             if message["type"] == "http.disconnect" and not self._complete:
-                self._client_left = True
+                self._disconnected = True
             return message
 
         app = asyncio.ensure_future(self._middleware.app({**self._scope, "headers": headers}, receive, self._send))
         try:
             await asyncio.shield(app)
         except asyncio.CancelledError:
-            # Ray Serve cancels us when the client leaves. vLLM's handlers (`with_cancellation`) do not pass that on to
-            # what they have started, which would run to its end; at a disconnect they stop it. So that is what they
-            # get.
-            self._client_left = not self._complete
-            left.set()
+            # Ray Serve cancels this task when the client disconnects. vLLM's handlers (`with_cancellation`) do not
+            # cancel what they have started, which would run to its end; at a disconnect message they do. So they get
+            # one.
+            self._disconnected = not self._complete
+            disconnected.set()
             try:
                 await asyncio.wait([app], timeout=DISCONNECT_GRACE_S)
             finally:
@@ -267,7 +264,7 @@ class _RequestCycle:
             raise
 
     async def _end_failed(self) -> None:
-        """End a response that the app has left unfinished."""
+        """Complete a response that the app has left incomplete."""
         self._context.fail(ServeError(SERVER_FAULT))
         if self._complete or self._context.error is None:
             return
@@ -285,7 +282,7 @@ class _RequestCycle:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._client_left = True
+                self._disconnected = True
                 return None
             body += message.get("body", b"")
             if len(body) > limit:
@@ -305,8 +302,8 @@ class _RequestCycle:
         return content_encoding.as_utf8(read, content_type)
 
     def _rewrite(self, body: bytes) -> bytes:
-        """Aliases become the served name, efforts those the model knows; what agents send and vLLM does not take is
-        mended or left out (`ingress/requests/preparation.py`). Raises `RequestRefused`."""
+        """Replace aliases by the served name and efforts by those of the model; repair or leave out what agents send
+        and vLLM does not take (`ingress/requests/preparation.py`). Raises `RequestRefused`."""
         path = self._scope["path"]
         if path not in preparation.WITH_BODY:
             return body
@@ -342,8 +339,8 @@ class _RequestCycle:
         await self._send_raw({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _send(self, message: Message) -> None:
-        """What vLLM's app sends: streams and errors are looked after, anything else passes."""
-        if self._stream is not None:  # first: each token comes by here
+        """Pass on what vLLM's app sends; streams and errors are handled."""
+        if self._stream is not None:  # first: every token passes here
             await self._stream.body(message)
             return
         if message["type"] == "http.response.start":
@@ -385,7 +382,7 @@ class _RequestCycle:
     def _headers_of_ours(self) -> list[tuple[bytes, bytes]]:
         request_id = self._context.request_id.encode("latin-1")
         headers = [(b"x-request-id", request_id)] if self._middleware.settings.sets_request_id else []
-        if self._api is Api.ANTHROPIC:
+        if self._api is ApiStyle.ANTHROPIC:
             headers.append((b"request-id", request_id))
         headers += self._middleware.settings.cors.headers(self._headers.get("origin"))
         if self._context.ignored:
@@ -399,7 +396,7 @@ class _RequestCycle:
         return headers
 
     def _outcome(self) -> Outcome:
-        if self._client_left:
+        if self._disconnected:
             return Outcome.CANCELLED
         failed = self._status >= HTTPStatus.BAD_REQUEST or (self._stream is not None and self._stream.failed)
         if failed and self._context.error is not None:
@@ -410,7 +407,7 @@ class _RequestCycle:
 
 
 def _clamp_effort(holder: object) -> bool:
-    """Replace an effort the model does not know, in place. True when something changed."""
+    """Replace, in place, an effort that the model does not have. True when something changed."""
     if not isinstance(holder, dict):
         return False
     changed = False
@@ -422,8 +419,8 @@ def _clamp_effort(holder: object) -> bool:
     return changed
 
 
-async def _disconnect_after(left: asyncio.Event) -> Message:
-    await left.wait()
+async def _disconnect_after(disconnected: asyncio.Event) -> Message:
+    await disconnected.wait()
     return {"type": "http.disconnect"}
 
 

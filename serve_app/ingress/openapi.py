@@ -13,7 +13,7 @@ import msgspec
 from fastapi import FastAPI
 
 from serve_app.ingress import routes
-from serve_app.ingress.error_format import Api
+from serve_app.ingress.error_format import ApiStyle
 
 Schema = dict[str, Any]
 
@@ -130,11 +130,11 @@ def _complete(operation: Schema, route: routes.Route, path: str) -> None:
     api = routes.api_of(route, path, {})
     operation["security"] = [{"bearer": []}, {"x-api-key": []}, {}] if route.needs_key else []
     answers = {status: answer for status, answer in operation["responses"].items() if status.startswith("2")}
-    names = {Api.OPENAI: "OpenAIError", Api.ANTHROPIC: "AnthropicError"}
+    names = {ApiStyle.OPENAI: "OpenAIError", ApiStyle.ANTHROPIC: "AnthropicError"}
     shape: Schema = {"$ref": f"#/components/schemas/{names[api]}"}
     if route.api is None:
         shape = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names.values()]}
-    errors = {**ERRORS, "529" if api is Api.ANTHROPIC else "503": UNAVAILABLE}
+    errors = {**ERRORS, "529" if api is ApiStyle.ANTHROPIC else "503": UNAVAILABLE}
     if not route.needs_key:
         errors = {
             status: text for status, text in errors.items() if status in ("400", "405", "413", "415", "500", "503")

@@ -1,7 +1,7 @@
-"""The routes that are ours: the model list in both APIs' shapes, what this is, and the description of it all.
+"""Our own routes: the model list in both APIs' formats, the service's description at `/`, and the OpenAPI description.
 
-vLLM's routes that are not served (`routes.py`) are taken out of the app here, so that the middleware is not all that
-stands in front of them, and the description has none of them.
+vLLM's routes that are not served (`routes.py`) are removed from the app here, so that the middleware is not their only
+barrier, and the description does not list them.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from serve_app.protocol.errors import ModelNotFound
 
 @dataclass(frozen=True)
 class OwnFacts:
-    """What our routes tell."""
+    """Facts that our routes return."""
 
     model: str
     vllm_version: str
     refused: Callable[[], list[str]] = list
-    """Why nothing is sent to engine replicas that are there, a sentence for each (`router/routing.py`)."""
+    """Why some engine replicas get nothing, a sentence for each (`router/routing.py`)."""
     started_s: float = field(default_factory=time.time)
-    """When the model is said to have been created: it must not change from one question to the next."""
+    """The model's creation time: it must not change from one request to the next."""
 
 
 class Service(BaseModel):
-    """What this is."""
+    """The answer of `GET /`."""
 
     model: str
     engine: str
     apis: list[str]
     refused_replicas: list[str] = []
-    """Only where there are any: why nothing is sent to them, and what to do."""
+    """Only if there are any: why these replicas get nothing, and what to do."""
 
 
 def add(app: FastAPI, facts: OwnFacts) -> None:
-    """Serve them, in place of vLLM's where it has the same."""
+    """Add our routes, in place of vLLM's where it has the same."""
     app.router.routes[:] = [route for route in app.router.routes if _is_kept(route)]
     _add_models(app, facts)
 

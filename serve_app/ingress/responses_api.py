@@ -1,7 +1,7 @@
-"""`/v1/responses` as OpenAI's clients expect it, where vLLM's differs: cut answers and thinking budgets.
+"""Changes to vLLM's `/v1/responses` where it differs from OpenAI's: cut answers and thinking budgets.
 
-* An answer that ran into `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
-  that was cut says so, streamed or not.
+* An answer that reached `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
+  that was cut has that status, streamed or not.
 * `thinking_token_budget` works as on vLLM's other APIs.
 """
 
@@ -35,7 +35,7 @@ class IncompleteEvent(ResponseIncompleteEvent):
 
 
 def use() -> None:
-    """Have vLLM's Responses API in this process behave so. Calling it again changes nothing."""
+    """Apply the changes in this process. Calling it again changes nothing."""
     replace(vllm_api.WHOLE_RESPONSE, mark_cut_item)
     replace(vllm_api.RESPONSE_STREAM, end_as_it_ended)
     replace(vllm_api.RESPONSE_PARAMS, take_thinking_budget)
@@ -57,7 +57,7 @@ def take_thinking_budget(original: Function, _: ModuleType) -> Function:
 
 
 def mark_cut_item(original: Function, _: ModuleType) -> Function:
-    """Of an incomplete response, the last item is the one that was cut."""
+    """Mark the last item of an incomplete response: it is the one that was cut."""
 
     async def responses_full_generator(self: Any, *args: Any, **named: Any) -> Any:
         response = await original(self, *args, **named)
@@ -71,7 +71,7 @@ def mark_cut_item(original: Function, _: ModuleType) -> Function:
 
 
 def end_as_it_ended(original: Function, _: ModuleType) -> Function:
-    """The last events of a stream say whether the answer is whole."""
+    """End a stream with the events that say whether the answer is complete."""
 
     async def responses_stream_generator(
         self: Any, request: Any, sampling_params: Any, result_generator: Any, context: Any, *args: Any, **named: Any

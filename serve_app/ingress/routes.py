@@ -1,6 +1,7 @@
-"""What is served: one table of routes for the middleware, the OpenAPI description and the metrics' labels.
+"""The served routes: one table for the middleware, the OpenAPI description and the metrics' labels.
 
-Everything else is 404: vLLM's app has administration routes that nobody may reach from outside, some without a key.
+Everything else is 404: vLLM's app has administration routes that must not be reachable from outside, some without a
+key.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from serve_app.ingress.error_format import Api
+from serve_app.ingress.error_format import ApiStyle
 
 
 @dataclass(frozen=True)
 class Route:
-    """A served path. `needs_key` is False for what load balancers and probes ask."""
+    """A served path. `needs_key` is False for routes that load balancers and probes use."""
 
     methods: frozenset[str]
     pattern: re.Pattern[str]
-    api: Api | None
+    api: ApiStyle | None
     """None: OpenAI's, or Anthropic's for a client that sends `anthropic-version`."""
     needs_key: bool = True
     prompt_field: str | None = None
-    """The field that holds the prompt, for a prompt that is too long."""
+    """The field with the prompt, which the error for a too long prompt names."""
 
     @property
     def allow(self) -> str:
@@ -35,7 +36,12 @@ class Route:
 
 
 def _route(
-    methods: str, pattern: str, api: Api | None = Api.OPENAI, *, needs_key: bool = True, prompt: str | None = None
+    methods: str,
+    pattern: str,
+    api: ApiStyle | None = ApiStyle.OPENAI,
+    *,
+    needs_key: bool = True,
+    prompt: str | None = None,
 ) -> Route:
     return Route(frozenset(methods.split()), re.compile(pattern, re.DOTALL), api, needs_key, prompt)
 
@@ -48,8 +54,8 @@ SERVED = (
     _route("POST", "/v1/responses", prompt="input"),
     _route("GET", "/v1/responses/[^/]+"),
     _route("POST", "/v1/responses/[^/]+/cancel"),
-    _route("POST", "/v1/messages", Api.ANTHROPIC, prompt="messages"),
-    _route("POST", "/v1/messages/count_tokens", Api.ANTHROPIC, prompt="messages"),
+    _route("POST", "/v1/messages", ApiStyle.ANTHROPIC, prompt="messages"),
+    _route("POST", "/v1/messages/count_tokens", ApiStyle.ANTHROPIC, prompt="messages"),
     _route("GET", MODELS, None),
     _route("GET", f"{MODELS}/.+", None),
     _route("POST", "/tokenize", prompt="prompt"),
@@ -62,20 +68,20 @@ SERVED = (
 
 
 def tidy_path(path: str) -> str:
-    """The path as it is meant: clients put an address that ends in `/` before paths that begin with one."""
+    """The path without doubled slashes: clients join an address that ends in `/` with paths that begin with one."""
     path = re.sub(r"/{2,}", "/", path)
     return path.rstrip("/") or "/"
 
 
 def find(path: str, method: str) -> Route | None:
-    """The route of a path; with several, the one that takes the method. None: it is not served."""
+    """The route of a path; of several, the one that takes the method. None: it is not served."""
     matching = [route for route in SERVED if route.pattern.fullmatch(path)]
     return next((route for route in matching if route.allows(method)), None) or next(iter(matching), None)
 
 
-def api_of(route: Route | None, path: str, headers: dict[str, str]) -> Api:
-    """Whose shapes the client expects: the route's, or what it says itself where both APIs have the path."""
+def api_of(route: Route | None, path: str, headers: dict[str, str]) -> ApiStyle:
+    """The API style that the client expects: the route's, or by its headers where both APIs have the path."""
     if route is not None and route.api is not None:
         return route.api
     anthropic = "anthropic-version" in headers or path.startswith("/v1/messages")
-    return Api.ANTHROPIC if anthropic else Api.OPENAI
+    return ApiStyle.ANTHROPIC if anthropic else ApiStyle.OPENAI

@@ -1,53 +1,52 @@
-"""A stream on its way to the client: never silent, honest about its start, and an error is an error.
+"""Event streams to the client: never silent, with a true status at the start and true errors later.
 
-* Nothing is sent before there is something to say: the head is held back until the first event, so that a request which
-  fails before it gets a real status. No OpenAI stream gets a first chunk before the engine has its first token.
-* A stream with nothing to say for `keep_alive_s` gets a comment (OpenAI) or a `ping` event (Anthropic).
-* An event that only says that a stream has begun (`response.created`) goes out with the next one: vLLM sends it before
+* The head is held back until the first event, so that a request which fails before it gets a real status. No OpenAI
+  stream gets a first chunk before the engine has its first token.
+* A stream without an event for `keep_alive_s` gets a comment (OpenAI) or a `ping` event (Anthropic).
+* An event that only says that a stream has begun (`response.created`) is sent with the next one: vLLM sends it before
   the engine has seen the request.
-* An Anthropic stream gets its `message_start` soon after the request is on its way, with the true number of prompt
+* An Anthropic stream gets its `message_start` soon after the request was submitted, with the true number of prompt
   tokens: clients show it, and give up on silence. vLLM sends its own with the first token; that one is then dropped.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+from starlette.types import Message, Send
 
-from serve_app.ingress.error_format import Api, error_object, foreign_error
+from serve_app.ingress.error_format import ApiStyle, error_object, foreign_error
 from serve_app.protocol.errors import ServeError
 from serve_app.router.request_context import RequestContext
 
-Message = MutableMapping[str, Any]
-
-KEEP_ALIVE = {Api.OPENAI: b": keep-alive\n\n", Api.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
+KEEP_ALIVE = {ApiStyle.OPENAI: b": keep-alive\n\n", ApiStyle.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
 MESSAGE_START = b"event: message_start"
 RESPONSE_FAILED = b"event: response.failed"
 ERROR_STARTS = (b'data: {"error"', b"event: error", RESPONSE_FAILED)
 ONLY_BEGUN = (b"event: response.created", b"event: response.in_progress")
 MESSAGE_START_AFTER_S = 0.5
-"""An engine that refuses a request does so at once; until then the answer's status is open."""
+"""An engine refuses a request at once; until then the status of the answer stays open."""
 
-TO_BE_LOOKED_AT = (*ERROR_STARTS, MESSAGE_START)
+INSPECTED = (*ERROR_STARTS, MESSAGE_START)
 
 
 class EventStream:
-    """One `text/event-stream` response. `head` is the response start, which is sent when the first event is.
+    """One `text/event-stream` response. `head` is the response start, which is sent with the first event.
 
-    `send` gets the head and the end, `pass_on` may get what is between. `refuse` answers with an error in the place of
-    a stream that has not begun.
+    `send` gets the head and the end, `pass_on` may get what is between. `refuse` answers with an error in place of a
+    stream that has not begun.
     """
 
     def __init__(
         self,
         head: Message,
-        send: Callable[[Message], Awaitable[None]],
-        pass_on: Callable[[Message], Awaitable[None]],
+        send: Send,
+        pass_on: Send,
         refuse: Callable[[ServeError], Awaitable[None]],
-        api: Api,
+        api: ApiStyle,
         context: RequestContext,
         keep_alive_s: float,
     ) -> None:
@@ -69,7 +68,7 @@ class EventStream:
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer = self._loop.call_later(keep_alive_s, self._tick)
-        if api is Api.ANTHROPIC:
+        if api is ApiStyle.ANTHROPIC:
             self._spawn(self._start_message())
 
     async def body(self, message: Message) -> None:
@@ -78,8 +77,8 @@ class EventStream:
             return
         body = message.get("body", b"")
         if self._is_plain(message, body):
-            # Every token comes by here: no lock, no message of our own.
-            self._at_boundary = False  # nothing into the middle of it, however long the client takes
+            # Every token passes here: no lock, no message of our own.
+            self._at_boundary = False  # nothing in between, however slowly the client reads
             await self._pass_on(message)
             self._sent(body)
             return
@@ -112,7 +111,7 @@ class EventStream:
         self.close()
 
     def close(self) -> None:
-        """Stop the clock. Nothing is sent after this."""
+        """Stop the timer. Nothing is sent after this."""
         self._over = True
         self._timer.cancel()
         for task in self._tasks:
@@ -129,12 +128,12 @@ class EventStream:
         self._sent(body)
 
     def _is_plain(self, message: Message, body: bytes) -> bool:
-        """Whether it is an event like any other, with nobody else sending."""
+        """Whether it is an ordinary event, and no other task is sending."""
         return (
             self._head is None
             and len(body) > 0
             and message.get("more_body", False)
-            and not body.startswith(TO_BE_LOOKED_AT)
+            and not body.startswith(INSPECTED)
             and not self._lock.locked()
         )
 
@@ -144,31 +143,31 @@ class EventStream:
             self._at_boundary = body.endswith((b"\n\n", b"\r\n\r\n"))
 
     async def _answer(self, error: ServeError) -> None:
-        """The stream's first event is an error: answer with its status, as if no stream had been begun."""
+        """The first event is an error: answer with its status, as if there were no stream."""
         self._head = None
         self.close()
         await self._refuse(error)
 
     def _error(self, body: bytes) -> ServeError:
-        """What went wrong with the request: what was reported of it, else what the event says."""
+        """The request's error: the reported one, else what the event says."""
         if self._context.error is not None:
             return self._context.error
         payload = body[body.index(b"{") :].split(b"\n\n")[0]
         return foreign_error(_code(payload), payload)
 
     def _error_event(self, body: bytes) -> bytes:
-        """The error as an event in the API's shape. vLLM's may report what its stream converter tripped over."""
+        """The error as an event in the API's shape. vLLM's own event may report a failure of its stream converter."""
         if body.startswith(RESPONSE_FAILED):
             return body
         event = msgspec.json.encode(error_object(self._api, self._error(body or b"{}"), self._context.request_id))
-        name = b"event: error\n" if self._api is Api.ANTHROPIC else b""
+        name = b"event: error\n" if self._api is ApiStyle.ANTHROPIC else b""
         return name + b"data: " + event + b"\n\n"
 
     async def _start_message(self) -> None:
         await self._context.submitted.wait()
         await asyncio.sleep(MESSAGE_START_AFTER_S)
         async with self._lock:
-            # Of a request that has failed, the error is about to come, and its status is open until then.
+            # After a failure the error comes next, and the status must stay open for it.
             if not (self._message_started or self._over or self._context.error is not None):
                 await self._emit_message_start()
 
@@ -191,15 +190,15 @@ class EventStream:
         idle_s = self._loop.time() - self._last_sent_s
         left_s = self._keep_alive_s - idle_s
         if left_s <= 0 and self._at_boundary and not self._lock.locked():
-            self._spawn(self._beat())
+            self._spawn(self._keep_alive())
             left_s = self._keep_alive_s
         self._timer = self._loop.call_later(max(left_s, 0.05), self._tick)
 
-    async def _beat(self) -> None:
+    async def _keep_alive(self) -> None:
         async with self._lock:
             if self._over or (self._head is not None and self._context.error is not None):
                 return
-            if self._api is Api.ANTHROPIC and not self._message_started and self._context.submitted.is_set():
+            if self._api is ApiStyle.ANTHROPIC and not self._message_started and self._context.submitted.is_set():
                 await self._emit_message_start()
             else:
                 await self._emit(KEEP_ALIVE[self._api])
@@ -211,7 +210,7 @@ class EventStream:
 
 
 def _code(payload: bytes) -> int:
-    """The status that an error event of vLLM's names."""
+    """The status in an error event of vLLM's."""
     try:
         error = msgspec.json.decode(payload).get("error", {})
     except (msgspec.DecodeError, AttributeError):

@@ -1,8 +1,8 @@
-"""What pydantic says about a request, as one sentence and the path of the field that it is about.
+"""Pydantic's errors about a request as one sentence, with the path of the field.
 
 Pydantic reports every branch of a union (`messages`, `input`, `content`: up to dozens of errors for one wrong field),
-with the names of its own types in the paths. Here the request itself is walked along each path, so that only what is a
-field of the request stays in it; of a union the branch counts that the value was meant for; and errors of one field are
+with the names of its own types in the paths. Here each path is followed through the request itself, so that only fields
+of the request stay in it; of a union only the branch counts that the value was meant for; and errors of one field are
 put together ("must be a string or an array").
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from serve_app.ingress.error_format import NOT_VALID, plain_sentence
 
 DISCRIMINATORS = ("type", "role")
-"""The fields by which an object says which branch of a union it is meant for."""
+"""The fields that select the branch of a union."""
 
 KINDS = {
     "string_type": "a string",
@@ -45,7 +45,7 @@ KINDS = {
     "dataclass_type": "an object",
     "none_required": "null",
 }
-"""Pydantic's error types that say what a value must be, in JSON's words."""
+"""What a value must be, in JSON's words, by pydantic's error type."""
 
 BOUNDS = {
     "greater_than": "greater than {gt}",
@@ -64,7 +64,7 @@ VALUES_SHOWN = 12
 """How many allowed values a sentence lists; the longest lists (tool types) would fill a screen."""
 
 LISTS_SEARCHED = 500
-"""Lists of a request that are looked at for one that an error is about; a long conversation has as many."""
+"""Lists of a request that are searched for the one that an error is about; a long conversation has as many."""
 
 PATH_SEGMENT = re.compile(r"[A-Za-z_][\w.\-]{0,63}")
 
@@ -73,7 +73,7 @@ ErrorDetails = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a request: `param` is the field's path, None where no single field is at fault."""
+    """What is wrong with a request. `param` is the field's path, None where no single field is at fault."""
 
     message: str
     param: str | None
@@ -93,7 +93,7 @@ class _Fault:
 
     @property
     def misses_its_branch(self) -> bool:
-        """Whether it says that the value is meant for another branch of a union."""
+        """Whether it only shows that the value is meant for another branch of a union."""
         at_discriminator = bool(self.path) and self.path[-1] in DISCRIMINATORS
         return at_discriminator and self.kind in ("literal_error", "enum", "missing")
 
@@ -115,17 +115,17 @@ def describe(errors: Sequence[object], body: object = None) -> Problem:
 
 
 def _locate(error: ErrorDetails, body: object) -> _Fault:
-    """Sort the parts of pydantic's path into fields of the request and branches of unions."""
+    """Separate the parts of pydantic's path into fields of the request and branches of unions."""
     loc = list(error.get("loc") or ())
     if loc and loc[0] in ("body", "query", "path", "header"):
         loc = loc[1:]
     if loc and isinstance(loc[0], int) and not isinstance(body, list):
-        # Some lists are read lazily, and what is wrong in them is then told from the list on.
+        # Some lists are read lazily: the path of an error in them begins at the list.
         for start, inner in islice(_lists(body), LISTS_SEARCHED):
             fault, value = _walk(error, loc, inner)
             if value == error.get("input"):
                 return _Fault(start + fault.path, fault.branches, error)
-        return _walk(error, loc[1:], None)[0]  # which list it was cannot be said
+        return _walk(error, loc[1:], None)[0]  # it is not known which list
     return _walk(error, loc, body)[0]
 
 
@@ -166,8 +166,8 @@ def _is_in(value: object, part: str | int) -> bool:
 
 
 def _looks_like_a_field(part: object) -> bool:
-    """Whether a part of pydantic's path is a field's name, where there is no request to look at: type names are in
-    capitals or have brackets."""
+    """Whether a part of pydantic's path is a field's name, where there is no request to compare: type names have
+    capitals or brackets."""
     if isinstance(part, int):
         return True
     text = str(part)
@@ -177,7 +177,7 @@ def _looks_like_a_field(part: object) -> bool:
 
 
 def _meant(faults: list[_Fault]) -> list[_Fault]:
-    """Of each union, the faults of the branch that the value was meant for: the one whose `type` or `role` it has."""
+    """The faults of the union branch that the value was meant for: the one whose `type` or `role` it has."""
     missed = {
         fault.branches[: index + 1]
         for fault in faults
@@ -190,7 +190,7 @@ def _meant(faults: list[_Fault]) -> list[_Fault]:
         for fault in faults
         if not any(fault.branches[: index + 1] in missed for index in range(len(fault.branches)))
     ]
-    # A branch of another JSON type says nothing about the value ("must be a string", of an array).
+    # A branch of another JSON type tells nothing about the value ("must be a string", of an array).
     deepest = max((len(fault.path) for fault in rest), default=0)
     if any(len(fault.path) < deepest for fault in rest):
         rest = [fault for fault in rest if len(fault.path) == deepest]
@@ -201,9 +201,9 @@ def _sentence(path: tuple[str | int, ...], faults: list[_Fault]) -> Problem:
     param = _param(path)
     name = f"`{param}`" if param else "The request body"
     kinds = {fault.kind for fault in faults}
-    said = [_own_words(fault) for fault in faults if fault.kind in ("value_error", "assertion_error")]
-    if said and said[0] is not None:
-        return said[0] if said[0].param or not param else Problem(said[0].message, param)
+    own = [_validator_message(fault) for fault in faults if fault.kind in ("value_error", "assertion_error")]
+    if own and own[0] is not None:
+        return own[0] if own[0].param or not param else Problem(own[0].message, param)
     if "union_tag_not_found" in kinds:
         field = str((faults[0].details.get("ctx") or {}).get("discriminator", "type")).strip("'")
         param = f"{param}.{field}" if param else field
@@ -241,8 +241,8 @@ def _allowed_values(fault: _Fault) -> list[str]:
     return re.findall(r"'([^']*)'", expected) or [expected]
 
 
-def _own_words(fault: _Fault) -> Problem | None:
-    """What a validator of vLLM's has said itself, with the field that it names."""
+def _validator_message(fault: _Fault) -> Problem | None:
+    """The message of a validator of vLLM's, with the field that it names."""
     cause = (fault.details.get("ctx") or {}).get("error")
     text = str(cause.args[0]) if isinstance(cause, Exception) and cause.args else ""
     parameter = getattr(cause, "parameter", None)
@@ -258,7 +258,7 @@ def _broken_json(details: ErrorDetails) -> str:
 
 
 def _param(path: tuple[str | int, ...]) -> str | None:
-    """The path with dots. It ends where the client's own words begin (a key of a map can be anything)."""
+    """The path with dots. It ends where a part is not a field's name (a key of a map can be anything)."""
     parts: list[str] = []
     for part in path:
         if isinstance(part, str) and not PATH_SEGMENT.fullmatch(part):

@@ -1,8 +1,8 @@
-"""Every exception and error answer of vLLM's server, as one of our errors (`protocol/errors.py`).
+"""Turns every exception and error response of vLLM's server into one of our errors (`protocol/errors.py`).
 
-vLLM turns what goes wrong into an answer in many places: FastAPI's handlers, `except` clauses of its routes, streams
-that have begun. All of them pass here: the handlers are ours, and the few functions in between are replaced. What comes
-out is kept with the request (`RequestContext.fail`), and the middleware answers with it, in the API's shape and words.
+vLLM makes error responses in many places: FastAPI's handlers, `except` clauses of its routes, streams that have begun.
+The handlers are ours, and the few functions in between are replaced, so that all of them pass here. The error is kept
+with the request (`RequestContext.fail`), and the middleware answers with it, in the API's shape and words.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 from serve_app.ingress.error_format import (
     NOT_VALID,
     SERVER_FAULT,
-    Api,
+    ApiStyle,
     error_object,
     message_of,
     openai_code,
@@ -50,8 +50,8 @@ from serve_app.vllm_patches.patching import Function, replace
 
 SHAPELESS = "A field of the request has a value of the wrong type or shape."
 NOT_UNDERSTOOD = (TypeError, AttributeError, LookupError, AssertionError)
-"""What Python raises where code meets a value that it did not expect: before an engine has the request, it is the
-request's."""
+"""What Python raises for a value that code did not expect. Before an engine has the request, the request is the
+cause."""
 
 TOO_DEEP = "The request is nested too deeply."
 TEMPLATE_FAULT = "The messages cannot be rendered by the model's chat template."
@@ -62,11 +62,11 @@ TOO_LONG = re.compile(
     r"|engine prompt length (?P<e>\d+) exceeds the max_model_len (?P<f>\d+)",
     re.DOTALL,
 )
-"""A prompt that became too long after it was tokenised (images), in vLLM's words: these refusals carry no numbers but
-in their text."""
+"""vLLM's messages for a prompt that became too long after it was tokenised (images): only their text has the
+numbers."""
 
 FIELD_FIRST = re.compile(r"`?([a-z]+(?:_[a-z]+)*)`? (?:must be|cannot contain)\b")
-"""How vLLM's checks of sampling parameters begin, most of which do not say otherwise which field is meant."""
+"""How vLLM's checks of sampling parameters begin; most of them name the field in no other way."""
 
 LOGGERS = (
     "vllm.entrypoints.anthropic.api_router",
@@ -74,14 +74,14 @@ LOGGERS = (
     "vllm.entrypoints.openai.chat_completion.serving",
     "vllm.entrypoints.openai.completion.serving",
 )
-"""They write a traceback for whatever ends a stream or an Anthropic request, a client's mistake too."""
+"""Loggers that write a traceback for whatever ends a stream or an Anthropic request, a client's mistake too."""
 
 
 logger = logging.getLogger(__name__)
 
 
 class ServeHTTPError(GracefulHTTPError):  # type: ignore[misc]  # vLLM is not read by mypy
-    """Our error in the form that vLLM's handlers pass on."""
+    """Our error in a form that vLLM's handlers pass on."""
 
     def __init__(self, error: ServeError) -> None:
         super().__init__(error.message, error.status)
@@ -89,7 +89,7 @@ class ServeHTTPError(GracefulHTTPError):  # type: ignore[misc]  # vLLM is not re
 
 
 def use(app: FastAPI) -> None:
-    """Have `app`, and vLLM's code in this process, report errors here."""
+    """Install our handlers in `app`, and the log filter."""
     for kind in (
         RequestValidationError, HTTPException, VLLMError, jinja2.TemplateError, RecursionError,
         ValueError, OverflowError, NotImplementedError, ServeError, *NOT_UNDERSTOOD, Exception,
@@ -101,7 +101,7 @@ def use(app: FastAPI) -> None:
 
 
 def patch() -> None:
-    """Replace what stands between an exception and its answer. Calling it again changes nothing."""
+    """Replace vLLM's functions between an exception and its response. Calling it again changes nothing."""
     replace(vllm_api.SERVING_ERROR, _reporting)
     replace(vllm_api.ANTHROPIC_ERROR, _reporting)
     replace(vllm_api.RESPONSE_EVENTS, _failing_properly)
@@ -111,7 +111,7 @@ def patch() -> None:
 
 
 def classify(error: BaseException) -> ServeError:
-    """The error that a client is told of for an exception raised while its request was handled."""
+    """The error for a client, from an exception raised while its request was handled."""
     for kinds, meaning in MEANINGS:
         if isinstance(error, kinds):
             return meaning(error)
@@ -119,7 +119,7 @@ def classify(error: BaseException) -> ServeError:
         return classify(error.__cause__)
     context = CURRENT.get()
     if isinstance(error, NOT_UNDERSTOOD) and context is not None and not context.sequences:
-        # vLLM checks many fields less than it relies on them. The line in the log is for whoever mends that.
+        # vLLM does not check all that it relies on. The log line helps to fix that.
         logger.warning("request_not_understood", extra={"id": context.request_id, "error": repr(error)[:200]})
         return RequestRefused(SHAPELESS)
     return ServeError(SERVER_FAULT, HTTPStatus(getattr(error, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)))
@@ -145,12 +145,12 @@ def _of_framework(error: HTTPException) -> ServeError:
 
 def _of_pydantic(error: ValidationError) -> ServeError:
     if error.title.endswith(("Response", "Event", "Chunk")):
-        return ServeError(SERVER_FAULT)  # an answer of ours that is not what it should be
+        return ServeError(SERVER_FAULT)  # our own response does not fit its model
     return _refused(describe(error.errors(include_url=False)))
 
 
 def _worded(text: str, status: HTTPStatus, param: str | None = None) -> ServeError:
-    """An error of which vLLM has written the words."""
+    """An error from a message of vLLM's."""
     too_long = TOO_LONG.search(text)
     if too_long is not None:
         prompt_tokens, limit = (int(number) for number in too_long.groups() if number is not None)
@@ -184,7 +184,7 @@ MEANINGS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Cal
         lambda error: _worded(str(error), HTTPStatus.BAD_REQUEST),
     ),
 )
-"""The first that fits says what an exception means. Any other is a fault of the server."""
+"""The first match gives the error. Any other exception is a fault of the server."""
 
 
 # ---- where it is reported --------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ async def _answer(request: Request, raised: Exception) -> Response:
     else:
         error = report(classify(raised))
     headers = getattr(raised, "headers", None)
-    return JSONResponse(error_object(Api.OPENAI, error, ""), error.status, headers=headers)
+    return JSONResponse(error_object(ApiStyle.OPENAI, error, ""), error.status, headers=headers)
 
 
 def _reporting(original: Function, _module: ModuleType) -> Function:
@@ -246,7 +246,7 @@ def _failing_properly(original: Function, _module: ModuleType) -> Function:
 
 
 class _Progress:
-    """How far a stream of `/v1/responses` has come."""
+    """The progress of a stream of `/v1/responses`."""
 
     def __init__(self) -> None:
         self._response: Any = None
@@ -265,7 +265,7 @@ class _Progress:
             response = response.model_dump(mode="json", by_alias=True)
         server = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         code = openai_code(error) or ("server_error" if server else "invalid_prompt")
-        reason = {"code": code, "message": message_of(Api.OPENAI, error)}
+        reason = {"code": code, "message": message_of(ApiStyle.OPENAI, error)}
         event = {
             "type": "response.failed",
             "sequence_number": self._events,

@@ -1,4 +1,4 @@
-"""What does not fit into the context is refused with the true number of tokens, which agents read.
+"""Refusals of prompts and outputs that do not fit into the context, with the true number of tokens, which agents read.
 
 vLLM clamps `max_tokens` to what the prompt leaves, and so do we: a request is refused only for a prompt that leaves
 nothing, or for more output than the whole context holds.
@@ -16,15 +16,15 @@ from serve_app.vllm_patches.patching import Function, replace
 
 SAMPLES: Final = 16
 SAMPLE_CHARS: Final = 4096
-"""So many pieces of so many characters, spread over a long text, say about how many tokens it has: 0.07 s on the event
-loop. To tokenise 20 MB that do not fit took 23 s and 2.5 GB."""
+"""A long text is sampled: this many pieces of this many characters. Tokenising them takes 0.07 s on the event loop; to
+tokenise 20 MB that do not fit took 23 s and 2.5 GB."""
 
 LONG_TEXT: Final = 8
-"""Characters per token of the context beyond which a text is not tokenised before its samples have been. Prose and code
-have four."""
+"""Characters per token of the context beyond which a text is sampled before it is tokenised. Prose and code have
+four."""
 
 CLEARLY: Final = 2
-"""How many times what fits a text must have by its samples. Below that it is counted."""
+"""A sampled text is refused if it has more than this many times the tokens that fit. Below that it is counted."""
 
 
 def patch() -> None:
@@ -48,8 +48,8 @@ def _output_check(original: Function, _module: ModuleType) -> Function:
 
 
 def _counting_all(original: Function, _module: ModuleType) -> Function:
-    """Tokenise the whole prompt. vLLM stops at one token more than fits, and then cannot say how many there are; the
-    tokenizer works through all of the text either way."""
+    """Tokenise the whole prompt. vLLM stops at one token more than fits, and cannot report the count; the tokenizer
+    reads all of the text either way."""
 
     def get_encode_kwargs(self: Any) -> dict[str, Any]:
         arguments: dict[str, Any] = original(self)
@@ -97,8 +97,8 @@ def _token_check(original: Function, _module: ModuleType) -> Function:
 
 
 def _no_room(original: Function, _module: ModuleType) -> Function:
-    """A prompt that fills the context to its last token leaves none for an answer: vLLM would clamp `max_tokens` to 0
-    and find fault with that."""
+    """Refuse a prompt that fills the context: it leaves no token for an answer, and vLLM would clamp `max_tokens` to 0
+    and report that."""
 
     def get_max_tokens(max_model_len: int, max_tokens: int | None, input_length: int, *rest: Any, **named: Any) -> int:
         if input_length >= max_model_len and named.get("truncate_prompt_tokens") is None:

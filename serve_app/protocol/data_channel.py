@@ -1,12 +1,11 @@
 """The data channel between an ingress and an engine replica: one TCP connection, attempts one way, frames the other.
 
-A call or a message of Ray Serve's costs each side as much as several steps' tokens do. So what comes with every step
-and with every attempt does not go that way. Serve still holds the pair together (`router/serve_transport.py`): beside
-it the ingress keeps one streaming call open, which Serve waits for before it ends a replica, and which says how the
-replica ended when the channel breaks.
+A call or a message of Ray Serve costs each side as much as several steps' tokens. So attempts and frames do not go by
+Serve. Serve still manages the pair (`router/serve_transport.py`): the ingress keeps one streaming call open beside the
+channel. Serve waits for that call before it stops a replica, and it reports how the replica ended when the channel
+breaks.
 
-A message is its length (4 bytes), its kind (1 byte) and its body, which is msgpack but for a frame: that is encoded
-already.
+A message is its length (4 bytes), its kind (1 byte) and its body. Bodies are msgpack; a frame arrives encoded.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from serve_app.protocol.messages import DataChannelAddress, Frame, decode_frame
 logger = logging.getLogger(__name__)
 
 OPEN_TIMEOUT_S = 5.0
-"""What does not answer in this time is behind a firewall, or in trouble."""
+"""Longer without an answer: a firewall drops the packets, or the replica is in trouble."""
 
 MAX_MESSAGE_BYTES = 1 << 30
-"""No message of ours is so long: what claims to be is no message of ours."""
+"""Our messages are shorter: a longer one is from something else."""
 
 OPEN, RUN, STOP, ENDED, FRAME = range(5)
-"""Kinds of messages: `Handshake`, `Start`, a number, `Ended`, a frame."""
+"""Kinds of messages: `Handshake`, `StartAttempt`, a number, `AttemptEnded`, a frame."""
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
@@ -57,25 +56,25 @@ ERRORS: dict[str, type[Exception]] = {
         EngineDeadBeside,
     )
 }
-"""How an attempt may end that did not run to its end, by the name that is sent."""
+"""Errors that an attempt may end with, by the name that is sent."""
 
 
 class Handshake(msgspec.Struct, array_like=True):
-    """The first message: who calls whom, and that it was offered the channel."""
+    """The first message: which ingress calls which replica, and the secret that proves the address was offered."""
 
     secret: bytes
     target: str
     ingress_id: str
 
 
-class Start(msgspec.Struct, array_like=True):
+class StartAttempt(msgspec.Struct, array_like=True):
     """An attempt (`AttemptRequest`, encoded). `number` counts those of this channel."""
 
     number: int
     attempt: bytes
 
 
-class Ended(msgspec.Struct, array_like=True):
+class AttemptEnded(msgspec.Struct, array_like=True):
     """An attempt has ended: `error` is empty or a name in `ERRORS`."""
 
     number: int
@@ -84,7 +83,7 @@ class Ended(msgspec.Struct, array_like=True):
 
 
 class Runner(Protocol):
-    """What a channel leads to: `EngineReplica`."""
+    """What the server runs attempts on: `EngineReplica`."""
 
     async def run_attempt(self, target: str, data: bytes) -> None:
         """Run an attempt to its end; cancelling it aborts the attempt."""
@@ -94,7 +93,7 @@ class Runner(Protocol):
 
 
 class DataChannelServer:
-    """Takes the data channels of one replica."""
+    """Accepts the data channels of one replica."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -103,12 +102,12 @@ class DataChannelServer:
         self._channels: set[asyncio.Task[None]] = set()
 
     async def open(self, host: str) -> DataChannelAddress:
-        """Listen there, on any free port. Raises `OSError` where that is not possible."""
+        """Listen on any free port of that host. Raises `OSError` where that is not possible."""
         self._server = await asyncio.start_server(self._take, host, 0)
         return DataChannelAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
 
     async def close(self) -> None:
-        """End every channel, and what runs on it."""
+        """End every channel and the attempts on it."""
         if self._server is not None:
             self._server.close()
         for channel in self._channels:
@@ -128,7 +127,7 @@ class DataChannelServer:
             while True:
                 kind, body = await _read(reader)
                 if kind == RUN:
-                    start = msgspec.msgpack.decode(body, type=Start)
+                    start = msgspec.msgpack.decode(body, type=StartAttempt)
                     attempts[start.number] = asyncio.create_task(self._run(writer, handshake.target, start))
                     attempts = {number: task for number, task in attempts.items() if not task.done()}
                 elif kind == STOP and (stopped := attempts.get(msgspec.msgpack.decode(body, type=int))) is not None:
@@ -146,14 +145,14 @@ class DataChannelServer:
     async def _handshake(self, reader: asyncio.StreamReader) -> Handshake:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             kind, body = await _read(reader, longest=4096)
-        opening = msgspec.msgpack.decode(body, type=Handshake)
-        if kind != OPEN or not hmac.compare_digest(opening.secret, self._secret):
-            raise ConnectionError("this line was not offered")
-        return opening
+        handshake = msgspec.msgpack.decode(body, type=Handshake)
+        if kind != OPEN or not hmac.compare_digest(handshake.secret, self._secret):
+            raise ConnectionError("the secret is wrong")
+        return handshake
 
-    async def _pump(self, writer: asyncio.StreamWriter, opening: Handshake) -> None:
+    async def _pump(self, writer: asyncio.StreamWriter, handshake: Handshake) -> None:
         try:
-            async with contextlib.aclosing(self._runner.frames(opening.target, opening.ingress_id)) as frames:
+            async with contextlib.aclosing(self._runner.frames(handshake.target, handshake.ingress_id)) as frames:
                 async for frame in frames:
                     writer.write(_message(FRAME, frame))
                     # Waits while the ingress does not read: steps are then merged (`replica.Outbox`).
@@ -163,20 +162,20 @@ class DataChannelServer:
         finally:
             writer.transport.abort()
 
-    async def _run(self, writer: asyncio.StreamWriter, target: str, start: Start) -> None:
-        ended = Ended(start.number)
+    async def _run(self, writer: asyncio.StreamWriter, target: str, start: StartAttempt) -> None:
+        ended = AttemptEnded(start.number)
         try:
             await self._runner.run_attempt(target, start.attempt)
         except tuple(ERRORS.values()) as error:
-            ended = Ended(start.number, type(error).__name__, str(error))
-        except Exception as error:  # whatever it is, the ingress must not wait for ever
+            ended = AttemptEnded(start.number, type(error).__name__, str(error))
+        except Exception as error:  # whatever it is, the ingress must not wait forever
             logger.exception("an attempt failed")
-            ended = Ended(start.number, AttemptRefused.__name__, f"{type(error).__name__}: {error}")
+            ended = AttemptEnded(start.number, AttemptRefused.__name__, f"{type(error).__name__}: {error}")
         writer.write(_message(ENDED, msgspec.msgpack.encode(ended)))
 
 
 class DataChannel:
-    """The ingress' end of a line. `frames` must be read: what attempts wait for comes with it."""
+    """The ingress' end of a channel. Read `frames` all the time: the ends of attempts come with them."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -194,22 +193,23 @@ class DataChannel:
         return cls(reader, writer)
 
     async def frames(self) -> AsyncGenerator[Frame, None]:
-        """Frames until the channel ends, however it does."""
+        """Frames until the channel ends, for whatever reason."""
         with contextlib.suppress(OSError, EOFError):
             while True:
                 kind, body = await _read(self._reader)
                 if kind == FRAME:
                     yield decode_frame(body)
                 elif kind == ENDED:
-                    self._end(msgspec.msgpack.decode(body, type=Ended))
+                    self._end(msgspec.msgpack.decode(body, type=AttemptEnded))
 
     async def run(self, attempt: bytes) -> None:
-        """Run an attempt; returns when it has ended. Raises what it ended with, or what `close` was told."""
+        """Run an attempt; returns when it has ended. Raises the error that it ended with, or the reason given to
+        `close`."""
         if self._broken is not None:
             raise _again(self._broken)
         number = next(self._numbers)
         ended = self._running[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(_message(RUN, msgspec.msgpack.encode(Start(number, attempt))))
+        self._writer.write(_message(RUN, msgspec.msgpack.encode(StartAttempt(number, attempt))))
         try:
             await ended
         except asyncio.CancelledError:
@@ -218,19 +218,19 @@ class DataChannel:
         finally:
             del self._running[number]
 
-    def hang_up(self) -> None:
-        """End it here: `frames` ends. What runs on it waits to be told why (`close`)."""
+    def disconnect(self) -> None:
+        """Close the connection: `frames` ends. Attempts on it wait for `close`, which tells them why."""
         self._writer.transport.abort()
 
     def close(self, reason: Exception) -> None:
-        """End it; what runs on it ends with `reason`."""
+        """Close the connection; attempts on it end with `reason`."""
         self._broken = reason
-        self.hang_up()
+        self.disconnect()
         for ended in self._running.values():
             if not ended.done():
                 ended.set_exception(_again(reason))
 
-    def _end(self, how: Ended) -> None:
+    def _end(self, how: AttemptEnded) -> None:
         ended = self._running.get(how.number)
         if ended is None or ended.done():
             return
@@ -241,7 +241,7 @@ class DataChannel:
 
 
 def _again(error: Exception) -> Exception:
-    """One exception must not be raised in several tasks: each adds to its traceback."""
+    """A copy: one exception must not be raised in several tasks, for each adds to its traceback."""
     return type(error)(*error.args)
 
 
@@ -250,7 +250,7 @@ def _message(kind: int, body: bytes) -> bytes:
 
 
 async def _read(reader: asyncio.StreamReader, longest: int = MAX_MESSAGE_BYTES) -> tuple[int, memoryview]:
-    """Kind and body of the next message. Raises `OSError`, `EOFError` at the end of the line."""
+    """Kind and body of the next message. Raises `OSError`, `EOFError` at the end of the stream."""
     length = int.from_bytes(await reader.readexactly(4), "big")
     if not 0 < length <= longest:
         raise ConnectionError(f"a message of {length} bytes")

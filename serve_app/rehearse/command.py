@@ -21,9 +21,9 @@ from loadtest.report.files import write_text
 from serve_app.config import deployment, hardware
 from serve_app.config.profile import ROOT
 from serve_app.rehearse import facts, measure, page, setup, verdict
-from serve_app.rehearse.facts import Facts
+from serve_app.rehearse.facts import RehearsalFacts
 from serve_app.rehearse.service import NotStarted, Say, Service, serve_command
-from serve_app.rehearse.setup import ACCEPTED, Plan
+from serve_app.rehearse.setup import ACCEPTED, RehearsalPlan
 
 SPARE_START_S = 600.0
 """For the checks, Ray and Serve, besides the engine's own limit: 190 s were seen on a busy machine of two cores."""
@@ -36,7 +36,7 @@ def run(given: argparse.Namespace, say: Say) -> int:
     for warning in plan.warnings:
         say(f"NOTE  {warning}")
     say(f"Rehearsing {plan.profile} with dummy weights; everything goes to {out}")
-    found = Facts(
+    found = RehearsalFacts(
         profile=plan.profile,
         is_demo=plan.is_demo,
         ranks=plan.ranks,
@@ -71,7 +71,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _rehearse(plan: Plan, load_s: float, out: Path, found: Facts, say: Say) -> None:
+def _rehearse(plan: RehearsalPlan, load_s: float, out: Path, found: RehearsalFacts, say: Say) -> None:
     service = Service(serve_command(plan.deploy), out / "start.log", say)
     log = ROOT / "build" / f"serve-{plan.port}.log"
     log.unlink(missing_ok=True)
@@ -97,7 +97,7 @@ def _rehearse(plan: Plan, load_s: float, out: Path, found: Facts, say: Say) -> N
             shutil.copyfile(log, out / "service.log")
 
 
-def _ask(plan: Plan, service: Service, load_s: float, out: Path, found: Facts, say: Say) -> None:
+def _ask(plan: RehearsalPlan, service: Service, load_s: float, out: Path, found: RehearsalFacts, say: Say) -> None:
     say("\nRequests")
     found.requests = measure.three_requests(plan)
     for request in found.requests:
@@ -113,7 +113,7 @@ def _ask(plan: Plan, service: Service, load_s: float, out: Path, found: Facts, s
     found.kill = measure.kill(plan, service.dashboard, out, say)
 
 
-def _report(found: Facts, out: Path, say: Say) -> int:
+def _report(found: RehearsalFacts, out: Path, say: Say) -> int:
     findings = verdict.judge(found, ACCEPTED)
     ready, said = verdict.summary(found, findings)
     say("")

@@ -38,7 +38,7 @@ class Phase:
 
 
 @dataclass
-class Memory:
+class GpuMemory:
     """One GPU's, in bytes; of several GPUs the fullest. None: not known here."""
 
     planned_weights: float | None = None
@@ -54,7 +54,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Request:
+class TrialRequest:
     """One request of a kind."""
 
     kind: str
@@ -67,7 +67,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """The load test's main figures. Rates in tokens a second, times in ms."""
 
     requests: int
@@ -84,7 +84,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Kill:
+class KillResult:
     """A killed engine core, with streams open."""
 
     streams: int
@@ -97,7 +97,7 @@ class Kill:
 
 
 @dataclass
-class Facts:
+class RehearsalFacts:
     """Everything that was measured, as far as the rehearsal came."""
 
     profile: str
@@ -110,11 +110,11 @@ class Facts:
     phases: list[Phase] = field(default_factory=list)
     answered: bool = False
     start_error: str = ""
-    memory: Memory = field(default_factory=Memory)
-    requests: list[Request] = field(default_factory=list)
-    load: Load | None = None
+    memory: GpuMemory = field(default_factory=GpuMemory)
+    requests: list[TrialRequest] = field(default_factory=list)
+    load: LoadResult | None = None
     load_error: str = ""
-    kill: Kill | None = None
+    kill: KillResult | None = None
     stop_s: float | None = None
     left_over: list[str] = field(default_factory=list)
     """Processes that the service left behind."""

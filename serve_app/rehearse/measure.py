@@ -18,9 +18,9 @@ from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.config import hardware, memory
 from serve_app.config.schema import AppConfig
 from serve_app.rehearse import facts
-from serve_app.rehearse.facts import Facts, Kill, Load, Memory, Request
+from serve_app.rehearse.facts import GpuMemory, KillResult, LoadResult, RehearsalFacts, TrialRequest
 from serve_app.rehearse.service import Say, run_tool
-from serve_app.rehearse.setup import HOST, Plan
+from serve_app.rehearse.setup import HOST, RehearsalPlan
 
 TEXT_TOKENS, IMAGE_SIDE, LEAST_IMAGE_TOKENS = 32, 448, 169
 CITIES = ("Oslo", "Paris")
@@ -53,7 +53,7 @@ STREAM_TOKENS = 600
 """Long enough to be open while an engine is killed and streams begin to move on another."""
 
 
-def three_requests(plan: Plan) -> list[Request]:
+def three_requests(plan: RehearsalPlan) -> list[TrialRequest]:
     """A text, an image and a forced tool call. Sizes and form are looked at, for the words are noise."""
     with httpx.Client(base_url=f"http://{HOST}:{plan.port}", timeout=REQUEST_S) as client:
         asked = _Asked(client, plan.config.model.served_name)
@@ -74,15 +74,15 @@ class _Asked:
         self._model = model
         self._prompt_tokens = 0
 
-    def about(self, kind: str, ask: Any) -> Request:
+    def about(self, kind: str, ask: Any) -> TrialRequest:
         began_s = time.monotonic()
         try:
             said, ok = str(ask()), True
         except _Unproven as error:
-            return Request(kind, ok=True, seconds=time.monotonic() - began_s, said=str(error), is_proven=False)
+            return TrialRequest(kind, ok=True, seconds=time.monotonic() - began_s, said=str(error), is_proven=False)
         except (_Wrong, httpx.HTTPError, LookupError, TypeError, ValueError) as error:
             said, ok = f"{type(error).__name__.lstrip('_')}: {error}", False
-        return Request(kind, ok, time.monotonic() - began_s, said[:500])
+        return TrialRequest(kind, ok, time.monotonic() - began_s, said[:500])
 
     def text(self) -> str:
         usage = self._ask("Hello", max_tokens=TEXT_TOKENS, ignore_eos=True)["usage"]
@@ -124,7 +124,7 @@ class _Asked:
         return found
 
 
-def load(plan: Plan, dashboard: str, load_s: float, out: Path, say: Say) -> Load | str:
+def load(plan: RehearsalPlan, dashboard: str, load_s: float, out: Path, say: Say) -> LoadResult | str:
     """The published load for so long, by the load test, which writes its own page. A string says why there is none."""
     result = out / "load.json"
     result.unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def load(plan: Plan, dashboard: str, load_s: float, out: Path, say: Say) -> Load
     failures = found["loadtest"]["failures"]
     machine = f"{plan.config.replicas.gpus_per_replica}x {plan.config.replicas.accelerator_type}"
     rates = {one.name: float(one.output_rate) for one in REFERENCE_MACHINES}
-    return Load(
+    return LoadResult(
         requests=found["completed"] + found["failed"],
         failed=found["failed"],
         seconds=found["duration"],
@@ -155,7 +155,7 @@ def load(plan: Plan, dashboard: str, load_s: float, out: Path, say: Say) -> Load
     )
 
 
-def kill(plan: Plan, dashboard: str, out: Path, say: Say) -> Kill:
+def kill(plan: RehearsalPlan, dashboard: str, out: Path, say: Say) -> KillResult:
     """Kill an engine core under open streams, by `chaos`, and see how long they wait."""
     result = out / "kill.json"
     result.unlink(missing_ok=True)
@@ -170,13 +170,13 @@ def kill(plan: Plan, dashboard: str, out: Path, say: Say) -> Kill:
     # Whether answers are the same is not asked here: forced acceptance draws them at random.
     status, last = run_tool(command, 2 * limit_s, lambda line: say(line) if not OF_ANSWERS.search(line) else None)
     if not result.is_file():
-        return Kill(STREAMS, 0, None, None, f"chaos ended with {status}: {last}")
+        return KillResult(STREAMS, 0, None, None, f"chaos ended with {status}: {last}")
     found = json.loads(result.read_text(encoding="utf-8"))
     struck = [fault for fault in found["faults"] if not fault["error"]]
     errors = [one["error"] for one in found["streams"] if one["error"]]
     problems = [*found["problems"], *errors[:1], *([] if struck else ["the engine core was not killed"])]
     waits = found["wait_across_fault"] or {}
-    return Kill(
+    return KillResult(
         streams=STREAMS,
         finished=found["finished"],
         silence_s=waits.get("worst_s"),
@@ -188,12 +188,12 @@ def kill(plan: Plan, dashboard: str, out: Path, say: Say) -> Kill:
 OF_ANSWERS = re.compile(r"DIFFERS|answered differently|^\s*(PASSED|FAILED)$")
 
 
-def plan_memory(config: AppConfig) -> Memory:
+def plan_memory(config: AppConfig) -> GpuMemory:
     """What `plan` says of this configuration on these GPUs, and what they hold before the start."""
-    found = Memory()
+    found = GpuMemory()
     shape, layout = shape_of(config), layout_of(config, [hardware.this_machine()])
     if shape is not None and layout is not None:
-        room = memory.room(shape, layout)
+        room = memory.memory_capacity(shape, layout)
         found.planned_weights, found.planned_cache = room.weights_bytes, room.cache_bytes
         found.planned_tokens = room.tokens()
     found.gpu, found.used_before = gpu_memory()
@@ -219,7 +219,7 @@ def memory_after(before: int | None) -> int | None:
     return used
 
 
-def read_log(found: Facts, log: Path) -> None:
+def read_log(found: RehearsalFacts, log: Path) -> None:
     """What vLLM said of itself, in the service's whole log."""
     if log.is_file():
         with log.open(encoding="utf-8", errors="replace") as lines:

@@ -7,7 +7,7 @@ from html import escape
 
 from loadtest.report.html import document, head, table_section, tiles_section, warned
 from loadtest.report.table import Table, number
-from serve_app.rehearse.facts import GB, Facts, Phase
+from serve_app.rehearse.facts import GB, Phase, RehearsalFacts
 from serve_app.rehearse.verdict import Finding, Level
 
 COLOURS = 7
@@ -33,7 +33,7 @@ VLLMS_NAMES = {
 }
 
 
-def as_html(facts: Facts, findings: Sequence[Finding], said: str, *, has_load_page: bool) -> str:
+def as_html(facts: RehearsalFacts, findings: Sequence[Finding], said: str, *, has_load_page: bool) -> str:
     """The page."""
     what = "the demo" if facts.is_demo else f"one of {facts.ranks} shares" if facts.ranks > 1 else "whole layout"
     about = [facts.machine, what, "dummy weights", facts.when]
@@ -50,7 +50,7 @@ def as_html(facts: Facts, findings: Sequence[Finding], said: str, *, has_load_pa
     return document(f"Rehearsal: {facts.profile}", body)
 
 
-def _tiles(facts: Facts, missed: int, looked_at: int) -> Iterator[tuple[str, str, str, str, bool]]:
+def _tiles(facts: RehearsalFacts, missed: int, looked_at: int) -> Iterator[tuple[str, str, str, str, bool]]:
     verdict = f"{missed} of {looked_at} points missed" if missed else "nothing to change" if facts.answered else ""
     yield "Verdict", "NO" if missed else "yes", "", verdict, bool(missed)
     start_s = sum(phase.seconds for phase in facts.phases)
@@ -97,7 +97,7 @@ def _start(phases: Sequence[Phase]) -> str:
     return f"<section><h2>Start: {number(total_s, 0)} s</h2>{bar}{legend}</section>" if phases else ""
 
 
-def _memory(facts: Facts) -> Table:
+def _memory(facts: RehearsalFacts) -> Table:
     memory, said = facts.memory, facts.memory.vllm
     planned = {"weights_bytes": memory.planned_weights, "cache_bytes": memory.planned_cache}
     tokens = {"cache_tokens": memory.planned_tokens}

@@ -48,7 +48,7 @@ class Refused(ConfigError):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RehearsalPlan:
     """One rehearsal."""
 
     profile: str
@@ -76,7 +76,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--load-s", type=float, default=60.0, help="how long requests of the load are started (default 60)")
 
 
-def plan(deploy: Deployment, given: argparse.Namespace) -> Plan:
+def plan(deploy: Deployment, given: argparse.Namespace) -> RehearsalPlan:
     """Decide, and write the dummy model and its deploy.yaml. Raises `ConfigError`."""
     node = hardware.this_machine()
     args = dict(deploy.args.values) | ({"profile": given.profile} if given.profile else {})
@@ -103,7 +103,7 @@ def plan(deploy: Deployment, given: argparse.Namespace) -> Plan:
     file.write_text(yaml.safe_dump(_deploy_values(deploy, port, laid_over), sort_keys=False), encoding="utf-8")
     started = profile.load(YamlDocument(file.name, laid_over, {}), [node])
     warnings = _warnings(wanted, node, source, is_demo=is_demo, ranks=ranks)
-    return Plan(wanted.profile, started, ranks, is_demo, model, file, port, source, warnings)
+    return RehearsalPlan(wanted.profile, started, ranks, is_demo, model, file, port, source, warnings)
 
 
 def choose(wanted: AppConfig, node: NodeGpus, *, share: bool) -> tuple[bool, int]:

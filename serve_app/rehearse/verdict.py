@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from serve_app.rehearse.facts import GB, Facts, Kill, Load, Memory
+from serve_app.rehearse.facts import GB, GpuMemory, KillResult, LoadResult, RehearsalFacts
 
 GUESSED_BYTES = 2 * GB
 """How far `plan` may be off: activations, CUDA graphs and the runtime are guessed (`config/memory.py`)."""
@@ -61,7 +61,7 @@ def miss(what: str, measured: str, change: str) -> Finding:
     return Finding(Level.MISS, what, measured, change)
 
 
-def judge(facts: Facts, accepted: float) -> list[Finding]:
+def judge(facts: RehearsalFacts, accepted: float) -> list[Finding]:
     """Everything there is to say, in the order of the rehearsal. `accepted` tokens of a step were asked for."""
     found = [*_start(facts)]
     if facts.answered:
@@ -72,7 +72,7 @@ def judge(facts: Facts, accepted: float) -> list[Finding]:
     return found
 
 
-def summary(facts: Facts, findings: list[Finding]) -> tuple[bool, str]:
+def summary(facts: RehearsalFacts, findings: list[Finding]) -> tuple[bool, str]:
     """Whether the box is ready, and the verdict in a sentence."""
     misses = [one.what for one in findings if one.level is Level.MISS]
     if misses:
@@ -86,7 +86,7 @@ def summary(facts: Facts, findings: list[Finding]) -> tuple[bool, str]:
     return True, f"READY: this machine can serve {facts.profile}"
 
 
-def _start(facts: Facts) -> Iterator[Finding]:
+def _start(facts: RehearsalFacts) -> Iterator[Finding]:
     total_s = sum(phase.seconds for phase in facts.phases)
     if not facts.answered:
         if facts.interrupted and not facts.start_error:
@@ -118,7 +118,7 @@ def _start_advice(error: str) -> str:
     return "service.log has all of it; its first error is the cause"
 
 
-def _memory(memory: Memory) -> Iterator[Finding]:
+def _memory(memory: GpuMemory) -> Iterator[Finding]:
     said = memory.vllm
     weights, cache = said.get("weights_bytes"), said.get("cache_bytes")
     if memory.planned_weights is not None and weights is not None:
@@ -163,7 +163,7 @@ def _full(used: int, total: int) -> Finding:
     return ok("GPU memory", told)
 
 
-def _requests(facts: Facts) -> Iterator[Finding]:
+def _requests(facts: RehearsalFacts) -> Iterator[Finding]:
     done = {request.kind: request for request in facts.requests}
     for kind in ("text", "image", "tool"):
         request = done.get(kind)
@@ -178,7 +178,7 @@ def _requests(facts: Facts) -> Iterator[Finding]:
             yield miss(f"{kind} request", request.said, "service.log has the engine's or ingress' error")
 
 
-def _load(facts: Facts, accepted: float) -> Iterator[Finding]:
+def _load(facts: RehearsalFacts, accepted: float) -> Iterator[Finding]:
     load = facts.load
     if load is None:
         if not facts.interrupted:
@@ -200,7 +200,7 @@ def _load(facts: Facts, accepted: float) -> Iterator[Finding]:
     yield from _accepted(facts, load, accepted)
 
 
-def _accepted(facts: Facts, load: Load, accepted: float) -> Iterator[Finding]:
+def _accepted(facts: RehearsalFacts, load: LoadResult, accepted: float) -> Iterator[Finding]:
     if facts.is_demo or load.tokens_per_step is None:
         return
     told = f"{load.tokens_per_step:.2f} tokens a step, {accepted} were asked for"
@@ -210,7 +210,7 @@ def _accepted(facts: Facts, load: Load, accepted: float) -> Iterator[Finding]:
         yield ok("acceptance", told)
 
 
-def _kill(facts: Facts) -> Iterator[Finding]:
+def _kill(facts: RehearsalFacts) -> Iterator[Finding]:
     kill = facts.kill
     if kill is None:
         if not facts.interrupted:
@@ -229,7 +229,7 @@ def _kill(facts: Facts) -> Iterator[Finding]:
         yield ok("killed engine", told)
 
 
-def _times(kill: Kill) -> str:
+def _times(kill: KillResult) -> str:
     parts = []
     if kill.silence_s is not None:
         parts.append(f"silent for {kill.silence_s:.1f} s at most")
@@ -238,7 +238,7 @@ def _times(kill: Kill) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def _stop(facts: Facts) -> Iterator[Finding]:
+def _stop(facts: RehearsalFacts) -> Iterator[Finding]:
     if facts.stop_s is None:
         return
     memory = facts.memory

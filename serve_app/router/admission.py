@@ -1,13 +1,14 @@
-"""Start, wait, or refuse: a pure function of what the fleet holds, how much it may hold, and how fast it gets done.
+"""Start, wait, or refuse: a pure function of how much the replicas hold, how much they may hold, and how fast they
+finish.
 
 Requests wait in the replicas' own queues, where vLLM starts them as soon as it can. A replica holds as many as it runs
-and `max_waiting` more, whichever ingress they came by; it counts them itself and refuses the next one
-(`replica.EngineReplica`), so that the bound is the fleet's. What is decided here, at one ingress, is what that would
-say: a request that has no chance gets its 429 before it is sent anywhere.
+plus `max_waiting`, whichever ingress they came from. It counts them itself and refuses the next one
+(`replica.EngineReplica`), so that the bound holds for all ingresses together. An ingress predicts that refusal here: a
+request without a chance gets its 429 before it is sent anywhere.
 
-A refusal says when there should be room *for this request*. Those that were refused before it and have been told a
-time come first: each later one is told a later time. So refused clients come back one after the other, as places get
-free, and not in one herd. See `docs/decisions/0010-one-bound-for-the-fleet.md`.
+A refusal says when there should be room *for this request*. Requests that were refused before it, and were given a time
+that is still to come, count first: each later one gets a later time. So refused clients come back one after the other,
+as places become free, and not all at once. See `docs/decisions/0010-one-bound-for-the-fleet.md`.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from dataclasses import dataclass
 from serve_app.config.schema import MAX_WAITING
 
 ASSUMED_SERVICE_S = 20.0
-"""How long a request runs, as long as none has finished to measure it by: 1,000 tokens at 50 a second."""
+"""Assumed run time of a request until one has finished: 1,000 tokens at 50 a second."""
 
 LEAST_RETRY_S, MOST_RETRY_S = 1, 60
-"""`Retry-After`, in whole seconds. OpenAI's and Anthropic's SDKs ignore more than a minute and come back within eight
-seconds: a longer wait, told truly, would bring them back sooner."""
+"""`Retry-After`, in whole seconds. OpenAI's and Anthropic's SDKs ignore a value above a minute and come back within
+eight seconds: a longer, truthful value would bring them back sooner."""
 
 UNKNOWN_START_S = 5.0
-"""`Retry-After` without a replica, if none was ever seen to start, or the start takes longer than the last one did: it
+"""`Retry-After` without a replica, if no start was ever seen, or the start takes longer than the last one: a replica
 may come at any moment, and an ingress finds it within a second."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it, modulo 1, lie evenly spread however many there are."""
+"""Its multiples, modulo 1, are evenly spread for any count."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class AdmissionFacts:
     """What one ingress knows. All counts are of sequences: a request with `n=3` is three.
 
-    `held` are in the replicas that take work, `room` is how many these may hold, `slots` how many they run at a time.
-    `waiting` are of this ingress and at no replica yet. `service_s` is how long a sequence runs, None if none of the
-    replicas has measured it. `promised` were refused here and have been told a time that is still to come; the other
-    ingresses have refused others: there are `ingresses`.
-    `one_room` is what a single replica may hold, from the last one that was seen; 0 if none was.
+    `held` are in the replicas that take work, `room` is how many those may hold, `slots` how many they run at a time.
+    `waiting` belong to this ingress and are at no replica yet. `service_s` is how long a sequence runs, None if no
+    replica has measured it. `promised` were refused here and given a time that is still to come; other ingresses, of
+    which there are `ingresses`, have refused others. `one_room` is what a single replica may hold, from the last one
+    that was seen; 0 if none was.
     """
 
     asked: int
@@ -56,12 +57,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Admit:
-    """Go ahead."""
+    """The request may be sent."""
 
 
 @dataclass(frozen=True)
 class RejectRetryable:
-    """The fleet is full. Come back in `retry_after_s`, when there should be room: `why` says so in words."""
+    """All replicas are full. Retry in `retry_after_s`, when there should be room; `why` explains the time."""
 
     retry_after_s: int
     why: str
@@ -70,34 +71,34 @@ class RejectRetryable:
 
 @dataclass(frozen=True)
 class RejectNoReplica:
-    """No replica is up, and `waiting` requests of this ingress wait for one: as many as may."""
+    """No replica is up, and as many requests of this ingress wait for one as may: `waiting`."""
 
     waiting: int
 
 
 @dataclass(frozen=True)
 class RejectPermanently:
-    """More at a time than there is room for with nobody else here: `limit` sequences. Coming back is of no use."""
+    """More sequences than all replicas hold when they are idle: `limit`. A retry is of no use."""
 
     limit: int
 
 
 @dataclass(frozen=True)
 class Admission:
-    """The configured part: `max_waiting` for each engine beyond its `slots`, `engines` that are always there, and at
-    most `ingresses`."""
+    """The configuration: `max_waiting` for each engine beyond its `slots`, at least `engines` engines, at most
+    `ingresses` ingresses."""
 
     max_waiting: int = MAX_WAITING
     slots: int = 0
     engines: int = 1
     ingresses: int = 1
 
-    def decide(self, facts: Facts) -> Admit | RejectRetryable | RejectNoReplica | RejectPermanently:
+    def decide(self, facts: AdmissionFacts) -> Admit | RejectRetryable | RejectNoReplica | RejectPermanently:
         """Whether `facts.asked` more sequences may start or wait."""
         one_room = facts.one_room or self.slots + self.max_waiting
         if not facts.slots:
-            # Nobody counts for all ingresses now. Each lets its share of one replica's room wait: there is then room
-            # for all of them in the first one that comes.
+            # No replica counts for all ingresses now. Each lets its share of one replica's room wait: the first
+            # replica that comes then has room for all of them.
             share = max(one_room // self.ingresses, 1)
             return Admit() if facts.waiting + facts.asked <= share else RejectNoReplica(facts.waiting)
         if facts.held + facts.waiting + facts.asked <= facts.room:
@@ -106,8 +107,8 @@ class Admission:
         return RejectPermanently(limit) if facts.asked > limit else refuse(facts)
 
 
-def refuse(facts: Facts) -> RejectRetryable:
-    """When to come back to a full fleet. `facts` may be older than the refusal: at least one place is missing."""
+def refuse(facts: AdmissionFacts) -> RejectRetryable:
+    """The refusal when all replicas are full. `facts` may be older than the refusal: at least one place is missing."""
     missing = max(facts.held + facts.waiting + facts.asked - facts.room, 1)
     before_it = facts.promised * max(facts.ingresses, 1)
     service_s = ASSUMED_SERVICE_S if facts.service_s is None else max(facts.service_s, 0.001)
@@ -124,15 +125,15 @@ def refuse(facts: Facts) -> RejectRetryable:
 
 
 def start_wait(start_s: float | None, down_s: float) -> tuple[int, bool]:
-    """When to come back to a fleet without a replica, and whether that is measured: the last engine took `start_s` to
-    start, and none has been up for `down_s`."""
+    """`Retry-After` without a replica, and whether it is measured. The last engine took `start_s` to start, and none
+    has been up for `down_s`."""
     if start_s is None or start_s <= down_s:
         return math.ceil(UNKNOWN_START_S), False
     return min(max(math.ceil(start_s - down_s), LEAST_RETRY_S), MOST_RETRY_S), True
 
 
 def _spread(number: int) -> float:
-    """A time in the later half of what may be told, another one for each `number`."""
+    """A time in the later half of the allowed range, another one for each `number`."""
     return MOST_RETRY_S * (1 - number * GOLDEN % 1 / 2)
 
 

@@ -1,7 +1,7 @@
-"""What an ingress tells a client that comes to a full fleet: gathers the facts, and keeps what it has told whom.
+"""Admission at one ingress: gathers the facts, and remembers the retry times that it has given.
 
-The decision is `router/admission.py`'s. The last word is the replicas' (`engine/replica.py`): they know of every
-ingress' requests.
+`router/admission.py` decides. The replicas have the last word (`engine/replica.py`): they see the requests of all
+ingresses.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from serve_app.protocol.errors import QueueFull, ServeError, TooManySequences
-from serve_app.router.admission import Admission, Admit, Facts, RejectNoReplica, RejectPermanently, refuse
+from serve_app.router.admission import Admission, AdmissionFacts, Admit, RejectNoReplica, RejectPermanently, refuse
 from serve_app.router.replica_pool import ReplicaPool
 
 
-class Promises:
-    """The refused that have been told when to come back, by the second."""
+class PendingRetries:
+    """Refused requests and the second at which each was told to retry."""
 
     def __init__(self) -> None:
         self._due: Counter[int] = Counter()
 
     def add(self, due_s: float, count: int) -> None:
-        """So many have been told that time."""
+        """`count` requests were told that time."""
         self._due[int(due_s)] += count
 
     def outstanding(self, now_s: float) -> int:
-        """How many have been told a time that is still to come."""
+        """How many were told a time that is still to come."""
         for second in [second for second in self._due if second < now_s]:
             del self._due[second]
         return self._due.total()
 
 
 class AdmissionControl:
-    """For one ingress. `in_flight` tells how many sequences it has taken that have not ended, `clock` is a loop's."""
+    """Admission for one ingress. `in_flight` returns how many sequences it has taken that have not ended; `clock` is
+    the event loop's."""
 
     def __init__(
         self, admission: Admission, pool: ReplicaPool, in_flight: Callable[[], int], clock: Callable[[], float]
@@ -42,7 +43,7 @@ class AdmissionControl:
         self._pool = pool
         self._in_flight = in_flight
         self._clock = clock
-        self._promises = Promises()
+        self._promises = PendingRetries()
 
     def check(self, asked: int) -> None:
         """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more sequences must not be taken."""
@@ -59,25 +60,25 @@ class AdmissionControl:
         )
 
     def refusal(self) -> ServeError:
-        """For a sequence that every replica has refused."""
+        """The error for a sequence that every replica has refused."""
         facts = self._facts(1)
-        return self._full(replace(facts, waiting=facts.waiting - 1))  # it is not in front of itself
+        return self._full(replace(facts, waiting=facts.waiting - 1))  # it does not wait for itself
 
-    def _full(self, facts: Facts) -> QueueFull:
+    def _full(self, facts: AdmissionFacts) -> QueueFull:
         told = refuse(facts)
         self._promises.add(self._clock() + told.retry_after_s, facts.asked)
         return QueueFull(told.retry_after_s, told.why, measured=told.measured)
 
-    def _facts(self, asked: int) -> Facts:
+    def _facts(self, asked: int) -> AdmissionFacts:
         connections = self._pool.taking_work()
         rooms = [connection.room(self._admission.max_waiting) for connection in connections]
         measured = [connection for connection in connections if connection.capacity.service_s is not None]
-        # Of all their slots together: the mean of the rates, weighed by the slots.
+        # The mean of the rates, weighted by the slots.
         rate = sum(
             connection.load.max_num_seqs / max(connection.capacity.service_s or 0.0, 0.001) for connection in measured
         )
         slots = sum(connection.load.max_num_seqs for connection in measured)
-        return Facts(
+        return AdmissionFacts(
             asked=asked,
             held=sum(connection.facts().load.unfinished for connection in connections),
             room=sum(rooms),

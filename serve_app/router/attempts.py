@@ -19,15 +19,15 @@ class End(Enum):
 
     FINISHED = "finished"
     DIED = "died"
-    """The engine died or hung while the attempt was in it, or the replica's process ended: the request may be why."""
+    """The engine died or hung with the attempt in it, or the replica's process ended: the request may be the cause."""
     NAMED = "named"
-    """It died, and the attempt is why, as far as there is evidence (`protocol/poison.py`)."""
+    """The engine died, and the evidence points at this attempt (`protocol/poison.py`)."""
     BESIDE = "beside"
-    """It died, and nothing points at the attempt."""
+    """The engine died, and nothing points at this attempt."""
     CUT = "cut"
-    """The way there broke or fell silent, or tokens were missing: nothing shows that anybody died."""
+    """The connection broke or fell silent, or tokens were missing: there is no evidence that anything died."""
     MOVED = "moved"
-    """Its replica is about to go, or did not take it: nobody died."""
+    """Its replica is stopping, or did not take it: nothing died."""
     REFUSED = "refused"
     """Its replica was full."""
 
@@ -41,7 +41,7 @@ class ReplicaFacts:
 
 
 class Transport(Protocol):
-    """The way from this ingress to the engine replicas."""
+    """The connection of this ingress to all engine replicas."""
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
@@ -50,11 +50,11 @@ class Transport(Protocol):
         """The frames of one replica, until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
-        """The most that any replica has of a broken stream (`engine/partial_outputs.py`); empty if none can be
-        found."""
+        """The longest partial output of a broken stream at any replica (`engine/partial_outputs.py`); empty if none has
+        one."""
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
-        """Tell every replica who has cost one, so that the other ingresses hear it from them
+        """Send the names that crashed a replica to every replica. Other ingresses learn them from there
         (`ReplicaInfo.quarantine`)."""
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
@@ -65,13 +65,13 @@ class Transport(Protocol):
 
 
 class DispatcherSink(Protocol):
-    """Where a fleet's results go. Both are called on the event loop and must not block."""
+    """Receives the dispatcher's results. Both methods are called on the event loop and must not block."""
 
     def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
         """New tokens, by request id, in order."""
 
     def failed(self, request_id: str, error: ServeError) -> None:
-        """A request that will get no more tokens."""
+        """A request that gets no more tokens."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Dispatches requests to engine replicas, and migrates them to another replica when one is lost.
 
-A request is run in *attempts*, one replica each. An attempt has two halves: a control call, which returns when the
-attempt has ended on the replica, and the deltas, which come with the frames of the connection that this ingress holds
-to the replica (`router/replica_pool.py`). A request is complete when a delta says that it has finished. Whatever else
-ends an attempt (a dead replica, a silent or broken connection, a gap in the positions, the end of a drain) starts
-another one elsewhere, with the prompt and the tokens that were emitted.
+A request runs in *attempts*, one replica each. An attempt has two halves: a control call, which returns when the
+attempt has ended on the replica, and the deltas, which come with the frames of this ingress' connection to the replica
+(`router/replica_pool.py`). A request is complete when a delta says that it has finished. Whatever else ends an attempt
+(a dead replica, a silent or broken connection, a gap in the positions, the end of a drain) starts another one on
+another replica, with the prompt and the tokens so far.
 
-Nothing here knows Ray (that is `Transport`, see `router/serve_transport.py`) or vLLM (`ingress/engine_client.py`).
+Nothing here knows Ray (see `router/serve_transport.py`) or vLLM (see `ingress/engine_client.py`).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ logger = logging.getLogger(__name__)
 BLAME = {End.NAMED: Blame.NAMED, End.DIED: Blame.SUSPECT, End.BESIDE: Blame.BESIDE}
 
 LAST_FRAME_S = 5.0
-"""How long a finished attempt's last tokens may lag behind its control call. They are on their way in another frame or
-stream of the same pair; a longer wait means that the connection is broken."""
+"""How long the last tokens of a finished attempt may come after its control call, which goes another way. A longer wait
+means that the connection is broken."""
 
 ROOM_PERIOD_S = 0.5
-"""How often a request that is too late to refuse asks full replicas again: a place may be free with each frame, and an
-idle connection has one so often."""
+"""How often a request that can no longer be refused tries full replicas again: frames may free a place, and an idle
+connection has one so often."""
 
 
 @dataclass(eq=False)
@@ -63,19 +63,19 @@ class _ActiveRequest:
     key: bytes
     emitted: list[int] = field(default_factory=list)
     attempts: int = 0
-    """Those that a replica refused for want of room are not counted."""
+    """Attempts that a replica refused for lack of room are not counted."""
     admitted: bool = False
-    """Whether a replica has taken it: none refuses it any more."""
+    """Whether a replica has taken it: then no replica refuses it for lack of room."""
     full: set[str] = field(default_factory=set)
     """Replicas that have refused it since it last waited for room."""
     died: dict[str, Blame] = field(default_factory=dict)
-    """Replicas that died while it ran there, and how far that is tied to it."""
+    """Replicas that died with it in them, and how far the evidence points at it."""
     cut: list[str] = field(default_factory=list)
-    """Where attempts were cut off, since the last one that gave a token."""
+    """Replicas whose attempts were cut off, since the last attempt that gave a token."""
     last_token_s: float = 0.0
-    """When the last attempt that gave one ended; before that, when the request came."""
+    """When the last attempt that gave a token ended; before that, when the request came."""
     ended: asyncio.Future[End] | None = None
-    """Of the current attempt."""
+    """The end of the current attempt."""
     task: asyncio.Task[None] | None = None
 
     def end(self, how: End) -> None:
@@ -108,7 +108,9 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._quarantine = Quarantine(limits.quarantine_s)
         self._throttle = MigrationThrottle(lambda: len(self._pool.up()))
-        self._pool = ReplicaPool(transport, limits, self._spawn, self._on_deltas, self._throttle.look, self._greet)
+        self._pool = ReplicaPool(
+            transport, limits, self._spawn, self._on_deltas, self._throttle.admit_waiting, self._accept_info
+        )
         self._refusal = refusal
         self._admission = AdmissionControl(admission or Admission(), self._pool, lambda: len(self._active), _loop_time)
 
@@ -138,7 +140,7 @@ class Dispatcher:
         self._admission.check(asked)
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request wherever it is. Unknown ids are ignored: it may just have completed."""
+        """Stop a request wherever it is. Unknown ids are ignored: the request may just have completed."""
         active = self._active.get(request_id)
         if active is not None and active.task is not None:
             active.task.cancel()
@@ -153,7 +155,7 @@ class Dispatcher:
         return self._pool.up()
 
     def replicas_refused(self) -> list[str]:
-        """Why nothing is sent to replicas that are there, a sentence for each."""
+        """Why some replicas get nothing, a sentence for each."""
         return self._pool.refused
 
     async def wait_for_replica(self, timeout_s: float) -> None:
@@ -170,9 +172,9 @@ class Dispatcher:
     def _take(self, delta: TokenDelta) -> tuple[str, TokenDelta] | None:
         active = self._attempts.get(delta.attempt_id)
         if active is None:
-            return None  # Of an attempt that was given up.
+            return None  # of an attempt that was given up
         if delta.position != len(active.emitted):
-            logger.error("tokens lost or doubled", extra={"attempt": delta.attempt_id, "position": delta.position})
+            logger.error("tokens missing or repeated", extra={"attempt": delta.attempt_id, "position": delta.position})
             del self._attempts[delta.attempt_id]
             active.end(End.CUT)
             return None
@@ -207,7 +209,7 @@ class Dispatcher:
             self._active.pop(request_id, None)
 
     async def _resume_partial_output(self, active: _ActiveRequest) -> None:
-        """Begin with the tokens that a broken stream had sent, as if an attempt of this request had."""
+        """Begin with the tokens of the broken stream, as if an attempt of this request had produced them."""
         request = active.request
         active.emitted = await self._transport.fetch_partial_output(request.resumes_key)
         if active.emitted:
@@ -218,7 +220,7 @@ class Dispatcher:
             self._sink.deltas([(request.spec.request_id, TokenDelta("", 0, list(active.emitted)))])
 
     def _check_losses(self, active: _ActiveRequest) -> None:
-        """Raises `PoisonRequest`, `CutOff` where there must not be another attempt."""
+        """Raises `PoisonRequest` or `CutOff` where there must not be another attempt."""
         limits = self._limits
         deaths = [how for replica_id, how in active.died.items() if not self._pool.serves(replica_id)]
         if is_poison(deaths):
@@ -227,28 +229,30 @@ class Dispatcher:
             self._spawn(self._transport.share_quarantine(self._quarantine.remaining(now_s)), "quarantine")
             raise PoisonRequest(len(deaths))
         if len(active.cut) >= limits.max_cut_attempts or self._gone(set(active.cut)) >= limits.max_gone_replicas:
-            raise CutOff(len(active.cut), limits.connection_silence_s)  # by then it is known who is silent
+            raise CutOff(len(active.cut), limits.connection_silence_s)  # by then silent replicas are known
 
-    def _greet(self, info: ReplicaInfo) -> str | None:
-        """Take over what other ingresses have told a replica, and say why nothing may be sent to it, if so."""
+    def _accept_info(self, info: ReplicaInfo) -> str | None:
+        """Learn the quarantine that other ingresses have sent to a replica. Returns why the replica must get nothing,
+        if so."""
         if info.quarantine:
             self._quarantine.learn(info.quarantine, asyncio.get_running_loop().time())
         return self._refusal(info)
 
     def _refuse_in_quarantine(self, active: _ActiveRequest) -> None:
-        """Raises `PoisonRequest` for a request that has cost a replica, `InQuarantine` for a client that has."""
+        """Raises `PoisonRequest` for a request that crashed a replica, `InQuarantine` for a client whose request
+        did."""
         if self._quarantine.is_empty:
             return
         now_s = asyncio.get_running_loop().time()
         prompt, *clients = self._names(active.request)
-        if self._quarantine.left_s([prompt], now_s):
+        if self._quarantine.remaining_s([prompt], now_s):
             raise PoisonRequest(1)
-        if (left_s := self._quarantine.left_s(clients, now_s)) > 0:
+        if (left_s := self._quarantine.remaining_s(clients, now_s)) > 0:
             raise InQuarantine(left_s)
 
     @staticmethod
     def _names(request: SubmittedRequest) -> list[str]:
-        """What may be held against: the prompt, and its client where one is known."""
+        """The names that a quarantine may hold: the prompt's, and the client's where it is known."""
         client = [f"client {request.client}"] if request.client else []
         return [
             f"prompt {hashlib.blake2b(array('i', request.spec.prompt_token_ids), digest_size=16).hexdigest()}",
@@ -256,12 +260,13 @@ class Dispatcher:
         ]
 
     def _gone(self, replica_ids: set[str]) -> int:
-        """How many of them do not serve. One that serves again has not died: its connection broke, or it was slow."""
+        """How many of them take no work. One that takes work again has not died: its connection broke, or it was
+        slow."""
         return sum(not self._pool.serves(replica_id) for replica_id in replica_ids)
 
     def _complete(self, active: _ActiveRequest, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            # A fault of ours, which `_reap` logs. The client must not wait for ever.
+            # A bug here, which `_reap` logs. The client must not wait forever.
             self._fail(active, ServeError("The server failed while it worked on this request."))
 
     def _fail(self, active: _ActiveRequest, error: ServeError) -> None:
@@ -270,7 +275,7 @@ class Dispatcher:
 
     async def _choose(self, active: _ActiveRequest) -> ReplicaConnection:
         """The replica for the next attempt, when it is this request's turn. Raises `NoReplica` at its deadline, and
-        `QueueFull` where all have refused it."""
+        `QueueFull` where all replicas have refused it."""
         if active.full and all(facts.replica_id in active.full for facts in self._pool.up()):
             if not active.request.answer_begun():
                 raise self._admission.refusal()
@@ -278,9 +283,9 @@ class Dispatcher:
             active.full.clear()
         now_s = asyncio.get_running_loop().time()
         left_s = active.last_token_s + self._limits.request_deadline_s - now_s
-        if left_s <= 0:  # though there may be replicas: it gets nowhere on them
+        if left_s <= 0:  # also with replicas up: it got no token from them
             raise self._pool.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
-        # One that has begun waits: where versions change one by one, a replica of its own may be on its way.
+        # A request that has begun waits: in a rolling upgrade a replica of its version may be starting.
         await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
@@ -290,7 +295,7 @@ class Dispatcher:
                     await self._throttle.enter(active, tokens)
                 else:
                     await self._throttle.until_nobody_waits()
-                await self._pool.wait_for_one(left_s)  # they may have gone while it waited for its turn
+                await self._pool.wait_for_one(left_s)  # they may be gone since
         except TimeoutError:
             raise self._pool.no_replica(f"waited {left_s:.0f} s") from None
         up = self._pool.up()
@@ -361,7 +366,7 @@ class Dispatcher:
                     "lost an attempt", extra={"request": active.request.spec.request_id, "error": str(error)}
                 )
                 how = connection.end_by(error)
-                # Until it says otherwise itself: or the next attempt would come straight back here.
+                # Otherwise the next attempt would go to the same replica.
                 self._pool.cordon(connection, deregistered=how is End.MOVED)
                 return how
             await asyncio.wait({ended}, timeout=LAST_FRAME_S)
@@ -387,7 +392,7 @@ class Dispatcher:
 
     def _spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         # In a context of its own: Serve takes a call's identity from the HTTP request around it, and would take two
-        # calls of one request (`n=2`, a resume) for one call made twice.
+        # calls of one request (`n=2`, a migration) for one call made twice.
         task = asyncio.get_running_loop().create_task(coroutine, name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._reap)
@@ -404,6 +409,6 @@ def _loop_time() -> float:
 
 
 def _forget(control: asyncio.Task[None]) -> None:
-    """Look at how a control call ended, which nobody needs any more: asyncio complains of errors that nobody saw."""
+    """Retrieve the exception of a control call that nobody awaits: asyncio would log it as never retrieved."""
     if not control.cancelled():
         control.exception()

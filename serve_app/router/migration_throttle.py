@@ -1,8 +1,8 @@
-"""Resumed work goes first, but not all at once.
+"""Migrated requests go first, but not all at once.
 
-A replica's death makes everything that ran there prefill again elsewhere. All at once, that would stop the streams of
-those who had the luck to run there: so only so many tokens of resumed prompts are on their way to their first new token
-at a time. New requests wait until no resumed one waits: who has begun an answer comes before who has none.
+After the death of a replica, everything that ran there prefills again elsewhere. All at once, that would stall the
+streams that already run there. So the tokens of migrated prompts that prefill at the same time are limited. New
+requests wait while a migrated one waits: a client that has begun to receive an answer comes before one that has not.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections import deque
 from collections.abc import Callable
 
 TOKENS_PER_REPLICA = 32_768
-"""Tokens of resumed prompts that may prefill at a time per replica: four steps of 8,192, about half a second of a
-B200 node at its published rates."""
+"""Tokens of migrated prompts that may prefill at a time per replica: four steps of 8,192, about half a second of a B200
+node at its published rates."""
 
 
 def has_room(inside_tokens: int, asked_tokens: int, replicas: int) -> bool:
-    """Whether a resumed prompt of `asked_tokens` may go beside those inside. One alone may always: it may be longer."""
+    """Whether a migrated prompt of `asked_tokens` may prefill beside those inside. A single one always may: it may be
+    longer."""
     return inside_tokens == 0 or inside_tokens + asked_tokens <= TOKENS_PER_REPLICA * replicas
 
 
 class MigrationThrottle:
-    """First come, first served. `replicas` tells how many can take work now."""
+    """First come, first served. `replicas` returns how many take work now."""
 
     def __init__(self, replicas: Callable[[], int]) -> None:
         self._replicas = replicas
@@ -33,9 +34,9 @@ class MigrationThrottle:
         self._nobody_waits.set()
 
     async def enter(self, who: object, tokens: int) -> None:
-        """Return when `who` may prefill this many tokens again. It must `leave`."""
+        """Return when `who` may prefill this many tokens again. Call `leave` afterwards."""
         if not self._queue and has_room(self._inside_tokens, tokens, self._replicas()):
-            self._let_in(who, tokens)
+            self._admit(who, tokens)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((who, tokens, turn))
@@ -43,30 +44,30 @@ class MigrationThrottle:
         try:
             await turn
         except asyncio.CancelledError:
-            self.leave(who)  # it may have been let in at the same moment
+            self.leave(who)  # it may have been admitted at the same moment
             raise
 
     def leave(self, who: object) -> None:
-        """It has its first new token, or has given up. Leaving twice, or without having entered, does nothing."""
+        """`who` has its first new token, or has given up. A second call, or one without `enter`, does nothing."""
         self._inside_tokens -= self._inside.pop(who, 0)
-        self.look()
+        self.admit_waiting()
 
     async def until_nobody_waits(self) -> None:
-        """Return when no resumed request waits."""
+        """Return when no migrated request waits."""
         await self._nobody_waits.wait()
 
-    def look(self) -> None:
-        """Let in who has room now: after a leave, or when replicas came."""
+    def admit_waiting(self) -> None:
+        """Admit waiting requests that fit now: after `leave`, or when replicas came."""
         while self._queue:
             who, tokens, turn = self._queue[0]
             if not turn.done():
                 if not has_room(self._inside_tokens, tokens, self._replicas()):
                     return
-                self._let_in(who, tokens)
+                self._admit(who, tokens)
                 turn.set_result(None)
             self._queue.popleft()
         self._nobody_waits.set()
 
-    def _let_in(self, who: object, tokens: int) -> None:
+    def _admit(self, who: object, tokens: int) -> None:
         self._inside[who] = tokens
         self._inside_tokens += tokens

@@ -1,7 +1,7 @@
-"""The connections of one ingress to the engine replicas: discovered, read, watched and closed.
+"""The connections of one ingress to the engine replicas: found, read, watched and closed.
 
 A connection carries every new token of this ingress' attempts on that replica, and the replica's load. It is lost when
-it breaks, when a frame is missing, or when nothing comes for `connection_silence_s`; its attempts then run elsewhere.
+it breaks, when a frame is missing, or when nothing comes for `connection_silence_s`. Its attempts then run elsewhere.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ WATCH_PERIOD_S = 1.0
 """How often connections are checked for silence, and draining replicas for attempts that must move."""
 
 MOVES_PER_CHECK = 8
-"""How many attempts leave a draining replica at a time: they prefill elsewhere, beside those that run there."""
+"""How many attempts leave a draining replica at a time: their prefill elsewhere competes with what runs there."""
 
 Refusal = Callable[[ReplicaInfo], str | None]
-"""Why nothing may be sent to a replica, whatever its state; None where nothing speaks against it."""
+"""Why nothing may be sent to a replica, whatever its state; None where it may be used."""
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
@@ -52,14 +52,15 @@ class AttemptHandle(Protocol):
     """An attempt on its connection."""
 
     def end(self, how: End) -> None:
-        """It has ended. Only the first end counts."""
+        """The attempt has ended. Only the first call counts."""
 
 
 @dataclass(eq=False)
 class ReplicaConnection:
-    """The way to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()` stamp.
+    """The connection to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()`
+    stamp.
 
-    `deregistered`: Serve does not route there any more, and may end its process.
+    `deregistered`: Serve no longer routes to it, and may end its process.
     """
 
     replica_id: str
@@ -75,7 +76,7 @@ class ReplicaConnection:
 
     @property
     def draining(self) -> bool:
-        """Whether the replica is about to go, or to be avoided."""
+        """Whether the replica is stopping, or cordoned."""
         return self.draining_since_s is not None
 
     @property
@@ -84,26 +85,27 @@ class ReplicaConnection:
         return self.up and not self.draining
 
     def facts(self) -> ReplicaFacts:
-        """What routing must know."""
-        # The load of the last frame does not yet know what was sent since: this ingress' own count does.
+        """The replica, as routing sees it."""
+        # The last frame does not count what was sent since; this ingress does.
         load = self.load
         if len(self.attempts) > load.unfinished:
             load = msgspec.structs.replace(load, unfinished=len(self.attempts))
         return ReplicaFacts(self.replica_id, load)
 
     def room(self, max_waiting: int) -> int:
-        """How many attempts it may hold; `max_waiting` may wait at one that does not say."""
+        """How many attempts it may hold: what it reports, else its slots plus `max_waiting`."""
         limit = self.capacity.max_unfinished
         return self.load.max_num_seqs + max_waiting if limit is None else limit
 
     def note_full(self) -> None:
-        """It has just refused an attempt: until its next frame, that is what its load is."""
+        """The replica has refused an attempt: until its next frame, count it as full."""
         if self.capacity.max_unfinished is not None:
             unfinished = max(self.load.unfinished, self.capacity.max_unfinished)
             self.load = msgspec.structs.replace(self.load, unfinished=unfinished)
 
     def end_by(self, error: Exception) -> End:
-        """What this error says of an attempt here. That Serve ends a replica which it has deregistered is no death."""
+        """How an attempt here ended, from its error. A replica that ends after Serve has deregistered it did not
+        crash."""
         if isinstance(error, ReplicaFull):
             return End.REFUSED
         if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.deregistered):
@@ -115,14 +117,14 @@ class ReplicaConnection:
         return End.DIED if isinstance(error, EngineDead | ReplicaDied) else End.CUT
 
     def end_all(self, how: End, limit: int | None = None) -> None:
-        """End what runs here, the oldest first."""
+        """End the attempts here, the oldest first."""
         for attempt in list(self.attempts.values())[:limit]:
             attempt.end(how)
 
 
 class ReplicaPool:
-    """`spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's tokens, `on_change` is told when
-    replicas came, `refusal` says which of them nothing may be sent to."""
+    """Finds and follows the replicas. `spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's
+    tokens, `on_change` is called when replicas came, `refusal` says which replicas must get nothing."""
 
     def __init__(
         self,
@@ -144,13 +146,13 @@ class ReplicaPool:
         self._last: ReplicaConnection | None = None
         self._last_up_s = 0.0
         self._changed = asyncio.Event()
-        self._look_again = asyncio.Event()
+        self._rediscover = asyncio.Event()
 
     def start(self) -> None:
-        """Begin to look for replicas."""
+        """Start to look for replicas."""
         self._last_up_s = asyncio.get_running_loop().time()
-        self._spawn(self._discover(), "fleet-discover")
-        self._spawn(self._watch(), "fleet-watch")
+        self._spawn(self._discover(), "pool discovery")
+        self._spawn(self._watch(), "pool watch")
 
     def __getitem__(self, replica_id: str) -> ReplicaConnection:
         return self._connections[replica_id]
@@ -172,7 +174,7 @@ class ReplicaPool:
         return 0 if self._last is None else self._last.room(max_waiting)
 
     def no_replica(self, what: str) -> NoReplica:
-        """The error for a request that no replica can take, for the reason `what`."""
+        """The error for a request that no replica can take, for this reason."""
         start_s = self._last.capacity.start_s if self._last is not None else None
         down_s = 0.0 if self.up() else asyncio.get_running_loop().time() - self._last_up_s
         retry_after_s, measured = start_wait(start_s, down_s)
@@ -180,12 +182,12 @@ class ReplicaPool:
 
     @property
     def refused(self) -> list[str]:
-        """Why nothing is sent to replicas that are there."""
+        """The reasons why some replicas get nothing."""
         return list(self._refused.values())
 
     async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
-        """Return when a replica is up. Raises `NoReplica` after `timeout_s`, and unless `patient` `OtherVersion` as
-        soon as all that is there is refused."""
+        """Return when a replica is up. Raises `NoReplica` after `timeout_s`; unless `patient`, raises `OtherVersion` as
+        soon as all replicas are refused."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.up():
@@ -197,24 +199,23 @@ class ReplicaPool:
             raise self.no_replica(f"waited {timeout_s:.0f} s") from None
 
     def serves(self, replica_id: str) -> bool:
-        """Whether this replica takes work: it lives."""
+        """Whether this replica takes work."""
         connection = self._connections.get(replica_id)
         return connection is not None and connection.takes_work
 
     def cordon(self, connection: ReplicaConnection, *, deregistered: bool) -> None:
-        """Send nothing there until the replica itself says that it takes work."""
+        """Send no new attempt to the replica until it reports again that it takes work."""
         self._drain(connection)
         connection.deregistered = connection.deregistered or deregistered
         if not deregistered:
-            # One that refuses and is still listed (it has another wire version, say) would be asked in a circle, as
-            # fast as it answers.
-            self._look_again.set()
+            # A replica that refuses attempts and is still listed would be tried again and again, as fast as it answers.
+            self._rediscover.set()
 
     # ---- finding -----------------------------------------------------------------------------------------------------
 
     async def _discover(self) -> None:
         while True:
-            self._look_again.clear()
+            self._rediscover.clear()
             try:
                 infos, complete = await self._transport.replicas()
             except ReplicaLost as error:
@@ -223,7 +224,7 @@ class ReplicaPool:
                 self._reconcile(infos, complete=complete)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DISCOVERY_PERIOD_S):
-                    await self._look_again.wait()
+                    await self._rediscover.wait()
 
     def _reconcile(self, infos: Sequence[ReplicaInfo], *, complete: bool) -> None:
         seen = set()
@@ -242,13 +243,13 @@ class ReplicaPool:
                 self._drain(connection)
             else:
                 connection.draining_since_s, connection.deregistered = None, False
-            self._tell_of_change()
+            self._notify_change()
         if complete:
             self._refused = {name: why for name, why in self._refused.items() if name in seen}
         for connection in list(self._connections.values()):
             if complete and connection.replica_id not in seen:
-                # Serve has taken it out of routing: it is draining. The connection counts as a request there, so it
-                # must go as soon as nothing needs it, or the replica would wait for us until its deadline.
+                # Serve has removed it from routing: it is draining. Our open call counts as a request there, so it
+                # must end as soon as nothing needs it, or the replica would wait until its deadline.
                 self._drain(connection)
                 connection.deregistered = True
             if connection.draining and not connection.attempts and connection.task is not None:
@@ -261,7 +262,7 @@ class ReplicaPool:
         if info.replica_id not in self._refused:
             logger.error("nothing is sent to a replica", extra={"replica": info.replica_id, "reason": why})
             self._refused[info.replica_id] = why
-            self._tell_of_change()
+            self._notify_change()
         return True
 
     @staticmethod
@@ -269,8 +270,8 @@ class ReplicaPool:
         if connection.draining_since_s is None:
             connection.draining_since_s = asyncio.get_running_loop().time()
 
-    def _tell_of_change(self) -> None:
-        self._changed.set()  # Whoever waits for a replica looks again.
+    def _notify_change(self) -> None:
+        self._changed.set()
         self._on_change()
 
     # ---- following ---------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ class ReplicaPool:
                 "lost a replica", extra={"replica": connection.replica_id, "how": how.value, "error": str(error)}
             )
         finally:
-            self._let_go(connection, how)
+            self._drop(connection, how)
 
     def _on_frame(self, connection: ReplicaConnection, frame: Frame) -> None:
         if frame.sequence != connection.sequence + 1:
@@ -298,16 +299,16 @@ class ReplicaPool:
             self._drain(connection)
         if not connection.up:
             connection.up = True
-            self._tell_of_change()
+            self._notify_change()
         if frame.deltas:
             self._on_deltas(frame.deltas)
 
-    def _let_go(self, connection: ReplicaConnection, how: End) -> None:
+    def _drop(self, connection: ReplicaConnection, how: End) -> None:
         connection.up = False
         if self._connections.get(connection.replica_id) is connection:
             del self._connections[connection.replica_id]
         connection.end_all(how)
-        self._look_again.set()
+        self._rediscover.set()
 
     # ---- watching ----------------------------------------------------------------------------------------------------
 
@@ -318,16 +319,16 @@ class ReplicaPool:
             if self.up():
                 self._last_up_s = loop.time()
             for connection in list(self._connections.values()):
-                self._look_at(connection, loop.time())
+                self._check_connection(connection, loop.time())
 
-    def _look_at(self, connection: ReplicaConnection, now_s: float) -> None:
-        silence_s = connection.clock.look(now_s, connection.sequence)
+    def _check_connection(self, connection: ReplicaConnection, now_s: float) -> None:
+        silence_s = connection.clock.observe(now_s, connection.sequence)
         if silence_s >= self._limits.connection_silence_s:
             logger.warning(
                 "a replica is silent", extra={"replica": connection.replica_id, "silence_s": round(silence_s, 1)}
             )
-            # Its attempts must not wait until the connection is closed: closing asks the other side.
-            self._let_go(connection, End.CUT)
+            # Attempts must not wait for the close, which needs the other side.
+            self._drop(connection, End.CUT)
             if connection.task is not None:
                 connection.task.cancel()
             return

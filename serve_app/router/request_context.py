@@ -20,7 +20,7 @@ from serve_app.protocol.messages import RequestSpec
 
 @dataclass
 class RequestTrace:
-    """What became of a request on its way, for its log line. Times are `loop.time()` stamps in seconds."""
+    """What happened to one sequence, for its log line. Times are `loop.time()` stamps in seconds."""
 
     submitted_s: float = 0.0
     dispatched_s: float | None = None
@@ -29,11 +29,11 @@ class RequestTrace:
     cached_tokens: int = 0
     output_tokens: int = 0
     resumed_tokens: int = 0
-    """Of the output, what a broken stream had already said."""
+    """Tokens of the output that come from a broken stream."""
     replicas: list[str] = field(default_factory=list)
     migrations: int = 0
     inexact: tuple[str, ...] = ()
-    """What a resume of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
+    """What a migration of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
     error: ServeError | None = None
 
 
@@ -59,23 +59,24 @@ class RequestContext:
     request_id: str
     session_id: str | None = None
     resume_request_id: str | None = None
-    """The id of a request of which the stream broke off, if this one asks for the same again."""
+    """The id of the request with the broken stream that this one continues."""
     body_digest: bytes = b""
     key_name: str | None = None
     model: str | None = None
     ignored: list[str] = field(default_factory=list)
-    """What was asked for and left out, by field (`ingress/requests/edits.py`)."""
+    """Parts of the request that were left out, by field (`ingress/requests/edits.py`)."""
     sequences: list[RequestTrace] = field(default_factory=list)
     grammar_source: str = "structured_outputs"
-    """The field of its body that its grammar is in, if it has one."""
+    """The field of the body that holds its grammar, if it has one."""
     image_pixels: int = 0
-    """Of its images, as far as they have been looked at."""
+    """Pixels of its images that have been read so far."""
     refused: ServeError | None = None
-    """Why the request failed outside the fleet, if so."""
+    """Why the request failed outside the dispatcher, if it did."""
     answer_begun: bool = False
-    """Whether the head of an answer has been sent: an error can then be an event only."""
+    """Whether the head of the response has been sent: an error can then be an event only."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the first sequence is on its way: rendered, valid, admitted. Its prompt tokens are then known."""
+    """Set when the first sequence has been submitted: it is rendered, valid and admitted, and its prompt tokens are
+    known."""
 
     def resume_keys(self, prompt_token_ids: Sequence[int]) -> tuple[str, str]:
         """The key under which the next sequence keeps its partial output, and the key of the one that it continues.
@@ -97,13 +98,13 @@ class RequestContext:
         return digest.hexdigest()
 
     def fail(self, error: ServeError) -> None:
-        """Keep why the request failed. The first reason stands: what follows is often a consequence of it."""
+        """Keep why the request failed. The first reason stays: later ones are often its consequences."""
         if self.error is None:
             self.refused = error
 
     @property
     def error(self) -> ServeError | None:
-        """What went wrong with it, if it has been told: at the door, or on its way."""
+        """The error of the request: of itself, else of its first failed sequence."""
         return self.refused or next((one.error for one in self.sequences if one.error is not None), None)
 
 

@@ -1,11 +1,11 @@
-"""The way from an ingress to the engine replicas, over Ray Serve handles.
+"""The `Transport` over Ray Serve handles and data channels.
 
-Serve routes a call to whichever replica its `RequestRouter` picks; the fleet has already decided. So every call carries
-its target, `TargetRouter` sends it there, and the replica checks: a call for a replica that Serve no longer routes to
-comes to another replica and back as `WrongReplica`.
+Serve routes a call to whichever replica its `RequestRouter` picks, but the dispatcher has already chosen one. So every
+call carries its target, `TargetRouter` sends it there, and the replica checks: a call for a replica that Serve no
+longer routes to reaches another replica, which answers `WrongReplica`.
 
-Attempts and frames go by a data channel where there is one (`protocol/data_channel.py`); Serve's calls are the way
-to find it, to keep the replica, and to go where there is none.
+Attempts and frames go by a data channel where there is one (`protocol/data_channel.py`). Serve's calls find it, keep
+the replica alive, and replace the channel where there is none.
 
 The list of replicas comes from `handle.broadcast`, Serve's public way to reach every replica that takes new work.
 """
@@ -40,23 +40,23 @@ from serve_app.protocol.messages import (
 logger = logging.getLogger(__name__)
 
 LIST_TIMEOUT_S = 2.0
-"""A replica that does not answer in this time is busy or dead; the list is then incomplete, not wrong. While one
-hangs, a new one is found this much later."""
+"""A replica that does not answer in this time is busy or dead, and the list is marked incomplete. While one hangs, a
+new one is found this much later."""
 
 END_REASON_S = 1.0
-"""How much later than the data channel Serve's call to a dead replica may end. The request that ran there waits so
-long."""
+"""How much later than the data channel Serve's call to a dead replica may end. The attempts on it wait so long for the
+reason."""
 
 PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
-"""What crosses is bytes and errors; Serve's default, which can carry functions too, takes several times as long."""
+"""Only bytes and errors cross. Serve's default serializer can also carry functions, and takes several times as long."""
 
 OUR_ERRORS = (WrongReplica, ReplicaFull, AttemptRefused, EngineDead)
 
 CALL_FAILED = (RayError, RayServeException, grpc.RpcError)
-"""How a call ends that the replica did not answer. Serve passes on what gRPC says, other than UNAVAILABLE, as it is."""
+"""How a call ends without the replica's answer. Serve passes gRPC's errors other than UNAVAILABLE on as they are."""
 
 ACTOR_GONE = (ActorDiedError, ActorUnavailableError)
-"""Nothing listens there any more: to Serve's gRPC a killed process is unavailable, it does not ask Ray about it."""
+"""The replica's process is gone: to Serve's gRPC a killed process is unavailable; it does not ask Ray."""
 
 
 AnyStream = AsyncIterator[Any]
@@ -79,7 +79,7 @@ class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by m
 
 
 class ServeTransport:
-    """`fleet.Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each
+    """`Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each
     time."""
 
     def __init__(self, engine: DeploymentHandle[Any], ingress_id: str) -> None:
@@ -92,7 +92,7 @@ class ServeTransport:
         self._channels: dict[str, DataChannel] = {}
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
-        """See `fleet.Transport`."""
+        """See `Transport`."""
         try:
             answers = await self._engine.broadcast("info").results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
@@ -109,9 +109,9 @@ class ServeTransport:
         if address is not None:
             lease = self._lease.remote(replica_id)
             try:
-                line = await self._open_line(replica_id, address, lease)
-                if line is not None:
-                    async with contextlib.aclosing(self._by_line(replica_id, line, lease)) as frames:
+                channel = await self._open_channel(replica_id, address, lease)
+                if channel is not None:
+                    async with contextlib.aclosing(self._by_channel(replica_id, channel, lease)) as frames:
                         async for frame in frames:
                             yield frame
             finally:
@@ -120,8 +120,8 @@ class ServeTransport:
             async for frame in frames:
                 yield frame
 
-    async def _open_line(self, replica_id: str, address: DataChannelAddress, lease: AnyStream) -> DataChannel | None:
-        """The channel, once Serve has said that this is the replica; None where there is no way for it."""
+    async def _open_channel(self, replica_id: str, address: DataChannelAddress, lease: AnyStream) -> DataChannel | None:
+        """The channel, after the lease has reached the right replica; None where it cannot be opened."""
         try:
             await anext(lease)
         except (*CALL_FAILED, *OUR_ERRORS) as error:
@@ -130,28 +130,30 @@ class ServeTransport:
             return await DataChannel.open(address, replica_id, self._ingress_id)
         except (OSError, TimeoutError) as error:
             where = f"{address.host}:{address.port}"
-            logger.warning("no line: tokens go by Serve, which costs more", extra={"to": where, "error": repr(error)})
+            logger.warning(
+                "no channel: tokens go by Serve, which costs more", extra={"to": where, "error": repr(error)}
+            )
             return None
 
-    async def _by_line(self, replica_id: str, line: DataChannel, lease: AnyStream) -> AsyncGenerator[Frame, None]:
-        """Frames until line or lease breaks; then raises what became of the replica."""
-        self._channels[replica_id] = line
+    async def _by_channel(self, replica_id: str, channel: DataChannel, lease: AnyStream) -> AsyncGenerator[Frame, None]:
+        """Frames until channel or lease breaks; then raises what became of the replica."""
+        self._channels[replica_id] = channel
         reason: Exception = ReplicaLost("the connection is closed")
-        verdict = asyncio.create_task(_how_it_ended(lease), name=f"lease of {replica_id}")
-        # A node that is gone sends nothing on the channel; Ray may know of it sooner than silence tells.
-        verdict.add_done_callback(lambda _: line.hang_up())
+        end_reason = asyncio.create_task(_how_it_ended(lease), name=f"lease of {replica_id}")
+        # A node that is gone closes no connection; Ray may notice it sooner than the silence timeout.
+        end_reason.add_done_callback(lambda _: channel.disconnect())
         try:
-            async with contextlib.aclosing(line.frames()) as frames:
+            async with contextlib.aclosing(channel.frames()) as frames:
                 async for frame in frames:
                     yield frame
-            await asyncio.wait({verdict}, timeout=END_REASON_S)
-            reason = verdict.result() if verdict.done() else ReplicaLost("the data channel broke")
+            await asyncio.wait({end_reason}, timeout=END_REASON_S)
+            reason = end_reason.result() if end_reason.done() else ReplicaLost("the data channel broke")
             raise reason
         finally:
-            verdict.cancel()
-            if self._channels.get(replica_id) is line:
+            end_reason.cancel()
+            if self._channels.get(replica_id) is channel:
                 del self._channels[replica_id]
-            line.close(reason)
+            channel.close(reason)
 
     async def _by_serve(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         stream = self._frames.remote(replica_id, self._ingress_id)
@@ -164,32 +166,32 @@ class ServeTransport:
             stream.cancel()
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
-        """See `fleet.Transport`."""
+        """See `Transport`."""
         try:
             answers = await self._engine.broadcast("fetch_partial_output", resume_key).results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
         except (*CALL_FAILED, TimeoutError) as error:
-            logger.warning("cannot look for a broken stream", extra={"error": str(error)})
+            logger.warning("cannot fetch partial outputs", extra={"error": str(error)})
             return []
         found = [msgspec.msgpack.decode(one, type=list[int]) for one in answers if isinstance(one, bytes)]
         return max(found, key=len, default=[])
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
-        """See `fleet.Transport`. A replica that cannot be told is not asked again: its fellows know."""
+        """See `Transport`. A replica that does not answer is not asked again: the other replicas have it."""
         told = msgspec.msgpack.encode(quarantine)
         try:
             await self._engine.broadcast("share_quarantine", told).results_async(
                 timeout_s=LIST_TIMEOUT_S, return_exceptions=True
             )
         except (*CALL_FAILED, TimeoutError) as error:
-            logger.warning("no replica could be told whom to refuse", extra={"error": str(error)})
+            logger.warning("no replica could be told of the quarantine", extra={"error": str(error)})
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
-        """See `fleet.Transport`."""
-        line = self._channels.get(replica_id)
-        if line is not None:
-            await line.run(encode_request(attempt))
+        """See `Transport`."""
+        channel = self._channels.get(replica_id)
+        if channel is not None:
+            await channel.run(encode_request(attempt))
             return
         response = self._run.remote(replica_id, encode_request(attempt))
         try:
@@ -215,7 +217,7 @@ def _readable_info(answer: object) -> ReplicaInfo | None:
 
 
 async def _how_it_ended(lease: AnyStream) -> Exception:
-    """What became of a replica, as soon as Serve says that the call there has ended."""
+    """What became of a replica, as soon as Serve's call to it ends."""
     try:
         await anext(lease)
     except (*CALL_FAILED, *OUR_ERRORS) as error:
@@ -226,7 +228,7 @@ async def _how_it_ended(lease: AnyStream) -> Exception:
 
 
 def as_replica_error(error: Exception) -> Exception:
-    """What an error of a Serve call means to the fleet: ours as it is, a replica that is gone, or one out of reach."""
+    """The meaning of an error of a Serve call: one of ours as it is, else a replica that died or cannot be reached."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, OUR_ERRORS):
         return type(cause)(str(cause))

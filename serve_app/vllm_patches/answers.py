@@ -22,31 +22,31 @@ from typing import Any, Final
 
 import pydantic_core
 
-from serve_app.vllm_patches.patching import Function, Target, replace
+from serve_app.vllm_patches.patching import Function, PatchTarget, replace
 
-PARSER: Final = Target(
+PARSER: Final = PatchTarget(
     "vllm.parser.parser_manager", "ParserManager", "get_parser", ("tool_parser_name", "reasoning_parser_name")
 )
-WHOLE_CHAT: Final = Target(
+WHOLE_CHAT: Final = PatchTarget(
     "vllm.entrypoints.openai.chat_completion.serving",
     "OpenAIServingChat",
     "chat_completion_full_generator",
     ("request", "result_generator"),
 )
-MAKE_PARSER: Final = Target(
+MAKE_PARSER: Final = PatchTarget(
     "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat", "_make_parser", ("request",)
 )
-WHOLE_MESSAGE: Final = Target(
+WHOLE_MESSAGE: Final = PatchTarget(
     "vllm.entrypoints.anthropic.serving", "AnthropicServingMessages", "messages_full_converter", ("generator",)
 )
-SPLIT: Final = Target("vllm.entrypoints.openai.responses.serving", "", "split_delta", ("delta",))
-CONVERT: Final = Target(
+SPLIT: Final = PatchTarget("vllm.entrypoints.openai.responses.serving", "", "split_delta", ("delta",))
+CONVERT: Final = PatchTarget(
     "vllm.entrypoints.anthropic.serving",
     "AnthropicServingMessages",
     "to_chat_completion_request",
     ("anthropic_request",),
 )
-CHAT_STREAM: Final = Target(
+CHAT_STREAM: Final = PatchTarget(
     "vllm.entrypoints.openai.chat_completion.serving",
     "OpenAIServingChat",
     "chat_completion_stream_generator",

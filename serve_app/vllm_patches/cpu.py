@@ -17,48 +17,50 @@ from serve_app.config import vllm_device
 from serve_app.vllm_patches.cpu_attention import FORWARD, attend_long_contexts
 from serve_app.vllm_patches.cpu_endings import BACKEND, CHECK_STOP, bound_json_schemas, end_repetition
 from serve_app.vllm_patches.cpu_scheduler import CHUNK, SCHEDULE, bound_chunks, share_steps
-from serve_app.vllm_patches.patching import Function, Target, UnexpectedVllmError, minor_version, replace
+from serve_app.vllm_patches.patching import Function, PatchTarget, UnexpectedVllmError, minor_version, replace
 
 VERSIONS_WITH_THE_GAPS: Final = frozenset({(0, 32), (0, 33)})
 """Seen in the source of both. A new version is added here once its source has been read."""
 
-ROUTING: Final = Target(
+ROUTING: Final = PatchTarget(
     "vllm.model_executor.layers.fused_moe.router.cpu_router",
     "CPURouter",
     "_compute_routing",
     ("hidden_states", "router_logits", "indices_type", "input_ids"),
 )
-EXPERTS: Final = Target(
+EXPERTS: Final = PatchTarget(
     "vllm.model_executor.layers.fused_moe.experts.cpu_moe",
     "CPUUnquantizedExperts",
     "apply",
     ("topk_weights", "topk_ids", "expert_map", "apply_router_weight_on_input"),
 )
-IMAGE_FEATURES: Final = Target(
+IMAGE_FEATURES: Final = PatchTarget(
     "vllm.model_executor.models.step3p7",
     "Step3p7ForConditionalGeneration",
     "_process_image_features",
     ("image_features",),
 )
-EXPANSION: Final = Target(
+EXPANSION: Final = PatchTarget(
     "vllm.v1.sample.rejection_sampler",
     "",
     "expand_batch_to_tokens",
     ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
 )
-SAMPLE: Final = Target(
+SAMPLE: Final = PatchTarget(
     "vllm.v1.worker.gpu_model_runner",
     "GPUModelRunner",
     "_sample",
     ("logits", "spec_decode_metadata"),
 )
-BOOKKEEPING: Final = Target(
+BOOKKEEPING: Final = PatchTarget(
     "vllm.v1.worker.gpu_model_runner",
     "GPUModelRunner",
     "_bookkeeping_sync",
     ("scheduler_output", "sampler_output", "logits", "hidden_states", "num_scheduled_tokens"),
 )
-WAIT: Final = Target("vllm.distributed.device_communicators.shm_broadcast", "SpinCondition", "wait", ("timeout_ms",))
+WAIT: Final = PatchTarget(
+    "vllm.distributed.device_communicators.shm_broadcast", "SpinCondition", "wait", ("timeout_ms",)
+)
 TARGETS: Final = (
     *(ROUTING, EXPERTS, IMAGE_FEATURES, EXPANSION, FORWARD, BACKEND, CHECK_STOP),
     *(SAMPLE, BOOKKEEPING, SCHEDULE, CHUNK, WAIT),

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.vllm_patches.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, PatchTarget
 
-FORWARD: Final = Target(
+FORWARD: Final = PatchTarget(
     "vllm.v1.attention.backends.cpu_attn",
     "CPUAttentionBackendImpl",
     "forward",

@@ -14,11 +14,11 @@ import json
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.vllm_patches.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, PatchTarget
 
-BACKEND: Final = Target("vllm.v1.structured_output.backend_xgrammar", "XgrammarBackend", "__post_init__", ())
+BACKEND: Final = PatchTarget("vllm.v1.structured_output.backend_xgrammar", "XgrammarBackend", "__post_init__", ())
 
-CHECK_STOP: Final = Target("vllm.v1.core.sched.scheduler", "", "check_stop", ("request", "max_model_len"))
+CHECK_STOP: Final = PatchTarget("vllm.v1.core.sched.scheduler", "", "check_stop", ("request", "max_model_len"))
 
 MAX_WHITESPACE: Final = 1
 MAX_STRING_CHARS: Final = 48

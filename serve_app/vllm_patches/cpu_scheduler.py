@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
-from serve_app.vllm_patches.patching import Function, Target
+from serve_app.vllm_patches.patching import Function, PatchTarget
 
-SCHEDULE: Final = Target("vllm.v1.core.sched.scheduler", "Scheduler", "schedule", ("throttle_prefills",))
-CHUNK: Final = Target(
+SCHEDULE: Final = PatchTarget("vllm.v1.core.sched.scheduler", "Scheduler", "schedule", ("throttle_prefills",))
+CHUNK: Final = PatchTarget(
     "vllm.v1.core.sched.scheduler",
     "Scheduler",
     "_reserve_prefill_lookahead",

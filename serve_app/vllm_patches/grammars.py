@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, Final, TypeVar
 
-from serve_app.vllm_patches.patching import Function, Target, replace
+from serve_app.vllm_patches.patching import Function, PatchTarget, replace
 
 COMPILE_LIMIT_S: Final = 120.0
 """On the clock, the wait for a compiler thread included. The ingress allows 8 s of CPU time; beyond this a thread hangs
@@ -33,15 +33,17 @@ tokens only, and what is slow there must not get as far as here."""
 SLOW_MASKS: Final = 8
 """So many may be slow: a mask may be reckoned once and kept. 8 of 0.1 s are felt by nobody's p99."""
 
-INIT: Final = Target("vllm.v1.structured_output", "StructuredOutputManager", "grammar_init", ("request",))
-READY: Final = Target("vllm.v1.structured_output.request", "StructuredOutputRequest", "_check_grammar_completion", ())
-XGRAMMAR: Final = Target(
+INIT: Final = PatchTarget("vllm.v1.structured_output", "StructuredOutputManager", "grammar_init", ("request",))
+READY: Final = PatchTarget(
+    "vllm.v1.structured_output.request", "StructuredOutputRequest", "_check_grammar_completion", ()
+)
+XGRAMMAR: Final = PatchTarget(
     "vllm.v1.structured_output.backend_xgrammar",
     "XgrammarBackend",
     "compile_grammar",
     ("request_type", "grammar_spec", "stop_token_ids"),
 )
-GUIDANCE: Final = Target(
+GUIDANCE: Final = PatchTarget(
     "vllm.v1.structured_output.backend_guidance",
     "GuidanceBackend",
     "compile_grammar",

@@ -1,8 +1,11 @@
 """How this package changes vLLM: one function at a time, once, and only where it has the expected shape.
 
-A process that went on with half of a change would be worse than one that does not start, so whatever is not as expected
-raises. `python -m serve_app.vllm_patches.vllm_api_check` compares every `Target` with the source of a version that is
-not installed yet.
+A process with half of a change would be worse than one that does not start, so anything unexpected raises. `python -m
+serve_app.vllm_patches.vllm_api_check` compares every `PatchTarget` with the source of a version that is not installed
+yet.
+
+vLLM loads general plugins in every process, front ends included. A patch that imported its target would load kernels
+and models into processes that never use them, so it waits for the import (`after_import`).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ class UnexpectedVllmError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Target:
+class PatchTarget:
     """A function of vLLM that we replace: its module, class ("" for one of the module's own), name, and the parameters
     that the replacement relies on."""
 
@@ -53,7 +56,7 @@ def minor_version(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def replace(target: Target, make: MakeReplacement) -> None:
+def replace(target: PatchTarget, make: MakeReplacement) -> None:
     """Replace the target as soon as its module is imported.
 
     Raises `UnexpectedVllmError` (now or from that import) if it is not what it should be. Doing so again changes
@@ -62,7 +65,7 @@ def replace(target: Target, make: MakeReplacement) -> None:
     after_import(target.module, lambda module: _replace_in(module, target, make))
 
 
-def _replace_in(module: ModuleType, target: Target, make: MakeReplacement) -> None:
+def _replace_in(module: ModuleType, target: PatchTarget, make: MakeReplacement) -> None:
     owner = getattr(module, target.owner, None) if target.owner else module
     original = inspect.getattr_static(owner, target.name, None) if owner is not None else None
     is_classmethod = isinstance(original, classmethod)

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from serve_app.vllm_patches.patching import Function, Target, minor_version, replace
+from serve_app.vllm_patches.patching import Function, PatchTarget, minor_version, replace
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -46,15 +46,15 @@ MARK: Final = "step_serve_resumed"
 EMITTED: Final = "step_serve_emitted"
 """In `SamplingParams.extra_args` inside the engine, on the way to a V1 runner: those tokens."""
 
-REQUEST: Final = Target("vllm.v1.request", "Request", "from_engine_core_request", ("request", "block_hasher"))
-GRAMMAR: Final = Target("vllm.v1.structured_output", "StructuredOutputManager", "_create_grammar", ("request",))
-BOUNDS: Final = Target(
+REQUEST: Final = PatchTarget("vllm.v1.request", "Request", "from_engine_core_request", ("request", "block_hasher"))
+GRAMMAR: Final = PatchTarget("vllm.v1.structured_output", "StructuredOutputManager", "_create_grammar", ("request",))
+BOUNDS: Final = PatchTarget(
     "vllm.v1.structured_output",
     "StructuredOutputManager",
     "_get_constraint_bounds",
     ("request", "spec_tokens", "spec_tokens_committed"),
 )
-RUNNER_STATE: Final = Target("vllm.v1.worker.gpu_input_batch", "CachedRequestState", "__post_init__", ())
+RUNNER_STATE: Final = PatchTarget("vllm.v1.worker.gpu_input_batch", "CachedRequestState", "__post_init__", ())
 TARGETS: Final = (REQUEST, GRAMMAR, BOUNDS, RUNNER_STATE)
 
 logger = logging.getLogger(__name__)

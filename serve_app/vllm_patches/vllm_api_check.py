@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve_app.vllm_patches import answers, cpu, grammars, resume, vllm_api
-from serve_app.vllm_patches.patching import Target
+from serve_app.vllm_patches.patching import PatchTarget
 from serve_app.vllm_patches.source_tree import Definition, SourceTree
 
 PACKAGE = "vllm"
@@ -285,7 +285,7 @@ def check(source: SourceTree, files: Iterable[Path]) -> tuple[list[str], int]:
     return problems, checked
 
 
-def check_targets(source: SourceTree, targets: Iterable[Target]) -> list[str]:
+def check_targets(source: SourceTree, targets: Iterable[PatchTarget]) -> list[str]:
     """What our changes of vLLM would not find, a line each."""
     problems = []
     for target in targets:

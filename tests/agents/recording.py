@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import fake_engine_config
 from serve_app.engine.replica import EngineFactory
-from serve_app.ingress.middleware import App, Receive, Scope, Send
 from tests.agents.conversations import NOT_THE_TASK
 from tests.http.harness import FLAGS, MODEL, Line, Service, _listening, service
 
@@ -41,7 +42,7 @@ class Request:
 class Recorder:
     """An ASGI app that keeps what goes through it."""
 
-    app: App
+    app: ASGIApp
     requests: list[Request] = field(default_factory=list)
     answered: asyncio.Condition = field(default_factory=asyncio.Condition)
 

@@ -13,7 +13,7 @@ import pytest
 
 from serve_app.engine import compile_cache
 from serve_app.engine.vllm_process import engine_core_processes
-from serve_app.engine.watchdog import Judgement, Verdict, Watchdog, WatchdogLimits
+from serve_app.engine.watchdog import EngineState, Judgement, Watchdog, WatchdogLimits
 from tests.contracts.harness import (
     ENVIRONMENT,
     MTP_ARGV,
@@ -37,7 +37,7 @@ async def watch(subject: Subject, attempt: asyncio.Task[None]) -> list[Judgement
         stats = engine.stats()
         judgement = watchdog.observe(time.monotonic(), stats.steps, engine.activity, busy=stats.unfinished > 0)
         judgements.append(judgement)
-        if judgement.verdict in (Verdict.HUNG, Verdict.STUCK):
+        if judgement.state in (EngineState.HUNG, EngineState.STUCK):
             engine.fail(judgement.evidence)
         await asyncio.wait({attempt}, timeout=PERIOD_S)
     return judgements
@@ -54,7 +54,7 @@ async def test_a_long_step_is_busy_and_a_stopped_engine_is_hung(monkeypatch: pyt
         judgements = await watch(subject, long)
         long.result()
         assert max(one.silence_s for one in judgements) > LIMITS.hung_after_s, "no long step: nothing was shown"
-        assert {one.verdict for one in judgements} <= {Verdict.WORKING, Verdict.BUSY}
+        assert {one.state for one in judgements} <= {EngineState.WORKING, EngineState.BUSY}
         assert f"{PROMPT_TOKENS:,} tokens" not in subject.engine.under_way(), "it has ended"
 
         stopped = asyncio.create_task(subject.engine.run(subject.attempt(max_tokens=12_000)))
@@ -63,7 +63,7 @@ async def test_a_long_step_is_busy_and_a_stopped_engine_is_hung(monkeypatch: pyt
         for core in engine_core_processes():
             os.kill(core.pid, signal.SIGSTOP)
         judgements = await watch(subject, stopped)
-        assert judgements[-1].verdict is Verdict.HUNG
+        assert judgements[-1].state is EngineState.HUNG
         assert "no thread or GPU of it has moved" in str(stopped.exception())
     finally:
         await subject.engine.shutdown()

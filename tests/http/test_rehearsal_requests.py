@@ -17,10 +17,10 @@ from tests.http.harness import MODEL, service
 WRITES = {"turns": [{"think": "Well.", "say": "A", "ends": False}]}
 
 
-def plan(url: str) -> setup.Plan:
+def plan(url: str) -> setup.RehearsalPlan:
     config = load_config({"profile": "cpu-demo"}, [])
     port = int(url.rpartition(":")[2])
-    return setup.Plan("cpu-demo", config, 1, True, MODEL, Path("deploy.yaml"), port, MODEL, ())
+    return setup.RehearsalPlan("cpu-demo", config, 1, True, MODEL, Path("deploy.yaml"), port, MODEL, ())
 
 
 def call(city: str) -> dict[str, object]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.engine.child import Report
+from serve_app.engine.child import ProcessReport
 from serve_app.engine.gang import OWNER_VARIABLE, Gang
 from serve_app.engine.watchdog import EngineActivity
 from tests.ray.cluster import Cluster, Node, until
@@ -30,7 +30,7 @@ class Running:
     """An owner, the engine core below it, and the core's workers by process id."""
 
     gang: Gang
-    said: asyncio.Queue[Report]
+    said: asyncio.Queue[ProcessReport]
     core: subprocess.Popen[str]
     workers: list[int]
 
@@ -55,7 +55,7 @@ def cluster() -> Iterator[Cluster]:
 
 @asynccontextmanager
 async def running(cluster: Cluster) -> AsyncIterator[Running]:
-    said: asyncio.Queue[Report] = asyncio.Queue()
+    said: asyncio.Queue[ProcessReport] = asyncio.Queue()
     gang = Gang(said.put_nowait)
     await gang.open("127.0.0.1")
     script = str(Path(__file__).with_name("gang_core.py"))

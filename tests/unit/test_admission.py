@@ -12,8 +12,8 @@ from serve_app.router.admission import (
     LEAST_RETRY_S,
     MOST_RETRY_S,
     Admission,
+    AdmissionFacts,
     Admit,
-    Facts,
     RejectNoReplica,
     RejectPermanently,
     RejectRetryable,
@@ -23,7 +23,7 @@ from serve_app.router.admission import (
 
 counts = st.integers(0, 2000)
 facts_of_a_fleet = st.builds(
-    Facts,
+    AdmissionFacts,
     asked=st.integers(1, 64),
     held=counts,
     room=counts,
@@ -34,37 +34,37 @@ facts_of_a_fleet = st.builds(
     ingresses=st.integers(0, 16),
     one_room=counts,
 )
-BUSY = Facts(asked=1, held=80, room=80, slots=40, service_s=60.0, one_room=80)
+BUSY = AdmissionFacts(asked=1, held=80, room=80, slots=40, service_s=60.0, one_room=80)
 
 
-def refused(facts: Facts) -> RejectRetryable:
+def refused(facts: AdmissionFacts) -> RejectRetryable:
     verdict = Admission().decide(facts)
     assert isinstance(verdict, RejectRetryable)
     return verdict
 
 
 @given(facts_of_a_fleet)
-def test_it_lets_in_exactly_what_there_is_room_for(facts: Facts) -> None:
+def test_it_lets_in_exactly_what_there_is_room_for(facts: AdmissionFacts) -> None:
     fits = facts.held + facts.waiting + facts.asked <= facts.room
     assert isinstance(Admission().decide(facts), Admit) == fits
 
 
 @given(facts_of_a_fleet, st.integers(1, 100))
-def test_more_room_never_turns_anybody_away(facts: Facts, more: int) -> None:
+def test_more_room_never_turns_anybody_away(facts: AdmissionFacts, more: int) -> None:
     admission = Admission()
     if isinstance(admission.decide(facts), Admit):
         assert isinstance(admission.decide(replace(facts, room=facts.room + more)), Admit)
 
 
 @given(facts_of_a_fleet)
-def test_a_time_to_come_back_is_whole_seconds_that_an_sdk_waits_for(facts: Facts) -> None:
+def test_a_time_to_come_back_is_whole_seconds_that_an_sdk_waits_for(facts: AdmissionFacts) -> None:
     told = refuse(facts).retry_after_s
     assert isinstance(told, int)
     assert LEAST_RETRY_S <= told <= MOST_RETRY_S
 
 
 @given(facts_of_a_fleet, st.integers(1, 50))
-def test_who_is_refused_later_is_asked_back_no_sooner_until_a_minute(facts: Facts, more: int) -> None:
+def test_who_is_refused_later_is_asked_back_no_sooner_until_a_minute(facts: AdmissionFacts, more: int) -> None:
     later = replace(facts, promised=facts.promised + more)
     if refuse(later).retry_after_s < refuse(facts).retry_after_s:
         assert refuse(replace(facts, promised=0)).retry_after_s <= MOST_RETRY_S
@@ -108,7 +108,7 @@ def test_a_crowd_that_must_wait_longer_than_can_be_told_does_not_come_back_at_on
 
 def test_what_would_not_fit_an_empty_fleet_is_not_asked_back() -> None:
     admission = Admission(engines=2)
-    one_of_two_up = Facts(asked=80, held=0, room=40, slots=8, one_room=40)
+    one_of_two_up = AdmissionFacts(asked=80, held=0, room=40, slots=8, one_room=40)
     assert isinstance(admission.decide(one_of_two_up), RejectRetryable)  # the other comes back
     assert admission.decide(replace(one_of_two_up, asked=81)) == RejectPermanently(80)
     more_than_that_up = replace(one_of_two_up, asked=121, room=120)
@@ -118,7 +118,7 @@ def test_what_would_not_fit_an_empty_fleet_is_not_asked_back() -> None:
 @given(st.integers(0, 600), st.integers(0, 600), st.integers(1, 8), st.integers(1, 16))
 def test_what_waits_for_the_first_replica_has_room_in_it(waiting: int, slots: int, ingresses: int, asked: int) -> None:
     admission = Admission(max_waiting=64, slots=slots, ingresses=ingresses)
-    verdict = admission.decide(Facts(asked=asked, waiting=waiting))
+    verdict = admission.decide(AdmissionFacts(asked=asked, waiting=waiting))
     if isinstance(verdict, Admit):
         assert waiting + asked == 1 or (waiting + asked) * ingresses <= slots + 64
     else:

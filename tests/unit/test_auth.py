@@ -48,7 +48,7 @@ def test_new_keys_differ_and_can_be_recognised() -> None:
         ("\nann sk-step-plain\n", "keys.txt:2: expected `name sha256:"),
         ("ann sha256:abc\n", "keys.txt:1: expected"),
         (f"a b sha256:{'0' * 64}\n", "keys.txt:1: expected"),
-        (f"ann sha256:{'0' * 64}\nann sha256:{'1' * 64}\n", "keys.txt:2: the name 'ann' stands on line 1"),
+        (f"ann sha256:{'0' * 64}\nann sha256:{'1' * 64}\n", "keys.txt:2: the name 'ann' is already on line 1"),
         (f"-ann sha256:{'0' * 64}\n", "keys.txt:1: a name has letters"),
     ],
 )

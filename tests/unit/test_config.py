@@ -202,7 +202,7 @@ def test_a_profiles_comment_states_what_the_arithmetic_gives(name: str) -> None:
     if shape is None or layout is None:
         assert config.profile == "cpu-demo"
         return
-    room = memory.room(shape, layout)
+    room = memory.memory_capacity(shape, layout)
     sessions = [room.sessions(tokens) for tokens in SESSION_TOKENS.values()]
     assert f"{room.weights_bytes / memory.GB:.1f} GB of weights per GPU" in text
     assert f"room for {room.tokens() / 1e6:.2f} M tokens" in text

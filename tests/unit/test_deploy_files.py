@@ -23,7 +23,7 @@ from ray.serve._private.haproxy import HAProxyConfig
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.config import deployment, profile
-from serve_app.config.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit
+from serve_app.config.hardware import PROFILE_GPUS, NodeGpus, NoProfileFits, check_fit
 from serve_app.config.placement import ACCELERATOR_SHARE, replica_options
 from serve_app.config.profile import ROOT
 from serve_app.config.schema import AppConfig, EngineConfig, load_config
@@ -276,7 +276,7 @@ def test_rays_cluster_launcher_takes_the_file(layout: str) -> None:
 def test_skypilot_hires_the_gpus_that_the_profile_is_for(layout: str) -> None:
     task = yaml.safe_load((DEPLOY / "skypilot" / f"lambda-{layout}.yaml").read_text(encoding="utf-8"))
     model, count = task["resources"]["accelerators"].split(":")
-    wanted = next(item for item in LAYOUTS if item.profile == layout)
+    wanted = next(item for item in PROFILE_GPUS if item.profile == layout)
     assert model.removesuffix("-80GB") in wanted.accelerators
     assert int(count) == wanted.gpus
     assert task["resources"]["ports"] == deployment.read(ROOT / "deploy.yaml").port

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from serve_app.engine.child import Report, is_engine_process, report_of
+from serve_app.engine.child import ProcessReport, is_engine_process, report_of
 
 
 def record(message: str, *args: object, level: int = logging.INFO, error: Exception | None = None) -> logging.LogRecord:
@@ -23,7 +23,7 @@ def record(message: str, *args: object, level: int = logging.INFO, error: Except
     ],
 )
 def test_milestones_of_vllm_are_told_in_words(message: str, args: tuple[object, ...], words: str) -> None:
-    assert report_of(record(message, *args)) == Report(words, error=False)
+    assert report_of(record(message, *args)) == ProcessReport(words, error=False)
 
 
 def test_other_messages_are_not_told() -> None:
@@ -32,7 +32,7 @@ def test_other_messages_are_not_told() -> None:
 
 def test_an_error_is_told_with_its_cause() -> None:
     report = report_of(record("EngineCore failed to start.", level=logging.ERROR, error=ValueError("no such weights")))
-    assert report == Report("EngineCore failed to start. ValueError: no such weights", error=True)
+    assert report == ProcessReport("EngineCore failed to start. ValueError: no such weights", error=True)
 
 
 def test_this_process_belongs_to_no_engine() -> None:

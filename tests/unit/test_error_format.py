@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 import pytest
 
-from serve_app.ingress.error_format import Api, error_body, foreign_error, plain_sentence, status_of
+from serve_app.ingress.error_format import ApiStyle, error_body, foreign_error, plain_sentence, status_of
 from serve_app.protocol.errors import NoReplica, OutputTooLong, PromptTooLong, QueueFull, RequestRefused
 
 
@@ -25,25 +25,25 @@ from serve_app.protocol.errors import NoReplica, OutputTooLong, PromptTooLong, Q
     ],
 )
 def test_anthropic_errors_have_anthropics_types(status: int, kind: str) -> None:
-    error = json.loads(error_body(Api.ANTHROPIC, RequestRefused("why", HTTPStatus(status)), "id-1"))
+    error = json.loads(error_body(ApiStyle.ANTHROPIC, RequestRefused("why", HTTPStatus(status)), "id-1"))
     assert error == {"type": "error", "error": {"type": kind, "message": "why"}, "request_id": "id-1"}
 
 
 def test_openai_errors_have_a_code_that_is_a_string_or_null() -> None:
-    refused = json.loads(error_body(Api.OPENAI, RequestRefused("why", param="n"), "id-1"))
+    refused = json.loads(error_body(ApiStyle.OPENAI, RequestRefused("why", param="n"), "id-1"))
     assert refused == {"error": {"message": "why", "type": "invalid_request_error", "param": "n", "code": None}}
-    full = json.loads(error_body(Api.OPENAI, QueueFull(3), "id-1"))["error"]
+    full = json.loads(error_body(ApiStyle.OPENAI, QueueFull(3), "id-1"))["error"]
     assert (full["type"], full["code"]) == ("rate_limit_error", "rate_limit_exceeded")
 
 
 def test_a_prompt_that_is_too_long_is_said_in_the_vendors_own_words() -> None:
     error = PromptTooLong(280012, 262144)
-    anthropic = json.loads(error_body(Api.ANTHROPIC, error, "id-1"))["error"]
+    anthropic = json.loads(error_body(ApiStyle.ANTHROPIC, error, "id-1"))["error"]
     assert anthropic == {
         "type": "invalid_request_error",
         "message": "prompt is too long: 280012 tokens > 262144 maximum",
     }
-    openai = json.loads(error_body(Api.OPENAI, error, "id-1"))["error"]
+    openai = json.loads(error_body(ApiStyle.OPENAI, error, "id-1"))["error"]
     assert openai["code"] == "context_length_exceeded"
     assert openai["message"].startswith("This model's maximum context length is 262144 tokens. However, your messages")
     assert "280012" in openai["message"]
@@ -51,15 +51,17 @@ def test_a_prompt_that_is_too_long_is_said_in_the_vendors_own_words() -> None:
 
 def test_more_output_than_the_context_holds_is_said_in_the_vendors_own_words() -> None:
     error = OutputTooLong(300_000, 262_144, "max_completion_tokens")
-    openai = json.loads(error_body(Api.OPENAI, error, "id-1"))["error"]
+    openai = json.loads(error_body(ApiStyle.OPENAI, error, "id-1"))["error"]
     assert openai["message"].startswith("max_completion_tokens is too large: 300000.")
-    assert "max_tokens: 300000 > 262144" in json.loads(error_body(Api.ANTHROPIC, error, "id-1"))["error"]["message"]
+    assert (
+        "max_tokens: 300000 > 262144" in json.loads(error_body(ApiStyle.ANTHROPIC, error, "id-1"))["error"]["message"]
+    )
 
 
 def test_nobody_to_serve_is_529_in_anthropics_api_and_503_in_openais() -> None:
     assert (
-        status_of(Api.ANTHROPIC, NoReplica("waited 1 s", 5)),
-        status_of(Api.OPENAI, NoReplica("waited 1 s", 5)),
+        status_of(ApiStyle.ANTHROPIC, NoReplica("waited 1 s", 5)),
+        status_of(ApiStyle.OPENAI, NoReplica("waited 1 s", 5)),
     ) == (529, 503)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import psutil
 import pytest
 
-from serve_app.engine.child import Report
+from serve_app.engine.child import ProcessReport
 from serve_app.engine.gang import OWNER_VARIABLE, Gang, serve_owner
 from serve_app.engine.watchdog import EngineActivity
 
@@ -35,11 +35,11 @@ for line in sys.stdin:
 
 
 @dataclass
-class Owner:
+class GangOwner:
     """A gang with what its workers said, and a worker to order about."""
 
     gang: Gang
-    said: asyncio.Queue[Report]
+    said: asyncio.Queue[ProcessReport]
     workers: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     async def start(self) -> asyncio.subprocess.Process:
@@ -68,9 +68,9 @@ def order(worker: asyncio.subprocess.Process, what: str) -> None:
 
 
 @pytest.fixture
-async def owner() -> AsyncIterator[Owner]:
-    said: asyncio.Queue[Report] = asyncio.Queue()
-    found = Owner(Gang(said.put_nowait), said)
+async def owner() -> AsyncIterator[GangOwner]:
+    said: asyncio.Queue[ProcessReport] = asyncio.Queue()
+    found = GangOwner(Gang(said.put_nowait), said)
     await found.gang.open("127.0.0.1")
     yield found
     found.gang.close()
@@ -80,15 +80,15 @@ async def owner() -> AsyncIterator[Owner]:
         await worker.wait()
 
 
-async def test_a_worker_tells_its_milestones_and_errors(owner: Owner) -> None:
+async def test_a_worker_tells_its_milestones_and_errors(owner: GangOwner) -> None:
     worker = await owner.hire()
     order(worker, "log")
-    assert await owner.said.get() == Report("loading weights", error=False)
+    assert await owner.said.get() == ProcessReport("loading weights", error=False)
     order(worker, "err")
-    assert await owner.said.get() == Report("it broke", error=True)
+    assert await owner.said.get() == ProcessReport("it broke", error=True)
 
 
-async def test_what_workers_do_is_seen_and_told_apart(owner: Owner) -> None:
+async def test_what_workers_do_is_seen_and_told_apart(owner: GangOwner) -> None:
     first, _ = await owner.hire(), await owner.hire()
     before = await owner.seen(2)
     assert len(before.cpu_s) == 3, "ours, and a main thread of each: the one that looks is left out"
@@ -102,7 +102,7 @@ async def test_what_workers_do_is_seen_and_told_apart(owner: Owner) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_worker_that_does_not_answer_is_unseen_and_not_still(owner: Owner) -> None:
+async def test_a_worker_that_does_not_answer_is_unseen_and_not_still(owner: GangOwner) -> None:
     assert owner.gang.activity(OWN, 2) == EngineActivity({1: 1.0}, {}, 0.25, unseen_workers=2)
     worker = await owner.hire()
     await owner.seen(1)
@@ -111,7 +111,7 @@ async def test_a_worker_that_does_not_answer_is_unseen_and_not_still(owner: Owne
         await asyncio.sleep(0)
 
 
-async def test_a_worker_ends_with_its_owner_whatever_it_is_doing(owner: Owner) -> None:
+async def test_a_worker_ends_with_its_owner_whatever_it_is_doing(owner: GangOwner) -> None:
     idle, busy = await owner.hire(), await owner.hire()
     order(busy, "spin")
     await owner.seen(2)
@@ -119,7 +119,7 @@ async def test_a_worker_ends_with_its_owner_whatever_it_is_doing(owner: Owner) -
     assert [await worker.wait() for worker in (idle, busy)] == [-9, -9]
 
 
-async def test_a_stranger_is_turned_away(owner: Owner) -> None:
+async def test_a_stranger_is_turned_away(owner: GangOwner) -> None:
     address = os.environ[OWNER_VARIABLE]
     os.environ[OWNER_VARIABLE] = address.replace(owner.gang._secret, "0" * 32)
     worker = await owner.start()
@@ -128,12 +128,12 @@ async def test_a_stranger_is_turned_away(owner: Owner) -> None:
     assert owner.gang.activity(OWN, 1).unseen_workers == 1
 
 
-async def test_the_owner_is_no_worker_of_its_own(owner: Owner) -> None:
+async def test_the_owner_is_no_worker_of_its_own(owner: GangOwner) -> None:
     serve_owner()
     assert owner.gang.activity(OWN, 1).unseen_workers == 1
 
 
-async def test_a_worker_that_cannot_reach_its_owner_works_on(owner: Owner) -> None:
+async def test_a_worker_that_cannot_reach_its_owner_works_on(owner: GangOwner) -> None:
     """A firewall between the nodes; the address is closed here."""
     address = os.environ[OWNER_VARIABLE]
     owner.gang.close()

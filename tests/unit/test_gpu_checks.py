@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from serve_app.cli import gpu_facts
-from serve_app.cli.check import Verdict
+from serve_app.cli.check import CheckStatus
 from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import Gpu, GpuBox, MemoryHolder
 from serve_app.config.schema import AppConfig, load_config
@@ -57,7 +57,7 @@ def with_gpu(index: int, **changes: Any) -> GpuBox:
 
 def test_a_healthy_box_is_named_and_nothing_else_is_said() -> None:
     (only,) = gpu_checks(BOX, config())
-    assert only.verdict is Verdict.OK
+    assert only.status is CheckStatus.OK
     assert only.message == "8x NVIDIA H100 80GB HBM3, 18 NVLinks each, driver 580.95.05, idle and healthy"
 
 
@@ -94,8 +94,8 @@ FINDINGS = {
 
 @pytest.mark.parametrize(("box", "verdict", "name", "advice"), FINDINGS.values(), ids=FINDINGS)
 def test_each_fault_of_a_box_is_told_with_what_mends_it(box: GpuBox, verdict: str, name: str, advice: str) -> None:
-    told = [check for check in gpu_checks(box, config()) if check.verdict is not Verdict.OK]
-    assert [(check.verdict.value, check.name) for check in told] == [(verdict, name)]
+    told = [check for check in gpu_checks(box, config()) if check.status is not CheckStatus.OK]
+    assert [(check.status.value, check.name) for check in told] == [(verdict, name)]
     assert advice in told[0].advice
     assert "\n" not in told[0].advice
 
@@ -103,8 +103,8 @@ def test_each_fault_of_a_box_is_told_with_what_mends_it(box: GpuBox, verdict: st
 @pytest.mark.parametrize("missing", [{"cuda_home": None}, {"ninja": None}])
 def test_flashinfer_is_missed_more_where_it_is_the_first_choice(missing: dict[str, None]) -> None:
     box = replace(BOX, **missing)  # type: ignore[arg-type]
-    assert [check.verdict for check in gpu_checks(box, config("b200-x4")) if check.name == "FlashInfer"] == [
-        Verdict.WARN
+    assert [check.status for check in gpu_checks(box, config("b200-x4")) if check.name == "FlashInfer"] == [
+        CheckStatus.WARN
     ]
     ready_made = replace(box, has_flashinfer_kernels=True)
     assert not [check for check in gpu_checks(ready_made, config("b200-x4")) if check.name == "FlashInfer"]
@@ -115,7 +115,7 @@ def test_who_holds_memory_is_named_and_other_gpus_are_offered_where_there_are_en
     (told,) = (check for check in gpu_checks(box, config()) if check.name == "GPU memory")
     assert "42.9 of 85.5 GB of GPU 3 are taken by pid 4711 (python train.py)" in told.message
     (told,) = (check for check in gpu_checks(box, config("h100-x4-fp8")) if check.name == "GPU memory")
-    assert told.verdict is Verdict.WARN
+    assert told.status is CheckStatus.WARN
     assert "CUDA_VISIBLE_DEVICES=0,1,2,4,5,6,7" in told.advice
 
 
@@ -126,7 +126,7 @@ def test_what_a_cpu_profile_does_not_need_is_not_asked_for() -> None:
 
 def test_gpus_without_a_driver_do_not_pass_for_no_gpus() -> None:
     (told,) = gpu_checks(replace(BOX, driver=None, gpus=()), config("cpu-demo"))
-    assert told.verdict is Verdict.WARN
+    assert told.status is CheckStatus.WARN
     assert "8 NVIDIA device(s)" in told.message
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from serve_app.cli.config_checks import layout_of
 from serve_app.config import memory
-from serve_app.config.hardware import LAYOUTS, NodeGpus, NoProfileFits, check_fit, choose_profile, describe
-from serve_app.config.memory import GB, Layout
+from serve_app.config.hardware import PROFILE_GPUS, NodeGpus, NoProfileFits, check_fit, choose_profile, describe
+from serve_app.config.memory import GB, ReplicaLayout
 from serve_app.config.profile import profile_names
 from serve_app.config.schema import AppConfig, ConfigError, load_config
 
@@ -77,8 +77,8 @@ def test_auto_places_replicas_on_the_gpus_it_found() -> None:
 
 
 def test_auto_picks_only_what_is_shipped_and_the_files_agree() -> None:
-    assert {layout.profile for layout in LAYOUTS} <= set(profile_names())
-    for layout in LAYOUTS:
+    assert {layout.profile for layout in PROFILE_GPUS} <= set(profile_names())
+    for layout in PROFILE_GPUS:
         replicas = load_config({"profile": layout.profile}, []).replicas
         assert (replicas.gpus_per_replica, replicas.accelerator_type) == (layout.gpus, layout.accelerators[0])
 
@@ -137,8 +137,8 @@ def test_a_cluster_that_grows_is_not_refused() -> None:
 BF16, FP8 = memory.KNOWN["stepfun-ai/Step-3.7-Flash"], memory.KNOWN["stepfun-ai/Step-3.7-Flash-FP8"]
 
 
-def layout(gpus: int, accelerator: str = "H100", *, expert_parallel: bool = True) -> Layout:
-    return Layout(gpus, 1, expert_parallel, memory.GPU_BYTES[accelerator], 0.9)
+def layout(gpus: int, accelerator: str = "H100", *, expert_parallel: bool = True) -> ReplicaLayout:
+    return ReplicaLayout(gpus, 1, expert_parallel, memory.GPU_BYTES[accelerator], 0.9)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def layout(gpus: int, accelerator: str = "H100", *, expert_parallel: bool = True
 def test_a_gpu_holds_its_share_of_the_weights_and_the_rest_is_cache(
     shape: memory.ModelShape, gpus: int, accelerator: str, weights_gb: float, cache_gb: float
 ) -> None:
-    room = memory.room(shape, layout(gpus, accelerator))
+    room = memory.memory_capacity(shape, layout(gpus, accelerator))
     assert room.weights_bytes / GB == pytest.approx(weights_gb, abs=0.05)
     assert room.cache_bytes / GB == pytest.approx(cache_gb, abs=0.1)
 
@@ -162,23 +162,23 @@ def test_a_gpu_holds_its_share_of_the_weights_and_the_rest_is_cache(
 def test_what_vllm_does_not_split_is_on_every_gpu() -> None:
     """MTP's projections in BF16 and the routers in FP32: 0.4 GB."""
     assert BF16.whole_loaded_bytes / GB == pytest.approx(0.4, abs=0.01)
-    eight, four = (memory.room(BF16, layout(gpus)).weights_bytes for gpus in (8, 4))
+    eight, four = (memory.memory_capacity(BF16, layout(gpus)).weights_bytes for gpus in (8, 4))
     assert 2 * eight - four == pytest.approx(BF16.whole_loaded_bytes)
 
 
 def test_data_parallel_ranks_share_the_experts_and_have_a_cache_each() -> None:
-    one = memory.room(BF16, layout(8))
-    two = memory.room(BF16, replace(layout(4), data_parallel=2))
+    one = memory.memory_capacity(BF16, layout(8))
+    two = memory.memory_capacity(BF16, replace(layout(4), data_parallel=2))
     assert two.weights_bytes > one.weights_bytes
-    assert two.weights_bytes < memory.room(BF16, layout(4)).weights_bytes
+    assert two.weights_bytes < memory.memory_capacity(BF16, layout(4)).weights_bytes
     assert two.sessions(32_768) == 2 * two.cache.sessions(32_768)
 
 
 def test_graphs_and_longer_steps_take_from_the_cache() -> None:
-    plain = memory.room(BF16, layout(8)).cache_bytes
-    assert memory.room(BF16, replace(layout(8), captured_tokens=0)).cache_bytes > plain
-    assert memory.room(BF16, replace(layout(8), captured_tokens=1024)).cache_bytes < plain
-    assert memory.room(BF16, replace(layout(8), batched_tokens=16_384)).cache_bytes < plain
+    plain = memory.memory_capacity(BF16, layout(8)).cache_bytes
+    assert memory.memory_capacity(BF16, replace(layout(8), captured_tokens=0)).cache_bytes > plain
+    assert memory.memory_capacity(BF16, replace(layout(8), captured_tokens=1024)).cache_bytes < plain
+    assert memory.memory_capacity(BF16, replace(layout(8), batched_tokens=16_384)).cache_bytes < plain
 
 
 def test_the_size_that_a_gpu_tells_wins_over_its_name() -> None:
@@ -186,46 +186,49 @@ def test_the_size_that_a_gpu_tells_wins_over_its_name() -> None:
     config = load_config({"profile": "a100-x8"}, [])
     found = layout_of(config, [forty])
     assert found is not None
-    assert not memory.room(BF16, found).fits()
+    assert not memory.memory_capacity(BF16, found).fits()
     known = layout_of(config, [node("A100", 8)])
     assert known is not None
     assert known.gpu_bytes == memory.GPU_BYTES["A100"]
 
 
 def test_weights_that_do_not_fit_leave_no_room() -> None:
-    room = memory.room(BF16, layout(4, "H100"))
+    room = memory.memory_capacity(BF16, layout(4, "H100"))
     assert not room.fits()
     assert room.tokens() == room.sessions(1) == 0
 
 
 def test_sixteen_gpus_hold_every_kv_head_twice() -> None:
-    assert memory.room(BF16, layout(16)).cache.shape.page_bytes == memory.room(BF16, layout(8)).cache.shape.page_bytes
-    assert any("KV heads" in finding.message for finding in memory.findings(BF16, layout(16)))
+    assert (
+        memory.memory_capacity(BF16, layout(16)).cache.shape.page_bytes
+        == memory.memory_capacity(BF16, layout(8)).cache.shape.page_bytes
+    )
+    assert any("KV heads" in finding.message for finding in memory.layout_issues(BF16, layout(16)))
 
 
 def test_the_published_layouts_have_nothing_to_remark() -> None:
     for gpus in (4, 8):
-        assert memory.findings(BF16, layout(gpus)) == memory.findings(FP8, layout(gpus)) == []
+        assert memory.layout_issues(BF16, layout(gpus)) == memory.layout_issues(FP8, layout(gpus)) == []
 
 
 def test_experts_and_heads_that_do_not_divide_are_fatal() -> None:
-    messages = [finding.message for finding in memory.findings(BF16, layout(5)) if finding.fatal]
+    messages = [finding.message for finding in memory.layout_issues(BF16, layout(5)) if finding.fatal]
     assert any("288 experts cannot be split over 5 GPUs; tensor-parallel-size can be 1, 2, 4" in m for m in messages)
     assert any("64 attention heads" in message for message in messages)
 
 
 @pytest.mark.parametrize(("gpus", "verdict"), [(1, None), (2, None), (4, False), (8, False), (16, True)])
 def test_fp8_without_expert_parallelism_is_native_slow_or_impossible(gpus: int, verdict: bool | None) -> None:
-    about_blocks = [f for f in memory.findings(FP8, layout(gpus, expert_parallel=False)) if "FP8" in f.message]
+    about_blocks = [f for f in memory.layout_issues(FP8, layout(gpus, expert_parallel=False)) if "FP8" in f.message]
     assert [finding.fatal for finding in about_blocks] == ([] if verdict is None else [verdict])
     assert all("enable-expert-parallel" in finding.message for finding in about_blocks)
 
 
 def test_every_shipped_layout_leaves_a_cache_worth_having() -> None:
-    for item in LAYOUTS:
+    for item in PROFILE_GPUS:
         config = load_config({"profile": item.profile}, [])
         shape = memory.KNOWN[config.model.source]
-        assert memory.room(shape, layout(item.gpus, item.accelerators[0])).cache_bytes > 15 * GB
+        assert memory.memory_capacity(shape, layout(item.gpus, item.accelerators[0])).cache_bytes > 15 * GB
 
 
 def test_a_cluster_too_small_for_a_pinned_profile_does_not_get_another() -> None:

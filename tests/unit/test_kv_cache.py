@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.cli import plan
-from serve_app.cli.check import Verdict
+from serve_app.cli.check import CheckStatus
 from serve_app.cli.config_checks import layout_checks, layout_of, shape_of
 from serve_app.config import memory
 from serve_app.config.kv_cache import CacheShape, cache_size
@@ -106,7 +106,7 @@ def test_plan_quotes_the_line_that_vllm_prints_for_the_cache_that_it_reckons_wit
     assert shape is not None
     assert layout is not None
     assert (shape.full_layers, shape.sliding_layers, shape.window, shape.context) == (12, 36, WINDOW, CONTEXT)
-    available = int(memory.room(shape, layout).cache_bytes)
+    available = int(memory.memory_capacity(shape, layout).cache_bytes)
     _, tokens, concurrency, _ = vllms(layout.tensor_parallel, layout.batched_tokens, layout.drafts, available)
     line = VLLMS_LINE % ("GPU", f"{tokens:,}", f"{CONTEXT:,}", concurrency)
     assert any(f'"{line}"' in quoted for quoted in plan.table([name]))
@@ -144,7 +144,7 @@ def test_the_length_that_auto_comes_to_is_vllms(gib: float) -> None:
 def test_a_layout_whose_cache_is_shorter_than_the_context_is_warned_of(length: str, says: str) -> None:
     flags = {"max-model-len": length if length == "auto" else int(length), "gpu-memory-utilization": 0.68}
     checks = list(layout_checks(load_config({"profile": "h100-x8", "engine": {"flags": flags}}, [])))
-    assert [check.verdict for check in checks] == [Verdict.OK, Verdict.WARN]
+    assert [check.status for check in checks] == [CheckStatus.OK, CheckStatus.WARN]
     assert says in checks[-1].message
 
 

@@ -6,7 +6,7 @@ from serve_app.protocol.liveness import SilenceClock
 
 
 def silences(clock: SilenceClock, looks: list[tuple[float, int, bool]]) -> list[float]:
-    return [clock.look(now_s, sign, expected=expected) for now_s, sign, expected in looks]
+    return [clock.observe(now_s, sign, expected=expected) for now_s, sign, expected in looks]
 
 
 def test_silence_grows_until_the_sign_changes() -> None:

@@ -74,5 +74,5 @@ async def test_replicas_that_come_make_room() -> None:
     tasks = await entered(gate, "a", "b")
     assert not tasks["b"].done()
     replicas[0] = 1
-    gate.look()
+    gate.admit_waiting()
     await asyncio.wait_for(tasks["b"], 1)

@@ -38,29 +38,29 @@ def test_a_quarantine_ends_and_is_twice_as_long_the_next_time() -> None:
     quarantine = Quarantine(60.0, longest_s=100.0)
     assert quarantine.is_empty
     quarantine.add(["client a"], 0.0)
-    assert quarantine.left_s(["prompt", "client a"], 10.0) == 50.0
-    assert quarantine.left_s(["client b"], 10.0) == 0.0
-    assert quarantine.left_s(["client a"], 61.0) == 0.0
+    assert quarantine.remaining_s(["prompt", "client a"], 10.0) == 50.0
+    assert quarantine.remaining_s(["client b"], 10.0) == 0.0
+    assert quarantine.remaining_s(["client a"], 61.0) == 0.0
     quarantine.add(["client a"], 1000.0)
-    assert quarantine.left_s(["client a"], 1000.0) == 100.0
+    assert quarantine.remaining_s(["client a"], 1000.0) == 100.0
 
 
 def test_two_ingresses_hold_the_same_against_the_same() -> None:
     one, other = Quarantine(60.0), Quarantine(60.0)
     one.add(["client a"], 0.0)
     other.learn(one.remaining(10.0), 1000.0)  # its clock is another
-    assert other.left_s(["client a"], 1000.0) == 50.0
+    assert other.remaining_s(["client a"], 1000.0) == 50.0
     other.learn(one.remaining(11.0), 1002.0)
-    assert other.left_s(["client a"], 1002.0) == 48.0, "a late message makes it no longer"
+    assert other.remaining_s(["client a"], 1002.0) == 48.0, "a late message makes it no longer"
     one.learn(other.remaining(1010.0), 20.0)
-    assert one.left_s(["client a"], 20.0) == 40.0
+    assert one.remaining_s(["client a"], 20.0) == 40.0
     assert one.remaining(61.0) == {}
     other.add(["client a"], 2000.0)
-    assert other.left_s(["client a"], 2000.0) == 120.0, "the next time is twice as long, whoever saw the first"
+    assert other.remaining_s(["client a"], 2000.0) == 120.0, "the next time is twice as long, whoever saw the first"
 
 
 def test_a_quarantine_remembers_so_many_and_no_more() -> None:
     quarantine = Quarantine(60.0)
     quarantine.add([str(number) for number in range(MAX_REMEMBERED + 1)], 0.0)
-    assert quarantine.left_s(["0"], 0.0) == 0.0
-    assert quarantine.left_s([str(MAX_REMEMBERED)], 0.0) == 60.0
+    assert quarantine.remaining_s(["0"], 0.0) == 0.0
+    assert quarantine.remaining_s([str(MAX_REMEMBERED)], 0.0) == 60.0

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from serve_app.cli import checkpoint, config_checks, machine_checks, preflight
-from serve_app.cli.check import Check, Verdict
+from serve_app.cli.check import Check, CheckStatus
 from serve_app.cli.checkpoint import BadCheckpoint
 from serve_app.config import deployment, hardware, machine
 from serve_app.config.hardware import NodeGpus
@@ -25,7 +25,7 @@ NO_GPU = [NodeGpus("head", None, 0, 8)]
 
 
 def fails(checks: Iterable[Check]) -> list[Check]:
-    found = [check for check in checks if check.verdict is Verdict.FAIL]
+    found = [check for check in checks if check.status is CheckStatus.FAIL]
     assert all(check.advice for check in found), "a refusal without advice"
     return found
 
@@ -151,7 +151,7 @@ def test_a_missing_model_is_refused_and_a_hub_id_is_said_to_be_unchecked(
     assert "no such folder" in told(fails(config_checks.model_checks(config_of(model={"source": "models/none"}))))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     checks = list(config_checks.model_checks(config_of(model={"source": "someone/small-model"})))
-    assert [check.verdict for check in checks] == [Verdict.NOTE]
+    assert [check.status for check in checks] == [CheckStatus.NOTE]
     assert "cannot be checked before" in told(checks)
 
 
@@ -328,7 +328,7 @@ def test_a_file_without_one_application_is_refused(tmp_path: Path, text: str) ->
 def test_a_bad_key_ends_the_checks_before_anything_slow(tmp_path: Path) -> None:
     file = deploy_file(tmp_path, 1, engin={})
     checks = list(preflight.checks(file, None))
-    assert checks[-1].verdict is Verdict.FAIL
+    assert checks[-1].status is CheckStatus.FAIL
     assert "did you mean `engine`?" in checks[-1].message
     assert not any(check.name == "flags" for check in checks)
 

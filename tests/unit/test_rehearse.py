@@ -19,7 +19,7 @@ from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
 from serve_app.__main__ import main
 from serve_app.cli import checkpoint, config_checks
-from serve_app.cli.check import Verdict
+from serve_app.cli.check import CheckStatus
 from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.config import deployment, memory
 from serve_app.config.hardware import NodeGpus
@@ -27,7 +27,7 @@ from serve_app.config.memory import GB, STEP_3P7_FLASH
 from serve_app.config.profile import ROOT, profile_names
 from serve_app.config.schema import AppConfig, engine_argv, load_config
 from serve_app.rehearse import dummy_model, facts, measure, page, setup, verdict
-from serve_app.rehearse.facts import Facts, Kill, Load, Memory, Phase, Request
+from serve_app.rehearse.facts import GpuMemory, KillResult, LoadResult, Phase, RehearsalFacts, TrialRequest
 from serve_app.rehearse.service import NotStarted, Service, run_tool
 from serve_app.rehearse.setup import ACCEPTED, Refused, choose, overrides
 from serve_app.rehearse.verdict import Level
@@ -82,10 +82,10 @@ def test_a_share_weighs_what_each_gpu_of_the_layout_holds(name: str, tmp_path: P
     assert shape is not None
     assert layout is not None
     share = checkpoint.read(tmp_path / "model").shape()
-    alone = memory.room(share, replace(layout, tensor_parallel=1))
-    assert alone.weights_bytes == pytest.approx(memory.room(shape, layout).weights_bytes, abs=GB)
-    assert alone.tokens() == pytest.approx(memory.room(shape, layout).tokens(), rel=0.1)
-    assert not [one for one in memory.findings(share, replace(layout, tensor_parallel=1)) if one.fatal]
+    alone = memory.memory_capacity(share, replace(layout, tensor_parallel=1))
+    assert alone.weights_bytes == pytest.approx(memory.memory_capacity(shape, layout).weights_bytes, abs=GB)
+    assert alone.tokens() == pytest.approx(memory.memory_capacity(shape, layout).tokens(), rel=0.1)
+    assert not [one for one in memory.layout_issues(share, replace(layout, tensor_parallel=1)) if one.fatal]
 
 
 def test_whatever_the_model_samples_is_text(tmp_path: Path) -> None:
@@ -256,14 +256,14 @@ def test_what_is_written_passes_the_checks_of_a_start_on_such_a_machine(
         *config_checks.fit_checks(plan.config, [node]),
         *config_checks.serve_option_checks(deploy, plan.config),
     ]
-    assert not [str(check) for check in found if check.verdict not in {Verdict.OK, Verdict.NOTE}]
+    assert not [str(check) for check in found if check.status not in {CheckStatus.OK, CheckStatus.NOTE}]
     assert any("8 of this rank's experts" in said for said in plan.warnings) == share
     assert any("hf download stepfun-ai/" in said for said in plan.warnings)
     reckoned = measure.plan_memory(plan.config)
     shape, layout = shape_of(profile(name)), layout_of(profile(name))
     assert shape is not None
     assert layout is not None
-    assert reckoned.planned_weights == pytest.approx(memory.room(shape, layout).weights_bytes, abs=GB)
+    assert reckoned.planned_weights == pytest.approx(memory.memory_capacity(shape, layout).weights_bytes, abs=GB)
 
 
 def free_port() -> int:
@@ -345,10 +345,10 @@ def test_a_tool_that_hangs_is_ended() -> None:
     assert (status, said) == (-9, ["  on"])
 
 
-def planned(tmp_path: Path, port: int) -> setup.Plan:
+def planned(tmp_path: Path, port: int) -> setup.RehearsalPlan:
     config = profile("cpu-demo", model={"source": str(dummy_model.DEMO), "served_name": "mock"})
     deploy = tmp_path / "deploy.yaml"
-    return setup.Plan("cpu-demo", config, 1, True, dummy_model.DEMO, deploy, port, dummy_model.DEMO, ())
+    return setup.RehearsalPlan("cpu-demo", config, 1, True, dummy_model.DEMO, deploy, port, dummy_model.DEMO, ())
 
 
 async def test_the_load_is_the_load_tests_and_read_from_its_file(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ async def test_the_load_is_the_load_tests_and_read_from_its_file(tmp_path: Path)
         port = int(server.url.rpartition(":")[2])
         said: list[str] = []
         found = await asyncio.to_thread(measure.load, planned(tmp_path, port), "", 1.0, tmp_path, said.append)
-    assert isinstance(found, Load), found
+    assert isinstance(found, LoadResult), found
     assert found.requests >= 16
     assert (found.failed, found.published_rate) == (0, None)
     assert found.output_rate > 0
@@ -375,15 +375,15 @@ async def test_requests_that_nobody_answers_are_wrong_and_say_so(tmp_path: Path)
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        ({}, Kill(4, 4, 21.5, 30.0)),
-        ({"wait_across_fault": None, "whole_again_s": []}, Kill(4, 4, None, None)),
-        ({"finished": 3, "streams": [{"error": "cut"}, {"error": ""}]}, Kill(4, 3, 21.5, 30.0, "cut")),
-        ({"faults": [{"error": "gone"}]}, Kill(4, 4, 21.5, 30.0, "the engine core was not killed")),
-        ({"problems": ["the fleet is not whole again"]}, Kill(4, 4, 21.5, 30.0, "the fleet is not whole again")),
+        ({}, KillResult(4, 4, 21.5, 30.0)),
+        ({"wait_across_fault": None, "whole_again_s": []}, KillResult(4, 4, None, None)),
+        ({"finished": 3, "streams": [{"error": "cut"}, {"error": ""}]}, KillResult(4, 3, 21.5, 30.0, "cut")),
+        ({"faults": [{"error": "gone"}]}, KillResult(4, 4, 21.5, 30.0, "the engine core was not killed")),
+        ({"problems": ["the fleet is not whole again"]}, KillResult(4, 4, 21.5, 30.0, "the fleet is not whole again")),
     ],
 )
 def test_a_kill_is_what_chaos_saw(
-    told: dict[str, Any], expected: Kill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: dict[str, Any], expected: KillResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = {
         "finished": 4, "faults": [{"error": ""}], "streams": [{"error": ""}] * 4, "problems": [],
@@ -426,23 +426,23 @@ INFO [core.py:1] init engine (profile, create kv cache, warmup model) took 131.0
     assert (found["graphs_s"], found["init_s"], found["loading_s"]) == (41, 131.02, 15.5)
 
 
-def good(**changes: Any) -> Facts:
-    found = Facts(
+def good(**changes: Any) -> RehearsalFacts:
+    found = RehearsalFacts(
         profile="h100-x8", is_demo=False, ranks=1, machine="8x H100", when="today", answered=True, stop_s=12.0,
         phases=[Phase("checks", 10.0), Phase("compiling", 90.0)],
-        memory=Memory(
+        memory=GpuMemory(
             planned_weights=50.6 * GB, planned_cache=21.0 * GB, planned_tokens=2_700_000, gpu=85 * GB,
             used_before=GB, used_loaded=78 * GB, used_after=GB,
             vllm={"weights_bytes": 50.9 * GB, "cache_bytes": 20.0 * GB, "cache_tokens": 2.6e6, "concurrency": 9.0},
         ),
-        requests=[Request(kind, True, 1.0, "fine") for kind in ("text", "image", "tool")],
-        load=Load(64, 0, 120.0, 1200.0, 3000.0, 35000.0, 24.0, 2.8, 1245.0),
-        kill=Kill(4, 4, 20.0, 25.0),
+        requests=[TrialRequest(kind, True, 1.0, "fine") for kind in ("text", "image", "tool")],
+        load=LoadResult(64, 0, 120.0, 1200.0, 3000.0, 35000.0, 24.0, 2.8, 1245.0),
+        kill=KillResult(4, 4, 20.0, 25.0),
     )  # fmt: skip
     return replace(found, **changes)
 
 
-def levels(found: Facts) -> dict[str, tuple[Level, str]]:
+def levels(found: RehearsalFacts) -> dict[str, tuple[Level, str]]:
     return {one.what: (one.level, one.change) for one in verdict.judge(found, ACCEPTED)}
 
 
@@ -457,15 +457,15 @@ def test_a_good_rehearsal_has_nothing_to_change() -> None:
     assert "nothing was shown of GPUs" in verdict.summary(demo, verdict.judge(demo, ACCEPTED))[1]
 
 
-def with_memory(**changes: Any) -> Facts:
+def with_memory(**changes: Any) -> RehearsalFacts:
     return good(memory=replace(good().memory, **changes))
 
 
-def with_vllm(**changes: float) -> Facts:
+def with_vllm(**changes: float) -> RehearsalFacts:
     return with_memory(vllm={**good().memory.vllm, **changes})
 
 
-def with_load(**changes: Any) -> Facts:
+def with_load(**changes: Any) -> RehearsalFacts:
     load = good().load
     assert load is not None
     return good(load=replace(load, **changes))
@@ -488,9 +488,9 @@ def with_load(**changes: Any) -> Facts:
         (with_memory(used_loaded=84 * GB), "GPU memory", Level.MISS, "lower engine.flags.gpu-memory-utilization"),
         (with_memory(used_after=20 * GB), "stop", Level.MISS, "nvidia-smi"),
         (good(left_over=["VLLM::EngineCore"]), "stop", Level.MISS, "report"),
-        (good(requests=[Request("text", False, 1.0, "HTTP 500")]), "text request", Level.MISS, "service.log"),
+        (good(requests=[TrialRequest("text", False, 1.0, "HTTP 500")]), "text request", Level.MISS, "service.log"),
         (
-            good(requests=[*good().requests[:2], Request("tool", True, 9.0, "noise", is_proven=False)]),
+            good(requests=[*good().requests[:2], TrialRequest("tool", True, 9.0, "noise", is_proven=False)]),
             "tool request",
             Level.NOTE,
             "weights",
@@ -501,13 +501,18 @@ def with_load(**changes: Any) -> Facts:
         (with_load(output_rate=300.0), "load", Level.NOTE, "preflight"),
         (with_load(tokens_per_step=1.2), "acceptance", Level.NOTE, "acceptance"),
         (good(kill=None), "killed engine", Level.MISS, "service.log"),
-        (good(kill=Kill(4, 3, 20.0, 25.0)), "killed engine", Level.MISS, "kill.json"),
-        (good(kill=Kill(4, 4, None, None, "the engine core was not killed")), "killed engine", Level.MISS, "kill.json"),
-        (good(kill=Kill(4, 4, 70.0, 75.0)), "killed engine", Level.NOTE, "replicas.min: 2"),
+        (good(kill=KillResult(4, 3, 20.0, 25.0)), "killed engine", Level.MISS, "kill.json"),
+        (
+            good(kill=KillResult(4, 4, None, None, "the engine core was not killed")),
+            "killed engine",
+            Level.MISS,
+            "kill.json",
+        ),
+        (good(kill=KillResult(4, 4, 70.0, 75.0)), "killed engine", Level.NOTE, "replicas.min: 2"),
     ],
 )
 def test_whatever_is_not_as_planned_is_said_with_what_to_change(
-    found: Facts, what: str, level: Level, change: str
+    found: RehearsalFacts, what: str, level: Level, change: str
 ) -> None:
     assert levels(found)[what][0] is level
     assert change in levels(found)[what][1]
@@ -523,8 +528,8 @@ def test_an_interrupted_rehearsal_is_neither_ready_nor_wrong() -> None:
     assert Level.MISS not in {one.level for one in verdict.judge(early, ACCEPTED)}
 
 
-@pytest.mark.parametrize("found", [good(), good(answered=False, phases=[], load=None, kill=None, memory=Memory())])
-def test_the_page_shows_all_that_is_known_and_no_more(found: Facts) -> None:
+@pytest.mark.parametrize("found", [good(), good(answered=False, phases=[], load=None, kill=None, memory=GpuMemory())])
+def test_the_page_shows_all_that_is_known_and_no_more(found: RehearsalFacts) -> None:
     hostile = replace(found, warnings=("<script>alert(1)</script>",))
     findings = verdict.judge(hostile, ACCEPTED)
     text = page.as_html(hostile, findings, verdict.summary(hostile, findings)[1], has_load_page=found.load is not None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.vllm_patches.patching import Target
+from serve_app.vllm_patches.patching import PatchTarget
 from serve_app.vllm_patches.source_tree import SourceTree
 from serve_app.vllm_patches.vllm_api_check import PACKAGE, TARGETS, check, check_targets, main, users
 
@@ -119,10 +119,13 @@ def test_every_name_we_use_is_in_the_installed_vllm() -> None:
 
 def test_a_function_to_change_that_is_gone_or_takes_other_things_is_named(wheel: Path) -> None:
     source = SourceTree.open(PACKAGE, wheel)
-    assert check_targets(source, [Target("vllm.engine", "Engine", "start", ("wait",))]) == []
+    assert check_targets(source, [PatchTarget("vllm.engine", "Engine", "start", ("wait",))]) == []
     gone, other = check_targets(
         source,
-        [Target("vllm.engine", "Engine", "halt", ()), Target("vllm.engine", "Engine", "start", ("wait", "later"))],
+        [
+            PatchTarget("vllm.engine", "Engine", "halt", ()),
+            PatchTarget("vllm.engine", "Engine", "start", ("wait", "later")),
+        ],
     )
     assert "there is no vllm.engine.Engine.halt" in gone
     assert "vllm.engine.Engine.start does not take later" in other

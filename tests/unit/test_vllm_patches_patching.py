@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from serve_app.vllm_patches.patching import Function, Target, UnexpectedVllmError, after_import, minor_version, replace
+from serve_app.vllm_patches.patching import (
+    Function,
+    PatchTarget,
+    UnexpectedVllmError,
+    after_import,
+    minor_version,
+    replace,
+)
 
 SOURCE = """
 class Kernel:
@@ -72,7 +79,7 @@ def test_a_failing_patch_fails_the_import(module_name: str) -> None:
 
 
 def test_a_method_is_replaced_once_however_often_that_is_asked(module_name: str) -> None:
-    target = Target(module_name, "Kernel", "run", ("tokens",))
+    target = PatchTarget(module_name, "Kernel", "run", ("tokens",))
     replace(target, doubled)
     module = importlib.import_module(module_name)
     replace(target, doubled)
@@ -87,7 +94,7 @@ def test_a_class_method_stays_one(module_name: str) -> None:
 
         return make
 
-    replace(Target(module_name, "Kernel", "make", ("size",)), shifted)
+    replace(PatchTarget(module_name, "Kernel", "make", ("size",)), shifted)
     module = importlib.import_module(module_name)
     assert module.Kernel.make(3) == (module.Kernel, 4)
 
@@ -105,7 +112,7 @@ def test_what_is_not_as_expected_is_not_changed(
 ) -> None:
     importlib.import_module(module_name)
     with pytest.raises(UnexpectedVllmError, match=complaint):
-        replace(Target(module_name, *target), doubled)
+        replace(PatchTarget(module_name, *target), doubled)
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1rc1+cpu", "0.32.0.dev3"])
@@ -117,7 +124,7 @@ def test_a_namespace_of_vllm_is_not_imported_for_a_patch() -> None:
     before = set(sys.modules)
     finders = list(sys.meta_path)
     try:
-        replace(Target("vllm.model_executor.models.no_such_model", "X", "y", ()), doubled)
+        replace(PatchTarget("vllm.model_executor.models.no_such_model", "X", "y", ()), doubled)
         assert {name for name in set(sys.modules) - before if name.startswith("vllm")} == set()
     finally:
         sys.meta_path[:] = finders

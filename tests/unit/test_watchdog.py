@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve_app.engine.watchdog import EngineActivity, Judgement, Verdict, Watchdog, WatchdogLimits
+from serve_app.engine.watchdog import EngineActivity, EngineState, Judgement, Watchdog, WatchdogLimits
 
 PERIOD_S = 0.5
 LIMITS = WatchdogLimits(hung_after_s=20.0, stuck_after_s=100.0, compile_limit_s=900.0)
@@ -48,31 +48,31 @@ class Engine:
                     spent_s[pid] = spent_s.get(pid, 0.0) + ratio * PERIOD_S
 
 
-def killed_after_s(judgements: Iterator[Judgement]) -> tuple[float, Verdict] | None:
+def killed_after_s(judgements: Iterator[Judgement]) -> tuple[float, EngineState] | None:
     """After how long, and why; None for an engine that is let live."""
     for number, judgement in enumerate(judgements):
-        if judgement.verdict in (Verdict.HUNG, Verdict.STUCK):
-            return number * PERIOD_S, judgement.verdict
+        if judgement.state in (EngineState.HUNG, EngineState.STUCK):
+            return number * PERIOD_S, judgement.state
     return None
 
 
 def test_an_engine_of_which_nothing_moves_is_hung_within_thirty_seconds() -> None:
     found = killed_after_s(Engine().run(Watchdog(LIMITS, PERIOD_S), 60))
-    assert found is not None and found[1] is Verdict.HUNG
+    assert found is not None and found[1] is EngineState.HUNG
     assert found[0] <= 30
 
 
 def test_timers_of_waiting_processes_are_no_movement() -> None:
     engine = Engine(cpu_ratio=dict.fromkeys(range(9), 0.005))
     found = killed_after_s(engine.run(Watchdog(LIMITS, PERIOD_S), 60))
-    assert found is not None and found[1] is Verdict.HUNG
+    assert found is not None and found[1] is EngineState.HUNG
 
 
 @pytest.mark.parametrize("share", [0.002, 0.005, 0.01])
 def test_a_tick_that_a_waiting_process_takes_is_no_movement(share: float) -> None:
     engine = Engine(cpu_ratio={1: share, 2: share / 2}, tick_s=0.02)  # one of user time and one of system time
     found = killed_after_s(engine.run(Watchdog(LIMITS, PERIOD_S), 60))
-    assert found is not None and found[1] is Verdict.HUNG
+    assert found is not None and found[1] is EngineState.HUNG
     assert found[0] <= 30
 
 
@@ -81,19 +81,19 @@ def test_what_stops_moving_long_after_its_last_step_is_hung_within_thirty_second
     assert killed_after_s(engine.run(watchdog, 45)) is None
     engine.cpu_ratio = {1: 0.0}
     found = killed_after_s(engine.run(watchdog, 60))
-    assert found is not None and found[1] is Verdict.HUNG
+    assert found is not None and found[1] is EngineState.HUNG
     assert found[0] <= 30
 
 
 def test_a_loop_that_spins_is_stuck_within_two_minutes() -> None:
     found = killed_after_s(Engine(cpu_ratio={1: 1.0}).run(Watchdog(LIMITS, PERIOD_S), 200))
-    assert found is not None and found[1] is Verdict.STUCK
+    assert found is not None and found[1] is EngineState.STUCK
     assert found[0] <= 120
 
 
 def test_a_slow_step_is_busy_and_says_by_what_evidence() -> None:
     *_, last = Engine(cpu_ratio={1: 0.01, 2: 0.9}).run(Watchdog(LIMITS, PERIOD_S), 90)
-    assert last.verdict is Verdict.BUSY
+    assert last.state is EngineState.BUSY
     assert "90% of a core" in last.evidence
 
 
@@ -103,17 +103,17 @@ def test_an_engine_that_gets_little_of_a_crowded_machine_is_not_hung() -> None:
 
 def test_a_gpu_at_work_is_movement_though_no_process_uses_a_core() -> None:
     *_, last = Engine(gpu=0.97).run(Watchdog(LIMITS, PERIOD_S), 60)
-    assert last.verdict is Verdict.BUSY
+    assert last.state is EngineState.BUSY
     assert "GPU at 97%" in last.evidence
 
 
 def test_an_engine_whose_workers_are_not_all_seen_is_never_called_hung_but_stuck() -> None:
     engine, watchdog = Engine(unseen=7), Watchdog(LIMITS, PERIOD_S)
     *_, last = engine.run(watchdog, 90)
-    assert last.verdict is Verdict.BUSY
-    assert "7 workers not heard of" in last.evidence
+    assert last.state is EngineState.BUSY
+    assert "7 workers have not answered" in last.evidence
     found = killed_after_s(engine.run(watchdog, 60))
-    assert found is not None and found[1] is Verdict.STUCK
+    assert found is not None and found[1] is EngineState.STUCK
 
 
 def test_workers_that_are_seen_again_and_do_nothing_are_hung_within_thirty_seconds_of_that() -> None:
@@ -121,7 +121,7 @@ def test_workers_that_are_seen_again_and_do_nothing_are_hung_within_thirty_secon
     assert killed_after_s(engine.run(watchdog, 60)) is None
     engine.unseen, engine.cpu_s[2] = 0, 9_000.0  # all that it has used since its start
     found = killed_after_s(engine.run(watchdog, 60))
-    assert found is not None and found[1] is Verdict.HUNG
+    assert found is not None and found[1] is EngineState.HUNG
     assert 15 <= found[0] <= 30
 
 
@@ -146,7 +146,7 @@ def test_a_step_may_take_three_times_as_long_as_the_slowest_before_it() -> None:
     engine.steps += 1
     assert killed_after_s(engine.run(watchdog, 250)) is None
     found = killed_after_s(engine.run(watchdog, 100))
-    assert found is not None and found[1] is Verdict.STUCK
+    assert found is not None and found[1] is EngineState.STUCK
 
 
 def test_nothing_is_owed_by_an_engine_without_requests() -> None:
@@ -183,4 +183,4 @@ def test_a_slow_step_is_let_go_on_whatever_the_limit_of_hanging(hung_after_s: fl
     limits = WatchdogLimits(hung_after_s=hung_after_s, stuck_after_s=600.0)
     assert killed_after_s(Engine(cpu_ratio={1: 0.9}, tick_s=0.01).run(Watchdog(limits, PERIOD_S), 120)) is None
     found = killed_after_s(Engine().run(Watchdog(limits, PERIOD_S), 120))
-    assert found is not None and found[1] is Verdict.HUNG
+    assert found is not None and found[1] is EngineState.HUNG

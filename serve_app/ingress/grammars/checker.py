@@ -1,8 +1,8 @@
-"""Grammars are tried in a process beside the ingress, once each, before an engine has them.
+"""Tries each grammar once in a process beside the ingress, before an engine gets it.
 
-Compiling is CPU work that may explode, so it runs neither on the event loop nor in an engine first
-(`vllm_grammar_worker.py` bounds its time and memory). Verdicts are kept. A client has one grammar at a time tried, so
-that whoever sends many bad ones waits for them alone, but for the one that is under way.
+Compiling is CPU work that may explode, so it runs neither on the event loop nor in an engine first (`vllm_worker.py`
+bounds its time and memory). Results are cached. One grammar of a client is tried at a time, so that a client that sends
+many bad ones delays others only by the one in progress.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from serve_app.ingress.grammars.jobs import Job, Verdict, WorkerSettings, encode
+from serve_app.ingress.grammars.jobs import GrammarVerdict, Job, WorkerSettings, encode
 from serve_app.protocol.errors import Outcome, QueueFull, ServeError
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ KEPT_VERDICTS: Final = 1024
 MAX_WAITING: Final = 32
 """Grammars of one client that may wait. Each may take seconds."""
 
-PATIENCE_S: Final = 120.0
-"""For one verdict of the worker, its start included: many times the CPU time that it allows, for on a busy machine it
-is the last to get any. Beyond it the worker is replaced."""
+ANSWER_TIMEOUT_S: Final = 120.0
+"""Longest wait for one result of the worker, its start included: many times the CPU time that it allows, because on a
+busy machine it is scheduled last. After that the worker is replaced."""
 
 
 class CheckerBusy(ServeError):
-    """A grammar could not be tried. Nothing is known against it."""
+    """A grammar could not be tried. It may be fine."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -68,11 +68,12 @@ class _Worker:
 
     @classmethod
     def start(cls) -> _Worker:
-        """Return at once; the first message to it must be its `WorkerSettings`, whose answer says that it is ready."""
+        """Returns at once. The first message to the worker must be its `WorkerSettings`; the answer says that it is
+        ready."""
         command = (sys.executable, "-m", "serve_app.ingress.grammars.vllm_worker")
         environment = {
             **os.environ,
-            # A fork and threads do not go together.
+            # A fork with threads is not safe.
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",
             # A compiler that explodes allocates by the hundred thousand. With an arena per thread, each grown by a page
@@ -97,11 +98,11 @@ class _Worker:
         return body
 
     def end(self) -> None:
-        """Return when it has ended. A conversation that is under way ends with it."""
+        """Kill it, and return when it has ended. A call of `converse` that waits ends with it."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # what was not written yet cannot be any more
+            with contextlib.suppress(OSError):  # unwritten data cannot be flushed
                 if pipe is not None:
                     pipe.close()
 
@@ -116,7 +117,7 @@ class GrammarChecker:
         self._starting: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._clients: dict[str | None, _Client] = {}
-        self._verdicts: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[bytes, GrammarVerdict] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,9 +129,9 @@ class GrammarChecker:
         async with self._turn:
             await self._stop()
 
-    async def check(self, fields: Mapping[str, Any], client: str | None) -> Verdict:
-        """The verdict on a grammar. Raises `QueueFull` when the client has too many in work, `CheckerBusy` when none
-        can be had, and `ValueError` and `RecursionError` for what is no JSON."""
+    async def check(self, fields: Mapping[str, Any], client: str | None) -> GrammarVerdict:
+        """The result for a grammar. Raises `QueueFull` when the client has too many waiting, `CheckerBusy` when there
+        is no result, and `ValueError` and `RecursionError` for what is no JSON."""
         job = encode(Job(json.dumps(fields)))
         key = hashlib.blake2b(job, digest_size=16).digest()
         if (known := self._known(key)) is not None:
@@ -156,18 +157,18 @@ class GrammarChecker:
             async with self._turn, self._answered():
                 await self._running()
         except CheckerBusy:
-            logger.warning("the grammar checker does not start; the first grammar tries again", exc_info=True)
+            logger.warning("the grammar checker did not start; the first grammar starts it again", exc_info=True)
 
-    def _known(self, key: bytes) -> Verdict | None:
+    def _known(self, key: bytes) -> GrammarVerdict | None:
         verdict = self._verdicts.get(key)
         if verdict is not None:
             self._verdicts.move_to_end(key)
         return verdict
 
-    async def _ask(self, job: bytes, key: bytes) -> Verdict:
+    async def _ask(self, job: bytes, key: bytes) -> GrammarVerdict:
         async with self._answered():
             worker = await self._running()
-            verdict = msgspec.msgpack.decode(await asyncio.to_thread(worker.converse, job), type=Verdict)
+            verdict = msgspec.msgpack.decode(await asyncio.to_thread(worker.converse, job), type=GrammarVerdict)
         self._verdicts[key] = verdict
         while len(self._verdicts) > KEPT_VERDICTS:
             self._verdicts.popitem(last=False)
@@ -175,16 +176,17 @@ class GrammarChecker:
 
     @contextlib.asynccontextmanager
     async def _answered(self) -> AsyncIterator[None]:
-        """A conversation with the worker, which must come to its end: or the next answer is taken for another's."""
+        """A complete exchange with the worker. One that is broken off ends the worker, or its answer would be taken for
+        the next one's."""
         answered = False
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 yield
             answered = True
         except (OSError, EOFError, TimeoutError) as error:
             raise CheckerBusy from error
         finally:
-            if not answered:  # by a client that left, too
+            if not answered:  # also when the client disconnects
                 await self._stop()
 
     async def _running(self) -> _Worker:

@@ -1,4 +1,4 @@
-"""What crosses between an ingress and the process that tries its grammars, and what a grammar may cost.
+"""The messages between an ingress and the process that tries its grammars, and the limits of a grammar.
 
 Bytes over the process' standard input and output: four of length, then msgpack. Nothing here knows vLLM.
 """
@@ -11,20 +11,20 @@ import msgspec
 
 MAX_COMPILE_CPU_S: Final = 8
 """CPU time to validate and compile a grammar. 3,000 properties take 4 s with the demo's vocabulary (xgrammar 0.2.8);
-what takes twice as long explodes, and would hold one of the few threads that an engine compiles in for minutes."""
+one that takes twice as long explodes, and would hold one of an engine's few compiler threads for minutes."""
 
 MAX_MEMORY_BYTES: Final = 2 << 30
-"""Address space beyond what the process has before it begins. The largest that compiles in time takes 250 MB."""
+"""Address space beyond that of the process at its start. The largest grammar that compiles in time takes 250 MB."""
 
 MAX_TOKEN_S: Final = 0.05
-"""What finding the next allowed tokens may take. An engine does so within a step, and all of its streams wait."""
+"""Longest that finding the next allowed tokens may take. An engine does it within a step, while all streams wait."""
 
 TRIED_TOKENS: Final = 64
-"""How far into an answer that is tried: a slow grammar is slow within its first few tokens."""
+"""How many tokens are tried: a slow grammar is slow within its first few tokens."""
 
 
 class WorkerSettings(msgspec.Struct, frozen=True):
-    """What a worker is told first: how to read the model's tokenizer, and how vLLM is set up."""
+    """The first message to a worker: how to read the model's tokenizer, and how vLLM is set up."""
 
     tokenizer: str
     tokenizer_mode: str
@@ -48,12 +48,13 @@ class Job(msgspec.Struct, frozen=True):
     fields: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What came of a grammar: what is wrong with it, or (`problem` is empty) what vLLM's validation made of it."""
+class GrammarVerdict(msgspec.Struct, frozen=True):
+    """The result of trying a grammar: what is wrong with it, or (`problem` is empty) the fields that vLLM's validation
+    changed."""
 
     problem: str = ""
     fields: dict[str, Any] = {}
-    """What it has changed: the back end that it chose, a list of choices that became a grammar."""
+    """Changed fields: the back end that vLLM chose, a list of choices that became a grammar."""
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -1,12 +1,12 @@
-"""A grammar that cannot work is the request's fault, is named, and is noticed before an engine has it.
+"""Refuses a grammar that cannot work before an engine gets it, and names its field.
 
-vLLM checks a request's grammar at the front end with the library that compiles it (xgrammar), and takes one that this
-refuses to another library (guidance) that may accept it. What it leaves to chance is mended here:
+vLLM checks a request's grammar at the front end with the library that compiles it (xgrammar), and tries another library
+(guidance) for a grammar that this one refuses. Here that is completed:
 
 * Errors name the field as the client wrote it.
 * A regular expression that no common dialect knows (`foo**`) is refused, also within a JSON schema.
-* What explodes is refused: each grammar is first tried in a process with a limit of time and memory
-  (`grammar_checker.py`), and neither the event loop nor an engine sees one that fails there.
+* A grammar that explodes is refused: each is first tried in a process with limited time and memory (`checker.py`), and
+  one that fails there reaches neither the event loop nor an engine.
 * `include_reasoning: false` hides the reasoning; vLLM applies the grammar to it as well, and the answer is then taken
   for reasoning and hidden.
 """
@@ -30,7 +30,7 @@ CHECKED: Final = "_checked_by_step_serve"
 
 
 def use() -> None:
-    """Have vLLM's front end in this process behave so. Calling it again changes nothing."""
+    """Apply the changes in this process. Calling it again changes nothing."""
     replace(vllm_api.CHAT_PARAMS, remember_source)
     replace(vllm_api.COMPLETION_PARAMS, remember_source)
     replace(vllm_api.REASONING_ENDED, reason_before_the_answer)
@@ -38,7 +38,7 @@ def use() -> None:
 
 
 def remember_source(original: Function, _: ModuleType) -> Function:
-    """Sampling parameters no longer say which field their grammar was in."""
+    """Remember the source field of a grammar: sampling parameters do not have it."""
 
     def to_sampling_params(self: Any, *args: Any, **named: Any) -> Any:
         note_source(self)
@@ -48,14 +48,14 @@ def remember_source(original: Function, _: ModuleType) -> Function:
 
 
 def note_source(request: Any) -> None:
-    """Note where the running request has its grammar. (Its stream may run in another task: a variable would not do.)"""
+    """Note the source field with the running request. (Its stream may run in another task: a variable would not do.)"""
     context = CURRENT.get()
     if context is not None:
         context.grammar_source = source_of(request)
 
 
 def source_of(request: Any) -> str:
-    """The field of an API's request that its grammar is in, as the API names it."""
+    """The field of a request that holds its grammar, as the API names it."""
     if getattr(request, "response_format", None) is not None:
         return "response_format"
     if getattr(getattr(request, "text", None), "format", None) is not None:
@@ -66,7 +66,7 @@ def source_of(request: Any) -> str:
 
 
 def reason_before_the_answer(original: Function, _: ModuleType) -> Function:
-    """Hidden reasoning is reasoning: the grammar begins behind it."""
+    """Apply the grammar after the reasoning, also where that is hidden."""
 
     def resolve_reasoning_ended(self: Any, parser: Any, prompt_token_ids: list[int]) -> bool | None:
         if self.include_reasoning or self._grammar_from_parser or parser is None or parser.reasoning_parser is None:
@@ -78,7 +78,7 @@ def reason_before_the_answer(original: Function, _: ModuleType) -> Function:
 
 
 def skip_what_is_checked(original: Function, _: ModuleType) -> Function:
-    """vLLM's check, but not again on the event loop for what a worker has tried."""
+    """vLLM's check, skipped for what a worker has tried already."""
 
     def _validate_structured_outputs(self: Any, *args: Any, **named: Any) -> None:
         if self.structured_outputs is None or not hasattr(self.structured_outputs, CHECKED):
@@ -88,8 +88,8 @@ def skip_what_is_checked(original: Function, _: ModuleType) -> Function:
 
 
 async def check(asked: StructuredOutputsParams, checker: GrammarChecker) -> None:
-    """Have the grammar tried, and make of `asked` what vLLM's validation would. Raises `VLLMValidationError`, naming
-    the field, for one that cannot be enforced, and the checker's errors."""
+    """Try the grammar, and change `asked` as vLLM's validation would. Raises `VLLMValidationError`, naming the field,
+    for one that cannot be enforced, and the checker's errors."""
     if hasattr(asked, CHECKED):
         return
     field = field_of(asked)

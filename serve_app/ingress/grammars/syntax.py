@@ -1,4 +1,4 @@
-"""What is wrong with a grammar by its syntax alone: its size, and regular expressions that no dialect knows."""
+"""Checks of a grammar's text alone: its size, and regular expressions that no dialect accepts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Final
 import regex
 
 MAX_GRAMMAR_BYTES: Final = 128 << 10
-"""Of a schema, grammar or expression. OpenAI's limit is 120,000 characters. Compiling takes seconds at this size, and
-grows faster than the size."""
+"""Largest schema, grammar or expression. OpenAI's limit is 120,000 characters. Compiling takes seconds at this size,
+and grows faster than the size."""
 
 KINDS: Final = ("regex", "choice", "json", "grammar", "structural_tag")
 
 
 def check_size(value: Any) -> None:
-    """Raises `ValueError` for what is too large to be compiled within seconds."""
+    """Raises `ValueError` for a grammar that is too large to compile within seconds."""
     size = len((value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "replace"))
     if size > MAX_GRAMMAR_BYTES:
         raise ValueError(f"it has {size} bytes; at most {MAX_GRAMMAR_BYTES} are compiled")
@@ -34,8 +34,8 @@ def check_patterns(schema: Any) -> None:
 
 
 def check_expression(pattern: str) -> None:
-    """Raises `ValueError` for a repetition of nothing or of a repetition, which dialects agree to refuse, and the
-    engine's compiler too."""
+    """Raises `ValueError` for a repetition of nothing or of a repetition, which all dialects and the engine's compiler
+    refuse."""
     try:
         regex.compile(pattern)
     except regex.error as error:

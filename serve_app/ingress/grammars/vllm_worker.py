@@ -1,9 +1,9 @@
 """`python -m serve_app.ingress.grammars.vllm_worker`: tries grammars with vLLM's code, each in a child process.
 
-A compiler that explodes can be stopped in no other way: it is C++ that looks at no clock, and no thread can be killed.
-So this process loads what compiling needs, and then forks for each grammar a child with a limit of CPU time and memory.
-The child validates as vLLM's front end does, compiles as its engine does, and takes some tokens, for a grammar may
-compile in no time and then take a tenth of a second for each token. What ends the child is the grammar's fault.
+A compiler that explodes can be stopped in no other way: it is C++ that checks no deadline, and no thread can be killed.
+So this process loads what compiling needs, and forks a child for each grammar, with limited CPU time and memory. The
+child validates as vLLM's front end does, compiles as its engine does, and generates some tokens, because a grammar may
+compile at once and then take a tenth of a second for each token. Whatever ends the child is the grammar's fault.
 
 It has one thread, or a fork would not be safe. (The child may start one.)
 """
@@ -37,7 +37,7 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import get_structured_output_key
 
 from serve_app.ingress.grammars import jobs
-from serve_app.ingress.grammars.jobs import Job, Verdict, WorkerSettings
+from serve_app.ingress.grammars.jobs import GrammarVerdict, Job, WorkerSettings
 from serve_app.ingress.grammars.syntax import check_expression, check_patterns
 from serve_app.vllm_patches.grammars import has_failed
 
@@ -50,18 +50,18 @@ FAILS: Final = "finding the tokens that it allows fails"
 MAX_PROBLEM_CHARS: Final = 500
 
 STACK_BYTES: Final = 4 << 20
-"""Of the thread that compiles: half of what an engine's compiler threads have (glibc's default), for what recurses so
-deeply that it ends a process must end this one."""
+"""Stack of the compiling thread: half of an engine's compiler threads (glibc's default), so that a recursion deep
+enough to end an engine ends this process first."""
 
 NICE: Final = 10
-"""Beside the ingress' own work, and the engine's on a small machine: both have clients waiting for each token."""
+"""Below the ingress, and below the engine on a small machine: both have clients waiting for each token."""
 
 QUICK_CPU_S: Final = 0.25
-"""What a grammar that clients really send needs, and twice that. One that needs more goes on with what no other wants
-of the machine: several compiler threads at `NICE` together still take half a core from the engine of a small one."""
+"""CPU time that ordinary grammars need, doubled. A slower one continues with CPU time that no other process wants:
+several compiler threads at `NICE` still take half a core from the engine of a small machine."""
 
-LOOK_S: Final = 0.05
-"""How often a child's CPU time is looked at while it is quick."""
+CHECK_PERIOD_S: Final = 0.05
+"""How often the CPU time of a quick child is read."""
 
 CHANGED_BY_VLLM: Final = ("choice", "grammar", "_backend", "_backend_was_auto")
 
@@ -97,7 +97,7 @@ class Grammars:
     def _backend(self, kind: Any) -> StructuredOutputBackend:
         return kind(vllm_config=self._config, tokenizer=self._tokenizer, vocab_size=self._settings.vocab_size)
 
-    def examine(self, job: Job) -> Verdict:
+    def examine(self, job: Job) -> GrammarVerdict:
         """Try it. Raises what vLLM and its back ends raise."""
         asked = StructuredOutputsParams(**json.loads(job.fields))
         check_patterns(asked.json)
@@ -107,11 +107,11 @@ class Grammars:
             check_expression(asked.regex)
         backend = self._backends.get(asked._backend or "")  # noqa: SLF001  # as above
         if backend is not None:
-            self._walk(backend, backend.compile_grammar(*get_structured_output_key(asked)))
-        return Verdict(fields={name: getattr(asked, name) for name in CHANGED_BY_VLLM})
+            self._generate(backend, backend.compile_grammar(*get_structured_output_key(asked)))
+        return GrammarVerdict(fields={name: getattr(asked, name) for name in CHANGED_BY_VLLM})
 
-    def _walk(self, backend: StructuredOutputBackend, grammar: StructuredOutputGrammar) -> None:
-        """Say something that the grammar allows. Raises `ValueError` where that is slow (once may be chance)."""
+    def _generate(self, backend: StructuredOutputBackend, grammar: StructuredOutputGrammar) -> None:
+        """Generate tokens that the grammar allows. Raises `ValueError` where that is slow (once may be chance)."""
         mask, choose, slow = backend.allocate_token_bitmask(1), random.Random(0), 0
         for _ in range(jobs.TRIED_TOKENS):
             if grammar.is_terminated():
@@ -138,31 +138,31 @@ def _any_token(mask: Any, choose: random.Random, vocab_size: int) -> int | None:
     return token if token < vocab_size else None
 
 
-def examine_in_child(grammars: Grammars, settings: WorkerSettings, job: Job) -> Verdict:
-    """The verdict on a grammar, whatever it does to the process that tries it."""
+def examine_in_child(grammars: Grammars, settings: WorkerSettings, job: Job) -> GrammarVerdict:
+    """The result for a grammar, whatever it does to the process that tries it."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_the_child(grammars, settings, job, writing)
+        _run_child(grammars, settings, job, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        # It may end at any moment, and a container may forbid it: neither says anything of the grammar.
+        # The child may end at any moment, and a container may forbid this: neither is the grammar's fault.
         with contextlib.suppress(OSError, psutil.Error):
-            _give_way_when_slow(child, pipe)
+            _deprioritise_when_slow(child, pipe)
         body = pipe.read()
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status) and body:
-        return msgspec.msgpack.decode(body, type=Verdict)
+        return msgspec.msgpack.decode(body, type=GrammarVerdict)
     was_slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
-    return Verdict(problem=TOO_LONG if was_slow else TOO_LARGE)
+    return GrammarVerdict(problem=TOO_LONG if was_slow else TOO_LARGE)
 
 
-def _give_way_when_slow(child: int, pipe: IO[bytes]) -> None:
-    """Return with its answer, or once every other process of the machine goes before it, as it is no quick one. Threads
+def _deprioritise_when_slow(child: int, pipe: IO[bytes]) -> None:
+    """Return when the child answers, or when it is slow and has been given the lowest priority of the machine. Threads
     that it starts later inherit that."""
     process = psutil.Process(child)
-    while not select.select([pipe], [], [], LOOK_S)[0]:
+    while not select.select([pipe], [], [], CHECK_PERIOD_S)[0]:
         times = process.cpu_times()
         if times.user + times.system > QUICK_CPU_S:
             for thread in process.threads():
@@ -171,15 +171,15 @@ def _give_way_when_slow(child: int, pipe: IO[bytes]) -> None:
             return
 
 
-def _be_the_child(grammars: Grammars, settings: WorkerSettings, job: Job, pipe: int) -> None:
+def _run_child(grammars: Grammars, settings: WorkerSettings, job: Job, pipe: int) -> None:
     try:
         _limit(settings)
         threading.stack_size(STACK_BYTES)
-        trial = threading.Thread(target=_tell, args=(grammars, job, pipe))
+        trial = threading.Thread(target=_send_result, args=(grammars, job, pipe))
         trial.start()
         trial.join()
     finally:
-        os._exit(0)  # nothing of the parent's is the child's to close
+        os._exit(0)  # the child must not run the parent's clean-up
 
 
 def _limit(settings: WorkerSettings) -> None:
@@ -191,19 +191,19 @@ def _limit(settings: WorkerSettings) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _tell(grammars: Grammars, job: Job, pipe: int) -> None:
+def _send_result(grammars: Grammars, job: Job, pipe: int) -> None:
     try:
         verdict = grammars.examine(job)
     except MemoryError:
-        verdict = Verdict(problem=TOO_LARGE)
+        verdict = GrammarVerdict(problem=TOO_LARGE)
     except Exception as error:  # noqa: BLE001  # whatever three libraries raise, it would be raised in an engine, too
-        verdict = Verdict(problem=_problem(error))
+        verdict = GrammarVerdict(problem=_problem(error))
     with os.fdopen(pipe, "wb") as file_:
         file_.write(msgspec.msgpack.encode(verdict))
 
 
 def _problem(error: Exception) -> str:
-    """What the client is told: the library's own words, but for its place in the source."""
+    """The message for the client: the library's own words, without its source location."""
     text = str(error.args[0]) if error.args else type(error).__name__
     if "bad_alloc" in text:
         return TOO_LARGE
@@ -221,7 +221,7 @@ def read_message(stream: IO[bytes]) -> bytes | None:
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not get between the messages
+    os.dup2(2, 1)  # libraries must not print between the messages
     os.nice(NICE)
     told = read_message(sys.stdin.buffer)
     if told is None:
@@ -229,7 +229,7 @@ def main() -> None:
     settings = msgspec.msgpack.decode(told, type=WorkerSettings)
     grammars = Grammars(settings)
     gc.freeze()  # a collection in a child would copy all of this process' memory
-    answers.write(jobs.encode(Verdict()))  # ready
+    answers.write(jobs.encode(GrammarVerdict()))  # ready
     answers.flush()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the end of our input ends us
     while (message := read_message(sys.stdin.buffer)) is not None:

@@ -33,7 +33,7 @@ TEXTS = ("text", "input_text", "output_text")
 
 THINKING = ("thinking", "redacted_thinking", "reasoning")
 
-UNHEARD = {"input_audio": "audio", "audio_url": "audio", "video_url": "video", "input_video": "video"}
+UNSUPPORTED_MEDIA = {"input_audio": "audio", "audio_url": "audio", "video_url": "video", "input_video": "video"}
 
 
 def prepare(request: dict[str, Any], edits: Edits) -> None:
@@ -169,13 +169,13 @@ def _other_part(part: Block, kind: str, path: str, edits: Edits) -> list[Block] 
         return [each for made in document_parts(part, path, edits) for each in _image_of(made, path, edits)]
     if kind == "image":
         return _image_of(part, path, edits)
-    if kind in UNHEARD:
-        return [unheard(part, kind, path, edits)]
+    if kind in UNSUPPORTED_MEDIA:
+        return [unsupported_media(part, kind, path, edits)]
     edits.note(path, f"{kind} as text")
     return [history_block(part)]
 
 
-def unheard(part: Block, kind: str, path: str, edits: Edits) -> Block:
+def unsupported_media(part: Block, kind: str, path: str, edits: Edits) -> Block:
     """Sound or moving pictures, by name."""
     inner = part.get(kind)
     fields = inner if isinstance(inner, dict) else {"url": inner}
@@ -183,7 +183,7 @@ def unheard(part: Block, kind: str, path: str, edits: Edits) -> Block:
     is_address = source.startswith(("http:", "https:", "file:"))
     media_type, data = ("", None) if is_address else split_data_url(source)
     media_type = str(fields.get("format") or media_type)
-    return placeholder(UNHEARD[kind], source if is_address else "", media_type, data, path, edits)
+    return placeholder(UNSUPPORTED_MEDIA[kind], source if is_address else "", media_type, data, path, edits)
 
 
 def _is_whole(image_url: object) -> bool:

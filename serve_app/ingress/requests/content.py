@@ -18,11 +18,11 @@ from serve_app.protocol.errors import RequestRefused
 Block = dict[str, Any]
 
 
-class Told(dict[str, Any]):
+class InsertedText(dict[str, Any]):
     """A text block of ours, in place of what the model does not know."""
 
 
-class Placeholder(Told):
+class Placeholder(InsertedText):
     """One that stands for what could not be read."""
 
 
@@ -78,9 +78,9 @@ def compact(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def history_block(block: Block) -> Told:
+def history_block(block: Block) -> InsertedText:
     """A block of a conversation's history that was made by somebody's hosted tool, as text."""
-    return Told(type="text", text=history_text(block))
+    return InsertedText(type="text", text=history_text(block))
 
 
 def history_text(block: Block) -> str:
@@ -135,7 +135,7 @@ def document_parts(block: Block, path: str, edits: Edits) -> list[Block]:
 def _inlined(title: str, context: object, text: str) -> Block:
     named = f" title={json.dumps(title, ensure_ascii=False)}" if title else ""
     about = f"{context}\n" if isinstance(context, str) and context else ""
-    return Told(type="text", text=f"<document{named}>\n{about}{text}\n</document>")
+    return InsertedText(type="text", text=f"<document{named}>\n{about}{text}\n</document>")
 
 
 def file_parts(file: object, path: str, edits: Edits) -> list[Block]:
@@ -185,7 +185,7 @@ def settle(parts: list[Any], path: str, *, may_stand_alone: bool) -> list[Any]:
 
     Raises `RequestRefused` where all of a message is unreadable, if nothing may stand for it.
     """
-    told = [part for part in parts if isinstance(part, Told)]
+    told = [part for part in parts if isinstance(part, InsertedText)]
     if not told:
         return parts
     unread = next((part for part in told if isinstance(part, Placeholder)), None)
@@ -193,9 +193,9 @@ def settle(parts: list[Any], path: str, *, may_stand_alone: bool) -> list[Any]:
         said = unread["text"].strip("[]").removesuffix(".")
         raise RequestRefused(f"{said}, and the message has nothing else. Send its text, or images of it.", param=path)
     for part, following in itertools.pairwise(parts):
-        if isinstance(part, Told) and isinstance(following, dict) and "text" in following:
+        if isinstance(part, InsertedText) and isinstance(following, dict) and "text" in following:
             part["text"] += "\n"
-    return [dict(part) if isinstance(part, Told) else part for part in parts]
+    return [dict(part) if isinstance(part, InsertedText) else part for part in parts]
 
 
 def _says_something(part: object) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.ingress.requests import json_body, responses_tools
-from serve_app.ingress.requests.chat import UNHEARD, refuse_with_format, unheard
+from serve_app.ingress.requests.chat import UNSUPPORTED_MEDIA, refuse_with_format, unsupported_media
 from serve_app.ingress.requests.content import (
     Block,
     as_list,
@@ -45,7 +45,13 @@ CALLS = {
 }
 """Calls that the client ran, by type: the tool's name, and which field holds what was asked. They have outputs."""
 
-UNTOLD = ("compaction_trigger", "configuration_update", "mcp_list_tools", "additional_tools", "tool_search_output")
+DROPPED_ITEMS = (
+    "compaction_trigger",
+    "configuration_update",
+    "mcp_list_tools",
+    "additional_tools",
+    "tool_search_output",
+)
 """Items that say nothing to a model."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
@@ -138,21 +144,21 @@ def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
         edits.note(path, f"item_reference {item.get('id', '')}")
         if str(item.get("id", "")).startswith("rs_"):
             return []  # reasoning, which the answer does not depend on
-        return [_said("[An earlier item of this conversation is not stored on this server.]")]
+        return [_assistant_text("[An earlier item of this conversation is not stored on this server.]")]
     if kind in ("compaction", "compaction_summary", "context_compaction"):
         text = readable(item.get("summary") or item.get("content"))
         if not text:
             edits.note(path, f"{kind}, encrypted")
             return [{"role": "user", "content": "[The conversation before this point cannot be read by this server.]"}]
         return [{"role": "user", "content": f"The conversation so far, summarised:\n{text}"}]
-    if kind in UNTOLD:
+    if kind in DROPPED_ITEMS:
         edits.note(path, kind)
         return []
     edits.note(path, f"{kind} as text")
-    return [_said(history_text({**item, "type": kind}))]
+    return [_assistant_text(history_text({**item, "type": kind}))]
 
 
-def _said(text: str) -> Block:
+def _assistant_text(text: str) -> Block:
     return {"role": "assistant", "content": text}
 
 
@@ -180,10 +186,10 @@ def _assistant(item: Block, content: object) -> list[Any]:
     """With its whole text as one: vLLM reads the first part only, and fails on a refusal."""
     if isinstance(content, str):
         # With an id or a status vLLM's check takes it for an item of OpenAI's, whose content is a list.
-        return [item if item.keys() <= {"type", "role", "content"} else _said(content)] if content else []
+        return [item if item.keys() <= {"type", "role", "content"} else _assistant_text(content)] if content else []
     parts = [part if isinstance(part, dict) else {"text": str(part)} for part in as_list(content)]
     text = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
-    return [_said(text)] if text else []
+    return [_assistant_text(text)] if text else []
 
 
 def _function_call(item: Block) -> Block:
@@ -243,8 +249,8 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
         made = file_parts(part.get("file", part), path, edits)
     elif kind == "document":
         made = document_parts(part, path, edits)
-    elif kind in UNHEARD:
-        made = [unheard(part, kind, path, edits)]
+    elif kind in UNSUPPORTED_MEDIA:
+        made = [unsupported_media(part, kind, path, edits)]
     else:
         edits.note(path, f"{kind} as text")
         made = [history_block(part)]
