@@ -83,11 +83,11 @@ def test_a_wide_body_is_not_taken_for_a_deep_one() -> None:
 
 
 def test_arguments_of_tool_calls_are_repaired_too() -> None:
-    assert json.loads(json_body.mended_arguments(r'{"x": "\ud83d", "n": 1}')) == {"x": "�", "n": 1}
+    assert json.loads(json_body.repaired_arguments(r'{"x": "\ud83d", "n": 1}')) == {"x": "�", "n": 1}
     for sound in ('{"x": "\\ud83d\\ude00"}', "", "no JSON", '{"x": 1}'):
-        assert json_body.mended_arguments(sound).replace("😀", "\\ud83d\\ude00") == sound
+        assert json_body.repaired_arguments(sound).replace("😀", "\\ud83d\\ude00") == sound
     with pytest.raises(RequestRefused, match="deeply"):
-        json_body.mended_arguments('{"a":' * 1500 + "1" + "}" * 1500)
+        json_body.repaired_arguments('{"a":' * 1500 + "1" + "}" * 1500)
 
 
 def test_the_header_of_what_was_left_out_is_short_and_plain() -> None:

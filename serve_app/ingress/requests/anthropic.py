@@ -1,7 +1,7 @@
-"""A request of Anthropic's Messages API as vLLM's server can serve it: see `prepare`.
+"""Prepares a request of Anthropic's Messages API for vLLM's server.
 
-vLLM knows text, images, tool calls, tool results and thinking. Everything else that clients send is told to the model
-as text; what nobody can read is named and noted.
+vLLM knows text, images, tool calls, tool results and thinking. Everything else that clients send is given to the model
+as text; what cannot be read is named by a placeholder and noted.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from serve_app.ingress.requests.content import (
     as_list,
     check_image_source,
     document_parts,
+    finish_parts,
     history_block,
     placeholder,
     readable,
-    settle,
     word,
 )
 from serve_app.ingress.requests.edits import Edits
 from serve_app.protocol.errors import RequestRefused, ThreadNotFound
 
 KNOWN = frozenset({"text", "image", "tool_use", "tool_result", "thinking", "tool_addition", "tool_removal"})
-"""Blocks that vLLM takes as they are (images and tool results once they have been looked into)."""
+"""Blocks that vLLM takes as they are (images and tool results after a check)."""
 
 REMOTE = ("mcp_servers", "container")
-"""Fields that ask for something on Anthropic's servers. What is asked for beside them is served."""
+"""Fields that ask for something on Anthropic's servers. The rest of the request is served."""
 
 
 def prepare(request: dict[str, Any], edits: Edits) -> None:
@@ -90,7 +90,7 @@ def _text_blocks(blocks: list[Any], path: str, edits: Edits) -> list[Any]:
         if not isinstance(block, dict) or block.get("type") in ("text", "tool_addition", "tool_removal"):
             made.append(block)
         elif block.get("type") == "document":
-            made += settle(document_parts(block, f"{path}.{number}", edits), path, may_stand_alone=True)
+            made += finish_parts(document_parts(block, f"{path}.{number}", edits), path, may_stand_alone=True)
             edits.changed = True
         else:
             edits.note(f"{path}.{number}", str(block.get("type")))
@@ -98,7 +98,7 @@ def _text_blocks(blocks: list[Any], path: str, edits: Edits) -> list[Any]:
 
 
 def _after_compaction(messages: list[Any], edits: Edits) -> list[Any]:
-    """A `compaction` block stands for all that was said before it: Anthropic's server ignores that, and so do we."""
+    """A `compaction` block replaces all messages before it: Anthropic's server ignores those, and so do we."""
     for number in range(len(messages) - 1, -1, -1):
         content = messages[number].get("content") if isinstance(messages[number], dict) else None
         if not isinstance(content, list):
@@ -123,7 +123,7 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
         block = {"type": "text", "text": sent} if isinstance(sent, str) else sent
         edits.changed |= block is not sent
         parts += _block(block, f"{path}.content.{number}", edits)
-    message["content"] = settle(parts, f"{path}.content", may_stand_alone=not is_last)
+    message["content"] = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
 
 
 def _block(block: Any, path: str, edits: Edits) -> list[Any]:
@@ -135,7 +135,7 @@ def _block(block: Any, path: str, edits: Edits) -> list[Any]:
     if kind == "tool_use":
         return [_tool_use(block, edits)]
     if kind in ("image", "document"):
-        return _seen(block, path, edits)
+        return _image_or_document(block, path, edits)
     if kind in KNOWN:
         return [block]
     if kind == "redacted_thinking":
@@ -153,8 +153,8 @@ def _block(block: Any, path: str, edits: Edits) -> list[Any]:
     return [history_block(block)]
 
 
-def _seen(block: Block, path: str, edits: Edits) -> list[Block]:
-    """An image or a document: kept, inlined, or named."""
+def _image_or_document(block: Block, path: str, edits: Edits) -> list[Block]:
+    """An image or a document: kept, inlined, or replaced by a placeholder."""
     if block["type"] == "document":
         edits.changed = True
         made = document_parts(block, path, edits)
@@ -169,20 +169,20 @@ def _seen(block: Block, path: str, edits: Edits) -> list[Block]:
 
 
 def _tool_use(block: Block, edits: Edits) -> Block:
-    """With an object as input: some clients send the arguments as the string in which they came."""
+    """The call with an object as input: some clients send the arguments as a string."""
     arguments = block.get("input")
     if not isinstance(arguments, str):
         return block
     edits.changed = True
     try:
-        decoded = json.loads(json_body.mended_arguments(arguments)) if arguments else {}
+        decoded = json.loads(json_body.repaired_arguments(arguments)) if arguments else {}
     except (ValueError, RecursionError):
         decoded = {"input": arguments}
     return {**block, "input": decoded if isinstance(decoded, dict) else {"input": decoded}}
 
 
 def _tool_result(block: Block, path: str, edits: Edits) -> Block:
-    """With text and images as content. What a tool has returned stands alone: the turn goes on with a placeholder."""
+    """The result with text and images as content. A result may consist of a placeholder only: the turn continues."""
     content = block.get("content")
     if content is None or isinstance(content, str):
         return block
@@ -191,7 +191,7 @@ def _tool_result(block: Block, path: str, edits: Edits) -> Block:
         if isinstance(part, str):
             part = {"type": "text", "text": part}  # noqa: PLW2901  # the same part in the form of the others
         parts += _block(part, f"{path}.content.{number}", edits)
-    parts = settle(parts, path, may_stand_alone=True)
+    parts = finish_parts(parts, path, may_stand_alone=True)
     return {**block, "content": parts}
 
 

@@ -1,9 +1,10 @@
-"""The `tools` of Anthropic's Messages API: what the client runs becomes a function, what Anthropic runs is left out.
+"""The `tools` of Anthropic's Messages API: tools that the client runs become functions, those that Anthropic runs are
+left out.
 
-A tool without `input_schema` is one that Anthropic's model was trained on. Of those, `bash_*`, `text_editor_*`,
-`memory_*` and `computer_*` are run by the client, which waits for their calls: they get the input schema that
-Anthropic documents for them. The others (web search, web fetch, code execution, MCP, tool search, and whatever comes
-next) run on Anthropic's servers.
+A tool without `input_schema` is one that Anthropic's model was trained on. Of those, the client runs `bash_*`,
+`text_editor_*`, `memory_*` and `computer_*`, and waits for their calls: they get the input schema that Anthropic
+documents. The others (web search, web fetch, code execution, MCP, tool search, and future ones) run on Anthropic's
+servers.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ CLIENT_RUN: dict[str, Callable[[Tool], tuple[str, Tool]]] = {
     "memory": _memory,
     "computer": _computer,
 }
-"""By type without its date. The fields are those of Anthropic's documentation of each tool."""
+"""By type without its date. The fields are those of Anthropic's documentation."""
 
 DATED = re.compile(r"(\w+?)_\d{8}")
 

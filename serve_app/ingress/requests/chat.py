@@ -13,9 +13,9 @@ from serve_app.ingress.requests.content import (
     compact,
     document_parts,
     file_parts,
+    finish_parts,
     history_block,
     placeholder,
-    settle,
     split_data_url,
 )
 from serve_app.ingress.requests.edits import Edits
@@ -65,7 +65,7 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
         for number, part in enumerate(content):
             parts += _part(part, f"{path}.content.{number}", edits)
         may_stand_alone = not is_last or message.get("role") == "tool"
-        message["content"] = settle(parts, f"{path}.content", may_stand_alone=may_stand_alone)
+        message["content"] = finish_parts(parts, f"{path}.content", may_stand_alone=may_stand_alone)
 
 
 def _fields(message: dict[str, Any], edits: Edits) -> None:
@@ -90,7 +90,7 @@ def _fields(message: dict[str, Any], edits: Edits) -> None:
 
 
 def _thinking(message: dict[str, Any], edits: Edits) -> None:
-    """Thinking among an assistant's parts is reasoning; vLLM would read it as part of what was said."""
+    """Move thinking among an assistant's parts into `reasoning`; vLLM would read it as part of the answer."""
     content = message.get("content")
     if not isinstance(content, list):
         return
@@ -103,7 +103,7 @@ def _thinking(message: dict[str, Any], edits: Edits) -> None:
 
 
 def _calls(message: dict[str, Any], edits: Edits) -> None:
-    """Tool calls of an assistant's message, with what vLLM's check of types requires."""
+    """Complete the tool calls of an assistant's message with what vLLM's type check requires."""
     call = message.pop("function_call", None)
     if isinstance(call, dict):
         identity = f"call_{call.get('name', '')}"
@@ -125,7 +125,7 @@ def _calls(message: dict[str, Any], edits: Edits) -> None:
         function = entry.get("function")
         if isinstance(function, dict):
             arguments = function.get("arguments")
-            made = json_body.mended_arguments(arguments) if isinstance(arguments, str) else compact(arguments or {})
+            made = json_body.repaired_arguments(arguments) if isinstance(arguments, str) else compact(arguments or {})
             edits.changed |= made is not arguments
             function["arguments"] = made
     if calls == []:
@@ -176,7 +176,7 @@ def _other_part(part: Block, kind: str, path: str, edits: Edits) -> list[Block] 
 
 
 def unsupported_media(part: Block, kind: str, path: str, edits: Edits) -> Block:
-    """Sound or moving pictures, by name."""
+    """A placeholder for audio or video."""
     inner = part.get(kind)
     fields = inner if isinstance(inner, dict) else {"url": inner}
     source = str(fields.get("data") or fields.get("url") or "")
@@ -187,7 +187,7 @@ def unsupported_media(part: Block, kind: str, path: str, edits: Edits) -> Block:
 
 
 def _is_whole(image_url: object) -> bool:
-    """Whether vLLM takes it as it is: an object, with a detail if it has the field."""
+    """Whether vLLM takes the image as it is: an object, with a detail if it has the field."""
     return isinstance(image_url, dict) and None not in (image_url.get("detail", "auto"), image_url.get("url"))
 
 
@@ -213,7 +213,7 @@ def _image_of(part: Block, path: str, edits: Edits) -> list[Block]:
 
 
 def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None:
-    """A last message from the assistant is the beginning of the answer, unless the client has said what it is."""
+    """A last message from the assistant is the beginning of the answer, unless the client has set the flags itself."""
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return
@@ -249,7 +249,7 @@ def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None
 
 
 def refuse_with_format(request: dict[str, Any], fields: tuple[str, ...]) -> None:
-    """A grammar would begin anew in the middle of the answer. Raises `RequestRefused`."""
+    """A grammar would start again in the middle of the answer. Raises `RequestRefused`."""
     for name in fields:
         asked = request.get(name)
         if asked and not (isinstance(asked, dict) and asked.get("type") == "text"):
@@ -260,7 +260,7 @@ def refuse_with_format(request: dict[str, Any], fields: tuple[str, ...]) -> None
 
 
 def prefill_conflict(name: str) -> RequestRefused:
-    """The refusal of a beginning of an answer beside the field `name`."""
+    """The refusal of a prefilled answer beside the field `name`."""
     return RequestRefused(
         f"The last message is the beginning of an answer, which cannot be combined with `{name}`.", param=name
     )

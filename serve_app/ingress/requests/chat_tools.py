@@ -1,4 +1,4 @@
-"""The `tools` of chat completions: functions are the client's to run, the rest runs at OpenAI or not at all."""
+"""The `tools` of chat completions: the client runs functions; other tools run at OpenAI or not at all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Parts of a conversation that the model cannot be shown as they are, as text: documents, files, sound, and the history
-of tools that ran on a vendor's servers.
+"""Turns parts of a conversation that the model cannot read into text: documents, files, audio, and the history of tools
+that ran on a vendor's servers.
 
-What can be read is inlined. What cannot is named by a placeholder, so that the model can say so instead of guessing.
+Readable content is inlined. Other content is named by a placeholder, so that the model can say so instead of guessing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Block = dict[str, Any]
 
 
 class InsertedText(dict[str, Any]):
-    """A text block of ours, in place of what the model does not know."""
+    """A text block of ours, in place of a part that the model does not know."""
 
 
 class Placeholder(InsertedText):
-    """One that stands for what could not be read."""
+    """A text block for content that could not be read."""
 
 
 OPAQUE = frozenset(
@@ -31,26 +31,26 @@ OPAQUE = frozenset(
      "encrypted_stdout", "signature", "data", "result", "caller", "logprobs", "annotations", "status", "call_id",
      "tool_call_id", "server_label", "pending_safety_checks", "acknowledged_safety_checks", "fingerprint"}
 )  # fmt: skip
-"""Fields that say nothing to a model: ids, and what only its issuer can decrypt. (`result`: a generated image.)"""
+"""Fields without meaning for a model: ids, and what only its issuer can decrypt. (`result`: a generated image.)"""
 
 TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml",
               "application/javascript", "application/x-sh", "application/sql", "application/toml")  # fmt: skip
 
 
 def word(value: object) -> str:
-    """`value` where a name or a kind is expected; nothing for what is none, which vLLM then refuses."""
+    """`value` if it is a string, else an empty one, which vLLM then refuses."""
     return value if isinstance(value, str) else ""
 
 
 def as_list(content: object) -> list[Any]:
-    """Content as a list of parts, whichever way a client has written it."""
+    """Content as a list of parts, in whatever form a client has sent it."""
     if content is None:
         return []
     return content if isinstance(content, list) else [content]
 
 
 def readable(value: object) -> str:
-    """A block of a kind that the model does not know, as text: its words, and its fields by name."""
+    """A block of an unknown kind as text: its texts, and its fields by name."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -79,19 +79,19 @@ def compact(value: object) -> str:
 
 
 def history_block(block: Block) -> InsertedText:
-    """A block of a conversation's history that was made by somebody's hosted tool, as text."""
+    """A block from the history of a hosted tool, as text."""
     return InsertedText(type="text", text=history_text(block))
 
 
 def history_text(block: Block) -> str:
-    """What `history_block` tells."""
+    """The text of `history_block`."""
     kind = block.get("type", "block")
     text = readable(block)
     return f"[{kind}]\n{text}\n[end of {kind}]" if text else f"[{kind}]"
 
 
 def check_image_source(block: Block, path: str) -> None:
-    """Raises `RequestRefused` for an Anthropic image that names none: vLLM answers without it, and says nothing."""
+    """Raises `RequestRefused` for an Anthropic image without a source: vLLM would silently answer without it."""
     source = block.get("source")
     if not isinstance(source, dict) or not source:
         raise RequestRefused(f"`{path}.source` must be an object with the image.", param=f"{path}.source")
@@ -105,7 +105,7 @@ def check_image_source(block: Block, path: str) -> None:
 
 
 def check_image_url(url: object, path: str) -> None:
-    """Raises `RequestRefused` for the empty address, about which vLLM says nothing that can be understood."""
+    """Raises `RequestRefused` for the empty address, which vLLM refuses with a message that helps nobody."""
     if isinstance(url, str) and not url.strip():
         raise RequestRefused(f"`{path}` must be the address of an image, or a data URL.", param=path)
 
@@ -171,7 +171,7 @@ def text_of(data: str, media_type: str, path: str) -> str | None:
 
 
 def placeholder(kind: str, name: str, media_type: str, data: object, path: str, edits: Edits) -> Block:
-    """What the model is told in place of something that this server cannot read, which is noted too."""
+    """The text for content that this server cannot read, which is noted too."""
     size = f"{max(1, len(data) * 3 // 4096)} KB" if isinstance(data, str) and data else ""
     facts = ", ".join(fact for fact in (media_type, size) if fact)
     named = f" {name[:200]!r}" if name else ""
@@ -180,16 +180,16 @@ def placeholder(kind: str, name: str, media_type: str, data: object, path: str, 
     return Placeholder(type="text", text=f"[The {what} cannot be read by this server.]")
 
 
-def settle(parts: list[Any], path: str, *, may_stand_alone: bool) -> list[Any]:
-    """Parts of one message, final: what we tell is set apart from what follows it.
+def finish_parts(parts: list[Any], path: str, *, may_stand_alone: bool) -> list[Any]:
+    """The final parts of one message: our text is separated from what follows it.
 
-    Raises `RequestRefused` where all of a message is unreadable, if nothing may stand for it.
+    Raises `RequestRefused` where nothing of a message can be read, unless it `may_stand_alone`.
     """
-    told = [part for part in parts if isinstance(part, InsertedText)]
-    if not told:
+    inserted = [part for part in parts if isinstance(part, InsertedText)]
+    if not inserted:
         return parts
-    unread = next((part for part in told if isinstance(part, Placeholder)), None)
-    if unread is not None and not may_stand_alone and not any(map(_says_something, parts)):
+    unread = next((part for part in inserted if isinstance(part, Placeholder)), None)
+    if unread is not None and not may_stand_alone and not any(map(_has_content, parts)):
         said = unread["text"].strip("[]").removesuffix(".")
         raise RequestRefused(f"{said}, and the message has nothing else. Send its text, or images of it.", param=path)
     for part, following in itertools.pairwise(parts):
@@ -198,7 +198,7 @@ def settle(parts: list[Any], path: str, *, may_stand_alone: bool) -> list[Any]:
     return [dict(part) if isinstance(part, InsertedText) else part for part in parts]
 
 
-def _says_something(part: object) -> bool:
+def _has_content(part: object) -> bool:
     if isinstance(part, Placeholder):
         return False
     return not isinstance(part, dict) or "text" not in part or bool(part["text"])

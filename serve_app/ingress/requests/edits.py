@@ -1,7 +1,7 @@
-"""What the ingress has changed in a request, and what of it could not be done: said in a header and in the log.
+"""The record of what was changed in a request and what was left out: for a response header and the log.
 
-Agents send much that only its vendor's own service can do (hosted web search, documents, remote MCP servers). None of
-it may fail a turn, and none may vanish in silence.
+Agents send much that only their vendor's own service can do (hosted web search, documents, remote MCP servers). None of
+it may fail a turn, and none may be dropped silently.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 HEADER = b"x-step-ignored"
 
 MAX_HEADER_CHARS = 1024
-"""A long conversation may hold hundreds of such blocks; proxies limit all headers together to some 8 KB."""
+"""A long conversation may hold hundreds of such parts; proxies limit all headers together to some 8 KB."""
 
 
 @dataclass
 class Edits:
-    """Collected while a request is prepared. `ignored` has an entry `field (what)` for each thing left out or read as
-    less than it was."""
+    """Collected while a request is prepared. `ignored` has an entry `field (what)` for each part left out or
+    simplified."""
 
     ignored: list[str] = field(default_factory=list)
     changed: bool = False
 
     def note(self, path: str, what: str) -> None:
-        """Something of the request at `path` was left out, or is told to the model as plain text."""
+        """A part of the request at `path` was left out, or is given to the model as plain text."""
         self.ignored.append(f"{path} ({what})")
         self.changed = True
 

@@ -1,7 +1,7 @@
-"""Which field is at fault, where vLLM's own checks of a request have broken down over it.
+"""Finds the faulty field where vLLM's own checks of a request have crashed on it.
 
-Some of vLLM's validators take a field's type for granted (`len(messages)`, `tools[0]["type"]`) and run before it has
-been checked. The fields are then checked here, one by one, by the types that vLLM's request model gives them.
+Some of vLLM's validators assume a field's type (`len(messages)`, `tools[0]["type"]`) and run before it has been
+checked. Then the fields are checked here, one by one, by the types of vLLM's request model.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _problem_with(model: type[BaseModel], body: dict[str, Any]) -> Problem | Non
         except ValidationError as error:
             errors = [{**details, "loc": (name, *details["loc"])} for details in error.errors(include_url=False)]
             return describe(errors, body)
-        except Exception:  # noqa: BLE001  # a validator of vLLM's that breaks down here as it did before
+        except Exception:  # noqa: BLE001  # a validator of vLLM's that crashes here, too
             return Problem(f"`{name}` is not valid.", name)
     return None
 

@@ -1,9 +1,9 @@
-"""The body of a request as JSON: read as tolerantly as vLLM reads it, and repaired so that nobody behind trips over it.
+"""Reads the body of a request as JSON as tolerantly as vLLM does, and repairs it for the code behind.
 
-The fast reader (msgspec) takes what nearly every client sends. What it refuses is read again by Python's `json`, which
-is what vLLM's server uses: it takes lone surrogates (JavaScript clients cut strings in the middle of an emoji), a byte
-order mark, UTF-16, NaN and Infinity. Those are then repaired here, once, for every model name and every field, or the
-request is refused with a sentence that says what is wrong.
+The fast reader (msgspec) accepts what nearly every client sends. What it refuses is read again by Python's `json`, as
+vLLM's server does: that accepts lone surrogates (JavaScript clients cut strings in the middle of an emoji), a byte
+order mark, UTF-16, NaN and Infinity. They are repaired here, once, in every field, or the request is refused with a
+sentence that says what is wrong.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ import msgspec
 from serve_app.protocol.errors import RequestRefused
 
 CONVERSATION = frozenset({"messages", "input", "system", "tools", "prompt", "instructions"})
-"""Fields that hold what was said. A NaN in them (a tool's result, mostly) stays in the history of each later turn, so
-it becomes null, as in JavaScript; anywhere else it is a parameter that has no meaning, and is refused."""
+"""Fields that hold a conversation. A NaN in them (mostly in a tool's result) stays in the history of each later turn,
+so it becomes null, as in JavaScript; anywhere else it is a parameter without a meaning, and is refused."""
 
 MAX_DEPTH = 100
-"""Of nested lists and objects. vLLM's validation and the chat template recurse; deeper ones end in the middle of
-them."""
+"""Depth of nested lists and objects. vLLM's validation and the chat template recurse, and fail on deeper ones."""
 
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -32,9 +31,9 @@ Container = dict[str, Any] | list[Any]
 
 
 def decode(body: bytes) -> tuple[dict[str, Any], bool]:
-    """The object that `body` is, and whether it was repaired (so that the body itself must not be passed on).
+    """The object in `body`, and whether it was repaired (then the body itself must not be passed on).
 
-    Raises `RequestRefused` for what is no JSON object.
+    Raises `RequestRefused` where there is no JSON object.
     """
     try:
         value, repaired = msgspec.json.decode(body), False
@@ -53,7 +52,7 @@ def decode(body: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """The body for vLLM. Integers of more than 64 bits, which vLLM is to refuse by name, are beyond the fast writer."""
+    """The body for vLLM. The fast writer cannot write integers of more than 64 bits, which vLLM must refuse by name."""
     try:
         return msgspec.json.encode(value)
     except OverflowError:
@@ -115,21 +114,21 @@ def _repair(request: dict[str, Any], name: str) -> None:
             return None
         raise RequestRefused(f"`{name}` must be a finite number; NaN and Infinity are not JSON.", param=name)
 
-    request[name] = _mended(request[name], finite)
+    request[name] = _repaired(request[name], finite)
 
 
-def _mended(value: Any, finite: Callable[[float], float | None]) -> Any:
+def _repaired(value: Any, finite: Callable[[float], float | None]) -> Any:
     if isinstance(value, str):
         return _without_surrogates(value)
     if isinstance(value, list):
-        return [_mended(entry, finite) for entry in value]
+        return [_repaired(entry, finite) for entry in value]
     if isinstance(value, dict):
-        return {_without_surrogates(key): _mended(entry, finite) for key, entry in value.items()}
+        return {_without_surrogates(key): _repaired(entry, finite) for key, entry in value.items()}
     return finite(value) if isinstance(value, float) else value
 
 
-def mended_arguments(arguments: str) -> str:
-    """A tool call's arguments, which are JSON inside a string of JSON: the same repair, one level further in.
+def repaired_arguments(arguments: str) -> str:
+    """A tool call's arguments, which are JSON in a JSON string, with the same repairs.
 
     Raises `RequestRefused` where they are nested too deeply for the template.
     """
@@ -139,11 +138,11 @@ def mended_arguments(arguments: str) -> str:
     try:
         value = json.loads(arguments)
     except ValueError:
-        return arguments  # vLLM takes it for no arguments at all
+        return arguments  # vLLM treats it as no arguments
     except RecursionError:
         raise _too_deep() from None
     _check_depth([value])
-    return json.dumps(_mended(value, float), ensure_ascii=False) if is_broken else arguments
+    return json.dumps(_repaired(value, float), ensure_ascii=False) if is_broken else arguments
 
 
 def _without_surrogates(text: str) -> str:

@@ -23,23 +23,23 @@ PREPARED: dict[str, Prepare] = {
     "/v1/messages": anthropic.prepare,
     "/v1/messages/count_tokens": anthropic.prepare,
 }
-"""Other routes hold nothing that vLLM does not take."""
+"""How each route's requests are prepared. Other routes have nothing that vLLM does not take."""
 
 WITH_BODY = frozenset({*PREPARED, "/v1/completions", "/detokenize"})
 """Routes whose requests are JSON objects."""
 
 
 def prepare(path: str, request: dict[str, Any], edits: Edits) -> None:
-    """Make the request, in place, one that vLLM serves. Raises `RequestRefused`, with the field at fault."""
+    """Change the request, in place, into one that vLLM serves. Raises `RequestRefused`, with the faulty field."""
     if None in request.values():
-        # All three APIs let a field be null for "not set"; vLLM does for most of them only.
+        # In all three APIs null means "not set"; vLLM accepts it for most fields only.
         for name in [name for name, entry in request.items() if entry is None]:
             del request[name]
         edits.changed = True
     variables = request.get("chat_template_kwargs")
     variables = variables if isinstance(variables, dict) else {}
     for name in ("messages", "tools"):
-        if name in variables:  # vLLM hands these over itself, and fails on a second one
+        if name in variables:  # vLLM passes these itself, and fails on a second one
             field = f"chat_template_kwargs.{name}"
             raise RequestRefused(f"`{field}` cannot be set; use the request's own field.", param=field)
     check_counts(request)
@@ -54,26 +54,26 @@ MAX_ENTRIES: Final[Mapping[str, int]] = {
     "stop_token_ids": 120,
     "bad_words": 128,
 }
-"""What vLLM's V2 model runner has room for (`gpu/sample/logit_bias.py`, `bad_words.py`; of 128 stop tokens some are the
-model's own). Longer lists of these end an engine there."""
+"""What vLLM's V2 model runner has room for (`gpu/sample/logit_bias.py`, `bad_words.py`; some of its 128 stop tokens are
+the model's own). Longer lists end an engine there."""
 
 MAX_BAD_WORD_TOKENS: Final = 1024
-"""Of all bad words together, in the same place."""
+"""Tokens of all bad words together, in the same place."""
 
 MAX_STRING: Final = 1000
-"""Characters of one of `WORDS`. A stop string holds back as many of a stream."""
+"""Characters of one string in `WORDS`. A stop string holds back as many of a stream."""
 
 WORDS: Final = ("stop", "stop_sequences", "bad_words")
 
 MAX_PATTERN: Final = 1024
-"""Tokens of a repeated pattern. The scheduler looks for each length up to it at every token, in Python."""
+"""Tokens of a repeated pattern. The scheduler tries each length up to it at every token, in Python."""
 
 MAX_PROMPT_LOGPROBS: Final = 1 << 17
-"""Prompt tokens times `prompt_logprobs`. Each becomes an object, on the event loop: so many take half a second."""
+"""Prompt tokens times `prompt_logprobs`. Each becomes an object, on the event loop: this many take half a second."""
 
 
 def check_counts(request: Mapping[str, Any]) -> None:
-    """Raises `RequestRefused` for a body with too much in it."""
+    """Raises `RequestRefused` for lists and strings beyond their limits."""
     for name, limit in MAX_ENTRIES.items():
         entry = request.get(name)
         if isinstance(entry, list | dict) and len(entry) > limit:
@@ -93,8 +93,8 @@ def check_counts(request: Mapping[str, Any]) -> None:
 
 
 def check_token_counts(bad_words: int, prompt_logprobs: int) -> None:
-    """Raises `RequestRefused` for what only tokens can tell: those of all bad words, and how many log probabilities of
-    the prompt's are asked for."""
+    """Raises `RequestRefused` for limits that depend on tokens: those of all bad words, and the log probabilities of
+    the prompt."""
     if bad_words > MAX_BAD_WORD_TOKENS:
         text = f"`bad_words` have {bad_words} tokens in all; at most {MAX_BAD_WORD_TOKENS} are taken."
         raise RequestRefused(text, param="bad_words")

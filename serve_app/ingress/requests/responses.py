@@ -1,7 +1,7 @@
-"""A request of OpenAI's Responses API as vLLM's server can serve it: see `prepare`.
+"""Prepares a request of OpenAI's Responses API for vLLM's server.
 
-vLLM checks `input` against the types of OpenAI's own library, which requires much that clients leave out, and then
-reads the first part of several. So each item is brought into the few forms that it reads to the end: messages, function
+vLLM checks `input` against the types of OpenAI's own library, which require much that clients leave out, and then reads
+only the first of several parts. So each item is brought into the few forms that it reads completely: messages, function
 calls and their outputs, reasoning.
 """
 
@@ -19,11 +19,11 @@ from serve_app.ingress.requests.content import (
     compact,
     document_parts,
     file_parts,
+    finish_parts,
     history_block,
     history_text,
     placeholder,
     readable,
-    settle,
     word,
 )
 from serve_app.ingress.requests.edits import Edits
@@ -33,7 +33,7 @@ INCLUDED = frozenset(
     {"code_interpreter_call.outputs", "computer_call_output.output.image_url", "file_search_call.results",
      "message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content"}
 )  # fmt: skip
-"""What vLLM lets `include` name (all but the log probabilities without effect)."""
+"""Values of `include` that vLLM accepts (all but the log probabilities without effect)."""
 
 TIERS = ("auto", "default", "flex", "scale", "priority")
 
@@ -43,7 +43,7 @@ CALLS = {
     "apply_patch_call": ("apply_patch", "operation"),
     "computer_call": ("computer", "action"),
 }
-"""Calls that the client ran, by type: the tool's name, and which field holds what was asked. They have outputs."""
+"""Calls that the client ran, by type: the tool's name, and the field with its arguments. They have outputs."""
 
 DROPPED_ITEMS = (
     "compaction_trigger",
@@ -52,7 +52,7 @@ DROPPED_ITEMS = (
     "additional_tools",
     "tool_search_output",
 )
-"""Items that say nothing to a model."""
+"""Items without meaning for a model."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
@@ -76,7 +76,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
 
 
 def _refuse_stored(request: dict[str, Any]) -> None:
-    """What lives on a server that keeps responses: without it the answer would be to another conversation."""
+    """Refuse what needs stored responses: without them the answer would be to another conversation."""
     if request.get("background"):
         raise RequestRefused(
             "`background` is not supported: responses are not stored here. Use `stream`.", param="background"
@@ -139,7 +139,7 @@ def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
 
 
 def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
-    """What a server did, or keeps: as text, in the assistant's voice; what only the server has, by name."""
+    """Items of a hosted tool as text of the assistant's; items that are stored elsewhere as a placeholder."""
     if kind in ("item_reference", "item") and set(item) <= {"type", "id"}:
         edits.note(path, f"item_reference {item.get('id', '')}")
         if str(item.get("id", "")).startswith("rs_"):
@@ -177,13 +177,13 @@ def _message(item: Block, path: str, edits: Edits, *, is_last: bool) -> list[Any
     parts: list[Any] = []
     for number, part in enumerate(as_list(content)):
         parts += _part(part, f"{path}.content.{number}", edits)
-    parts = settle(parts, f"{path}.content", may_stand_alone=not is_last)
+    parts = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
     # Without `type` and `status`: the form that both of OpenAI's types for a message accept.
     return [{"role": "system" if role == "developer" else role, "content": parts}]
 
 
 def _assistant(item: Block, content: object) -> list[Any]:
-    """With its whole text as one: vLLM reads the first part only, and fails on a refusal."""
+    """An assistant's message with its text in one part: vLLM reads the first part only, and fails on a refusal."""
     if isinstance(content, str):
         # With an id or a status vLLM's check takes it for an item of OpenAI's, whose content is a list.
         return [item if item.keys() <= {"type", "role", "content"} else _assistant_text(content)] if content else []
@@ -197,7 +197,7 @@ def _function_call(item: Block) -> Block:
         "type": "function_call",
         "call_id": item.get("call_id") or item.get("id") or "",
         "name": item.get("name"),
-        "arguments": json_body.mended_arguments(compact(item.get("arguments") or "{}")),
+        "arguments": json_body.repaired_arguments(compact(item.get("arguments") or "{}")),
     }
     return {**call, "namespace": item["namespace"]} if isinstance(item.get("namespace"), str) else call
 
@@ -213,14 +213,14 @@ def _output(item: Block, output: object, path: str, edits: Edits) -> Block:
             known = isinstance(part, dict) and isinstance(part.get("type"), str)
             each = part if known else {"type": "input_text", "text": compact(part)}
             parts += _part(each, f"{path}.output.{number}", edits)
-        made = settle(parts, path, may_stand_alone=True)
+        made = finish_parts(parts, path, may_stand_alone=True)
     elif not isinstance(output, str):
         made = "" if output is None else compact(output)
     return {"type": "function_call_output", "call_id": item.get("call_id") or item.get("id") or "", "output": made}
 
 
 def _reasoning(item: Block, path: str, edits: Edits) -> list[Any]:
-    """With its whole text as one part. Encrypted reasoning is readable by its issuer only."""
+    """Reasoning with its text in one part. Only its issuer can read encrypted reasoning."""
     text = "\n".join(
         str(part.get("text"))
         for part in as_list(item.get("content")) or as_list(item.get("summary"))
@@ -235,7 +235,7 @@ def _reasoning(item: Block, path: str, edits: Edits) -> list[Any]:
 
 
 def _part(part: Any, path: str, edits: Edits) -> list[Any]:
-    """A part of a message of the user's or the system's, or of a tool's output."""
+    """A part of a user's or system message, or of a tool's output."""
     if isinstance(part, str):
         return [{"type": "input_text", "text": part}]
     kind = part.get("type") if isinstance(part, dict) else None

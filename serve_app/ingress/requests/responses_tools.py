@@ -1,4 +1,4 @@
-"""The `tools` of the Responses API: functions and free-form tools are the client's, the rest runs at OpenAI."""
+"""The `tools` of the Responses API: the client runs functions and free-form tools; the others run at OpenAI."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
 
 
 def _tool(tool: Any, path: str, edits: Edits) -> Any:
-    """The tool as vLLM takes it; None for one that does not run here. What is malformed is vLLM's to refuse."""
+    """The tool as vLLM takes it; None for one that does not run here. vLLM refuses malformed ones."""
     kind = tool.get("type") if isinstance(tool, dict) else None
     if not isinstance(kind, str) or kind == "function":
         return tool
@@ -53,7 +53,7 @@ def _tool(tool: Any, path: str, edits: Edits) -> Any:
 
 
 def _namespace(tool: Tool, path: str, edits: Edits) -> Tool | None:
-    """With its functions, which are all that vLLM shows the model of it."""
+    """A namespace with only its functions, the part that vLLM shows the model."""
     functions = []
     for inner in tool["tools"]:
         if isinstance(inner, dict) and inner.get("type") == "function":
@@ -64,7 +64,7 @@ def _namespace(tool: Tool, path: str, edits: Edits) -> Tool | None:
 
 
 def _free_form(tool: Tool, path: str, edits: Edits) -> Tool:
-    """A free-form tool whose input has a grammar: vLLM cannot enforce it, so the model is told of it."""
+    """A free-form tool whose input has a grammar: vLLM cannot enforce it, so the description states it."""
     form = tool.get("format")
     if not isinstance(form, dict) or form.get("type") != "grammar":
         return tool
