@@ -66,7 +66,7 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     params.stop = []  # the ingress looks for them in the text
     params.max_tokens = attempt.spec.max_tokens - len(emitted)
     params.min_tokens = max(0, attempt.spec.min_tokens - len(emitted))
-    resume.mark(params, len(emitted), attempt.spec.min_tokens)
+    resume.encode_resume(params, len(emitted), attempt.spec.min_tokens)
     if emitted:
         params.prompt_logprobs = None  # the first attempt gave them
     return request

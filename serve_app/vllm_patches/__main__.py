@@ -1,4 +1,4 @@
-"""`python -m serve_app.vllm_patches`: makes torchvision importable in this environment, and says what it did."""
+"""`python -m serve_app.vllm_patches`: makes torchvision importable in this environment, and reports what it did."""
 
 from __future__ import annotations
 

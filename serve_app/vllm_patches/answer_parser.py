@@ -1,17 +1,17 @@
-"""What the model says, as reasoning, content and tool calls: one pass over its tokens for streams and whole answers.
+"""Parses the model's output into reasoning, content and tool calls, in one pass over its tokens, streamed or whole.
 
-vLLM has two ways: a stream goes by token ids through two parsers that hand over to each other, a whole answer is parsed
-by its text alone. They differ in line breaks, in tags that are only spelled out, in text between calls, and in what a
-call that was cut off has for a name and arguments. Here a whole answer is a stream with one delta: vLLM's lexer and
-state machine read it once, and the events become deltas in the order in which they come.
+vLLM has two parsers: a stream goes by token ids through two parsers in turn, a whole answer is parsed by its text
+alone. They differ in line breaks, in tags that are spelled out as text, in text between calls, and in the name and
+arguments of a call that was cut off. Here a whole answer is a stream with one delta: vLLM's lexer and state machine
+read it once, and the events become deltas in their order.
 
 * Only special tokens are markup. A spelled out `</think>` or `<tool_call>` is text, streamed or not.
-* The line breaks behind `<think>` and `</think>` are the template's, and not said by the model; nor is white space that
-  ends reasoning, or that stands before a tool call.
+* The line breaks after `<think>` and `</think>` are the template's, not the model's; nor is white space that ends
+  reasoning, or that comes before a tool call.
 * A call is reported from its first value on, or when it has ended. One that is cut off earlier (`max_tokens`) is not
-  reported; one that is cut off later has the arguments that were said, and they are not closed.
-* What looks like a call and is none (`<tool_call>` without a function) is text, and so is a call where the request has
-  no tools or forbids them: nothing that was said gets lost.
+  reported; one that is cut off later has the arguments so far, and they are not closed.
+* What only looks like a call (`<tool_call>` without a function) is text, and so is a call where the request has no
+  tools or forbids them: no output is lost.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ AROUND_FUNCTION: Final = EventType.REASONING_START
 """Text inside `<tool_call>` but outside `<function=...>`. This model's grammar has no other use for the event."""
 
 CALL_STATES: Final = frozenset({ParserState.TOOL_PREAMBLE, ParserState.TOOL_NAME, ParserState.TOOL_ARGS})
-"""Where a call has not ended."""
+"""States in which a call has not ended."""
 
 
 @cache
 def grammar() -> ParserEngineConfig:
-    """vLLM's grammar of the model, which also tells what it would drop: text around a function."""
+    """vLLM's grammar of the model, extended to report what it would drop: text around a function."""
     known = step3p5_config()
     around = {ParserState.TOOL_PREAMBLE: AROUND_FUNCTION, ParserState.TOOL_BETWEEN: AROUND_FUNCTION}
     return replace(known, content_events={**known.content_events, **around})
@@ -50,7 +50,7 @@ def grammar() -> ParserEngineConfig:
 
 @dataclass
 class _Call:
-    """A call that is being said. `index` is its place among those reported."""
+    """A call in progress. `index` is its position among the reported ones."""
 
     name: str = ""
     preamble: str = ""
@@ -67,7 +67,7 @@ class _Delta:
     calls: dict[int, DeltaToolCall] = field(default_factory=dict)
 
     def message(self, *, with_reasoning: bool) -> DeltaMessage | None:
-        """As vLLM's serving code takes it. Absent fields are left out: what is set is sent."""
+        """The delta as vLLM's serving code takes it. Absent fields are left out: every set field is sent."""
         parts: dict[str, Any] = {}
         if self.reasoning and with_reasoning:
             parts["reasoning"] = self.reasoning
@@ -79,7 +79,7 @@ class _Delta:
 
 
 class _Answer:
-    """One answer on its way from events to deltas."""
+    """The state of one answer, from events to deltas."""
 
     def __init__(self, tools: Sequence[Any], *, may_call: bool, reasoning: bool, first_whole: bool) -> None:
         self._tools = tools
@@ -116,8 +116,8 @@ class _Answer:
                     self._around_function(event.value)
 
     def finish(self, *, thinking: bool, by_model: bool) -> None:
-        """The answer is over. A call that has not ended stays as it is, unless the model ended the answer behind a
-        parameter: it forgot `</function>`."""
+        """The answer is complete. An open call stays as it is, unless the model ended the answer after a parameter: it
+        forgot `</function>`."""
         call = self._call
         if by_model and call is not None and call.arguments is not None and call.arguments.is_between:
             self._end(call)
@@ -280,7 +280,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         return _Answer(tools, may_call=may_call, reasoning=reasoning, first_whole=self.first_whole)
 
     def _engine_of_the_grammar(self) -> StreamingParserEngine:
-        """One of the two that vLLM has made for this request; the other stays unused."""
+        """One of the two parser engines that vLLM made for this request; the other stays unused."""
         adapter = self._tool_parser if self._tool_parser is not None else self._reasoning_parser
         return adapter._parser_engine._engine  # noqa: SLF001  # making a third would cost each request as much again
 

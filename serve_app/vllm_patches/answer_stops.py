@@ -1,9 +1,9 @@
-"""Stop strings look at the answer: not at reasoning, not at tool calls, not at the template's line breaks.
+"""Stop strings apply to the answer only: not to reasoning, tool calls, or the template's line breaks.
 
-vLLM looks at all that the model says. A stop string that happens to stand in the reasoning then ends a request before
-its answer has begun, and one in the arguments of a call cuts the call off.
+vLLM applies them to all output. A stop string that occurs in the reasoning then ends a request before its answer has
+begun, and one in the arguments of a call cuts the call off.
 
-Only requests with stop strings pay for this.
+Only requests with stop strings have this cost.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ NEXT: Final = {
     (_Part.ANSWER, CALL): _Part.CALL,
     (_Part.CALL, CALL_END): _Part.ANSWER,
 }
-"""What a special token changes, where it changes anything."""
+"""The effect of a special token, if it has one."""
 
 
 class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vLLM is not read by mypy
-    """vLLM's, whose `output_text` is only the text in which stop strings are looked for; the rest is kept here.
+    """vLLM's detokenizer, whose `output_text` holds only the text in which stop strings are searched; the rest is kept
+    here.
 
     No special token, and nothing before one, is held back: the parser relies on it (`parsers.py`).
     """
@@ -56,7 +57,7 @@ class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vL
         self._is_tag = False
 
     def update(self, new_token_ids: list[int], stop_terminated: bool) -> str | None:
-        """See `IncrementalDetokenizer`. Token by token: what is looked at may change at each."""
+        """See `IncrementalDetokenizer`. Token by token: each may change which text is searched."""
         last = len(new_token_ids) - 1
         for place, token_id in enumerate(new_token_ids):
             tag = self._tags.get(token_id)
@@ -73,7 +74,7 @@ class AnswerDetokenizer(FastIncrementalDetokenizer):  # type: ignore[misc]  # vL
         return None
 
     def decode_next(self, next_token_id: int) -> str:
-        """What of the token's text stop strings are looked for in."""
+        """The part of the token's text in which stop strings are searched."""
         text: str = super().decode_next(next_token_id)
         if self._is_tag or self._part is not _Part.ANSWER:
             self._before += text

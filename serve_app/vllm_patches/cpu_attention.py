@@ -1,18 +1,18 @@
-"""Attention over long contexts on a CPU without matrix extensions, by PyTorch's flash kernel.
+"""Attention over long contexts on a CPU without matrix extensions, with PyTorch's flash kernel.
 
-vLLM's kernel for AVX2 reaches 27 GFLOPS on a core (Zen 3, measured), PyTorch's flash attention in single precision
-65. Where a chunk of a prompt looks back on a long context, nearly all of a step is that. So such a chunk is taken out
-of the batch: its keys and values are gathered from the cache, what it sees of earlier tokens and what it sees of itself
-are computed apart (the flash kernel's causal mask starts at the first key) and put together by their log-sum-exp. All
-other requests of the step go to vLLM's kernel as before.
+vLLM's kernel for AVX2 reaches 27 GFLOPS on a core (Zen 3, measured), PyTorch's flash attention in single precision 65.
+Where a chunk of a prompt attends to a long context, nearly all of a step is that. So such a chunk is taken out of the
+batch: its keys and values are gathered from the cache, its attention to earlier tokens and to itself are computed
+separately (the flash kernel's causal mask starts at the first key) and combined by their log-sum-exp. All other
+requests of the step go to vLLM's kernel as before.
 
-The gathered context is kept from one step to the next, where the chunk behind it adds to it: to gather 80,000 tokens
+The gathered context is kept from one step to the next, where the following chunk extends it: to gather 80,000 tokens
 takes longer than to attend to them with 64. Between two steps in which a request has a chunk each, its blocks cannot
-have become another's, so nothing else has to be checked than that the chunk stands behind what is kept. What a step
-does not go on with is dropped.
+become another request's, so it is enough to check that the chunk follows what is kept. A context that a step does not
+continue is dropped.
 
 It runs on all cores that the process may use, whatever the number of OpenMP threads is otherwise: a decode step is too
-small for more than one, and such a chunk has nothing in it that must wait for another thread.
+small for more than one, and such a chunk has nothing that waits for another thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KERNEL_LAYOUT: Final = "vec"
 """vLLM's kernel whose cache is read here: keys of a block as (head size, tokens), values as (tokens, head size)."""
 
 MIN_PRODUCTS: Final = 1 << 19
-"""Query times key tokens from which gathering costs less than it saves: 256 tokens that look back on 2,048."""
+"""Query times key tokens from which gathering costs less than it saves: 256 tokens that attend to 2,048."""
 
 LEAST_QUERY_TOKENS: Final = 16
 
@@ -57,7 +57,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Split:
-    """A step's batch, parted: chunks for the flash kernel, and the rows and vLLM's metadata of all others."""
+    """A step's batch, split: chunks for the flash kernel, and the rows and vLLM's metadata of all others."""
 
     chunks: tuple[Chunk, ...]
     other_rows: Any
@@ -133,7 +133,7 @@ def attend_long_contexts(original: Function, cpu_attn: ModuleType) -> Function:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Run with this many threads of PyTorch's, and give the rest of the step its own number back."""
+    """Run with this many PyTorch threads, and restore the previous number."""
     import torch
 
     before = torch.get_num_threads()
@@ -159,7 +159,7 @@ def _is_plain(attention: Any, layer: Any) -> bool:
 
 
 def _split(attention: Any, layer: Any, query: Any, kv_cache: Any, metadata: Any, cpu_attn: ModuleType) -> Split:
-    """How this step's batch is parted. The layers of a group share their metadata, so it is kept there."""
+    """How this step's batch is split. The layers of a group share their metadata, so it is cached there."""
     kept: Split | None = getattr(metadata, "_step_serve_split", None)
     if kept is not None:
         return kept
@@ -238,7 +238,8 @@ def _attend(scale: float, query: Any, context: Context, output: Any, chunk: Chun
 def _context(
     earlier: Sequence[Context], key: Any, value: Any, kv_cache: Any, block_table: Any, chunk: Chunk
 ) -> Context:
-    """All that a chunk sees, itself included: what was kept of the step before and the chunk, or a new one."""
+    """All that a chunk attends to, itself included: the context kept from the step before plus the chunk, or a new
+    one."""
     import torch
 
     before = chunk.seq_len - (chunk.stop - chunk.start)

@@ -1,11 +1,11 @@
-"""An end for what a model that does not know when to stop leaves without one: JSON, and repetition.
+"""Ends output that the demo model would not end: JSON with unbounded parts, and repetition.
 
-The demo model, which is all that is served on a CPU, puts blanks behind a colon for ever (JSON allows them) and repeats
-itself in a string that nothing bounds. With `max_tokens` left to its default a client waits for thousands of tokens and
-gets half an object. So here white space is one character at most, and free strings, numbers and arrays have a largest
-size. What comes out is valid under the client's own schema, for it is a narrower one that is compiled. And an answer
-that has become the same few tokens again and again ends there, as if it had reached its `max_tokens`: with an agent's
-prompt, of which it has learnt nothing, the demo would go on to the last of the 16,384 that agents allow.
+The demo model, the only one served on a CPU, writes blanks after a colon forever (JSON allows them) and repeats itself
+in an unbounded string. With `max_tokens` left to its default a client waits for thousands of tokens and gets half an
+object. So here white space is one character at most, and free strings, numbers and arrays have a largest size. The
+output is valid under the client's own schema, because a narrower one is compiled. And an answer that repeats the same
+few tokens ends, as if it had reached its `max_tokens`: on an agent's prompt, unlike any that it was trained on, the
+demo would continue to the last of the 16,384 tokens that agents allow.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CHECK_STOP: Final = PatchTarget("vllm.v1.core.sched.scheduler", "", "check_stop"
 
 MAX_WHITESPACE: Final = 1
 MAX_STRING_CHARS: Final = 48
-"""Some 20 tokens of the demo's vocabulary. Longest in its lessons: 40."""
+"""Some 20 tokens of the demo's vocabulary. Longest in its training data: 40."""
 MAX_ITEMS: Final = 8
 
 MAX_NUMBER: Final = 999_999_999
 
 PLAIN_TEXT: Final = r'^[^"\\\x00-\x1f]{%d,%d}$'
-"""Text without escapes. Not `maxLength`: of such a string xgrammar (0.2.8) lets control characters through, and what
-has one is no JSON."""
+"""Text without escapes. Not `maxLength`: in such a string xgrammar (0.2.8) allows control characters, which make
+invalid JSON."""
 
 BOUNDED_STRINGS: Final = ("maxLength", "pattern", "format", "enum", "const")
 BOUNDED_NUMBERS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "enum", "const")
@@ -37,14 +37,14 @@ LITERALS: Final = ("enum", "const", "default", "examples")
 
 
 PATTERN_TOKENS, REPETITIONS = 16, 16
-"""Tokens of what is repeated, at most, and how often it must have been: more than any lesson of the demo repeats."""
+"""Most tokens of a repeated pattern, and how often it must occur: more than in any training sample of the demo."""
 LOOK_EVERY_TOKENS: Final = 8
 
 
 def end_repetition(original: Function, _: ModuleType) -> Function:
-    """The scheduler's check whether a request has ended: also by vLLM's own detector of repetition.
+    """Extend the scheduler's check whether a request has ended by vLLM's own detector of repetition.
 
-    Not for who asks for a length (`ignore_eos`), nor where the request sets that detector itself.
+    Not for requests that ask for a length (`ignore_eos`), nor for those that set the detector themselves.
     """
     from vllm.sampling_params import RepetitionDetectionParams
     from vllm.v1.core.sched.utils import check_sequence_repetition
@@ -74,7 +74,7 @@ def end_repetition(original: Function, _: ModuleType) -> Function:
 
 
 def bound_json_schemas(original: Function, _: ModuleType) -> Function:
-    """The compiler of a new back end gets narrower schemas."""
+    """Compile narrower JSON schemas in each new back end."""
 
     def __post_init__(self: Any) -> None:  # noqa: N807  # vLLM's name
         original(self)

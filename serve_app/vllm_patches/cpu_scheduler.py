@@ -1,11 +1,12 @@
-"""Bounds what the prompts in a step cost, so that a long one does not stop the streams beside it, on a CPU.
+"""Bounds the cost of the prompts in a step on a CPU, so that a long prompt does not stall the streams beside it.
 
 vLLM bounds the tokens that a step takes of one prompt (`long_prefill_token_threshold`). But on a CPU the cost of a
-token is its attention: at 100,000 tokens of context ten times what it is at the prompt's beginning. A threshold that is
-right there would cut each small prompt into pieces; one that is right for these stops all streams for seconds there.
-So while there are several requests a step has a budget for its prompts, in tokens times what they look back on.
+token is its attention: at 100,000 tokens of context it is ten times that at the prompt's beginning. A threshold that is
+right there would cut each small prompt into pieces; one that is right for small prompts stalls all streams for seconds
+there. So while there are several requests, a step has a budget for its prompts, in tokens times the context that they
+attend to.
 
-Half of it goes to the oldest prompt, which so ends some time, the rest to the one with the least left to do, and on:
+Half of it goes to the oldest prompt, which so ends some time, the rest to the one with the least left to do, and so on:
 a small prompt does not wait for long ones, and several long ones cost a step no more than one.
 """
 
@@ -25,16 +26,16 @@ CHUNK: Final = PatchTarget(
     "_reserve_prefill_lookahead",
     ("request", "num_computed_tokens", "num_new_tokens"),
 )
-"""Has the last word on a chunk's size, for running and for waiting requests."""
+"""Decides a chunk's size last, for running and for waiting requests."""
 
 TOKEN_COST: Final = 12_288
-"""What a token costs besides its attention (matrix products, mostly), as so many tokens of context: a rough fit."""
+"""The cost of a token besides its attention (mostly matrix products), in tokens of context: a rough fit."""
 
 LEAST_CHUNK: Final = 16
-"""Tokens. The flash kernel works on blocks of 32 rows, and two query heads share a key (`vllm_cpu_attention.py`)."""
+"""In tokens. The flash kernel works on blocks of 32 rows, and two query heads share a key (`cpu_attention.py`)."""
 
 STEP_BUDGET: Final = 20 * (100_000 + TOKEN_COST)
-"""176 tokens at the beginning of a prompt, 16 behind 100,000. What it gave is in docs/decisions/0012."""
+"""176 tokens at the beginning of a prompt, 16 after 100,000. docs/decisions/0012 has its effect."""
 
 SHARES: Final = "_step_serve_prefill_shares"
 """Where a scheduler keeps the shares of the step that it schedules."""
@@ -50,7 +51,7 @@ class Prefill:
 
 
 def affordable(budget: int, computed: int) -> int:
-    """How many tokens behind so many computed ones the budget pays for, in whole blocks of the kernel."""
+    """How many tokens after so many computed ones the budget pays for, in whole blocks of the kernel."""
     count = budget // (computed + TOKEN_COST)
     return count - count % LEAST_CHUNK
 
@@ -100,7 +101,7 @@ def bound_chunks(original: Function, _scheduler: ModuleType) -> Function:
     def _reserve_prefill_lookahead(self: Any, request: Any, num_computed_tokens: int, num_new_tokens: int) -> Any:
         running = getattr(self, SHARES, None)
         if running is not None and num_new_tokens > LEAST_CHUNK:
-            # A waiting one is not in it: it begins with a chunk, for what stands in front of it must not hold it back.
+            # A waiting request is not in it: it begins with a chunk, and must not wait for those before it.
             new = max(affordable(STEP_BUDGET, num_computed_tokens), LEAST_CHUNK)
             num_new_tokens = min(num_new_tokens, running.get(request.request_id, new))
         return original(self, request, num_computed_tokens, num_new_tokens)

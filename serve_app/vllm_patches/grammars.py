@@ -1,12 +1,12 @@
-"""A grammar in an engine costs its own request at most: neither another request's back end, nor a step, nor the engine.
+"""Limits the damage of a grammar in an engine to its own request: other requests, steps and the engine go on.
 
-The ingress has tried each grammar (`ingress/grammars/checker.py`). What can be known in an engine only, or later:
+The ingress has tried each grammar (`ingress/grammars/checker.py`). The rest can only be known in an engine, or later:
 
-* vLLM compiles with the library that an engine's first grammar chose, for the engine's life: one that only another
-  library takes (`auto` falls back to guidance) then fails, or is refused (0.33). Here each request has its own.
-* A grammar that has not been compiled after `COMPILE_LIMIT_S` counts as one that failed.
-* All streams of an engine wait while a grammar's next tokens are found, and an error there ends the engine. A grammar
-  that does so slowly more than `SLOW_MASKS` times, or fails, ends its request: it "rejects" the next token, which vLLM
+* vLLM compiles with the library that an engine's first grammar selected, for the engine's life. A grammar that only
+  another library takes (`auto` falls back to guidance) then fails, or is refused (0.33). Here each request has its own.
+* A grammar that is not compiled after `COMPILE_LIMIT_S` counts as failed.
+* All streams of an engine wait while a grammar's next tokens are computed, and an error there ends the engine. A
+  grammar that is slow more than `SLOW_MASKS` times, or fails, ends its request: it "rejects" the next token, which vLLM
   answers with that request's error.
 """
 
@@ -31,7 +31,7 @@ SLOW_MASK_S: Final = 0.1
 tokens only, and what is slow there must not get as far as here."""
 
 SLOW_MASKS: Final = 8
-"""So many may be slow: a mask may be reckoned once and kept. 8 of 0.1 s are felt by nobody's p99."""
+"""So many masks may be slow: a mask may be computed once and cached. 8 of 0.1 s do not change a p99."""
 
 INIT: Final = PatchTarget("vllm.v1.structured_output", "StructuredOutputManager", "grammar_init", ("request",))
 READY: Final = PatchTarget(
@@ -68,7 +68,7 @@ def keep_to_their_requests() -> None:
 
 
 def choose_by_request(original: Function, _: ModuleType) -> Function:
-    """vLLM's manager keeps one back end, so there is one manager for each: copies that share all but the back end."""
+    """Give each back end a manager of its own, since vLLM's manager keeps one: copies that share everything else."""
 
     def grammar_init(self: Any, request: Any) -> None:
         if request.structured_output_request is None:
@@ -88,7 +88,7 @@ def choose_by_request(original: Function, _: ModuleType) -> Function:
 
 
 def wait_no_longer(original: Function, _: ModuleType) -> Function:
-    """A compiler thread cannot be stopped; its request need not wait for it."""
+    """Stop waiting for a compiler thread that cannot be stopped."""
 
     def _check_grammar_completion(self: Any) -> bool:
         if isinstance(self._grammar, Future) and not self._grammar.done():
@@ -105,7 +105,7 @@ def wait_no_longer(original: Function, _: ModuleType) -> Function:
 
 
 def guard(original: Function, module: ModuleType) -> Function:
-    """What is compiled is guarded."""
+    """Wrap what is compiled in a `GuardedGrammar`."""
     module.StructuredOutputGrammar.register(GuardedGrammar)
 
     def compile_grammar(self: Any, *args: Any, **named: Any) -> GuardedGrammar:
@@ -125,8 +125,8 @@ def has_failed(grammar: object) -> bool:
 
 
 class GuardedGrammar:
-    """vLLM's `StructuredOutputGrammar`, which neither raises nor goes on being slow. One that has failed allows every
-    token and takes none."""
+    """vLLM's `StructuredOutputGrammar`, which never raises and fails when it is slow too often. A failed one allows
+    every token and accepts none."""
 
     def __init__(self, grammar: Any) -> None:
         self._grammar = grammar

@@ -1,7 +1,11 @@
-"""vLLM's parsers of thoughts and tool calls, without the part of their making that is always the same.
+"""Changes to vLLM's lexer of reasoning and tool calls: cached tables, and special tokens found exactly.
 
-vLLM makes two of them for each request, and for each compiles its lexer's table of the tokenizer's special tokens
-again: a quarter of a millisecond of work whose result never changes and is only read.
+vLLM makes two parsers for each request, and each compiles its lexer's table of the tokenizer's special tokens again: a
+quarter of a millisecond for a result that never changes and is only read.
+
+vLLM looks for the tags' text, and may take a tag that the model has spelled out for the token. A delta's text lags
+behind its tokens only by what a character or a stop string may still become, and never behind a special token
+(`answer_stops.py`), so the text before a tag ends with the text of the tokens before it.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from vllm.parser.engine import streaming_parser_engine
 from vllm.parser.engine.token_id_scanner import LexerInput, PreLexedTerminal, TextChunk, TokenIDScanner
 
 TABLES = 8
-"""How many are kept: there is one for each parser (thoughts, tool calls) and tokenizer."""
+"""How many tables are cached: there is one for each parser (reasoning, tool calls) and tokenizer."""
 
 Build = Callable[[Any, Any], object]
 
@@ -34,7 +38,7 @@ class _Pair:
 
 
 def keeping(build: Build) -> Build:
-    """`build`, which makes a table of a configuration and a tokenizer, with the last tables kept."""
+    """`build`, which makes a table of a configuration and a tokenizer, with the last tables cached."""
     kept = lru_cache(TABLES)(lambda pair: build(pair.config, pair.tokenizer))
 
     @wraps(build)
@@ -45,14 +49,14 @@ def keeping(build: Build) -> Build:
 
 
 def keep_tables() -> None:
-    """Have the parsers of this process share their tables. Calling it again changes nothing."""
-    build = streaming_parser_engine._build_drop_info  # noqa: SLF001  # there is no other place to take hold of it
+    """Let the parsers of this process share their tables. Calling it again changes nothing."""
+    build = streaming_parser_engine._build_drop_info  # noqa: SLF001  # there is no public hook
     if not hasattr(build, "__wrapped__"):
         streaming_parser_engine._build_drop_info = keeping(build)  # noqa: SLF001  # see above
 
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What a character's last bytes alone decode to."""
+"""The text of incomplete bytes of a character."""
 
 
 class SpecialTokenScanner(TokenIDScanner):  # type: ignore[misc]  # vLLM is not read by mypy
@@ -85,20 +89,20 @@ class SpecialTokenScanner(TokenIDScanner):  # type: ignore[misc]  # vLLM is not 
         return items
 
     def _find(self, tag: str, text: str, position: int, before: Sequence[int], *, is_last: bool) -> int:
-        """Where `tag` stands in `text`, behind what the tokens `before` say. -1: nowhere."""
+        """The position of `tag` in `text`, after the text of the tokens `before`. -1: none."""
         if is_last and not text.endswith(tag):
             return -1  # what ended the answer has no text
         found = first = text.find(tag, position)
         if first < 0 or (not is_last and text.find(tag, first + 1) < 0):
             return first
-        said = self._say(before)
+        text_before = self._text_of(before)
         if is_last:
             last = len(text) - len(tag)
-            return last if last >= position and text[position:last].endswith(said) else -1
-        while found >= 0 and not text[position:found].endswith(said):
+            return last if last >= position and text[position:last].endswith(text_before) else -1
+        while found >= 0 and not text[position:found].endswith(text_before):
             found = text.find(tag, found + 1)
         return found if found >= 0 else first
 
-    def _say(self, token_ids: Sequence[int]) -> str:
+    def _text_of(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(token_ids))
         return text.lstrip(REPLACEMENT)

@@ -1,18 +1,18 @@
 """Lets an engine continue a request that another engine began, as if it had produced those tokens itself.
 
-Tokens that are merely appended to the prompt are prompt to vLLM: presence and frequency penalties no longer see them,
-a grammar starts at its beginning in the middle of its sentence, the end of the reasoning is not noticed, a thinking
-budget starts anew. But vLLM knows the state that such a request is in: it is that of a *preempted* one, which keeps its
-output and computes prompt and output again. So the request is put into that state when it enters the engine core:
+Tokens that are only appended to the prompt are prompt to vLLM: presence and frequency penalties ignore them, a grammar
+starts at its beginning in the middle of its sentence, the end of the reasoning is not noticed, a thinking budget starts
+again. But vLLM has a state for such a request: that of a *preempted* one, which keeps its output and computes prompt
+and output again. So the request is put into that state when it enters the engine core:
 
 * `Request`: the emitted tokens become output tokens. The scheduler counts, stops, hashes and prefills by these.
-* The grammar is advanced over them once it is compiled, in the thread that compiled it; reasoning is looked for first,
-  by the same function that looks for it in a step's tokens.
-* The V1 model runner's `CachedRequestState` starts with them. The V2 runner (GPUs) needs no change: it takes every new
-  request with prompt and prefill lengths apart, for the sake of preempted ones.
+* The grammar is advanced over them after it is compiled, in the thread that compiled it; the end of reasoning is found
+  first, by the same function that finds it in a step's tokens.
+* The V1 model runner's `CachedRequestState` starts with them. The V2 runner (GPUs) needs no change: it takes the
+  lengths of prompt and prefill of every new request separately, because of preempted ones.
 
-Without this plugin the request works too, as a longer prompt: that is the form in which it is sent (`mark`), and what
-is done here undoes it (`take_emitted`).
+Without this plugin the request works too, as a longer prompt: it is sent in that form (`encode_resume`), which
+`take_emitted` undoes.
 
 Not exact:
 * A seeded request on the V1 runner. Its random numbers come from a generator whose state died with the engine. It gets
@@ -20,7 +20,7 @@ Not exact:
   beginning. (The V2 runner derives them from seed and position.)
 * Prompt log probabilities are not computed again. The first attempt has delivered them with its first token.
 * The prefill of a continuation is in none of vLLM's prompt token counters, like that of a preempted request.
-* On GPUs greedy decoding is not bit-exact between batches of different shape, with or without a change of engine.
+* On GPUs greedy decoding is not bit-exact between batches of different shape, with or without a migration.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 VERSIONS_KNOWN: Final = frozenset({(0, 32), (0, 33)})
-"""Whose scheduler and runners were read. A new one is added here once the contract tests pass on it."""
+"""Versions whose scheduler and runners were read. A new one is added once the contract tests pass on it."""
 
 MARK: Final = "step_serve_resumed"
 """In `SamplingParams.extra_args` on the way to the engine core: how many of the prompt's last tokens are output."""
@@ -60,11 +60,11 @@ TARGETS: Final = (REQUEST, GRAMMAR, BOUNDS, RUNNER_STATE)
 logger = logging.getLogger(__name__)
 
 
-def mark(params: SamplingParams, emitted: int, min_tokens: int) -> None:
-    """Say that the last `emitted` tokens of the request's prompt are output of an earlier attempt.
+def encode_resume(params: SamplingParams, emitted: int, min_tokens: int) -> None:
+    """Mark the last `emitted` tokens of the request's prompt as output of an earlier attempt.
 
-    `params` ask for what is left (`max_tokens`); `min_tokens` counts from the first token of the first attempt. Marks
-    that came with the request are removed: `extra_args` is open to clients.
+    `params` ask for the rest (`max_tokens`); `min_tokens` counts from the first token of the first attempt. Marks that
+    came with the request are removed: clients can set `extra_args`.
     """
     extra = {name: value for name, value in (params.extra_args or {}).items() if name not in (MARK, EMITTED)}
     if emitted:
@@ -85,7 +85,7 @@ def continue_requests() -> None:
 
 
 def restore_output(original: Function, _: ModuleType) -> Function:
-    """A marked request enters the engine core with output tokens, as a preempted one would be put back."""
+    """Let a marked request enter the engine core with output tokens, like a preempted one."""
 
     def from_engine_core_request(cls: Any, request: EngineCoreRequest, block_hasher: Any) -> Any:
         emitted = take_emitted(request)
@@ -101,7 +101,7 @@ def restore_output(original: Function, _: ModuleType) -> Function:
 
 
 def take_emitted(request: EngineCoreRequest) -> list[int]:
-    """Undo the form in which a continuation is sent: its output leaves the prompt, its limits are whole again."""
+    """Undo the form in which a continuation is sent: move its output out of the prompt, and restore its limits."""
     params = request.sampling_params
     extra = params.extra_args if params is not None else None
     if params is None or not extra or MARK not in extra or request.prompt_token_ids is None:
@@ -117,7 +117,7 @@ def take_emitted(request: EngineCoreRequest) -> list[int]:
 
 
 def advance_grammar(original: Function, _: ModuleType) -> Function:
-    """A new grammar has seen what the request has already said, from the end of its reasoning on."""
+    """Advance a new grammar over the existing output, from the end of its reasoning on."""
 
     def _create_grammar(self: Any, request: Any) -> Any:
         grammar = original(self, request)
@@ -135,7 +135,7 @@ def advance_grammar(original: Function, _: ModuleType) -> Function:
 
 
 def restore_runner_state(original: Function, _: ModuleType) -> Function:
-    """The V1 runner's copy of a new request begins with the output that it has."""
+    """Start the V1 runner's copy of a new request with its existing output."""
 
     def __post_init__(self: Any) -> None:  # noqa: N807  # vLLM's name
         original(self)
@@ -155,6 +155,6 @@ def emitted_of(params: SamplingParams | None) -> Sequence[int]:
 
 
 def continued_seed(seed: int, emitted: int) -> int:
-    """A seed for the rest of a request: the same each time for the same place, unlike that of its beginning."""
+    """A seed for the rest of a request: the same each time for the same position, different from the original."""
     digest = hashlib.blake2b(f"{seed}:{emitted}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")

@@ -1,7 +1,8 @@
-"""Reads a Python package's source without importing or installing it: what a module binds, a class has, a call takes.
+"""Reads a Python package's source without importing or installing it: names of a module, members of a class, keywords
+of a call.
 
-Enough for the question whether a name that we use is there. Where it cannot tell (a `**kwargs`, a base class of another
-package) it says that it is.
+Enough to tell whether a name that we use exists. Where the source does not tell (a `**kwargs`, a base class of another
+package) it is taken to exist.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FROM_ELSEWHERE = frozenset({"__init__", "__doc__", "__name__", "__file__", "__class__", "__dict__"})
-"""What every class or module has."""
+"""Names that every class or module has."""
 
 RECORD_MEMBERS = frozenset({"name", "value"})
-"""What a class may have from a base of another package: an enum's members have these."""
+"""Members that a class may have from a base of another package: an enum's members have these."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class SourceTree:
 
     @classmethod
     def open(cls, package: str, path: Path) -> SourceTree:
-        """Of a wheel, of a folder that holds the package, or of the package's own folder."""
+        """The source in a wheel, in a folder that holds the package, or in the package's own folder."""
         if path.is_file():
             archive = zipfile.ZipFile(path)
             names = {name for name in archive.namelist() if name.startswith(f"{package}/") and name.endswith(".py")}
@@ -65,7 +66,7 @@ class SourceTree:
         return cls(package, read, (str(file.relative_to(root)) for file in (root / package).rglob("*.py")))
 
     def resolve(self, module: str, name: str | None = None) -> Definition | None:
-        """What `from module import name` (or `import module`) gives, however often it is imported on the way."""
+        """The definition that `from module import name` (or `import module`) gives, through all re-exports."""
         bindings = self._module(module)
         if bindings is None:
             return None
@@ -93,7 +94,7 @@ class SourceTree:
         return self._class_member(owner, owner.node, name)
 
     def parameters(self, callee: Definition) -> set[str] | None:
-        """The keywords that a function or class takes; None where it takes any, or cannot be told."""
+        """The keywords that a function or class takes; None where it takes any, or the source does not tell."""
         node = callee.node
         if isinstance(node, ast.ClassDef):
             own = next((item for item in node.body if _is_function(item, "__init__")), None)
@@ -127,7 +128,7 @@ class SourceTree:
         return None
 
     def homes(self, name: str) -> list[str]:
-        """The modules that define `name` at their top: where something that has moved may be now."""
+        """The modules that define `name` at their top level: where a moved name may be now."""
         pattern = re.compile(rf"^(?:class|def|async def) {re.escape(name)}\b|^{re.escape(name)}\b *[:=]", re.MULTILINE)
         return [_module_name(file) for file in self._files if pattern.search(self._read(file) or "")]
 
@@ -184,7 +185,7 @@ def _bindings(module: str, is_package: bool, tree: ast.Module) -> Iterator[tuple
 
 
 def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Also those under `if` and `try`: which branch runs is not ours to say."""
+    """All statements, also those under `if` and `try`: any branch may run."""
     for node in body:
         yield node
         if isinstance(node, ast.If | ast.Try | ast.With):

@@ -1,10 +1,10 @@
-"""The arguments of one tool call: the model's `<parameter=KEY>VALUE</parameter>` becomes JSON while it is said.
+"""The arguments of one tool call: converts the model's `<parameter=KEY>VALUE</parameter>` into JSON as it comes.
 
-vLLM converts all that a call has said so far at each token, and sends what is new of it: the work grows with the square
-of a long edit, and what comes out depends on where the tokens were cut. Here each character is looked at once, and JSON
-only ever grows, so that every way to cut the same text gives the same JSON.
+vLLM converts the whole call again at each token, and sends the difference: the work grows with the square of a long
+edit, and the result depends on where the tokens were cut. Here each character is read once, and the JSON only grows, so
+that every way to cut the same text gives the same JSON.
 
-What is said is never completed: the JSON of a call that was cut off has no end.
+The output is never completed: the JSON of a call that was cut off has no end.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Final
 import regex
 
 Convert = Callable[[str, str], object]
-"""The value that a key's text means by the tool's schema."""
+"""The value of a key's text by the tool's schema."""
 
 IsText = Callable[[str], bool]
-"""Whether a key's value is text in any case, by the tool's schema."""
+"""Whether a key's value is always text by the tool's schema."""
 
 OPEN: Final = regex.compile(r"<\s*parameter\s*=")
 END_OF_VALUE: Final = regex.compile(r"<\s*/\s*parameter\s*>|<\s*parameter\s*=")
@@ -36,8 +36,8 @@ class _Place(Enum):
 class ToolArguments:
     """Text in, JSON out.
 
-    Nothing comes out before a first value has begun (with `first_whole`: has ended), so that a call cut earlier has no
-    arguments rather than empty ones.
+    Nothing is returned before a first value has begun (with `first_whole`: has ended), so that a call cut earlier has
+    no arguments rather than empty ones.
     """
 
     def __init__(self, convert: Convert, is_text: IsText, *, first_whole: bool = False) -> None:
@@ -55,7 +55,7 @@ class ToolArguments:
         self._count = 0
 
     def feed(self, text: str) -> str:
-        """What JSON is certain once this text has been said, too."""
+        """The further JSON that is certain after this text."""
         if not self._count and self._place is _Place.BETWEEN:
             self._body.append(text)
         self._rest += text
@@ -66,11 +66,11 @@ class ToolArguments:
 
     @property
     def is_between(self) -> bool:
-        """Whether all that has begun is complete."""
+        """Whether no parameter is open."""
         return self._count > 0 and self._place is _Place.BETWEEN
 
     def close(self) -> str:
-        """The rest of the JSON of a call that the model has ended. Models forget a last `</parameter>` at times."""
+        """The rest of the JSON of a call that the model has ended. Models sometimes forget the last `</parameter>`."""
         out: list[str] = []
         if self._place is _Place.VALUE:
             self._end_value(self._rest, out)

@@ -1,12 +1,12 @@
 """Lets a CUDA build of torchvision be imported on a CPU build of torch.
 
 vLLM's Step image processor needs `torchvision.transforms` (plain tensor code). PyPI's torchvision for Linux is a CUDA
-build; on a CPU torch its compiled part does not load, which it bears, but its import then names two operators that only
-that part would have defined. Declaring them first is enough.
+build; on a CPU torch its compiled part does not load, which it tolerates, but its import then uses two operators that
+only that part would have defined. Declaring them first is enough.
 
 This file is copied into site-packages and started by a `.pth` line in every process of the environment (engine
 processes are spawned, Ray starts its own), so at start-up it imports next to nothing: it waits for torchvision. It must
-stand alone.
+not depend on other files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class TorchvisionOnCpu:
 
 
 def declare() -> Library:
-    """The operators exist for as long as the result does."""
+    """Declare the operators; they exist for as long as the result does."""
     from torch.library import Library
 
     library = Library("torchvision", "FRAGMENT")

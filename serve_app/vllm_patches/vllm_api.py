@@ -1,7 +1,7 @@
 """The functions of vLLM's API server that the ingress replaces (`ingress/vllm_errors.py`, `vllm_limits.py`,
-`responses_api.py`, `structured_outputs.py`).
+`responses_api.py`, `grammars/structured_outputs.py`).
 
-Apart from what replaces them, so that `compat.names` can compare them with a vLLM that is not installed.
+They are apart from their replacements, so that `vllm_api_check.py` can compare them with a vLLM that is not installed.
 """
 
 from __future__ import annotations

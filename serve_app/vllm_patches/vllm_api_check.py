@@ -1,9 +1,9 @@
-"""`python -m serve_app.vllm_patches.vllm_api_check [--source WHEEL_OR_FOLDER]`: is every vLLM name that we use there?
+"""`python -m serve_app.vllm_patches.vllm_api_check [--source WHEEL_OR_FOLDER]`: does every vLLM name that we use exist?
 
-vLLM promises nothing about its inside, and we stand in the middle of it. So before a version is taken up, this reads
-our modules and that version's source (of the installed one, or of a wheel that is not installed) and compares: imports,
-attributes, and the keywords of calls, as far as types can be read off annotations and constructors. Of alternatives
-(`try: from a import x`, `except ImportError: from b import x`) one must be there.
+vLLM guarantees no internal API, and we use much of it. So before a new version is adopted, this reads our modules and
+that version's source (installed, or a wheel that is not) and compares imports, attributes, and the keywords of calls,
+as far as annotations and constructors tell the types. Of alternatives (`try: from a import x`, `except ImportError:
+from b import x`) one must exist.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ TARGETS = (
     *grammars.TARGETS,
     *resume.TARGETS,
 )
-"""What we change in vLLM, all of it."""
+"""All functions of vLLM that we replace."""
 
 APPLICATION = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Value:
-    """What an expression is: a definition of vLLM's or the instance of its class, or (`own`) the instance of ours."""
+    """The value of an expression: a definition of vLLM's, an instance of its class, or (`own`) an instance of our
+    class."""
 
     definition: Definition | None = None
     is_instance: bool = False
@@ -46,7 +47,7 @@ class Value:
 
 @dataclass(eq=False)
 class OwnClass:
-    """A class of ours: what its fields are annotated with, what else it has, and which of vLLM's classes it extends."""
+    """A class of ours: the annotations of its fields, its other members, and the vLLM classes that it extends."""
 
     fields: dict[str, ast.expr] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
@@ -118,7 +119,7 @@ class Checker:
         return problems
 
     def _alternatives(self, node: ast.Try, scope: Scope) -> None:
-        """One branch of the imports must hold; what stands beside them is checked like anything else."""
+        """One branch of the imports must exist; other statements are checked like any."""
         branches = [node.body, *(handler.body for handler in node.handlers)]
         outcomes = []
         for branch in branches:
@@ -275,7 +276,7 @@ def users(root: Path = APPLICATION) -> Iterator[Path]:
 
 
 def check(source: SourceTree, files: Iterable[Path]) -> tuple[list[str], int]:
-    """What is missing, a line each, and how many names were compared."""
+    """Missing names, a line each, and how many names were compared."""
     problems, checked = [], 0
     for file in files:
         checker = Checker(source, file)
@@ -286,7 +287,7 @@ def check(source: SourceTree, files: Iterable[Path]) -> tuple[list[str], int]:
 
 
 def check_targets(source: SourceTree, targets: Iterable[PatchTarget]) -> list[str]:
-    """What our changes of vLLM would not find, a line each."""
+    """Targets of our changes that do not exist, a line each."""
     problems = []
     for target in targets:
         if target.owner:

@@ -13,7 +13,7 @@ from serve_app.vllm_patches.resume import (
     MARK,
     continued_seed,
     emitted_of,
-    mark,
+    encode_resume,
     restore_runner_state,
     take_emitted,
 )
@@ -29,7 +29,7 @@ def request(sampling_params: Any, tokens: list[int]) -> Any:
 
 def test_a_continuation_becomes_prompt_and_output_again() -> None:
     sampling = params()
-    mark(sampling, emitted=3, min_tokens=5)
+    encode_resume(sampling, emitted=3, min_tokens=5)
     core = request(sampling, [1, 2, 30, 40, 50])
     assert take_emitted(core) == [30, 40, 50]
     assert core.prompt_token_ids == [1, 2]
@@ -40,7 +40,7 @@ def test_a_continuation_becomes_prompt_and_output_again() -> None:
 
 def test_a_first_attempt_is_left_alone() -> None:
     sampling = params()
-    mark(sampling, emitted=0, min_tokens=5)
+    encode_resume(sampling, emitted=0, min_tokens=5)
     assert sampling.extra_args is None
     core = request(sampling, [1, 2])
     assert take_emitted(core) == []
@@ -48,10 +48,10 @@ def test_a_first_attempt_is_left_alone() -> None:
     assert emitted_of(sampling) == ()
 
 
-@pytest.mark.parametrize("emitted", [0, 2])
+@pytest.encode_resume.parametrize("emitted", [0, 2])
 def test_marks_of_a_client_are_removed_and_its_other_arguments_kept(emitted: int) -> None:
     sampling = params(extra_args={MARK: {"emitted": 9, "min_tokens": 0}, EMITTED: [6, 6, 6], "theirs": 1})
-    mark(sampling, emitted=emitted, min_tokens=0)
+    encode_resume(sampling, emitted=emitted, min_tokens=0)
     core = request(sampling, [1, 2, 3])
     assert take_emitted(core) == ([2, 3] if emitted else [])
     assert sampling.extra_args["theirs"] == 1
