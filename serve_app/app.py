@@ -28,7 +28,8 @@ from serve_app.cli import abort_serve_run
 from serve_app.cli.preflight import checked_config
 from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
-from serve_app.config.schema import AppConfig, ConfigError, engine_argv, flag
+from serve_app.config.schema import AppConfig, ConfigError, flag
+from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink

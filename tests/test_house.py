@@ -18,19 +18,19 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 VLLM_IMPORTERS = {
     "serve_app/ingress/api.py": "vLLM's API app",
-    "serve_app/ingress/engine_client.py": "the seam",
+    "serve_app/ingress/engine_client.py": "vLLM's AsyncLLM over our dispatcher",
     "serve_app/ingress/vllm_*": "vLLM's errors and limits, as ours",
-    "serve_app/ingress/media.py": "vLLM's image fetching, with refusals in place of failures",
+    "serve_app/ingress/media.py": "vLLM's image fetching, with refusals instead of failures",
     "serve_app/ingress/responses_api.py": "vLLM's Responses API, with OpenAI's end of a stream",
     "serve_app/ingress/grammars/*": "vLLM's check of grammars, and its back ends, with which each is tried",
     "serve_app/config/vllm_*": "vLLM's parser of its flags, and its version",
     "serve_app/engine/*": "vLLM's engine",
-    "serve_app/vllm_patches/*": "what mends vLLM",
+    "serve_app/vllm_patches/*": "changes to vLLM",
     "models/*": "the demo model's checks",
     "bench/*": "vLLM's own benchmark client, as a subprocess",
 }
-"""Who may import vLLM, and for what. A new version then breaks few files, and `vllm_patches/vllm_api_check.py` knows
-which."""
+"""The modules that may import vLLM, and why. A new version then breaks few files, which
+`vllm_patches/vllm_api_check.py` names."""
 
 RAY_IMPORTERS = {
     "serve_app/app.py",
@@ -45,7 +45,7 @@ RAY_IMPORTERS = {
     "chaos/ray_agent.py",
     "bench/*",
 }
-"""Decisions are pure: what decides has no client, no task, no Ray."""
+"""The modules that may import Ray. Code that decides does not."""
 
 PURE = (
     *("protocol/errors", "protocol/messages"),
@@ -53,7 +53,7 @@ PURE = (
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     "ingress/validation_errors",
 )
-"""Facts in, verdict out: these import neither asyncio nor anything that talks to somebody."""
+"""Modules that only compute: they import neither asyncio nor anything with connections."""
 
 FLOORS = (
     ("protocol",),
@@ -91,12 +91,12 @@ JUSTIFIED_FUNCTIONS = {
 
 JUSTIFIED_FILES = {
     "serve_app/vllm_patches/vllm_api_check.py": "one walk over the syntax of our modules",
-    "serve_app/engine/fake.py": "one class: the steps of an engine and what goes wrong in them",
+    "serve_app/engine/fake.py": "one class: the steps of an engine and their faults",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
-    "serve_app/router/dispatcher.py": "one class: links and flights share their state",
-    "serve_app/router/replica_pool.py": "one class: who is there, who is refused, and the lives of links",
-    "serve_app/engine/replica.py": "one class: an engine, its links and what it takes",
-    "serve_app/ingress/middleware.py": "the gate, in the order of a request",
+    "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
+    "serve_app/router/replica_pool.py": "two classes: a connection, and the pool that opens, watches and drops it",
+    "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",
+    "serve_app/ingress/middleware.py": "one request's cycle, in its order",
 }
 
 

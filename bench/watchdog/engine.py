@@ -24,7 +24,8 @@ from bench.watchdog import faults
 from bench.watchdog.kinds import COMPILES
 from bench.watchdog.outcome import CaseOutcome, Say
 from serve_app.config import profile
-from serve_app.config.schema import AppConfig, engine_argv
+from serve_app.config.schema import AppConfig
+from serve_app.config.vllm_flags import engine_argv
 from serve_app.config.yaml_lines import YamlDocument
 from serve_app.engine import compile_cache, warm_up
 from serve_app.engine.contract import StepSink

@@ -1,9 +1,9 @@
-"""A start that cannot work ends a plain `serve run` too, with the reason as its last words.
+"""Ends a plain `serve run` whose start cannot work, with the reason as its last output.
 
-`serve run` hands its file to Serve's controller and then waits for ever, whatever becomes of it (ray#31168). What
-refuses a configuration is `build()`, in a process of Ray's. If that Ray is the command's own, the command is an
-ancestor of that process, and ending it ends nothing that was there before. In a cluster that others started it is none,
-and nothing is ended.
+`serve run` passes its file to Serve's controller and then waits forever, whatever becomes of it (ray#31168). `build()`
+refuses the configuration in a process of Ray's. If the command started that Ray, it is an ancestor of that process, and
+ending it ends nothing that existed before. In a cluster that others started it is not an ancestor, and nothing is
+ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Not started. {reason}
 
 
 def end(reason: str) -> bool:
-    """End the `serve run` that started this process' Ray, if there is one, and say why in its terminal. Whether there
+    """End the `serve run` that started this process' Ray, and write the reason to its terminal. Returns whether there
     was one."""
     command = started_by(psutil.Process().parents())
     if command is None:
@@ -41,7 +41,7 @@ def end(reason: str) -> bool:
 
 
 def started_by(ancestors: Sequence[psutil.Process]) -> psutil.Process | None:
-    """The nearest of them that is `serve run`."""
+    """The nearest ancestor that is `serve run`."""
     for process in ancestors:
         with contextlib.suppress(psutil.Error):
             if is_serve_run(process.cmdline()):
@@ -50,12 +50,12 @@ def started_by(ancestors: Sequence[psutil.Process]) -> psutil.Process | None:
 
 
 def is_serve_run(words: Sequence[str]) -> bool:
-    """Whether a command line is Serve's program with `run` as its command; before it come Python and its options."""
+    """Whether a command line is Serve's program with the command `run`; Python and its options may come before it."""
     programs = [number for number, word in enumerate(words[:-1]) if Path(word).name == "serve"]
     return any(words[number + 1] == "run" for number in programs)
 
 
 def _say(command: psutil.Process, words: str) -> None:
-    """Its standard error, whatever that is: Ray brings what we write to ours to it only later, if at all."""
+    """Write to its standard error, whatever that is: Ray forwards our own only later, if at all."""
     with contextlib.suppress(OSError), Path(f"/proc/{command.pid}/fd/2").open("a", encoding="utf-8") as terminal:
         terminal.write(words)

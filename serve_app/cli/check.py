@@ -1,4 +1,4 @@
-"""How a check before the start ends, and how that is shown."""
+"""The result of a check before the start, and its output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class CheckStatus(StrEnum):
-    """How a check ended. Only `FAIL` keeps a start from going on."""
+    """The result of a check. Only `FAIL` stops a start."""
 
     OK = "ok"
     NOTE = "note"
@@ -17,7 +17,7 @@ class CheckStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `advice` is what to do, for every status but `OK`."""
+    """One check's result. `advice` says what to do, for every status but `OK`."""
 
     status: CheckStatus
     name: str
@@ -30,10 +30,10 @@ class Check:
 
 
 def passed(name: str, message: str) -> Check:
-    """A check without a finding."""
+    """A check that found nothing."""
     return Check(CheckStatus.OK, name, message)
 
 
 def failed(name: str, message: str, advice: str) -> Check:
-    """A check that must keep the start from going on."""
+    """A check that stops the start."""
     return Check(CheckStatus.FAIL, name, message, advice)

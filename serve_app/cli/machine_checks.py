@@ -1,4 +1,4 @@
-"""Checks of this machine: versions, ports, what an earlier run left, room in shared memory and on disk."""
+"""Checks of this machine: versions, ports, processes of earlier runs, free shared memory and disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SERVE_PORTS = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
-"""What Serve binds with HAProxy besides the endpoint's port, by the variable that moves it."""
+"""Ports that Serve binds with HAProxy besides the endpoint's, by the variable that moves each."""
 
 
 def version_checks() -> Iterator[Check]:
@@ -32,7 +32,7 @@ def version_checks() -> Iterator[Check]:
         if wanted is None:
             continue
         if there != wanted:
-            message = f"{name} is {there or 'not installed'}, {wanted} is what this was written for"
+            message = f"{name} is {there or 'not installed'}, {wanted} is the tested version"
             yield failed("versions", message, "`make venv` installs what is pinned in requirements/")
         found.append(f"{name} {there}")
     yield passed("versions", ", ".join(found))
@@ -71,10 +71,10 @@ def port_checks(deploy: Deployment) -> Iterator[Check]:
 
 
 def machine_checks() -> Iterator[Check]:
-    """Nothing of an earlier run is left, and there is room in shared memory and on disk."""
+    """No process of an earlier run is left, and there is room in shared memory and on disk."""
     left = {item.pid: item for item in [*machine.stale_processes(), *machine.orphaned_proxies()]}
     if left:
-        # An engine holds memory that the next one needs. What else is left matters only if it holds a port.
+        # An engine holds memory that the next one needs. Other processes matter only if they hold a port.
         engines = any("VLLM" in item.command or "ServeReplica" in item.command for item in left.values())
         message = f"{len(left)} process(es) of an earlier run, first {next(iter(left.values())).command}"
         advice = f"kill {' '.join(map(str, left))}"

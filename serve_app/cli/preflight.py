@@ -1,6 +1,6 @@
-"""What must be true before anything heavy starts; each failing check says in one line what to do.
+"""The checks before anything heavy starts; each failing check says in one line what to do.
 
-`checks` runs everything that `make serve` and `python -m serve_app preflight` look at on this machine. `checked_config`
+`checks` runs everything that `make serve` and `python -m serve_app preflight` check on this machine. `checked_config`
 is the part that needs no machine: `build()` calls it, so that a plain `serve run` refuses the same mistakes.
 """
 
@@ -26,14 +26,16 @@ from serve_app.cli.machine_checks import machine_checks, port_checks, version_ch
 from serve_app.config import deployment, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.hardware import NodeGpus
-from serve_app.config.schema import AppConfig, ConfigError, engine_argv, load_config
+from serve_app.config.profile import load_config
+from serve_app.config.schema import AppConfig, ConfigError
+from serve_app.config.vllm_flags import engine_argv
 
 
 def checked_config(args: Mapping[str, object]) -> AppConfig:
-    """`load_config`, and refusals of what would fail minutes later: flags, model files, keys, room. Raises
+    """`load_config`, and refusals of what would fail minutes later: flags, model files, keys, resources. Raises
     `ConfigError`.
 
-    In a start that `make serve` has checked, vLLM's parser is not asked again: importing it takes seconds.
+    In a start that `make serve` has checked, vLLM's parser does not run again: importing it takes seconds.
     """
     nodes = hardware.cluster_nodes()
     config = load_config(args, nodes)
@@ -52,7 +54,7 @@ def checked_config(args: Mapping[str, object]) -> AppConfig:
 
 
 def checks(file: Path, joins: str | None) -> Iterator[Check]:
-    """Every check, as it ends. `joins` is the address of a Ray cluster that already runs, if there is one.
+    """Every check, as it ends. `joins` is the address of a running Ray cluster, if there is one.
 
     vLLM's parser comes last, and only where nothing else failed: importing it takes most of the time.
     """
@@ -70,7 +72,7 @@ def checks(file: Path, joins: str | None) -> Iterator[Check]:
         ready = ready and check.status is not CheckStatus.FAIL
         yield check
     if joins:
-        yield Check(CheckStatus.NOTE, "cluster", f"joins Ray at {joins}: room is looked for there, in `build()`")
+        yield Check(CheckStatus.NOTE, "cluster", f"joins Ray at {joins}: resources are checked there, in `build()`")
     if ready and config is not None:
         yield from flag_checks(file, config, profile.ROOT / "build" / "flags-passed")
 

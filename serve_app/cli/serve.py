@@ -1,9 +1,10 @@
-"""`python -m serve_app serve` (what `make serve` runs): one command that is up when it says so and leaves nothing
-behind.
+"""`python -m serve_app serve` (what `make serve` runs): one command that reports when the service is up, and leaves
+nothing behind.
 
-    preflight -> `serve run deploy.yaml` as a child -> watch until the endpoint answers -> wait -> take everything down
+    preflight -> `serve run deploy.yaml` as a child -> watch until the endpoint answers -> wait -> stop everything
 
-`serve run` hides what becomes of the application that it submits (ray#31168), so its state is asked for and told here.
+`serve run` does not report what becomes of the application that it submits (ray#31168), so its state is polled and
+printed here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Say = Callable[[str], None]
 
 
 class StartFailed(Exception):
-    """The application will not come up; the message holds the replica's own error."""
+    """The application cannot start. The message holds the replica's own error."""
 
 
 def serve(file: Path, say: Say) -> int:
@@ -62,7 +63,7 @@ def serve_command(file: Path, joins: str | None) -> list[str]:
 
 
 async def run(deploy: Deployment, command: Sequence[str], *, owns_ray: bool, log: Path, say: Say) -> int:
-    """Start the command, watch what becomes of the deployment, and end it all on a signal. Returns an exit status."""
+    """Start the command, watch the deployment, and stop everything on a signal. Returns an exit status."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -106,7 +107,8 @@ async def _until_stopped(deploy: Deployment, child: ServeChild, stop: asyncio.Ev
 
 
 async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
-    """Say how the start goes and, once the endpoint answers, how to use it; then what changes. Raises `StartFailed`."""
+    """Print the progress of the start and, once the endpoint answers, how to use it; then changes. Raises
+    `StartFailed`."""
     state, answers, told = ApplicationDetails(), False, ""
     while True:
         now = await _state(child.dashboard, deploy.application) or state
@@ -137,7 +139,7 @@ async def _state(dashboard: str | None, application: str) -> ApplicationDetails 
 
 
 def find_endpoint(deploy: Deployment) -> Endpoint | None:
-    """The endpoint, if it is healthy and lists its model; where it asks for a key, if it asks."""
+    """The endpoint, if it is healthy and lists its model, or requires a key for that."""
     endpoint = expected_endpoint(deploy)
     if _get(f"{endpoint.url()}/health")[0] != 200:
         return None
@@ -150,7 +152,7 @@ def find_endpoint(deploy: Deployment) -> Endpoint | None:
 
 
 def refused_replicas(deploy: Deployment) -> list[str]:
-    """What the endpoint says of replicas that it sends nothing to, for they run another version."""
+    """The endpoint's reasons why some replicas get nothing: they run another version."""
     body = _get(f"{expected_endpoint(deploy).url()}/")[1]
     with contextlib.suppress(ValueError):
         told = json.loads(body)
@@ -160,7 +162,7 @@ def refused_replicas(deploy: Deployment) -> list[str]:
 
 
 def expected_endpoint(deploy: Deployment) -> Endpoint:
-    """What the configuration promises; a cluster's own choice of profile may differ in the model's name."""
+    """The endpoint by the configuration; in a cluster, `auto` may choose a profile with another model name."""
     try:
         config = profile.load(deploy.args, [hardware.this_machine()])
     except ConfigError:  # `auto` on a head without GPUs, in a cluster that has them

@@ -1,7 +1,7 @@
-"""`serve run` as a child process, and everything that it starts.
+"""`serve run` as a child process, with everything that it starts.
 
 Ray's daemons leave the child's process group, and HAProxy outlives Ray. So the child's environment carries a mark
-(`machine.RUN_MARK`) that all of them inherit, and what is taken down is what carries it: by pid, nothing by name.
+(`machine.RUN_MARK`) that all of them inherit, and processes are ended by that mark and their pid, none by name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from serve_app.config import machine
 from serve_app.config.profile import ROOT
 
 GRACE_S = 5.0
-"""How long Serve may take to end by itself. Its replicas drain for half a minute and more, which nobody who presses
-Ctrl-C waits for; engines die with their replica, so nothing is lost by ending it sooner."""
+"""How long Serve may take to stop by itself. Its replicas drain for half a minute and more, and nobody who presses
+Ctrl-C waits for that; engines end with their replica, so nothing is lost by ending Serve sooner."""
 
 JOINED_GRACE_S = 300.0
-"""The same in a cluster that is not ours: what `serve run` leaves there stays. A second Ctrl-C ends the wait."""
+"""The same in a cluster of others, where what `serve run` leaves stays. A second Ctrl-C ends the wait."""
 
 KILL_S = 5.0
-"""Between SIGTERM and SIGKILL for what is left."""
+"""Time between SIGTERM and SIGKILL."""
 
 TAIL_LINES = 40
 
@@ -52,15 +52,15 @@ CHILD_ENV = {
 }
 
 MOST_HAPROXY_THREADS = 4
-"""Serve's own number, whatever the machine. More than a quarter of its processors would do nothing but wake each other
-up, once for every token."""
+"""Serve's own number, for any machine. More than a quarter of its processors would only wake each other, once for every
+token."""
 
 FOLLOW_S = 0.2
-"""How often the child's output is looked at."""
+"""How often the child's output is read."""
 
 
 def child_env() -> dict[str, str]:
-    """What the child gets in its environment, unless the user has set it."""
+    """The child's environment, unless the user has set it."""
     threads = min(MOST_HAPROXY_THREADS, max(1, (os.cpu_count() or 1) // 4))
     return {**CHILD_ENV, "RAY_SERVE_HAPROXY_NBTHREAD": str(threads)}
 
@@ -91,7 +91,7 @@ class ServeChild:
                 # A file and no pipe: daemons inherit it, and a pipe that they hold would never end.
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
-                # Ctrl-C in a terminal goes to the whole process group: the order of taking things down is ours.
+                # Ctrl-C in a terminal goes to the whole process group; we stop things in our own order.
                 start_new_session=True,
             )
         self._reader = asyncio.create_task(self._follow(), name="serve-output")
@@ -103,7 +103,7 @@ class ServeChild:
         await asyncio.shield(self._take_down())
 
     def _auth(self) -> dict[str, str]:
-        """`ray start` guards a cluster with the token of this user where there is one; who joins must be told to show
+        """A cluster of `ray start` requires this user's token where there is one, and `serve run` must be told to show
         it.
 
         A Ray of its own does so by itself.
@@ -111,18 +111,18 @@ class ServeChild:
         return {"RAY_AUTH_MODE": "token"} if not self._owns_ray and serve_api.auth_token() else {}
 
     async def ended(self) -> None:
-        """Returns when `serve run` is no more and its last words are read."""
+        """Returns when `serve run` has ended and its output is read."""
         if self._process is not None:
             await self._process.wait()
             self._ended.set()
         if self._reader is not None:
-            await asyncio.wait([self._reader])  # and not the task itself: who is cancelled here must not take it along
+            await asyncio.wait([self._reader])  # not the task itself: cancelling this method must not cancel it
 
     async def interrupt(self, hurry: asyncio.Event) -> None:
-        """Ask `serve run` to end Serve, and wait for as long as that is worth, or until told to hurry."""
+        """Ask `serve run` to stop Serve, and wait for the grace time, or until told to hurry."""
         if self._process is None or self._process.returncode is not None:
             return
-        # Not `send_signal`: that reaps a child that has just ended, under the feet of who waits for it.
+        # Not `send_signal`: that reaps a child that has just ended, while another task waits for it.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGINT)
         waits = [asyncio.create_task(self._process.wait()), asyncio.create_task(hurry.wait())]
@@ -160,7 +160,7 @@ class ServeChild:
 
 
 def end_run(run: str) -> None:
-    """End every process of the run, politely first. Returns when none is left (or cannot be ended by us)."""
+    """End every process of the run, first by SIGTERM. Returns when none is left (or we may not end it)."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
         # Twice: a daemon that is being ended may just have started another.
         for _ in range(2):

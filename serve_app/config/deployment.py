@@ -1,4 +1,4 @@
-"""deploy.yaml, as far as a start must know it: address, application, its arguments, and Serve's options in the
+"""Reads deploy.yaml as far as a start needs it: address, application, its arguments, and Serve's options in the
 environment."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Deployment:
 
 
 def read(file: Path) -> Deployment:
-    """Raise `ConfigError` for a file that is not there, no YAML, or without exactly one application."""
+    """Read a file. Raises `ConfigError` if it does not exist, is no YAML, or does not have exactly one application."""
     try:
         document = yaml_lines.read(file, file.name)
     except FileNotFoundError as error:

@@ -1,7 +1,6 @@
-"""Which profile the cluster's GPUs can hold.
+"""Chooses the profile that the cluster's GPUs can hold.
 
-`choose_profile` and `check_fit` are pure: what the nodes have goes in, a choice or a refusal comes out. `cluster_nodes`
-is the thin adapter that asks Ray.
+`choose_profile` and `check_fit` are pure: the nodes' resources in, a choice or a refusal out. `cluster_nodes` asks Ray.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ CPU_PROFILE = "cpu-demo"
 
 
 class NoProfileFits(Exception):
-    """The cluster cannot hold what was asked for; the message says what it has, what is needed, and what to change."""
+    """The cluster cannot hold the configuration. The message says what it has, what is needed, and what to change."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class NodeGpus:
 
 @dataclass(frozen=True)
 class ProfileGpus:
-    """What a shipped profile needs on one node. `accelerators` are Ray's names for GPUs with that memory or more."""
+    """What a shipped profile needs on one node. `accelerators` are Ray's names of GPUs with that memory or more."""
 
     profile: str
     accelerators: tuple[str, ...]
@@ -53,13 +52,13 @@ PROFILE_GPUS = (
     ProfileGpus("h100-x4-fp8", ("H100",), 4),
     ProfileGpus("a100-x8", ("A100", "A100-80G"), 8),
 )
-"""What `auto` picks from, best first. `h100-x8-fp8` is for an explicit choice: it trades the weights' precision for
-room."""
+"""The profiles that `auto` chooses from, best first. `h100-x8-fp8` is for an explicit choice: it trades the weights'
+precision for room."""
 
 
 @dataclass(frozen=True)
 class ProfileChoice:
-    """What `auto` came to. `room` is how many replicas the cluster holds now; `reason` is a sentence for the log."""
+    """The choice of `auto`. `room` is how many replicas the cluster holds now; `reason` is a sentence for the log."""
 
     profile: str
     accelerator: str | None
@@ -68,14 +67,14 @@ class ProfileChoice:
 
     @property
     def is_demo(self) -> bool:
-        """Whether this is the toy model, which must not pass unnoticed."""
+        """Whether this is the demo model, which nobody should take for the real one."""
         return self.profile == CPU_PROFILE
 
 
 def choose_profile(nodes: Sequence[NodeGpus]) -> ProfileChoice:
-    """The best shipped layout that some node holds; the CPU demo only where no node has any GPU.
+    """The best shipped layout that some node holds; the CPU demo only where no node has a GPU.
 
-    Raises `NoProfileFits` where there are GPUs but no layout for them: serving a toy in their place would deceive.
+    Raises `NoProfileFits` where there are GPUs but no layout for them: nobody who has GPUs expects the demo model.
     """
     if not any(node.gpus for node in nodes):
         return ProfileChoice(
@@ -108,7 +107,7 @@ def describe(nodes: Sequence[NodeGpus]) -> str:
 
 
 def check_fit(config: AppConfig, nodes: Sequence[NodeGpus]) -> None:
-    """Raise `NoProfileFits` if the nodes cannot hold the replicas that are always there."""
+    """Raise `NoProfileFits` if the nodes cannot hold the minimum number of replicas."""
     replicas, ingress = config.replicas, config.ingress
     if replicas.cluster_grows:
         return
@@ -190,7 +189,7 @@ def cluster_nodes() -> list[NodeGpus]:
 
 
 def this_machine() -> NodeGpus:
-    """This machine as the only node of a Ray that is not started yet. GPUs by `nvidia-smi`."""
+    """This machine as the only node of a Ray that is not started yet. Its GPUs come from `nvidia-smi`."""
     gpus = _gpus()
     # Ray's own naming: the first word of capitals and digits after the vendor ("NVIDIA H100 80GB HBM3" is `H100`).
     match = re.match(r"(?:NVIDIA|Tesla)\s+(?:Tesla\s+)?([A-Z0-9]+)", gpus[0][0]) if gpus else None
@@ -223,7 +222,7 @@ def _gpus() -> list[tuple[str, int]]:
 
 
 def parse_gpu(line: str) -> tuple[str, int]:
-    """Name and bytes from a line of `nvidia-smi`; 0 bytes where it does not tell.
+    """Name and bytes from a line of `nvidia-smi`; 0 bytes where it does not report them.
 
     >>> parse_gpu("NVIDIA H100 80GB HBM3, 81559")
     ('NVIDIA H100 80GB HBM3', 85520809984)

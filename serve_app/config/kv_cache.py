@@ -1,12 +1,12 @@
-"""vLLM's own arithmetic of a KV cache of full and sliding layers, without vLLM: what its log line will say.
+"""vLLM's own arithmetic of a KV cache of full and sliding layers, without vLLM: it predicts this log line.
 
     GPU KV cache size: N tokens, Maximum concurrency for L tokens per request: C x
 
-The layers are cut into groups of as many as there are full ones, each with a table of blocks of its own; all groups
-draw blocks from one pool, and a block holds 16 tokens of one layer of each place in a group. So a request holds blocks
+The layers are cut into groups of as many as there are full ones, each with its own table of blocks; all groups draw
+blocks from one pool, and a block holds 16 tokens of one layer for each position in a group. So a request holds blocks
 for its whole length in the full group, and in each sliding group for its window. What vLLM calls the size is the
-longest request times how many of them fit; it reckons each of them while its prompt is read, when the window is wider
-by what is under way (`vllm/v1/core/kv_cache_utils.py`; tests/unit/test_kv_cache.py holds this against it).
+longest request times how many of them fit; it counts each of them during its prefill, when the window is wider by the
+tokens in flight (`vllm/v1/core/kv_cache_utils.py`; tests/unit/test_kv_cache.py compares both).
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ class CacheShape:
         return _ceil(self.sliding_layers, self.group_layers())
 
     def block_bytes(self) -> int:
-        """What a block takes on one GPU."""
+        """Bytes of a block on one GPU."""
         return _ceil(self.group_layers(), self.stages) * self.page_bytes
 
     def request_blocks(self, tokens: int, in_flight: int = 0) -> int:
-        """Blocks of a request of that length. `in_flight` are tokens of its prompt that are being read."""
+        """Blocks of a request of that length. `in_flight`: tokens of its prompt that are being computed."""
         full = _ceil(self.full_layers, self.group_layers()) * _ceil(tokens, BLOCK_TOKENS)
         kept = min(self.window - 1 + max(0, self.drafts - 1) + in_flight, tokens)
         return full + self.sliding_groups() * (_ceil(kept, BLOCK_TOKENS) + 1)
 
     def in_flight_tokens(self) -> int:
-        """Scheduling runs ahead: a batch for each pipeline stage, and one more."""
+        """Tokens that are scheduled ahead: a batch for each pipeline stage, and one more."""
         return (self.stages + 1) * self.batched_tokens
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """A pool of blocks, and what vLLM says of it."""
+    """A pool of blocks, and vLLM's figures for it."""
 
     shape: CacheShape
     blocks: int
@@ -75,12 +75,13 @@ class CacheSize:
         return int(self.concurrency() * self.longest)
 
     def holds_longest(self) -> bool:
-        """Whether vLLM starts with it: one request of the full length must fit beside the block that it never gives
-        away."""
+        """Whether vLLM starts with it: one request of the full length must fit beside the block that it never
+        allocates."""
         return self.blocks > self.shape.request_blocks(self.longest, self.shape.in_flight_tokens())
 
     def shortened(self) -> CacheSize:
-        """With the longest request that fits, as vLLM does for `max-model-len: auto`; length 0 where none does."""
+        """The size with the longest request that fits, as vLLM computes it for `max-model-len: auto`; length 0 where
+        none does."""
         if self.holds_longest():
             return self
         fits = bisect.bisect_left(range(self.longest + 1), True, key=lambda tokens: not self._holds(tokens))

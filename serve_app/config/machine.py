@@ -1,7 +1,7 @@
-"""What this machine has and runs: ports and who holds them, processes of ours, versions, room in memory and on disk.
+"""Facts of this machine: ports and their holders, our processes, versions, free memory and disk.
 
-Processes of one `make serve` are told from everybody else's by a word in their environment (`RUN_MARK`), which Ray's
-daemons, their workers and HAProxy all inherit. Names would not do: another Ray may run here.
+Processes of one `make serve` carry a mark in their environment (`RUN_MARK`), which Ray's daemons, their workers and
+HAProxy all inherit. Process names would not do: another Ray may run here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RAY_DAEMONS = ("raylet", "gcs_server")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that listens on a port, as far as we may look."""
+    """A process that listens on a port, as far as we can see it."""
 
     pid: int | None
     command: str
@@ -34,7 +34,7 @@ class Holder:
 
 
 def port_holder(host: str, port: int) -> Holder | None:
-    """Who listens on the port so that we could not, or None. Tries to bind, as the server will."""
+    """The process that keeps us from listening on the port, or None. Tries to bind, as the server will."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # Connections of an earlier run in TIME_WAIT must not count: servers bind past them too.
@@ -60,7 +60,7 @@ def _listening() -> list[psutil._common.sconn]:
 
 
 def command_of(pid: int | None) -> str:
-    """The command line, short enough for a line of a report."""
+    """The command line, short enough for one line of output."""
     if pid is None:
         return "a process of another user"
     try:
@@ -80,9 +80,10 @@ class StaleProcess:
 
 
 def new_run_mark() -> str:
-    """A mark for what this process is about to start: its pid, and when it began, for pids are used again.
+    """A mark for the processes that this process is about to start: its pid and its start time, because pids are
+    reused.
 
-    More may follow after a further dash.
+    More may follow after another dash.
     """
     me = psutil.Process()
     return f"{me.pid}-{me.create_time():.2f}"
@@ -111,7 +112,7 @@ def stale_processes() -> list[StaleProcess]:
 
 
 def marked() -> Iterator[tuple[psutil.Process, str]]:
-    """Every process with a mark, whosever, except the caller."""
+    """Every process with any run's mark, except the caller."""
     me = psutil.Process().pid
     for process in psutil.process_iter():
         if process.pid == me:
@@ -150,9 +151,10 @@ def ray_folder() -> Path:
 
 
 def running_ray() -> str | None:
-    """The Ray cluster that `serve run` would join: RAY_ADDRESS, or what `ray start` left running on this machine.
+    """The Ray cluster that `serve run` would join: RAY_ADDRESS, or the one that `ray start` left running on this
+    machine.
 
-    Ray itself takes the word of the file that `ray start` writes, and a crashed Ray leaves it: so the address is tried.
+    Ray itself trusts the file that `ray start` writes, which a crashed Ray leaves behind: so the address is tried.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -170,7 +172,7 @@ def running_ray() -> str | None:
 
 
 def free_bytes(path: Path) -> int:
-    """What is free on the file system that holds the path, or would hold it."""
+    """Free bytes on the file system that holds the path, or would hold it."""
     while not path.exists():
         path = path.parent
     return int(psutil.disk_usage(str(path)).free)

@@ -1,10 +1,10 @@
-"""What a layout's memory holds: weights, KV cache, and so how many sessions of which length. Arithmetic only.
+"""The memory of a layout: weights, KV cache, and so how many sessions of which length fit. Arithmetic only.
 
-Weights and the cache's layout are exact; what vLLM measures at its start (activations, CUDA graphs, the runtime) is
-guessed here, to some 2 GB a GPU. Believe its `Available KV cache memory` where the two differ (docs/decisions/0016).
+Weights and the cache's layout are exact. What vLLM measures at its start (activations, CUDA graphs, the runtime) is
+estimated here, to some 2 GB a GPU. Trust its `Available KV cache memory` where the two differ (docs/decisions/0016).
 
-* weights: experts split over all GPUs of a replica, the rest over each of its data-parallel ranks; what vLLM does not
-  split (MTP's projections, the routers, which it keeps in FP32) on every GPU.
+* weights: experts are split over all GPUs of a replica, the rest over each of its data-parallel ranks; what vLLM does
+  not split (MTP's projections, the routers, which it keeps in FP32) is on every GPU.
 * cache: what `gpu-memory-utilization` leaves, cut into blocks as vLLM does it (`config/kv_cache.py`). More GPUs than KV
   heads hold copies. Each data-parallel rank has a cache of its own.
 """
@@ -20,13 +20,14 @@ GB = 1_000_000_000
 MIB = 1024**2
 
 RUNTIME_BYTES = 1_800_000_000
-"""Per GPU, for the CUDA context, kernels, NCCL's and all-reduce's buffers. A guess."""
+"""Per GPU, for the CUDA context, kernels, NCCL's and all-reduce's buffers. An estimate."""
 ACTIVATION_BYTES_PER_TOKEN = 300_000
-"""Of a step: workspaces of eight experts (86 KB), some sixteen hidden states of 8 KB, the vision tower's. A guess."""
+"""Per token of a step: workspaces of eight experts (86 KB), some sixteen hidden states of 8 KB, the vision tower's. An
+estimate."""
 GRAPH_BYTES = 20_000_000
-"""Per captured size. A guess."""
+"""Per captured size. An estimate."""
 DRIVER_BYTES = 550 * MIB
-"""What the driver keeps of what `nvidia-smi` shows: CUDA sees 0.46 GiB less of an H100, 0.6 less of an H200."""
+"""Memory that the driver keeps of what `nvidia-smi` shows: CUDA sees 0.46 GiB less of an H100, 0.6 less of an H200."""
 
 GPU_BYTES = {
     "A100": 81_920 * MIB,
@@ -40,8 +41,8 @@ GPU_BYTES = {
     "B300": 275_040 * MIB,
     "GB300": 284_208 * MIB,
 }
-"""By Ray's name of the GPU, as `nvidia-smi` shows it. Ray calls the 40 GB A100 `A100` too: where the GPU is in this
-machine, its own size is taken."""
+"""Memory by Ray's name of the GPU, as `nvidia-smi` shows it. Ray calls the 40 GB A100 `A100` too: for GPUs of this
+machine, their own size is used."""
 
 FP8_BLOCK = 128
 """Side of the weight blocks that share a scale in Step's FP8 checkpoint."""
@@ -55,7 +56,7 @@ class ModelShape:
     weights_bytes: int
     full_layers: int
     sliding_layers: int
-    """The MTP layers included: they slide too."""
+    """Including the MTP layers: they slide too."""
     window: int
     heads: tuple[int, ...]
     """Query heads of each kind of layer."""
@@ -65,11 +66,11 @@ class ModelShape:
     expert_width: int
     fp8: bool = False
     expert_bytes: int = 0
-    """Of the weights, the routed experts'."""
+    """Bytes of the routed experts."""
     whole_bytes: int = 0
-    """Of the weights, what no GPU shares."""
+    """Bytes of weights that every GPU holds completely."""
     whole_loaded_bytes: int = 0
-    """The same as it is loaded: vLLM keeps routers in FP32."""
+    """The same as loaded: vLLM keeps routers in FP32."""
     context: int = 262_144
 
 
@@ -99,7 +100,7 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class ReplicaLayout:
-    """How one replica is spread, and what each of its GPUs has."""
+    """How one replica is split over GPUs, and what each of its GPUs has."""
 
     tensor_parallel: int
     pipeline_parallel: int
@@ -111,7 +112,7 @@ class ReplicaLayout:
     batched_tokens: int = 8192
     drafts: int = 3
     captured_tokens: int = 512
-    """The largest CUDA graph; 0 without graphs."""
+    """Tokens of the largest CUDA graph; 0 without graphs."""
     longest: int | None = None
     """`max-model-len`; None: the model's own."""
     shortens: bool = False
@@ -174,14 +175,14 @@ def captured_sizes(largest: int) -> int:
 
 @dataclass(frozen=True)
 class LayoutIssue:
-    """Something about a layout that a person should know. A fatal one would end the engine's start, minutes later."""
+    """A problem of a layout. A fatal one would end the engine's start, minutes later."""
 
     fatal: bool
     message: str
 
 
 def layout_issues(shape: ModelShape, layout: ReplicaLayout) -> list[LayoutIssue]:
-    """What of the layout does not divide: heads, experts, FP8 blocks."""
+    """What does not divide: heads, experts, FP8 blocks."""
     found: list[LayoutIssue] = []
     tensor = layout.tensor_parallel
     counts = {f"{heads} attention heads": heads for heads in shape.heads}

@@ -1,10 +1,12 @@
-"""What an engine replica takes of which nodes: pure, from the configuration to Serve's options.
+"""The resources of an engine replica and the nodes that they come from: pure, from the configuration to Serve's
+options.
 
-A replica on one node is an actor that takes everything itself; vLLM's worker processes are its children. A replica over
-several nodes (a *gang*) is a placement group: a bundle per GPU, the actor and vLLM's first worker in the first. That is
-how vLLM's Ray executor wants it (at most one GPU per bundle, one of them beside the engine), and it finds the group by
-itself. Where a node gives just one bundle, Ray guarantees that each is on a node of its own. Where it gives more, Ray
-fills a node before it takes the next (PACK): the layout is right where a node has as many free GPUs as it is to give.
+A replica on one node is an actor that takes all resources; vLLM's worker processes are its children. A replica over
+several nodes (a *gang*) is a placement group: a bundle per GPU, with the actor and vLLM's first worker in the first
+bundle. vLLM's Ray executor requires that (at most one GPU per bundle, one of them beside the engine), and finds the
+group by itself. Where each node gives one bundle, Ray guarantees that each is on a node of its own. Where it gives
+more, Ray fills a node before it takes the next (PACK): the layout is right if a node has exactly as many free GPUs as
+it should give.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from serve_app.config.schema import ReplicasConfig
 from serve_app.config.vllm_device import ENGINE_ENV
 
 ACCELERATOR_SHARE = 0.001
-"""Of the resource by which Ray names a node's GPUs: Ray itself asks for as much to bind work to such a node."""
+"""Amount of the resource that names a node's GPUs: Ray itself requests as much to place work on such a node."""
 
 
 def replica_options(replicas: ReplicasConfig, env: dict[str, str]) -> dict[str, Any]:
-    """Serve's deployment options that say where a replica goes. `env` is the environment of its processes."""
+    """Serve's deployment options for the placement of a replica. `env` is the environment of its processes."""
     if replicas.nodes_per_replica == 1:
         return {"ray_actor_options": _actor_alone(replicas, env)}
     bundles = gang_bundles(replicas)
@@ -39,8 +41,7 @@ def replica_options(replicas: ReplicasConfig, env: dict[str, str]) -> dict[str, 
 
 
 def gang_bundles(replicas: ReplicasConfig) -> list[dict[str, float]]:
-    """One bundle per GPU, or per node where there are none: each with its share of the CPUs and of what its node
-    gives."""
+    """One bundle per GPU, or per node without GPUs: each with its share of the CPUs and of its node's resources."""
     per_node = max(replicas.gpus_per_replica // replicas.nodes_per_replica, 1)
     count = per_node * replicas.nodes_per_replica
     bundle = {"CPU": replicas.cpus_per_replica / count}

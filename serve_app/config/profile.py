@@ -11,7 +11,7 @@ from pathlib import Path
 import pydantic
 import pydantic_core
 
-from serve_app.config import yaml_lines
+from serve_app.config import hardware, yaml_lines
 from serve_app.config.hardware import NodeGpus, NoProfileFits, ProfileChoice, choose_profile
 from serve_app.config.schema import AppConfig, ConfigError, Section
 from serve_app.config.yaml_lines import BadYaml, KeyPath, YamlDocument
@@ -23,13 +23,13 @@ PROFILES = ROOT / "configs"
 MOVED = {
     "ingress.max_queued_requests": "`replicas.max_queued_requests`; it counts for each engine, not for each ingress"
 }
-"""Keys that were, by what they are now."""
+"""Former keys, by their present name."""
 
 logger = logging.getLogger(__name__)
 
 
 def load(args: YamlDocument, nodes: Sequence[NodeGpus] | None) -> AppConfig:
-    """Raise `ConfigError` for whatever cannot work. `nodes` are looked at for `profile: auto` only."""
+    """Read a configuration. Raises `ConfigError` for what cannot work. `nodes` are used for `profile: auto` only."""
     wanted = str(args.values.get("profile", "auto"))
     choice = _choose(wanted, nodes) if wanted == "auto" else None
     if choice is not None:
@@ -63,7 +63,7 @@ def _choose(wanted: str, nodes: Sequence[NodeGpus] | None) -> ProfileChoice:
 
 
 def _grown(choice: ProfileChoice, values: Mapping[str, object], args: YamlDocument) -> dict[str, object]:
-    """What `auto` knows better than the profile's file, unless deploy.yaml says so itself."""
+    """Values that `auto` takes from the cluster, unless deploy.yaml sets them."""
     replicas = values.get("replicas")
     least = replicas.get("min", 1) if isinstance(replicas, Mapping) else 1
     known: dict[str, object] = {"max": max(choice.room, least) if isinstance(least, int) else choice.room}
@@ -73,7 +73,7 @@ def _grown(choice: ProfileChoice, values: Mapping[str, object], args: YamlDocume
 
 
 def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
-    """`configs/<wanted>.yaml`, or a path to such a file (relative to the repository, else to where we are)."""
+    """`configs/<wanted>.yaml`, or a path to such a file (relative to the repository, else to the working directory)."""
     by_path = wanted.endswith((".yaml", ".yml"))
     candidates = [ROOT / wanted, Path(wanted)] if by_path else [PROFILES / f"{wanted}.yaml"]
     for file in candidates:
@@ -89,7 +89,7 @@ def read_profile(wanted: str, args: YamlDocument) -> YamlDocument:
 
 
 def source_location(profile: str, path: KeyPath) -> str:
-    """`file:line` of the key in the profile's file; where that file does not have it, it was said over it."""
+    """`file:line` of the key in the profile's file; where that file does not have it, deploy.yaml sets it."""
     document = read_profile(profile, YamlDocument(profile, {}, {}))
     return document.where(path) if document.has(path) else "args in deploy.yaml"
 
@@ -100,7 +100,7 @@ def profile_names() -> list[str]:
 
 
 def normalise(values: Mapping[str, object]) -> dict[str, object]:
-    """Flag names with dashes, so that one spelling overrides the other."""
+    """The values with dashes in flag names, so that one spelling overrides the other."""
     result = dict(values)
     engine = values.get("engine")
     if isinstance(engine, Mapping) and isinstance(engine.get("flags"), Mapping):
@@ -128,7 +128,7 @@ def resolve(source: str) -> str:
 
 
 def _absolute(name: str) -> Path:
-    """Absolute: from the repository, or from the working directory where only that has it."""
+    """The absolute path: relative to the repository, or to the working directory where only that has it."""
     path = Path(name).expanduser()
     here = Path.cwd() / path
     return here if here.exists() and not (ROOT / path).exists() else ROOT / path
@@ -159,3 +159,13 @@ def _fields_at(path: KeyPath) -> list[str]:
             return []
         section = annotation
     return list(section.model_fields)
+
+
+def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = None) -> AppConfig:
+    """The application's arguments, laid over the profile they name. Raises `ConfigError`.
+
+    `nodes` are what `profile: auto` chooses by; without them the connected Ray cluster is asked.
+    """
+    if nodes is None and args.get("profile", "auto") == "auto":
+        nodes = hardware.cluster_nodes()
+    return load(YamlDocument("args in deploy.yaml", args, {}), nodes)

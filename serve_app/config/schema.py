@@ -1,4 +1,4 @@
-"""What deploy.yaml and configs/*.yaml may say.
+"""The schema of deploy.yaml's `args` and of configs/*.yaml.
 
 A profile (`configs/<name>.yaml`) describes a hardware layout; the application's `args` in deploy.yaml are laid over it,
 key by key. Everything is checked before a weight is loaded: an unknown key is refused with the nearest known one, and
@@ -9,8 +9,7 @@ serve_app docs`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,9 +24,6 @@ from pydantic import (
 
 from serve_app.config.vllm_device import VARIABLE as DEVICE_VARIABLE
 
-if TYPE_CHECKING:
-    from serve_app.config.hardware import NodeGpus
-
 Scalar = str | int | float | bool | None
 FlagValue = Scalar | list[object] | dict[str, object]
 
@@ -39,7 +35,7 @@ work."""
 
 
 class ConfigError(Exception):
-    """The configuration cannot work. The message has a line for each fault, with the place to change."""
+    """The configuration cannot work. The message has a line for each fault, with the file and line to change."""
 
 
 class Section(BaseModel):
@@ -59,10 +55,10 @@ class ModelConfig(Section):
     served_name: Annotated[str, Field(min_length=1)] = "step3p7-flash"
     """The name that `GET /v1/models` lists and that requests ask for."""
     aliases: tuple[str, ...] = ("claude-*",)
-    """Further names that requests may ask for; `*` at the end stands for any ending. Coding agents insist on their
-    vendor's names."""
+    """Further names that requests may use; `*` at the end stands for any ending. Coding agents insist on their vendor's
+    names."""
     default_reasoning_effort: Literal["low", "medium", "high"] = "medium"
-    """How long the model thinks where a request does not say."""
+    """Reasoning effort where a request sets none."""
 
     @model_validator(mode="after")
     def _stars_stand_at_the_end(self) -> ModelConfig:
@@ -94,14 +90,14 @@ class EngineConfig(Section):
     """Whether an engine runs requests of every kind before it is ready (log probabilities, grammars, images, batches),
     so that no kernel is compiled while a user waits."""
     hang_after_s: Annotated[float, Field(gt=1, le=29)] = 20.0
-    """An engine with work of which nothing moves for this long (no step, no CPU time of its processes, no GPU at work)
-    is taken for dead and replaced. A slow step is not a hang, however long its prompt."""
+    """An engine with work and without any movement for this long (no step, no CPU time of its processes, no GPU at
+    work) counts as hung and is replaced. A slow step is not a hang, however long its prompt."""
     stuck_after_s: Annotated[float, Field(gt=1)] = 100.0
-    """An engine that moves but finishes no step for this long is taken for stuck and replaced: a loop that spins, a
-    collective that waits for a peer. Three times the slowest step that it has made counts, where that is longer."""
+    """An engine that moves but finishes no step for this long counts as stuck and is replaced: a loop that spins, a
+    collective that waits for a peer. If three times its slowest step so far is longer, that counts."""
     compile_limit_s: Annotated[float, Field(gt=1)] = 900.0
-    """The same while a compiler (`nvcc`, `ptxas`, `gcc`, TorchInductor) runs below the engine: kernels that are built
-    at their first use take minutes on a cold cache."""
+    """The limit of `stuck_after_s` while a compiler (`nvcc`, `ptxas`, `gcc`, TorchInductor) runs below the engine:
+    kernels that are built at their first use take minutes on a cold cache."""
     fake: dict[str, object] = {}
     """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
 
@@ -116,11 +112,11 @@ class ReplicasConfig(Section):
     """How many engines there are, and what each takes of the cluster."""
 
     min: PositiveInt = 1
-    """Engines that are always there. One alone cannot fail over: a request then waits for its restart."""
+    """Fewest engines. A single one cannot fail over: its requests then wait for its restart."""
     max: PositiveInt = 1
-    """Engines at most; above `min`, the fleet grows and shrinks with its load."""
+    """Most engines. Above `min`, their number follows the load."""
     initial: PositiveInt | None = None
-    """Engines to begin with; `min` if not given."""
+    """Engines at the start; `min` if not given."""
     gpus_per_replica: NonNegativeInt = 0
     """GPUs of one engine: the product of its parallel sizes. 0 is for CPU engines only."""
     cpus_per_replica: PositiveFloat = 1.0
@@ -134,20 +130,19 @@ class ReplicasConfig(Section):
     accelerator_type: str | None = None
     """GPU model as Ray names it (`H100`, `H200`, `B200`, `A100` ...); replicas are placed on such nodes only."""
     cluster_grows: bool = False
-    """Whether the cluster adds nodes by itself (Ray's autoscaler, KubeRay). A start then waits for nodes that it lacks,
-    and does not refuse."""
+    """Whether the cluster adds nodes by itself (Ray's autoscaler, KubeRay). A start then waits for missing nodes
+    instead of refusing."""
     target_load: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of what the replicas can take at which the fleet is sized: beyond it one more is started."""
+    """Utilization that autoscaling aims at: beyond it one more engine is started."""
     upscale_delay_s: NonNegativeFloat = 30.0
     """How long the load must ask for more engines before one is started."""
     downscale_delay_s: NonNegativeFloat = 600.0
-    """How long the load must allow fewer engines before one is stopped. Starting one takes minutes: be slow to let it
-    go."""
+    """How long the load must allow fewer engines before one is stopped. A start takes minutes: be slow to stop one."""
     max_queued_requests: NonNegativeInt = MAX_WAITING
-    """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), whichever ingress they came by.
-    When every engine is full, new requests are refused at once (429); each further engine makes room for as many."""
+    """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), from all ingresses together.
+    When every engine is full, new requests are refused at once (429)."""
     drain_timeout_s: PositiveFloat = 120.0
-    """How long a replica that is told to go may finish its requests; what is left moves to another replica."""
+    """How long a replica that is being stopped may finish its requests; what is left then moves to another replica."""
     longest_stream_s: PositiveFloat = 3600.0
     """The longest answer that must not be cut. HAProxy's limits in deploy.yaml must be at least this."""
 
@@ -166,16 +161,16 @@ class ReplicasConfig(Section):
 
 
 class IngressConfig(Section):
-    """The replicas that speak HTTP. They need no GPU."""
+    """The replicas that serve HTTP. They need no GPU."""
 
     min_replicas: PositiveInt = 1
-    """Ingress replicas that are always there. Two or more keep the endpoint up while one restarts."""
+    """Fewest ingress replicas. Two or more keep the endpoint up while one restarts."""
     max_replicas: PositiveInt = 4
-    """Ingress replicas at most."""
+    """Most ingress replicas."""
     cpus_per_replica: PositiveFloat = 1.0
     """Ray CPUs reserved by one ingress replica."""
     keys_file: str | None = None
-    """File of hashed API keys (`python -m serve_app hash-key`). None: no key is asked for."""
+    """File of hashed API keys (`python -m serve_app hash-key`). None: no key is required."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
     allowed_origins: tuple[str, ...] = ()
@@ -183,11 +178,10 @@ class IngressConfig(Section):
     `http://localhost:*` (any port), or `*` for all. Empty: none, so that no page that somebody visits can use an
     endpoint without keys behind their back. Programs are not browsers and need no entry."""
     allowed_media_hosts: tuple[str, ...] = ()
-    """Host names or addresses that image URLs may lead to though they are private. All other private, loopback and
-    link-local addresses are refused, and redirects to them."""
+    """Private host names or addresses that image URLs may lead to. All other private, loopback and link-local addresses
+    are refused, and redirects to them."""
     keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 8.0
-    """A stream with nothing to say sends a comment or ping after this long; clients and load balancers give up on
-    silence."""
+    """A stream without an event for this long gets a comment or ping; clients and load balancers give up on silence."""
     request_deadline_s: PositiveFloat = 900.0
     """Longest a request may take to its first token, failovers and restarts included."""
     max_ongoing_requests: PositiveInt = 2048
@@ -211,7 +205,7 @@ class IngressConfig(Section):
 
 
 class AppConfig(Section):
-    """Everything that the application is told."""
+    """The whole configuration of the application."""
 
     profile: str = "auto"
     """A name in configs/, a path to such a file, or `auto`: by the GPUs of the cluster."""
@@ -248,52 +242,3 @@ def flag(flags: dict[str, FlagValue], name: str, default: FlagValue = None) -> F
         if spelling in flags:
             return flags[spelling]
     return default
-
-
-def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = None) -> AppConfig:
-    """The application's arguments, laid over the profile they name. Raises `ConfigError`.
-
-    `nodes` are what `profile: auto` chooses by; without them the Ray cluster is asked that this process is connected
-    to.
-    """
-    from serve_app.config import hardware, profile
-    from serve_app.config.yaml_lines import YamlDocument
-
-    if nodes is None and args.get("profile", "auto") == "auto":
-        nodes = hardware.cluster_nodes()
-    return profile.load(YamlDocument("args in deploy.yaml", args, {}), nodes)
-
-
-def engine_argv(config: AppConfig) -> list[str]:
-    """The argument vector of `vllm serve` (without `serve`) for one engine. Raises `ConfigError` in vLLM's own
-    words."""
-    executor = "ray" if config.replicas.nodes_per_replica > 1 else "mp"
-    return _argv(config, config.engine.flags, ["--distributed-executor-backend", executor])
-
-
-def _argv(config: AppConfig, flags: dict[str, FlagValue], more: list[str]) -> list[str]:
-    from serve_app.config.profile import source_location
-    from serve_app.config.vllm_flags import BadFlag, argv_of, parse, serve_parser
-
-    for limit in ("max-num-seqs", "max-num-batched-tokens"):
-        if flag(config.engine.flags, limit) is None:
-            # vLLM's defaults depend on the device that the process sees: engine and front end would disagree.
-            place = source_location(config.profile, ("engine", "flags"))
-            raise ConfigError(f"{place}: engine.flags.{limit} is not set; give it a number")
-    defaults: dict[str, FlagValue] = {
-        "default-chat-template-kwargs": {"reasoning_effort": config.model.default_reasoning_effort},
-        # Anthropic's `thinking: disabled` would otherwise reach the template as "Reasoning: none", which Step was not
-        # trained on.
-        "anthropic-disabled-thinking-effort": "low",
-    }
-    parser = serve_parser()
-    argv = ["--model", config.model.source, "--served-model-name", config.model.served_name, *more]
-    if config.model.revision is not None:
-        argv += ["--revision", config.model.revision, "--tokenizer-revision", config.model.revision]
-    try:
-        argv += argv_of({**defaults, **flags}, parser)
-        parse(argv, parser)
-    except BadFlag as error:
-        place = source_location(config.profile, ("engine", "flags", error.name or ""))
-        raise ConfigError(f"{place}: engine.flags: {error}") from error
-    return argv

@@ -1,6 +1,6 @@
-"""vLLM's serve flags: from a mapping to an argument vector, checked by vLLM's own parser.
+"""vLLM's serve flags: from the configuration to an argument vector, checked by vLLM's own parser.
 
-The only module that imports that parser (0.33 moved it). Nothing here looks at a device or loads a model.
+The only module that imports that parser (0.33 moved it). Nothing here uses a device or loads a model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+
+from serve_app.config.profile import source_location
+from serve_app.config.schema import AppConfig, ConfigError, FlagValue, flag
 
 OWNED = {
     "model": "model.source",
@@ -25,7 +28,7 @@ OWNED = {
     "api-server-count": "ingress.min_replicas",
     "headless": "replicas.nodes_per_replica",
 }
-"""Flags that another key of the configuration sets: two sources for one value would contradict each other some day."""
+"""Flags that another key of the configuration sets: a value with two sources would contradict itself some day."""
 
 
 class BadFlag(ValueError):
@@ -38,7 +41,7 @@ class BadFlag(ValueError):
 
 
 class _Refused(Exception):
-    """What argparse would have printed before ending the process."""
+    """The message that argparse would print before it ends the process."""
 
 
 def serve_parser() -> argparse.ArgumentParser:
@@ -93,7 +96,7 @@ def _words(name: str, action: argparse.Action, value: object) -> list[str]:
             if negative in action.option_strings:
                 return [negative]
         if action.default is not False:  # None: vLLM decides later, and may decide for it
-            raise BadFlag(f"`{name}: false` cannot be said to vLLM: it has no --no-{name}", name)
+            raise BadFlag(f"`{name}: false` cannot be passed to vLLM: it has no --no-{name}", name)
         return []
     if isinstance(value, bool):
         return [option, str(value).lower()]
@@ -107,7 +110,8 @@ def _words(name: str, action: argparse.Action, value: object) -> list[str]:
 
 
 def _negatives(name: str) -> Iterator[str]:
-    """How vLLM may spell it; 0.33 pairs `--enable-x` with `--disable-x`, and lists no `--no-enable-x` any more."""
+    """How vLLM may spell the negation; 0.33 pairs `--enable-x` with `--disable-x`, and no longer lists
+    `--no-enable-x`."""
     yield f"--no-{name}"
     for prefix, other in (("enable-", "disable-"), ("disable-", "enable-")):
         if name.startswith(prefix):
@@ -115,7 +119,7 @@ def _negatives(name: str) -> Iterator[str]:
 
 
 def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What vLLM makes of it, its own quick checks included. Raises `BadFlag` in vLLM's own words."""
+    """The parsed options, with vLLM's own quick checks. Raises `BadFlag` in vLLM's own words."""
     try:
         from vllm.entrypoints.common.cli_args import validate_parsed_serve_args  # 0.33
     except ImportError:
@@ -130,9 +134,9 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser) -> argparse.Name
 
 
 def check_model(namespace: argparse.Namespace) -> None:
-    """Have vLLM read the checkpoint's configuration as the engine will, without a device or a weight.
+    """Let vLLM read the checkpoint's configuration as the engine will, without a device or a weight.
 
-    Raises `BadFlag` for flags that do not go with the model. For a hub id it may fetch the model's small files.
+    Raises `BadFlag` for flags that do not fit the model. For a hub id it may fetch the model's small files.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -147,3 +151,32 @@ def _first_sentences(error: Exception) -> str:
     # pydantic's first line counts the errors, and the second has the words.
     text = lines[1] if len(lines) > 1 and "validation error" in lines[0] else (lines or [type(error).__name__])[0]
     return text.removeprefix("Value error, ").split(" [type=")[0].split(". To allow")[0][:300]
+
+
+def engine_argv(config: AppConfig) -> list[str]:
+    """The argument vector of `vllm serve` (without `serve`) for one engine. Raises `ConfigError` in vLLM's own
+    words."""
+    executor = "ray" if config.replicas.nodes_per_replica > 1 else "mp"
+    for limit in ("max-num-seqs", "max-num-batched-tokens"):
+        if flag(config.engine.flags, limit) is None:
+            # vLLM's defaults depend on the device that the process sees: engine and front end would disagree.
+            place = source_location(config.profile, ("engine", "flags"))
+            raise ConfigError(f"{place}: engine.flags.{limit} is not set; give it a number")
+    defaults: dict[str, FlagValue] = {
+        "default-chat-template-kwargs": {"reasoning_effort": config.model.default_reasoning_effort},
+        # Anthropic's `thinking: disabled` would otherwise reach the template as "Reasoning: none", which Step was not
+        # trained on.
+        "anthropic-disabled-thinking-effort": "low",
+    }
+    parser = serve_parser()
+    argv = ["--model", config.model.source, "--served-model-name", config.model.served_name]
+    argv += ["--distributed-executor-backend", executor]
+    if config.model.revision is not None:
+        argv += ["--revision", config.model.revision, "--tokenizer-revision", config.model.revision]
+    try:
+        argv += argv_of({**defaults, **config.engine.flags}, parser)
+        parse(argv, parser)
+    except BadFlag as error:
+        place = source_location(config.profile, ("engine", "flags", error.name or ""))
+        raise ConfigError(f"{place}: engine.flags: {error}") from error
+    return argv

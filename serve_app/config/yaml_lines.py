@@ -17,7 +17,7 @@ class BadYaml(ValueError):
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """A mapping as it stood in `origin` (a file, or a word for something that is none)."""
+    """A mapping as it is in `origin` (a file, or a name for another source)."""
 
     origin: str
     values: Mapping[str, object]
@@ -32,7 +32,7 @@ class YamlDocument:
         return self.origin
 
     def has(self, path: KeyPath) -> bool:
-        """Whether the document itself says anything at this path."""
+        """Whether the document has this path."""
         value: object = self.values
         for part in path:
             if not isinstance(value, Mapping) or part not in value:
@@ -77,8 +77,8 @@ def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], origin: str
     for key, value in node.value:
         here = (*path, str(key.value))
         line = key.start_mark.line + 1
-        # PyYAML lets the later of two equal keys win in silence: the earlier one would seem to be ignored.
+        # PyYAML silently takes the later of two equal keys: the earlier one would seem to be ignored.
         if here in lines:
-            raise BadYaml(f"{origin}:{line}: `{key.value}` stands here a second time (first on line {lines[here]})")
+            raise BadYaml(f"{origin}:{line}: `{key.value}` is here a second time (first on line {lines[here]})")
         lines[here] = line
         _walk(value, here, lines, origin)

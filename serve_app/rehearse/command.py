@@ -1,8 +1,8 @@
 """`python -m serve_app rehearse`: from the flags to the exit status.
 
-    look at the machine -> dummy model -> start -> requests -> load -> kill -> stop -> verdict, JSON and page
+    read the machine -> dummy model -> start -> requests -> load -> kill -> stop -> verdict, JSON and page
 
-Whatever ends it (Ctrl-C, a start that fails), the service is taken down and what was measured is reported.
+Whatever ends it (Ctrl-C, a start that fails), the service is stopped and the measurements so far are reported.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """A checkpoint of Step-3.7-Flash's shape without weights, for vLLM's `load-format: dummy`.
 
 The weights' file is sparse: a safetensors header with every tensor's name and shape, and a hole of their size. The
-checks before a start and `plan` read names and sizes; vLLM's dummy loader reads nothing of it. It takes no disk. Never
-load it: the weights would be zeros.
+checks before a start and `plan` read names and sizes; vLLM's dummy loader reads none of it. It takes no disk space.
+Never load it: the weights would be zeros.
 
-A rank's share has an eighth (or whatever part) of all that is split over GPUs, and whole what each of them holds whole.
-Each token visits as many experts as in the full model: decoding reads nearly all of them in either case.
+A rank's share has an eighth (or another part) of all tensors that are split over GPUs, and complete those that each GPU
+holds completely. Each token uses as many experts as in the full model: decoding reads nearly all of them in either
+case.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 SMALL_SUFFIXES = frozenset({".json", ".jinja", ".py", ".model", ".txt"})
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FIRST_SPARE_CHARACTER = 0x10000
-"""Tokens that the demo's tokenizer lacks are single characters from here on, so that whatever is sampled is text."""
+"""Tokens that the demo's tokenizer lacks become single characters from here on, so that any sampled token is text."""
 
 LAYERS, MTP_LAYERS, DENSE_LAYERS = 45, 3, 3
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
@@ -38,11 +39,12 @@ VLLMS_NAMES = {
     ".shared_head.output": ".shared_head.head",
     ".attn.in_proj": ".attn.qkv_proj",
 }
-"""Modules that vLLM names otherwise than the checkpoint. Which of its names it looks for is its models' choice."""
+"""Modules that have another name in vLLM than in the checkpoint. The model class decides which of its names vLLM
+uses."""
 
 
 def write(target: Path, source: Path, config: Mapping[str, Any]) -> int:
-    """Write the folder: `source`'s small files, this configuration, and weights of it that are not there.
+    """Write the folder: `source`'s small files, this configuration, and a hole for its weights.
 
     Returns the bytes that the weights would have. Raises `OSError`, also where the file system has no sparse files.
     """
@@ -95,7 +97,7 @@ def full_config(demo: Mapping[str, Any], *, ranks: int = 1, fp8: bool = False) -
         "swiglu_limits": limits,
         "swiglu_limits_shared": shared_limits,
     }
-    # The tower's layers are whole and fewer, not narrower: so its kernels are the true ones.
+    # The tower has fewer layers of full width, so that its kernels are the true ones.
     vision = {"width": 1536, "layers": max(1, 47 // ranks), "heads": 16, "mlp_ratio": 8960 / 1536}
     config = {**demo, "hidden_size": 4096, "text_config": {**demo["text_config"], **sizes}}
     config["vision_config"] = {**demo["vision_config"], **vision}

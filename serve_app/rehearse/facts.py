@@ -1,4 +1,5 @@
-"""What a rehearsal measures, and how it is read: from the lines of `serve`, from vLLM's log. No judgement here."""
+"""The measurements of a rehearsal, and how they are read from the output of `serve` and vLLM's log. No judgement
+here."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ VLLMS_LINES = {
     "compile_s": (re.compile(r"torch\.compile took ([\d.]+) s"), 1),
     "init_s": (re.compile(r"init engine \(.*?\) took ([\d.]+) s"), 1),
 }
-"""What vLLM's log tells of an engine, by our names, with the unit. A line that a version words anew is left out."""
+"""Figures in vLLM's log of an engine, by our names, with the unit. A line that a version words differently is left
+out."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the start."""
+    """A phase of the start."""
 
     name: str
     seconds: float
@@ -39,7 +41,7 @@ class Phase:
 
 @dataclass
 class GpuMemory:
-    """One GPU's, in bytes; of several GPUs the fullest. None: not known here."""
+    """Memory of one GPU in bytes; of several GPUs the fullest. None: unknown."""
 
     planned_weights: float | None = None
     planned_cache: float | None = None
@@ -61,9 +63,9 @@ class TrialRequest:
     ok: bool
     seconds: float
     said: str
-    """What came back, or what went wrong."""
+    """The answer in short, or what went wrong."""
     is_proven: bool = True
-    """Whether the answer came to an end that could be looked at: noise may run to its limit."""
+    """Whether the answer ended and could be checked: random output may run to its limit."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class LoadResult:
     tpot_mean: float
     tokens_per_step: float | None
     published_rate: float | None
-    """Of the same machine; None where there is no like."""
+    """The published rate of the same machine; None where there is none."""
     first_failure: str = ""
 
 
@@ -90,7 +92,7 @@ class KillResult:
     streams: int
     finished: int
     silence_s: float | None
-    """The longest that a stream which was hit brought nothing."""
+    """The longest pause of a stream that lost its engine."""
     whole_again_s: float | None
     """Until all engines ran again."""
     problem: str = ""
@@ -98,7 +100,7 @@ class KillResult:
 
 @dataclass
 class RehearsalFacts:
-    """Everything that was measured, as far as the rehearsal came."""
+    """All measurements, as far as the rehearsal came."""
 
     profile: str
     is_demo: bool
@@ -122,9 +124,9 @@ class RehearsalFacts:
 
 
 def phases(lines: Sequence[tuple[float, str]]) -> list[Phase]:
-    """How long each phase of the start took. `lines` are `serve`'s, with the seconds since it was called.
+    """The duration of each phase of the start. `lines` are the output of `serve`, with the seconds since its call.
 
-    What is said again, with more seconds, is the same phase. With several engines the slowest one's words are the last.
+    A repeated line with more seconds is the same phase. With several engines the slowest one's lines are the last.
     """
     marks = [(0.0, "checks")]
     for at_s, line in lines:

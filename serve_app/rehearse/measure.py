@@ -1,4 +1,4 @@
-"""What is asked of the running service: three requests, a load, a killed engine core; and what memory it takes."""
+"""The measurements of the running service: three requests, a load, a killed engine core; and its memory."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ FREEING_TRIES = 10
 """A second apart."""
 
 PUBLISHED_LOAD = ("--preset", "published-8k-2k", "--num-prompts", "256")
-"""Fewer prompts than published: a minute does not reach them, and making them takes a minute."""
+"""Fewer prompts than published: a minute does not use more, and making them takes a minute."""
 CPU_LOAD = (
     *("--input-len", "256", "--output-len", "128", "--num-prompts", "2000"),
     *("--max-concurrency", "16", "--ignore-eos"),
 )
-"""The published load is for GPUs: a CPU would read its first prompts for an hour."""
+"""A small load: a CPU would process the first published prompts for an hour."""
 STREAMS = 4
 STREAM_TOKENS = 600
-"""Long enough to be open while an engine is killed and streams begin to move on another."""
+"""Long enough that streams are open while an engine is killed, and migrate."""
 
 
 def three_requests(plan: RehearsalPlan) -> list[TrialRequest]:
-    """A text, an image and a forced tool call. Sizes and form are looked at, for the words are noise."""
+    """A text, an image and a forced tool call. Only sizes and form are checked, because the words are random."""
     with httpx.Client(base_url=f"http://{HOST}:{plan.port}", timeout=REQUEST_S) as client:
         asked = _Asked(client, plan.config.model.served_name)
         return [asked.about("text", asked.text), asked.about("image", asked.image), asked.about("tool", asked.tool)]
 
 
 class _Wrong(Exception):
-    """The answer is not what was asked for."""
+    """The answer is not what was requested."""
 
 
 class _Unproven(Exception):
-    """Noise did not come to its end: nothing wrong was seen, and nothing right."""
+    """Random output did not end: neither right nor wrong could be seen."""
 
 
 class _Asked:
@@ -125,7 +125,8 @@ class _Asked:
 
 
 def load(plan: RehearsalPlan, dashboard: str, load_s: float, out: Path, say: Say) -> LoadResult | str:
-    """The published load for so long, by the load test, which writes its own page. A string says why there is none."""
+    """The published load for so long, by the load test, which writes its own page. A string is the reason why there is
+    no result."""
     result = out / "load.json"
     result.unlink(missing_ok=True)
     shape = CPU_LOAD if plan.is_demo else PUBLISHED_LOAD
@@ -156,7 +157,7 @@ def load(plan: RehearsalPlan, dashboard: str, load_s: float, out: Path, say: Say
 
 
 def kill(plan: RehearsalPlan, dashboard: str, out: Path, say: Say) -> KillResult:
-    """Kill an engine core under open streams, by `chaos`, and see how long they wait."""
+    """Kill an engine core under open streams, with `chaos`, and measure how long they pause."""
     result = out / "kill.json"
     result.unlink(missing_ok=True)
     limit_s = plan.config.engine.start_timeout_s + 300
@@ -189,7 +190,7 @@ OF_ANSWERS = re.compile(r"DIFFERS|answered differently|^\s*(PASSED|FAILED)$")
 
 
 def plan_memory(config: AppConfig) -> GpuMemory:
-    """What `plan` says of this configuration on these GPUs, and what they hold before the start."""
+    """The plan of this configuration on these GPUs, and their memory before the start."""
     found = GpuMemory()
     shape, layout = shape_of(config), layout_of(config, [hardware.this_machine()])
     if shape is not None and layout is not None:
@@ -210,7 +211,7 @@ def gpu_memory() -> tuple[int | None, int | None]:
 
 
 def memory_after(before: int | None) -> int | None:
-    """What the fullest GPU still holds, once the driver has taken back what ended processes had."""
+    """Used memory of the fullest GPU, after the driver has taken back the memory of ended processes."""
     for _ in range(FREEING_TRIES):
         _, used = gpu_memory()
         if used is None or before is None or used <= before:
@@ -220,7 +221,7 @@ def memory_after(before: int | None) -> int | None:
 
 
 def read_log(found: RehearsalFacts, log: Path) -> None:
-    """What vLLM said of itself, in the service's whole log."""
+    """Read vLLM's figures from the service's log."""
     if log.is_file():
         with log.open(encoding="utf-8", errors="replace") as lines:
             found.memory.vllm = facts.vllm_says(lines)

@@ -1,4 +1,4 @@
-"""The page of a rehearsal: one file that needs nothing else, in the load test's clothes (`loadtest/report/html.py`)."""
+"""The page of a rehearsal: one self-contained file, in the load test's style (`loadtest/report/html.py`)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _verdict(findings: Sequence[Finding]) -> Table:
 
 
 def _start(phases: Sequence[Phase]) -> str:
-    """The phases side by side, as wide as they were long."""
+    """The phases side by side, with widths by duration."""
     total_s = sum(phase.seconds for phase in phases) or 1.0
     bars, names = [], []
     for position, phase in enumerate(phases):

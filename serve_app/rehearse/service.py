@@ -1,4 +1,4 @@
-"""The service, as `python -m serve_app serve` starts it: its lines as they come, and nothing of it left afterwards."""
+"""The service, as `python -m serve_app serve` starts it: its output as it comes, and nothing left of it afterwards."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from serve_app.rehearse.facts import ANSWERS, DASHBOARD, STAMPED
 
 POLL_S = 0.2
 STOP_S = 120.0
-"""`serve` gives Serve five seconds and what is left ten: longer than this and something hangs."""
+"""`serve` gives Serve five seconds and the other processes ten: if it takes longer, something hangs."""
 
 Say = Callable[[str], None]
 
 
 def serve_command(deploy: Path) -> list[str]:
-    """What a user types to start it."""
+    """The command that a user types to start it."""
     return [sys.executable, "-m", "serve_app", "serve", "--file", str(deploy)]
 
 
 class NotStarted(Exception):
-    """The service ended, or did not answer in time. The message is its own last words."""
+    """The service ended, or did not answer in time. The message is its last output."""
 
 
 class Service:
-    """Use as a context manager: leaving it ends the service, and whatever of it would outlive it."""
+    """Use as a context manager: leaving it ends the service and all its processes."""
 
     def __init__(self, command: Sequence[str], log: Path, say: Say) -> None:
         self.lines: list[tuple[float, str]] = []
-        """What it said, with the seconds since it was called."""
+        """Its output, with the seconds since its call."""
         self.dashboard = ""
         self.stop_s: float | None = None
         self.left_over: list[str] = []
@@ -118,9 +118,9 @@ class Service:
 
 
 def run_tool(arguments: Sequence[str], limit_s: float, say: Say) -> tuple[int, str]:
-    """Run one of this project's commands, passing its lines on. Returns its exit status and what it said last.
+    """Run one of this project's commands, passing its output on. Returns its exit status and its last output.
 
-    It is ended where it takes longer than `limit_s`, and when this function is left by an exception.
+    It is killed after `limit_s`, and when this function is left by an exception.
     """
     token = serve_api.auth_token()
     env = {**os.environ, "PYTHONUNBUFFERED": "1", **({"RAY_AUTH_TOKEN": token} if token else {})}

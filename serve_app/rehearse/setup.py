@@ -1,7 +1,7 @@
 """What is rehearsed on this machine, and the deploy.yaml for it; or in one line why nothing can be, and what to do.
 
 a GPU for each of the layout's -> the layout as it is; fewer, and `--share` -> one rank's share on one GPU;
-no GPU                         -> the demo: every phase is gone through, and nothing is said of GPUs
+no GPU                         -> the demo: every phase is run, and nothing is shown about GPUs
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from serve_app.config.yaml_lines import YamlDocument
 from serve_app.rehearse import dummy_model
 
 ACCEPTED = 2.8
-"""Tokens of a step: what the published figures come to (`loadtest/metrics/reference_results.py`)."""
+"""Accepted tokens per step: the published figures correspond to it (`loadtest/metrics/reference_results.py`)."""
 NEEDED_BYTES = 1_000_000_000
 """Logs, reports and the dummy model's small files."""
 HOST = "127.0.0.1"
@@ -54,15 +54,15 @@ class RehearsalPlan:
     profile: str
     """The layout that was asked for."""
     config: AppConfig
-    """As it is started: dummy weights, and a share's sizes."""
+    """The configuration as started: dummy weights, and a share's sizes."""
     ranks: int
-    """How many shares the full model makes; 1 where the whole of it runs."""
+    """How many shares the full model has; 1 where all of it runs."""
     is_demo: bool
     model: Path
     deploy: Path
     port: int
     source: Path
-    """Whose tokenizer, processor and configuration these are."""
+    """The folder of tokenizer, processor and configuration."""
     warnings: tuple[str, ...]
 
 
@@ -107,7 +107,7 @@ def plan(deploy: Deployment, given: argparse.Namespace) -> RehearsalPlan:
 
 
 def choose(wanted: AppConfig, node: NodeGpus, *, share: bool) -> tuple[bool, int]:
-    """Whether it is the demo, and into how many shares the model is cut. Raises `Refused`."""
+    """Whether it is the demo, and into how many shares the model is split. Raises `Refused`."""
     replicas = wanted.replicas
     if wanted.engine.kind != "vllm":
         raise Refused("engine.kind is fake: there is nothing to rehearse; name a profile with --profile")
@@ -128,7 +128,7 @@ def choose(wanted: AppConfig, node: NodeGpus, *, share: bool) -> tuple[bool, int
 
 
 def overrides(wanted: AppConfig, model: Path, node: NodeGpus, *, is_demo: bool, ranks: int) -> dict[str, object]:
-    """What a rehearsal lays over the configuration. Everything else is as it will be."""
+    """The rehearsal's changes of the configuration. Everything else stays."""
     flags: dict[str, object] = {"load-format": "dummy"}
     found: dict[str, object] = {"model": {"source": str(model), "revision": None}, "engine": {"flags": flags}}
     # Nobody but this machine can reach it, and the requests have no key.
@@ -151,7 +151,7 @@ def overrides(wanted: AppConfig, model: Path, node: NodeGpus, *, is_demo: bool, 
 
 
 def _checkpoint(wanted: AppConfig, *, is_demo: bool, ranks: int) -> tuple[Path, dict[str, Any]]:
-    """Whose small files are taken, and the configuration to write. The model's own where they are here."""
+    """The folder of small files to copy, and the configuration to write: the model's own where they are here."""
     demo = dummy_model.read_config(dummy_model.DEMO)
     if is_demo:
         return dummy_model.DEMO, demo

@@ -1,7 +1,7 @@
-"""From what was measured to what it means: findings, each with what to change. Pure: facts in, findings out.
+"""From measurements to findings, each with what to change. Pure.
 
 MISS: the service would not work here, or not as planned. NOTE: it works; know this. A part that was not reached is a
-miss, unless the user ended the rehearsal.
+MISS, unless the user ended the rehearsal.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from enum import Enum
 from serve_app.rehearse.facts import GB, GpuMemory, KillResult, LoadResult, RehearsalFacts
 
 GUESSED_BYTES = 2 * GB
-"""How far `plan` may be off: activations, CUDA graphs and the runtime are guessed (`config/memory.py`)."""
+"""How far `plan` may be off: activations, CUDA graphs and the runtime are estimated (`config/memory.py`)."""
 LONG_START_S = 900.0
-"""Without weights to read, a start is compiling, graphs and warm-up: minutes."""
+"""Without weights to read, a start is compilation, graphs and warm-up: minutes."""
 FULL_RATIO = 0.97
 """A GPU fuller than this under load has no room for the next allocation of NCCL or a kernel's workspace."""
 FREED_BYTES = GB
-"""What may be missing of a GPU's memory after a stop: the driver's own share differs a little."""
+"""Memory of a GPU that may stay used after a stop: the driver's own share varies a little."""
 FAIR_RATIO = 0.8
 """Of the published rate: a run of a minute has much of its ramp and its tail in it."""
 ACCEPTED_OFF = 0.2
 LONG_SILENCE_S = 30.0
-"""Clients and load balancers wait longer (we send keep-alives), but people do not like to."""
+"""Clients and load balancers wait longer (we send keep-alives), but users do not like to."""
 
 
 class Level(Enum):
@@ -37,13 +37,13 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One checked point."""
 
     level: Level
     what: str
     measured: str
     change: str = ""
-    """What to do; empty where nothing need be done."""
+    """What to do; empty if nothing."""
 
 
 def ok(what: str, measured: str) -> Finding:
@@ -62,7 +62,7 @@ def miss(what: str, measured: str, change: str) -> Finding:
 
 
 def judge(facts: RehearsalFacts, accepted: float) -> list[Finding]:
-    """Everything there is to say, in the order of the rehearsal. `accepted` tokens of a step were asked for."""
+    """All findings, in the order of the rehearsal. `accepted`: tokens per step that were requested."""
     found = [*_start(facts)]
     if facts.answered:
         found += [*_memory(facts.memory), *_requests(facts), *_load(facts, accepted), *_kill(facts)]
@@ -73,7 +73,7 @@ def judge(facts: RehearsalFacts, accepted: float) -> list[Finding]:
 
 
 def summary(facts: RehearsalFacts, findings: list[Finding]) -> tuple[bool, str]:
-    """Whether the box is ready, and the verdict in a sentence."""
+    """Whether the machine is ready, and the verdict in a sentence."""
     misses = [one.what for one in findings if one.level is Level.MISS]
     if misses:
         return False, f"NOT READY: {', '.join(misses)}"

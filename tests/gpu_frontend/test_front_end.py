@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.config import profile, vllm_device, vllm_flags
-from serve_app.config.profile import ROOT
-from serve_app.config.schema import engine_argv, load_config
+from serve_app.config.profile import ROOT, load_config
+from serve_app.config.vllm_flags import engine_argv
 from serve_app.vllm_patches.cpu import TARGETS, close_gaps
 
 TINY = ROOT / "models" / "step-tiny"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.config.schema import load_config
+from serve_app.config.profile import load_config
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import fake_engine_config

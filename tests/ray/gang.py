@@ -11,7 +11,7 @@ from ray import serve
 from ray.util import placement_group_table
 
 from serve_app.app import _engine_deployment
-from serve_app.config.schema import load_config
+from serve_app.config.profile import load_config
 
 
 def main() -> None:

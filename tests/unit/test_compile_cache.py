@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from serve_app.app import _ingress_deployment, keep_compiled_kernels
-from serve_app.config.schema import load_config
+from serve_app.config.profile import load_config
 from serve_app.engine import compile_cache
 from serve_app.protocol.errors import EngineDead
 

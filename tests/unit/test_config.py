@@ -13,9 +13,9 @@ from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.cli.plan import SESSION_TOKENS
 from serve_app.config import memory, profile
 from serve_app.config.hardware import NodeGpus
-from serve_app.config.profile import ROOT, resolve
-from serve_app.config.schema import AppConfig, ConfigError, engine_argv, load_config
-from serve_app.config.vllm_flags import OWNED, BadFlag, argv_of, parse, serve_parser
+from serve_app.config.profile import ROOT, load_config, resolve
+from serve_app.config.schema import AppConfig, ConfigError
+from serve_app.config.vllm_flags import OWNED, BadFlag, argv_of, engine_argv, parse, serve_parser
 from serve_app.config.yaml_lines import BadYaml, YamlDocument
 from serve_app.config.yaml_lines import parse as parse_yaml
 
@@ -86,7 +86,7 @@ def test_a_star_in_the_middle_of_an_alias_is_refused(alias: str) -> None:
 
 
 def test_the_same_key_twice_is_refused_with_both_lines() -> None:
-    with pytest.raises(BadYaml, match=r"x:3: `a` stands here a second time \(first on line 1\)"):
+    with pytest.raises(BadYaml, match=r"x:3: `a` is here a second time \(first on line 1\)"):
         parse_yaml("a: 1\nb: 2\na: 3\n", "x")
 
 
@@ -172,7 +172,7 @@ def test_every_switch_of_vllm_is_off_where_the_configuration_says_false() -> Non
 
 
 def test_a_switch_that_vllm_decides_and_nobody_can_turn_off_is_refused() -> None:
-    with pytest.raises(BadFlag, match="cannot be said to vLLM"):
+    with pytest.raises(BadFlag, match="cannot be passed to vLLM"):
         argv_of({"on": False}, _one_flag("on", action="store_const", const=True))
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serve_app.config.hardware import NodeGpus
-from serve_app.config.schema import ConfigError, load_config
+from serve_app.config.profile import load_config
+from serve_app.config.schema import ConfigError
 from serve_app.engine.vllm import VllmEngine
 from serve_app.engine.vllm_process import engine_info
 

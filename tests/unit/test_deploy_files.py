@@ -25,8 +25,8 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.config import deployment, profile
 from serve_app.config.hardware import PROFILE_GPUS, NodeGpus, NoProfileFits, check_fit
 from serve_app.config.placement import ACCELERATOR_SHARE, replica_options
-from serve_app.config.profile import ROOT
-from serve_app.config.schema import AppConfig, EngineConfig, load_config
+from serve_app.config.profile import ROOT, load_config
+from serve_app.config.schema import AppConfig, EngineConfig
 from tests.deploy.manifests import DEPLOY, cluster, manifest
 
 KUBERAY = ("rayservice", "raycluster")

@@ -16,7 +16,8 @@ from serve_app.cli import gpu_facts
 from serve_app.cli.check import CheckStatus
 from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import Gpu, GpuBox, MemoryHolder
-from serve_app.config.schema import AppConfig, load_config
+from serve_app.config.profile import load_config
+from serve_app.config.schema import AppConfig
 from serve_app.engine import child, vllm_process
 
 MIB = 1024**2

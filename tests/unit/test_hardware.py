@@ -10,8 +10,8 @@ from serve_app.cli.config_checks import layout_of
 from serve_app.config import memory
 from serve_app.config.hardware import PROFILE_GPUS, NodeGpus, NoProfileFits, check_fit, choose_profile, describe
 from serve_app.config.memory import GB, ReplicaLayout
-from serve_app.config.profile import profile_names
-from serve_app.config.schema import AppConfig, ConfigError, load_config
+from serve_app.config.profile import load_config, profile_names
+from serve_app.config.schema import AppConfig, ConfigError
 
 HEAD = NodeGpus("head", None, 0, cpus=8)
 

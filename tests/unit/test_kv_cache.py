@@ -14,8 +14,7 @@ from serve_app.cli.check import CheckStatus
 from serve_app.cli.config_checks import layout_checks, layout_of, shape_of
 from serve_app.config import memory
 from serve_app.config.kv_cache import CacheShape, cache_size
-from serve_app.config.profile import profile_names
-from serve_app.config.schema import load_config
+from serve_app.config.profile import load_config, profile_names
 
 GIB = 1024**3
 ON_GPUS = [name for name in profile_names() if load_config({"profile": name}, []).replicas.gpus_per_replica]

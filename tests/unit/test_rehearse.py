@@ -24,8 +24,9 @@ from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.config import deployment, memory
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.memory import GB, STEP_3P7_FLASH
-from serve_app.config.profile import ROOT, profile_names
-from serve_app.config.schema import AppConfig, engine_argv, load_config
+from serve_app.config.profile import ROOT, load_config, profile_names
+from serve_app.config.schema import AppConfig
+from serve_app.config.vllm_flags import engine_argv
 from serve_app.rehearse import dummy_model, facts, measure, page, setup, verdict
 from serve_app.rehearse.facts import GpuMemory, KillResult, LoadResult, Phase, RehearsalFacts, TrialRequest
 from serve_app.rehearse.service import NotStarted, Service, run_tool

@@ -48,7 +48,7 @@ def test_a_first_attempt_is_left_alone() -> None:
     assert emitted_of(sampling) == ()
 
 
-@pytest.encode_resume.parametrize("emitted", [0, 2])
+@pytest.mark.parametrize("emitted", [0, 2])
 def test_marks_of_a_client_are_removed_and_its_other_arguments_kept(emitted: int) -> None:
     sampling = params(extra_args={MARK: {"emitted": 9, "min_tokens": 0}, EMITTED: [6, 6, 6], "theirs": 1})
     encode_resume(sampling, emitted=emitted, min_tokens=0)
