@@ -91,10 +91,8 @@ JUSTIFIED_FUNCTIONS = {
 
 JUSTIFIED_FILES = {
     "serve_app/vllm_patches/vllm_api_check.py": "one walk over the syntax of our modules",
-    "serve_app/engine/fake.py": "one class: the steps of an engine and their faults",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
-    "serve_app/router/replica_pool.py": "two classes: a connection, and the pool that opens, watches and drops it",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",
     "serve_app/ingress/middleware.py": "one request's cycle, in its order",
 }

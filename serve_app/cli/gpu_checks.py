@@ -23,7 +23,7 @@ SHARED_BYTES_PER_GPU = 512 * 1024**2
 """Shared memory per GPU: vLLM gives each worker a queue of ten messages of 16 MiB in /dev/shm; NCCL and Ray's objects
 need space there, too."""
 
-FLEETING = frozenset({"tmpfs", "ramfs", "overlay", "overlayfs", "aufs"})
+TEMPORARY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "overlay", "overlayfs", "aufs"})
 """File systems whose data is lost with the machine or the container."""
 
 CUDA_TOOLKIT = "`apt-get install cuda-toolkit-13-0` from NVIDIA's repository"
@@ -189,6 +189,6 @@ def _shared_memory(box: GpuBox) -> Iterator[Check]:
 
 
 def _kernel_cache(box: GpuBox) -> Iterator[Check]:
-    if box.kernel_cache_file_system in FLEETING:
+    if box.kernel_cache_file_system in TEMPORARY_FILE_SYSTEMS:
         message = f"{box.kernel_cache} is on {box.kernel_cache_file_system}: compiled kernels are lost with it"
         yield Check(CheckStatus.WARN, "kernels", message, "mount a volume there: the next start then compiles nothing")

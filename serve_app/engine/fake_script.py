@@ -225,7 +225,7 @@ class Fault:
     """Something that happens to the engine when a request is about to give its token number `at_token` (from 0).
 
     It happens for the requests named in `request_ids`, and for every `every`-th request that starts (0: for none).
-    Unless `on_resume`, it spares a request that already died elsewhere: one fault then costs one engine, not the fleet.
+    Unless `on_resume`, it spares a request that already died elsewhere: one fault then ends one engine, not all.
     `factor` is how many times longer steps take from then on while the request runs (`SLOW`).
     """
 

@@ -213,7 +213,7 @@ class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not re
     async def load_from_url_async(self, url: str, media_io: Any, **options: Any) -> Any:
         """See vLLM's. Raises `ValueError` for an image that is too large, before it is decoded."""
         if isinstance(media_io, ImageMediaIO):
-            # Its own methods come by this name to what they decode.
+            # Its own methods decode through this attribute.
             media_io.load_bytes = functools.partial(_load, media_io.load_bytes, CURRENT.get(), _decoding())
         return await super().load_from_url_async(url, media_io, **options)
 

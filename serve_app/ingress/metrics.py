@@ -49,7 +49,8 @@ class IngressMetrics:
         self._migrations = metrics.Counter("step_migrations", description="Attempts that took over from a lost one.")
         self._total_s = self._histogram("step_request_duration_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
-            "step_time_to_first_token_seconds", "From submission to the fleet to the first token back at the ingress."
+            "step_time_to_first_token_seconds",
+            "From submission to the dispatcher to the first token back at the ingress.",
         )
         self._retry_after_s = metrics.Histogram(
             "step_retry_after_seconds",

@@ -110,7 +110,7 @@ def _start(facts: RehearsalFacts) -> Iterator[Finding]:
 def _start_advice(error: str) -> str:
     text = error.lower()
     if "fail " in text:
-        return "the lines marked FAIL say what mends them"
+        return "the lines marked FAIL say how to fix them"
     if "out of memory" in text or "no available memory" in text or "free memory on device" in text:
         return "less engine.flags.max-num-batched-tokens or gpu-memory-utilization; see who holds memory (`nvidia-smi`)"
     if "nccl" in text:

@@ -1,17 +1,32 @@
-"""How an attempt ends, and what the dispatcher expects of its transport and of the sink for its results.
+"""Attempts: how they end, the connection that they run on, and the dispatcher's interfaces (transport, sink, limits).
 
 Nothing here knows Ray (see `router/serve_transport.py`) or vLLM (see `ingress/engine_client.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from serve_app.protocol.errors import ServeError
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, ReplicaLoad, TokenDelta
+import msgspec
+
+from serve_app.protocol.errors import (
+    EngineDead,
+    EngineDeadBeside,
+    EngineDeadByRequest,
+    ReplicaDied,
+    ReplicaFull,
+    ServeError,
+    WrongReplica,
+)
+from serve_app.protocol.liveness import SilenceClock
+from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
+
+WATCH_PERIOD_S = 1.0
+"""How often connections are checked for silence, and draining replicas for attempts that must move."""
 
 
 class End(Enum):
@@ -38,6 +53,80 @@ class ReplicaFacts:
 
     replica_id: str
     load: ReplicaLoad
+
+
+class AttemptHandle(Protocol):
+    """An attempt on its connection."""
+
+    def end(self, how: End) -> None:
+        """The attempt has ended. Only the first call counts."""
+
+
+@dataclass(eq=False)
+class ReplicaConnection:
+    """The connection to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()`
+    stamp.
+
+    `deregistered`: Serve no longer routes to it, and may end its process.
+    """
+
+    replica_id: str
+    load: ReplicaLoad
+    capacity: ReplicaCapacity
+    up: bool = False
+    draining_since_s: float | None = None
+    deregistered: bool = False
+    sequence: int = -1
+    attempts: dict[str, AttemptHandle] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+    clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
+
+    @property
+    def draining(self) -> bool:
+        """Whether the replica is stopping, or cordoned."""
+        return self.draining_since_s is not None
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether a new attempt may be sent here."""
+        return self.up and not self.draining
+
+    def facts(self) -> ReplicaFacts:
+        """The replica, as routing sees it."""
+        # The last frame does not count what was sent since; this ingress does.
+        load = self.load
+        if len(self.attempts) > load.unfinished:
+            load = msgspec.structs.replace(load, unfinished=len(self.attempts))
+        return ReplicaFacts(self.replica_id, load)
+
+    def room(self, max_waiting: int) -> int:
+        """How many attempts it may hold: what it reports, else its slots plus `max_waiting`."""
+        limit = self.capacity.max_unfinished
+        return self.load.max_num_seqs + max_waiting if limit is None else limit
+
+    def note_full(self) -> None:
+        """The replica has refused an attempt: until its next frame, count it as full."""
+        if self.capacity.max_unfinished is not None:
+            unfinished = max(self.load.unfinished, self.capacity.max_unfinished)
+            self.load = msgspec.structs.replace(self.load, unfinished=unfinished)
+
+    def end_by(self, error: Exception) -> End:
+        """How an attempt here ended, from its error. A replica that ends after Serve has deregistered it did not
+        crash."""
+        if isinstance(error, ReplicaFull):
+            return End.REFUSED
+        if isinstance(error, WrongReplica) or (isinstance(error, ReplicaDied) and self.deregistered):
+            return End.MOVED
+        if isinstance(error, EngineDeadByRequest):
+            return End.NAMED
+        if isinstance(error, EngineDeadBeside):
+            return End.BESIDE
+        return End.DIED if isinstance(error, EngineDead | ReplicaDied) else End.CUT
+
+    def end_all(self, how: End, limit: int | None = None) -> None:
+        """End the attempts here, the oldest first."""
+        for attempt in list(self.attempts.values())[:limit]:
+            attempt.end(how)
 
 
 class Transport(Protocol):

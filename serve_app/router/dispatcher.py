@@ -38,9 +38,9 @@ from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInf
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
-from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaFacts, Transport
+from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaConnection, ReplicaFacts, Transport
 from serve_app.router.migration_throttle import MigrationThrottle
-from serve_app.router.replica_pool import Refusal, ReplicaConnection, ReplicaPool
+from serve_app.router.replica_pool import Refusal, ReplicaPool
 from serve_app.router.request_context import SubmittedRequest
 from serve_app.router.routing import affinity_key, choose_replica
 

@@ -61,7 +61,7 @@ class _Worker:
     """The process. Its methods block, and are called in threads.
 
     It is started by `subprocess`, which uses vfork. uvloop, on which an ingress runs, forks, and a fork of a process
-    with gRPC's threads at times never comes to its exec: the event loop then waits for it for ever.
+    with gRPC's threads may never reach its exec: the event loop then waits for it forever.
     """
 
     process: subprocess.Popen[bytes]

@@ -7,6 +7,7 @@ calls and their outputs, reasoning.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from serve_app.ingress.requests import json_body, responses_tools
@@ -43,7 +44,7 @@ CALLS = {
     "apply_patch_call": ("apply_patch", "operation"),
     "computer_call": ("computer", "action"),
 }
-"""Calls that the client ran, by type: the tool's name, and the field with its arguments. They have outputs."""
+"""Calls that the client ran, by type: tool name, and the field with the arguments."""
 
 DROPPED_ITEMS = (
     "compaction_trigger",
@@ -76,7 +77,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
 
 
 def _refuse_stored(request: dict[str, Any]) -> None:
-    """Refuse what needs stored responses: without them the answer would be to another conversation."""
+    """Refuse what needs stored responses."""
     if request.get("background"):
         raise RequestRefused(
             "`background` is not supported: responses are not stored here. Use `stream`.", param="background"
@@ -139,7 +140,7 @@ def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
 
 
 def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
-    """Items of a hosted tool as text of the assistant's; items that are stored elsewhere as a placeholder."""
+    """A hosted tool's items as the assistant's text, items stored elsewhere as a placeholder."""
     if kind in ("item_reference", "item") and set(item) <= {"type", "id"}:
         edits.note(path, f"item_reference {item.get('id', '')}")
         if str(item.get("id", "")).startswith("rs_"):
@@ -151,11 +152,9 @@ def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
             edits.note(path, f"{kind}, encrypted")
             return [{"role": "user", "content": "[The conversation before this point cannot be read by this server.]"}]
         return [{"role": "user", "content": f"The conversation so far, summarised:\n{text}"}]
-    if kind in DROPPED_ITEMS:
-        edits.note(path, kind)
-        return []
-    edits.note(path, f"{kind} as text")
-    return [_assistant_text(history_text({**item, "type": kind}))]
+    is_dropped = kind in DROPPED_ITEMS
+    edits.note(path, kind if is_dropped else f"{kind} as text")
+    return [] if is_dropped else [_assistant_text(history_text({**item, "type": kind}))]
 
 
 def _assistant_text(text: str) -> Block:
@@ -174,16 +173,14 @@ def _message(item: Block, path: str, edits: Edits, *, is_last: bool) -> list[Any
         return [item]  # vLLM's to refuse
     if content is None or isinstance(content, str):
         return [{"role": "system" if role == "developer" else role, "content": content or ""}]
-    parts: list[Any] = []
-    for number, part in enumerate(as_list(content)):
-        parts += _part(part, f"{path}.content.{number}", edits)
-    parts = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
+    each = (_part(part, f"{path}.content.{number}", edits) for number, part in enumerate(as_list(content)))
+    parts = finish_parts([*itertools.chain.from_iterable(each)], f"{path}.content", may_stand_alone=not is_last)
     # Without `type` and `status`: the form that both of OpenAI's types for a message accept.
     return [{"role": "system" if role == "developer" else role, "content": parts}]
 
 
 def _assistant(item: Block, content: object) -> list[Any]:
-    """An assistant's message with its text in one part: vLLM reads the first part only, and fails on a refusal."""
+    """With all text in one part: vLLM reads the first part only, and fails on a refusal."""
     if isinstance(content, str):
         # With an id or a status vLLM's check takes it for an item of OpenAI's, whose content is a list.
         return [item if item.keys() <= {"type", "role", "content"} else _assistant_text(content)] if content else []
@@ -220,7 +217,7 @@ def _output(item: Block, output: object, path: str, edits: Edits) -> Block:
 
 
 def _reasoning(item: Block, path: str, edits: Edits) -> list[Any]:
-    """Reasoning with its text in one part. Only its issuer can read encrypted reasoning."""
+    """With all text in one part. Only its issuer can read encrypted reasoning."""
     text = "\n".join(
         str(part.get("text"))
         for part in as_list(item.get("content")) or as_list(item.get("summary"))
@@ -261,8 +258,7 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
 
 
 def _image(part: Block, path: str, edits: Edits) -> Block:
-    url = part.get("image_url")
-    url = url.get("url") if isinstance(url, dict) else url
+    url = part["image_url"].get("url") if isinstance(part.get("image_url"), dict) else part.get("image_url")
     check_image_url(url, f"{path}.image_url")
     source = part.get("source")
     if url is None and isinstance(source, dict) and source.get("type") != "file":
