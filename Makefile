@@ -1,7 +1,7 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
 .PHONY: help venv serve preflight doctor rehearse check lint types test test-agents test-gpu-frontend test-deploy
-.PHONY: test-rehearsal install-agents bench docs lock sbom clean
+.PHONY: test-rehearsal install-agents coverage forget-coverage bench docs lock sbom clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -13,10 +13,13 @@ APART := tests/gpu_frontend tests/deploy tests/rehearsal
 OTHER_TESTS := $(filter-out $(FAST_TESTS) $(APART),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
 # pytest's status 5: nothing was selected.
 PYTEST = $(PY) -m pytest -q
+# Which lines run, here and in every process that starts from here: each must find the plugin in tests/coverage.
+MEASURED_PYTEST = PYTHONPATH=$(CURDIR) $(PY) -m coverage run -m pytest -q
 
 help:
 	@echo 'make serve      check, start, and say how to use it; Ctrl-C takes everything down'
 	@echo 'make test       everything, real vLLM and Ray included (make check: lint, types, quick tests)'
+	@echo 'make coverage   the lines that the last make test did not run, by file'
 	@echo 'make test-agents  the real coding agents against the service (installs them under build/agents)'
 	@echo 'make test-rehearsal  a whole rehearsal of the demo, and one that is interrupted: some 6 minutes on 2 cores'
 	@echo 'make test-gpu-frontend  the ingress on the GPU build of vLLM, without a GPU (downloads 336 MB, kept in build/)'
@@ -51,9 +54,17 @@ check: lint types
 	@$(PY) -m serve_app docs --check
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray and not slow'
 
-test: check install-agents
+test: PYTEST = $(MEASURED_PYTEST)
+test: forget-coverage check install-agents
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray or slow' || test $$? -eq 5
 	@$(PYTEST) $(OTHER_TESTS)
+	@$(PY) -m tests.coverage.report
+
+coverage: venv
+	@$(PY) -m tests.coverage.report --lines
+
+forget-coverage:
+	@rm -rf build/coverage
 
 install-agents: venv
 	@$(PY) -m tests.agents.install

@@ -1,0 +1,35 @@
+"""A plugin of coverage.py: saves what a child process has run every second, for many of them are killed.
+
+Ray ends its workers with SIGKILL or without Python's exit, and so do tests; coverage.py saves at a normal end only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Final
+
+from coverage import Coverage
+from coverage.plugin_support import Plugins
+
+SAVE_S: Final = 1.0
+"""The longest time whose lines are lost."""
+
+FORKS: Final = "serve_app.ingress.grammars.vllm_worker"
+"""Must have one thread. Each child that it forks saves the lines of its parent, too, when it calls `os._exit`."""
+
+
+def coverage_init(_: Plugins, __: Mapping[str, str]) -> None:
+    """Called by coverage.py in each process that it measures. The first one, pytest's, saves at its end."""
+    is_child = "COVERAGE_PROCESS_CONFIG" in os.environ
+    if is_child and FORKS not in sys.orig_argv:
+        threading.Thread(target=_save_often, name="coverage saves", daemon=True).start()
+
+
+def _save_often() -> None:
+    while not threading.Event().wait(SAVE_S):
+        measured = Coverage.current()
+        if measured is not None:
+            measured.save()
