@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from loadtest.api.event_schema import CachedTokens, Choice, MessageEvent, OpenAiChunk, Usage
+from loadtest.api.event_parser import CachedTokens, Choice, MessageEvent, OpenAiChunk, Usage
 from loadtest.api.fast_path import FastPath
 from loadtest.api.record import Record
 from loadtest.errors import RequestOutcome, outcome_of_status

@@ -23,7 +23,7 @@ from loadtest.commands.mock import mock
 from loadtest.commands.run import RunSpec, run
 from loadtest.commands.search import SearchSpec, search
 from loadtest.commands.selftest import selftest
-from loadtest.data.choose import DATASETS
+from loadtest.data.datasets import DATASETS
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.load.plan import DEFAULT_CONCURRENCY
 from loadtest.load.run import InterruptedEarly

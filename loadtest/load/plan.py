@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from loadtest.api.requests import Api, BodyRules
-from loadtest.data.choose import FORCED, sample
+from loadtest.data.datasets import FORCED, sample
 from loadtest.data.from_file import trace
 from loadtest.data.prompt import DatasetSpec, Prompt
 from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from loadtest.api.requests import Api, BodyRules, encode_body
-from loadtest.data.choose import sample
+from loadtest.data.datasets import sample
 from loadtest.data.from_file import trace
 from loadtest.data.images import draw, png
 from loadtest.data.prompt import DatasetSpec
