@@ -1,1 +1,1 @@
-"""The three APIs: request bodies, and what the answers to them say."""
+"""The three APIs: request bodies, response parsing, and the record of a request."""

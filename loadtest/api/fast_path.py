@@ -1,9 +1,9 @@
-"""A short cut through a stream's many alike events, exact by construction.
+"""Fast path: extracts the text of similar events without decoding their JSON.
 
-The chunks of one answer differ only in their text. Once one has been decoded in full, its bytes before and after the
-text are known. A read that is those bytes around a string without quote and backslash can say nothing else, so it need
-not be decoded again. Whatever differs in one byte takes the long way: a finish reason, usage, an error, another
-channel, a read that holds half an event or two.
+The chunks of one answer differ only in their text. Once one has been decoded, its bytes before and after the text are
+known. An event with the same bytes around a string without quote and backslash must decode to the same fields, so only
+the string is taken. An event that differs in any other byte is decoded in full: a finish reason, usage, an error,
+another channel, or a read that is not exactly one event.
 """
 
 from __future__ import annotations
@@ -13,32 +13,31 @@ from itertools import takewhile
 
 
 class FastPath:
-    """What one event of a channel looks like around its text."""
+    """The bytes around the text in the events of one channel (content, reasoning or completion text)."""
 
     __slots__ = ("_before", "_chunked", "_data_before", "_data_tail", "_frame_shapes", "_tail", "visible")
 
     def __init__(self, data: bytes, key: bytes, text: str, *, visible: bool, chunked: bool) -> None:
-        """Learn from an event's data, given the field that held its text; see `known`."""
+        """Take the bytes from a decoded event's data, given its text and the `key` before that. See `usable`."""
         encoded = text.encode()
         at = data.find(key)
         end = at + len(key) + len(encoded)
-        sure = (
-            at >= 0 and data[at + len(key) : end + 1] == encoded + b'"' and b"\\" not in encoded and b'"' not in encoded
-        )
+        unescaped = b"\\" not in encoded and b'"' not in encoded
+        found = at >= 0 and data[at + len(key) : end + 1] == encoded + b'"' and unescaped
         self.visible = visible
         self._chunked = chunked
         self._data_before, self._data_tail = data[: at + len(key)], data[end:]
-        self._before = b"data: " + self._data_before if sure else b""
+        self._before = b"data: " + self._data_before if found else b""
         self._tail = self._data_tail + (b"\n\n\r\n" if chunked else b"\n\n")
         self._frame_shapes: dict[int, tuple[bytes, int, int]] = {}
 
     @property
     def usable(self) -> bool:
-        """Whether the event was plain enough to learn from."""
+        """Whether the text stood in the data as it is, without escapes."""
         return bool(self._before)
 
     def text_of(self, data: bytes) -> bytes | None:
-        """The text of an event of this lane, None for any other; for events that share a read."""
+        """The text of an event of this channel, None for any other event; for reads with several events."""
         before, tail = self._data_before, self._data_tail
         if len(data) < len(before) + len(tail) or not (data.startswith(before) and data.endswith(tail)):
             return None
@@ -46,12 +45,12 @@ class FastPath:
         return None if b'"' in text or b"\\" in text else text
 
     def texts_of(self, reads: Sequence[bytes]) -> list[bytes]:
-        """The texts of the leading reads that are one whole event of this lane each."""
+        """The texts of the leading reads that are exactly one event of this channel each."""
         texts: list[bytes] = []
         frame_shapes, tail = self._frame_shapes, self._tail
         for read in reads:
-            lead, start, end = frame_shapes.get(len(read)) or self._frame_shape(len(read))
-            if start > end or not (read.startswith(lead) and read.endswith(tail)):
+            prefix, start, end = frame_shapes.get(len(read)) or self._frame_shape(len(read))
+            if start > end or not (read.startswith(prefix) and read.endswith(tail)):
                 break
             texts.append(read[start:end])
         joined = b"".join(texts)
@@ -61,11 +60,11 @@ class FastPath:
         return texts
 
     def _frame_shape(self, size: int) -> tuple[bytes, int, int]:
-        """All that stands before the text in a read of `size` bytes, and where the text starts and ends."""
-        lead = self._before
-        if self._chunked:  # HTTP's chunk size follows from the read's
-            # The longer the header, the shorter the payload that it counts. Where no plain number fits, a zero leads.
+        """For a read of `size` bytes: all bytes before the text, and where the text starts and ends."""
+        prefix = self._before
+        if self._chunked:  # the size in the chunk header follows from the size of the read
+            # A longer header leaves a shorter payload. Where no number of digits fits exactly, a 0 leads.
             digits = next(n for n in range(1, 17) if size - n - 4 < 16**n)
-            lead = b"%0*x\r\n" % (digits, max(0, size - digits - 4)) + self._before
-        self._frame_shapes[size] = lead, len(lead), size - len(self._tail)
+            prefix = b"%0*x\r\n" % (digits, max(0, size - digits - 4)) + self._before
+        self._frame_shapes[size] = prefix, len(prefix), size - len(self._tail)
         return self._frame_shapes[size]

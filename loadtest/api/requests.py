@@ -1,4 +1,4 @@
-"""Request bodies for the three APIs. Field by field the chat and completions bodies are those of vLLM's benchmark.
+"""Request bodies for the three APIs. Those of chat and completions have the same fields as vLLM's benchmark sends.
 
 Bodies are encoded before a request's clock starts: encoding 32 prompts of 32 KB in one burst would add 10 ms to TTFT.
 """
@@ -11,12 +11,12 @@ from enum import Enum
 
 import msgspec
 
-from loadtest.api.responses import Reader, read_messages, read_openai
+from loadtest.api.event_parser import EventParser, parse_messages, parse_openai
 from loadtest.data.prompt import Json, Prompt
 
 
 class Api(Enum):
-    """Which protocol to speak; the value is what `--api` takes."""
+    """The protocol of a run; the values are those of `--api`."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
@@ -30,38 +30,38 @@ PATHS = {
 }
 BACKENDS = {Api.CHAT: "openai-chat", Api.COMPLETIONS: "openai", Api.MESSAGES: "anthropic-messages"}
 """vLLM's names in result files."""
-READERS: dict[Api, Reader] = {
-    Api.CHAT: read_openai,
-    Api.COMPLETIONS: read_openai,
-    Api.MESSAGES: read_messages,
+PARSERS: dict[Api, EventParser] = {
+    Api.CHAT: parse_openai,
+    Api.COMPLETIONS: parse_openai,
+    Api.MESSAGES: parse_messages,
 }
 
 
 @dataclass(frozen=True)
-class BodyRules:
-    """What is the same in every body of a run."""
+class BodySpec:
+    """The fields that all request bodies of a run share."""
 
     api: Api
     model: str
     ignore_eos: bool = False
     extra: Mapping[str, Json] = field(default_factory=dict)
-    """`--extra-body` and sampling parameters; a prompt's own extra fields win."""
+    """`--extra-body` and sampling parameters. They override the defaults; a prompt's own extra fields override them."""
 
 
-def encode_body(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, Json]] = ()) -> bytes:
+def encode_body(spec: BodySpec, prompt: Prompt, history: Sequence[Mapping[str, Json]] = ()) -> bytes:
     """The JSON body of one request; `history` is the conversation before it."""
-    body = _BUILDERS[rules.api](rules, prompt, history)
-    if rules.ignore_eos:
+    body = _BUILDERS[spec.api](spec, prompt, history)
+    if spec.ignore_eos:
         body["ignore_eos"] = True
-    body.update(rules.extra)
+    body.update(spec.extra)
     body.update(prompt.extra)
-    if rules.api is Api.MESSAGES:
+    if spec.api is Api.MESSAGES:
         _anthropic_tools(body)
     return msgspec.json.encode(body)
 
 
 def _anthropic_tools(body: dict[str, Json]) -> None:
-    """OpenAI's tools in Anthropic's words."""
+    """Convert tools and tool choice from OpenAI's format; tools that are in Anthropic's already are left alone."""
     tools = body.get("tools")
     if isinstance(tools, list) and all(isinstance(tool, dict) and "function" in tool for tool in tools):
         body["tools"] = [
@@ -73,7 +73,7 @@ def _anthropic_tools(body: dict[str, Json]) -> None:
 
 
 def new_messages(prompt: Prompt) -> list[Mapping[str, Json]]:
-    """The prompt as chat messages, in the shape of vLLM's benchmark: content parts, images after the text."""
+    """The prompt as chat messages in the format of vLLM's benchmark: content parts, images after the text."""
     if prompt.messages:
         return list(prompt.messages)
     parts: list[Json] = [{"type": "text", "text": prompt.text}]
@@ -81,9 +81,9 @@ def new_messages(prompt: Prompt) -> list[Mapping[str, Json]]:
     return [{"role": "user", "content": parts}]
 
 
-def _chat(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _chat(spec: BodySpec, prompt: Prompt, history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     return {
-        "model": rules.model,
+        "model": spec.model,
         "messages": [*history, *new_messages(prompt)],
         "max_completion_tokens": prompt.output_tokens,
         "stream": True,
@@ -91,9 +91,9 @@ def _chat(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, Json]
     }
 
 
-def _completions(rules: BodyRules, prompt: Prompt, _history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _completions(spec: BodySpec, prompt: Prompt, _history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     return {
-        "model": rules.model,
+        "model": spec.model,
         "prompt": list(prompt.token_ids) or prompt.text,
         "repetition_penalty": 1.0,
         "max_tokens": prompt.output_tokens,
@@ -103,7 +103,7 @@ def _completions(rules: BodyRules, prompt: Prompt, _history: Sequence[Mapping[st
     }
 
 
-def _messages(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
+def _messages(spec: BodySpec, prompt: Prompt, history: Sequence[Mapping[str, Json]]) -> dict[str, Json]:
     messages: list[Json] = [*history]
     if prompt.messages:
         messages += prompt.messages
@@ -111,15 +111,15 @@ def _messages(rules: BodyRules, prompt: Prompt, history: Sequence[Mapping[str, J
         parts: list[Json] = [{"type": "text", "text": prompt.text}]
         parts += [_anthropic_image(url) for url in prompt.images]
         messages.append({"role": "user", "content": parts})
-    return {"model": rules.model, "messages": messages, "max_tokens": prompt.output_tokens, "stream": True}
+    return {"model": spec.model, "messages": messages, "max_tokens": prompt.output_tokens, "stream": True}
 
 
 def _anthropic_image(data_url: str) -> dict[str, Json]:
-    media, _, data = data_url.removeprefix("data:").partition(";base64,")
-    return {"type": "image", "source": {"type": "base64", "media_type": media, "data": data}}
+    media_type, _, data = data_url.removeprefix("data:").partition(";base64,")
+    return {"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}
 
 
-_BUILDERS: dict[Api, Callable[[BodyRules, Prompt, Sequence[Mapping[str, Json]]], dict[str, Json]]] = {
+_BUILDERS: dict[Api, Callable[[BodySpec, Prompt, Sequence[Mapping[str, Json]]], dict[str, Json]]] = {
     Api.CHAT: _chat,
     Api.COMPLETIONS: _completions,
     Api.MESSAGES: _messages,

@@ -18,7 +18,7 @@ from loadtest.fleet.poller import FleetPoller, FleetSpec, PollTargets
 from loadtest.fleet.view import FleetView, Mark
 from loadtest.http.pool import Pool
 from loadtest.http.probe import get
-from loadtest.load.plan import Plan, TargetSpec, make_plan, reach, warmup_job
+from loadtest.load.plan import LoadPlan, TargetSpec, find_server, make_plan, warmup_job
 from loadtest.load.run import FinishedRequest, NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSpec, parse_phases
 from loadtest.load.worker_processes import run_in_workers
@@ -55,7 +55,7 @@ async def run(spec: RunSpec) -> int:
     parse_bounds(output.summary.slo or "")  # a typo must not surface after half an hour
     for path in output.files:
         check_writable(Path(path))  # nor must a folder that may not be written
-    endpoint, served = await reach(target)
+    endpoint, served = await find_server(target)
     plan = make_plan(target, data, load, endpoint, served)
     plan = replace(plan, job=replace(plan.job, keep_text=output.keep_text))
     warmup = warmup_job(plan)
@@ -99,7 +99,7 @@ def check_assertions(bounds: Sequence[Bound], summary: Summary) -> int:
     return 0
 
 
-async def measure_plan(plan: Plan, output: OutputSpec, fleet: FleetSpec, preset: str | None) -> Summary:
+async def measure_plan(plan: LoadPlan, output: OutputSpec, fleet: FleetSpec, preset: str | None) -> Summary:
     """Run a plan and compute everything there is to say about it."""
     where = await find_poll_targets(plan, fleet)
     async with contextlib.AsyncExitStack() as stack:
@@ -123,7 +123,7 @@ async def measure_plan(plan: Plan, output: OutputSpec, fleet: FleetSpec, preset:
     return replace(summary, fleet=replace(view, recoveries=felt))
 
 
-async def find_poll_targets(plan: Plan, fleet: FleetSpec) -> PollTargets | None:
+async def find_poll_targets(plan: LoadPlan, fleet: FleetSpec) -> PollTargets | None:
     """Ray where it is named, else the server's own metrics page where it has one."""
     if fleet.dashboard:
         return PollTargets(fleet.dashboard, fleet.token, None)
@@ -141,7 +141,7 @@ async def find_poll_targets(plan: Plan, fleet: FleetSpec) -> PollTargets | None:
     return PollTargets(None, None, plan.endpoint, plan.target.headers)
 
 
-def steps_up(plan: Plan) -> list[float]:
+def steps_up(plan: LoadPlan) -> list[float]:
     """Moments at which the phases' rate jumps up."""
     phases = parse_phases(plan.load.phases) if plan.load.phases else []
     out, at_s = [], 0.0
@@ -164,11 +164,11 @@ class FaultInjector:
         self._tasks: list[asyncio.Task[None]] = []
         self.marks: list[Mark] = []
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an observer may end a run
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an observer may end a run
         """Start the commands' clock with the run's."""
         self._tasks = [asyncio.create_task(self._one(at_s, command)) for at_s, command in self._events]
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
         """Faults depend on the clock alone."""
 
     async def _one(self, at_s: float, command: str) -> None:
@@ -192,18 +192,18 @@ class FanOutObserver:
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:
         """The clock starts."""
         for observer in self._observers:
-            observer.begin(begin_ns, stop)
+            observer.on_start(begin_ns, stop)
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
         """Requests started and ended."""
         for observer in self._observers:
-            observer.progress(started, ended)
+            observer.on_progress(started, ended)
 
 
-async def execute(plan: Plan, output: OutputSpec, fault_injector: FaultInjector, *, apart: bool) -> RunResult:
+async def execute(plan: LoadPlan, output: OutputSpec, fault_injector: FaultInjector, *, apart: bool) -> RunResult:
     """Run with as many processes as it needs, and show it as it goes."""
     async with _observer(plan, output) as (observer, live):
         fan_out = FanOutObserver(fault_injector, observer)
@@ -213,7 +213,7 @@ async def execute(plan: Plan, output: OutputSpec, fault_injector: FaultInjector,
 
 
 @contextlib.asynccontextmanager
-async def _observer(plan: Plan, output: OutputSpec) -> AsyncIterator[tuple[Observer, bool]]:
+async def _observer(plan: LoadPlan, output: OutputSpec) -> AsyncIterator[tuple[Observer, bool]]:
     if output.quiet:
         yield NullObserver(), False
         return
@@ -223,7 +223,7 @@ async def _observer(plan: Plan, output: OutputSpec) -> AsyncIterator[tuple[Obser
         yield board, live
 
 
-def describe(plan: Plan, output: OutputSpec) -> RunInfo:
+def describe(plan: LoadPlan, output: OutputSpec) -> RunInfo:
     """What the result file says about a run."""
     return RunInfo(
         api=plan.target.api,
@@ -237,11 +237,11 @@ def describe(plan: Plan, output: OutputSpec) -> RunInfo:
         burstiness=plan.load.burstiness,
         label=output.label,
         metadata=output.metadata,
-        worker_count=plan.worker_count.why,
+        worker_count=plan.worker_count.reason,
     )
 
 
-def _mean_rate(plan: Plan) -> float:
+def _mean_rate(plan: LoadPlan) -> float:
     """Infinity for the closed loop, as vLLM writes it; the mean of what is offered otherwise."""
     times = plan.job.load.times_s
     if times is None:
@@ -251,7 +251,7 @@ def _mean_rate(plan: Plan) -> float:
     return round(len(times) / max(times[-1], 1e-9), 4) if len(times) else 0.0
 
 
-def setting_of(plan: Plan, finished: RunResult, preset: str | None) -> BenchmarkSettings | None:
+def setting_of(plan: LoadPlan, finished: RunResult, preset: str | None) -> BenchmarkSettings | None:
     """How the run was made, where it is to be set beside the published one."""
     if preset is None:
         return None
@@ -264,6 +264,6 @@ def setting_of(plan: Plan, finished: RunResult, preset: str | None) -> Benchmark
         num_prompts=len(plan.job.prompts),
         concurrency=None if plan.job.load.open_loop else plan.job.load.max_inflight,
         seed=data.seed,
-        forced=plan.job.rules.ignore_eos,
+        forced=plan.job.body_spec.ignore_eos,
         interrupted=finished.run.interrupted,
     )

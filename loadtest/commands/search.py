@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loadtest.commands.run import RunSpec
 from loadtest.errors import UsageError
-from loadtest.load.plan import Plan, make_plan, reach
+from loadtest.load.plan import LoadPlan, find_server, make_plan
 from loadtest.load.run import FinishedRequest, InterruptedEarly, on_interrupt, run_here
 from loadtest.load.worker_processes import run_in_workers
 from loadtest.metrics.load_search import (
@@ -29,7 +29,7 @@ from loadtest.report.files import write_json
 from loadtest.report.search_text import found_json, found_text, step_line
 
 
-async def try_step(plan: Plan, bounds: Sequence[Bound], level: float) -> SearchStep:
+async def try_step(plan: LoadPlan, bounds: Sequence[Bound], level: float) -> SearchStep:
     """Run one load, and end it as soon as it is lost. Raises SearchEnded where the user interrupted it."""
     observer = EarlyStopObserver(EarlyStopRule(bounds, len(plan.job.prompts)))
     try:
@@ -65,11 +65,11 @@ class EarlyStopObserver:
         self._stop: Callable[[], None] | None = None
         self.lost = False
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
         """Remember how to end it."""
         self._stop = stop
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
         """Look at every request that ended."""
         for one in ended:
             lost = self._rule.add(ok=one.ok, ttft_ms=one.ttft_ms, tpot_ms=one.tpot_ms)
@@ -98,11 +98,11 @@ async def search(spec: RunSpec, steps: SearchSpec) -> int:
     target, data, load, output = spec.target, spec.data, spec.load, spec.output
     bounds = parse_bounds(output.summary.slo or "")
     needs_slo(bounds)
-    if load.open_loop_asked or load.concurrency:
+    if load.open_loop or load.concurrency:
         raise UsageError(
             "search chooses the load itself", "Leave --max-concurrency, --request-rate, --phases and --trace out"
         )
-    endpoint, served = await reach(target)
+    endpoint, served = await find_server(target)
     concurrency = steps.what == "concurrency"
     span = SearchRange(
         low=steps.low or (1 if concurrency else 0.5),

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from loadtest.api.record import itl_s, ttft_s
-from loadtest.api.requests import Api, BodyRules
+from loadtest.api.requests import Api, BodySpec
 from loadtest.data.prompt import Json, Prompt
 from loadtest.errors import DataError, TargetError
 from loadtest.http.address import parse_url
@@ -28,7 +28,7 @@ from loadtest.http.probe import get
 from loadtest.load.run import NullObserver, run_here
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.self_check import cpu_s
-from loadtest.load.worker import Job
+from loadtest.load.worker import WorkerJob
 from loadtest.load.worker_processes import run_in_workers
 from loadtest.metrics.vllm_metrics import compute_vllm_metrics
 from loadtest.report.files import plain, write_json
@@ -116,9 +116,9 @@ async def read_client(url: str, streams: int, chunks: int, workers: int) -> Self
     """Run this client at one number of streams."""
     address = parse_url(url)
     endpoint = Endpoint(address, "127.0.0.1")
-    job = Job(
+    job = WorkerJob(
         prompts=selftest_prompts(streams, chunks),
-        rules=BodyRules(Api.CHAT, "mock", ignore_eos=True),
+        body_spec=BodySpec(Api.CHAT, "mock", ignore_eos=True),
         load=LoadSchedule(max_inflight=streams),
     )
     await lateness(endpoint)  # forget what came before

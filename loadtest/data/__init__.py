@@ -1,1 +1,1 @@
-"""Data sets: each module turns its own options into a list of prompts."""
+"""Data sets: from options to a list of prompts."""

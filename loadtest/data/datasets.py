@@ -1,83 +1,71 @@
-"""From a data set's name and options to prompts."""
+"""All data sets by name: from a set's name and options to prompts."""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 import numpy as np
 
-from loadtest.data.from_file import Sampler, jsonl, sharegpt
-from loadtest.data.from_file import mix as mix_of
+from loadtest.data.from_file import jsonl, read_list, sharegpt
 from loadtest.data.images import images
-from loadtest.data.prompt import DatasetSpec, Prompt
-from loadtest.data.random_text import RandomText, fit
+from loadtest.data.prompt import DatasetSpec, Json, Prompt
+from loadtest.data.random_text import prefixes, random_text
 from loadtest.data.text import natural, sessions, tools
 from loadtest.data.tokenizer import PromptTokenizer
-from loadtest.errors import DataError, UsageError
+from loadtest.errors import DataError
+
+Sampler = Callable[[DatasetSpec, PromptTokenizer | None, int], list[Prompt]]
+"""Makes a number of prompts by a specification. Raises UsageError and DataError."""
 
 
-def _random(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
-    """vLLM's random set with these options."""
-    made = RandomText(
-        input_tokens=options.input_len,
-        output_tokens=options.output_len,
-        prefix_tokens=options.prefix_len,
-        input_range_ratio=options.input_range_ratio,
-        output_range_ratio=options.output_range_ratio,
-        seed=options.seed,
-    )
-    return made.sample(count, needed(tokenizer))
+def mix(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
+    """Several sets at once, from a JSON list of `{"class": name, "weight": w, "dataset": ..., other options}`."""
+    parts = read_list(spec.file, "Write a list of classes, see docs/load-testing.md")
+    known = {field.name for field in fields(DatasetSpec)} - {"num_prompts"}
+    weights: list[float] = []
+    classes: list[tuple[str, DatasetSpec]] = []
+    for position, part in enumerate(parts):
+        options = dict(part)
+        name, weight = str(options.pop("class", position)), _weight(options.pop("weight", 1.0), spec.file)
+        unknown = set(options) - known
+        if unknown or options.get("dataset") == "mix":
+            raise DataError(f"{spec.file}: class {name!r} has unusable options {sorted(unknown) or 'dataset'}")
+        part_spec = replace(spec, **{"file": None, "seed": spec.seed + position, **options})  # type: ignore[arg-type]  # checked against the known names above
+        if part_spec.dataset not in DATASETS:
+            raise DataError(f"{spec.file}: class {name!r} has an unknown dataset {part_spec.dataset!r}")
+        weights.append(weight)
+        classes.append((name, part_spec))
+    rng = np.random.default_rng([spec.seed, 3])
+    drawn = rng.choice(len(classes), size=count, p=np.asarray(weights) / sum(weights))
+    pools = []
+    for index, (name, part_spec) in enumerate(classes):
+        prompts = DATASETS[part_spec.dataset](part_spec, tokenizer, max(1, int((drawn == index).sum())))
+        pools.append(iter([replace(prompt, kind=name) for prompt in prompts]))
+    return [next(pools[index]) for index in drawn]
 
 
-def _prefixes(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
-    """Prompts that share one of a few prefixes, shuffled: what a prefix cache and its routing are for."""
-    known = needed(tokenizer)
-    rng = np.random.default_rng(options.seed)
-    shared = options.prefix_len or max(1, options.input_len // 2)
-    if shared >= options.input_len:
-        raise UsageError("--prefix-len must be below --input-len")
-
-    def text_ids(length: int) -> list[int]:
-        return fit(known, rng.integers(0, known.vocab_size, size=length).tolist(), length, rng)[1]
-
-    heads = [text_ids(shared) for _ in range(options.prefixes)]
-    prompts = []
-    for index in range(count):
-        ids = heads[index % len(heads)] + text_ids(options.input_len - shared)
-        prompts.append(Prompt(text=known.decode(ids), prompt_tokens=len(ids), output_tokens=options.output_len))
-    random.Random(options.seed).shuffle(prompts)
-    return prompts
-
-
-def _mix(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
-    return mix_of(options, tokenizer, count, DATASETS)
-
-
-def needed(tokenizer: PromptTokenizer | None) -> PromptTokenizer:
-    """The tokenizer, where the set cannot do without."""
-    if tokenizer is None:
-        raise DataError(
-            "this data set needs the model's tokenizer, and the server's model is not a folder here",
-            "Give --tokenizer the model's folder or its tokenizer.json",
-        )
-    return tokenizer
+def _weight(value: Json, file: str | None) -> float:
+    if not isinstance(value, int | float) or value <= 0:
+        raise DataError(f"{file}: a weight of {value!r}", "Weights are numbers above 0")
+    return float(value)
 
 
 DATASETS: dict[str, Sampler] = {
-    "random": _random,
+    "random": random_text,
     "natural": natural,
-    "prefixes": _prefixes,
+    "prefixes": prefixes,
     "sessions": sessions,
     "tools": tools,
     "images": images,
     "jsonl": jsonl,
     "sharegpt": sharegpt,
-    "mix": _mix,
+    "mix": mix,
 }
-FORCED = frozenset({"random", "prefixes", "images"})
-"""Made-up prompts: the answer's length is forced unless told otherwise, as vLLM does for `random`."""
+FORCED_LENGTH = frozenset({"random", "prefixes", "images"})
+"""Sets of made-up prompts: `ignore_eos` is their default, as vLLM's benchmark has it for `random`."""
 
 
-def sample(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
-    """`count` prompts of the chosen set."""
-    return DATASETS[options.dataset](options, tokenizer, count)
+def sample(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
+    """`count` prompts of the data set `spec.dataset`. See `Sampler`."""
+    return DATASETS[spec.dataset](spec, tokenizer, count)

@@ -1,11 +1,11 @@
-"""Prompts from the user's own files: JSONL, ShareGPT, traces and mixes of other sets."""
+"""Prompts from the user's own files: JSONL, ShareGPT and traces."""
 
 from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from loadtest.data.text import TextSource, load_text
 from loadtest.data.tokenizer import PromptTokenizer
 from loadtest.errors import DataError, UsageError
 
-Sampler = Callable[[DatasetSpec, PromptTokenizer | None, int], list[Prompt]]
 OUTPUT_FIELDS = ("output_tokens", "output_len", "max_tokens", "max_completion_tokens")
 TRACE_BLOCK = 512
 """Tokens per `hash_ids` entry of a Mooncake trace."""
@@ -45,166 +44,162 @@ def _rows(file: str | None, flag: str = "--dataset-path") -> Iterator[dict[str, 
         yield row
 
 
-def _list(file: str | None, wanted: str) -> list[dict[str, Json]]:
+def read_list(file: str | None, remedy: str) -> list[dict[str, Json]]:
+    """A JSON file with a list of objects. Raises DataError with this remedy, and UsageError where no file is given."""
     try:
-        found = msgspec.json.decode(_read(file))
+        rows = msgspec.json.decode(_read(file))
     except msgspec.DecodeError as bad:
-        raise DataError(f"{file} is not JSON ({bad})", wanted) from bad
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found) or not found:
-        raise DataError(f"{file} is not a list of objects", wanted)
-    return found
+        raise DataError(f"{file} is not JSON ({bad})", remedy) from bad
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
+        raise DataError(f"{file} is not a list of objects", remedy)
+    return rows
 
 
-def jsonl(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
+def jsonl(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """Lines with `prompt` or `messages`; optional `output_tokens`, `class`, `session`; other fields go into the body.
 
-    OpenAI's batch lines (`{"body": {...}}`) are understood. Fewer lines than requests are used again from the start.
+    Lines of OpenAI's batch format (`{"body": {...}}`) work, too. Where there are fewer lines than requests, they are
+    repeated from the start; `count` 0 is every line once.
     """
-    rows = list(_rows(options.file))
+    rows = list(_rows(spec.file))
     if not rows:
-        raise DataError(f"{options.file} has no lines")
-    prompts = [_from_row(row, number + 1, options, tokenizer) for number, row in enumerate(rows)]
+        raise DataError(f"{spec.file} has no lines")
+    prompts = [_from_row(row, number + 1, spec, tokenizer) for number, row in enumerate(rows)]
     return [prompts[index % len(prompts)] for index in range(count or len(prompts))]
 
 
-def _from_row(row: dict[str, Json], number: int, options: DatasetSpec, tokenizer: PromptTokenizer | None) -> Prompt:
+def _from_row(row: dict[str, Json], number: int, spec: DatasetSpec, tokenizer: PromptTokenizer | None) -> Prompt:
     body = row.get("body")
     body = {**body} if isinstance(body, Mapping) else {**row}
     for name in ("model", "stream", "stream_options"):
         body.pop(name, None)
     text, messages = body.pop("prompt", ""), body.pop("messages", None)
     if not isinstance(text, str) or not (text or isinstance(messages, list)):
-        raise DataError(f"{options.file}, line {number} has neither `prompt` nor `messages`")
-    wanted = next((value for name in OUTPUT_FIELDS if isinstance(value := body.pop(name, None), int)), None)
+        raise DataError(f"{spec.file}, line {number} has neither `prompt` nor `messages`")
+    output_tokens = None
+    for name in OUTPUT_FIELDS:
+        value = body.pop(name, None)
+        output_tokens = value if output_tokens is None and isinstance(value, int) else output_tokens
     session = body.pop("session", -1)
     return Prompt(
         text=text,
         messages=[message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else (),
         prompt_tokens=len(tokenizer.encode(text)) if tokenizer and text else 0,
-        output_tokens=wanted or options.output_len,
+        output_tokens=output_tokens or spec.output_len,
         kind=str(body.pop("class", "all")),
         session=session if isinstance(session, int) else -1,
         extra=body,
     )
 
 
-def sharegpt(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
+def sharegpt(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """First question and answer length of each conversation, shuffled and filtered as vLLM's benchmark does."""
     if tokenizer is None:
         raise DataError("ShareGPT answers are measured in tokens", "Give --tokenizer")
-    talks = _list(options.file, "A list of {conversations: [...]} is wanted")
-    pairs = [pair for talk in talks if (pair := _first_pair(talk)) is not None]
-    random.Random(options.seed).shuffle(pairs)
+    conversations = read_list(spec.file, "A list of {conversations: [...]} is wanted")
+    pairs = [pair for conversation in conversations if (pair := _first_pair(conversation)) is not None]
+    random.Random(spec.seed).shuffle(pairs)
     prompts: list[Prompt] = []
     for question, answer in pairs:
         if len(prompts) == count:
             break
-        asked = len(tokenizer.encode(question, add_special_tokens=True))
-        said = len(tokenizer.encode(answer, add_special_tokens=True))
-        # vLLM's bounds: no snippets, nothing beyond 1,024 in or 2,048 in all.
-        if asked >= 4 and said >= 4 and asked <= 1024 and asked + said <= 2048:
-            prompts.append(Prompt(text=question, prompt_tokens=asked, output_tokens=said))
+        prompt_tokens = len(tokenizer.encode(question, add_special_tokens=True))
+        output_tokens = len(tokenizer.encode(answer, add_special_tokens=True))
+        # vLLM's bounds: at least 4 tokens each, at most 1,024 in the prompt and 2,048 in all.
+        if (
+            prompt_tokens >= 4
+            and output_tokens >= 4
+            and prompt_tokens <= 1024
+            and prompt_tokens + output_tokens <= 2048
+        ):
+            prompts.append(Prompt(text=question, prompt_tokens=prompt_tokens, output_tokens=output_tokens))
     if not prompts:
-        raise DataError(f"{options.file} has no conversation of usable length")
+        raise DataError(f"{spec.file} has no conversation of usable length")
     return [prompts[index % len(prompts)] for index in range(count)]
 
 
-def _first_pair(talk: dict[str, Json]) -> tuple[str, str] | None:
-    turns = talk.get("conversations")
+def _first_pair(conversation: dict[str, Json]) -> tuple[str, str] | None:
+    turns = conversation.get("conversations")
     if not isinstance(turns, list) or len(turns) < 2:
         return None
     texts = [str(turn.get("value", "")) for turn in turns[:2] if isinstance(turn, Mapping)]
     return (texts[0], texts[1]) if len(texts) == 2 else None
 
 
-def mix(
-    options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, samplers: Mapping[str, Sampler]
-) -> list[Prompt]:
-    """Several sets at once, from a JSON list of `{"class": name, "weight": w, "dataset": ..., other options}`."""
-    parts = _list(options.file, "Write a list of classes, see docs/load-testing.md")
-    known = {field.name for field in fields(DatasetSpec)} - {"num_prompts"}
-    weights, made = [], []
-    rng = np.random.default_rng([options.seed, 3])
-    for position, part in enumerate(parts):
-        settings = dict(part)
-        name, weight = str(settings.pop("class", position)), _weight(settings.pop("weight", 1.0), options.file)
-        unknown = set(settings) - known
-        if unknown or settings.get("dataset") == "mix":
-            raise DataError(f"{options.file}: class {name!r} has unusable options {sorted(unknown) or 'dataset'}")
-        chosen = replace(options, **{"file": None, "seed": options.seed + position, **settings})  # type: ignore[arg-type]  # checked against the known names above
-        weights.append(weight)
-        made.append((name, chosen))
-    kinds = rng.choice(len(made), size=count, p=np.asarray(weights) / sum(weights))
-    pools = []
-    for number, (name, chosen) in enumerate(made):
-        some = samplers[chosen.dataset](chosen, tokenizer, max(1, int((kinds == number).sum())))
-        pools.append(iter([replace(prompt, kind=name) for prompt in some]))
-    return [next(pools[number]) for number in kinds]
+@dataclass(frozen=True)
+class TraceRow:
+    """One recorded request."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+    hash_ids: list[int]
+    """One for each block of `TRACE_BLOCK` prompt tokens; empty where the trace has none."""
 
 
-def _weight(value: Json, file: str | None) -> float:
-    if not isinstance(value, int | float) or value <= 0:
-        raise DataError(f"{file}: a weight of {value!r}", "Weights are numbers above 0")
-    return float(value)
+def trace(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, *, file: str, speed: float) -> list[Prompt]:
+    """A recorded load: start times, prompt and answer lengths; Mooncake's JSONL or Azure's CSV.
 
-
-def trace(
-    options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, *, file: str, speed: float
-) -> list[Prompt]:
-    """A recorded load: when, how long the prompt, how long the answer; Mooncake JSONL or Azure's CSV.
-
-    Equal `hash_ids` give equal text, so shared prefixes stay shared.
+    Equal `hash_ids` give equal text, so prefixes that were shared stay shared. `count` 0 is the whole trace.
     """
-    rng = np.random.default_rng(options.seed)
     corpus = load_text(None)
-    source = TextSource(corpus, tokenizer, rng)
+    source = TextSource(corpus, tokenizer, np.random.default_rng(spec.seed))
     prompts: list[Prompt] = []
-    first: float | None = None
+    first_s: float | None = None
     for row in _trace_rows(file):
         if count and len(prompts) == count:
             break
-        at_s, asked, said, blocks = row
-        first = at_s if first is None else first
-        if blocks:
-            texts = [
-                TextSource(corpus, tokenizer, np.random.default_rng([7, block])).passage(
-                    min(TRACE_BLOCK, asked - i * TRACE_BLOCK)
-                )[0]
-                for i, block in enumerate(blocks)
-                if asked > i * TRACE_BLOCK
-            ]
-            text = "\n".join(texts)
-        else:
-            text = source.passage(asked)[0]
-        prompts.append(Prompt(text=text, prompt_tokens=asked, output_tokens=max(1, said), at_s=(at_s - first) / speed))
+        first_s = row.at_s if first_s is None else first_s
+        text = _block_text(row, corpus, tokenizer) if row.hash_ids else source.passage(row.prompt_tokens)[0]
+        prompts.append(
+            Prompt(
+                text=text,
+                prompt_tokens=row.prompt_tokens,
+                output_tokens=max(1, row.output_tokens),
+                at_s=(row.at_s - first_s) / speed,
+            )
+        )
     if not prompts:
         raise DataError(f"{file} has no requests")
     return prompts
 
 
-def _trace_rows(file: str) -> Iterator[tuple[float, int, int, list[int]]]:
-    if file.endswith(".csv"):
-        for row in csv.DictReader(_read(file, "--trace").decode().splitlines()):
-            try:
-                moment = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
-                yield moment, int(row["ContextTokens"]), int(row["GeneratedTokens"]), []
-            except (KeyError, ValueError) as bad:
-                raise DataError(f"{file}: {bad}", "TIMESTAMP, ContextTokens and GeneratedTokens are wanted") from bad
-        return
+def _block_text(row: TraceRow, corpus: str, tokenizer: PromptTokenizer | None) -> str:
+    """A prompt whose blocks depend on their hash ids alone."""
+    blocks = []
+    for index, hash_id in enumerate(row.hash_ids):
+        tokens = min(TRACE_BLOCK, row.prompt_tokens - index * TRACE_BLOCK)
+        if tokens > 0:
+            blocks.append(TextSource(corpus, tokenizer, np.random.default_rng([7, hash_id])).passage(tokens)[0])
+    return "\n".join(blocks)
+
+
+def _trace_rows(file: str) -> Iterator[TraceRow]:
+    return _azure_rows(file) if file.endswith(".csv") else _mooncake_rows(file)
+
+
+def _azure_rows(file: str) -> Iterator[TraceRow]:
+    for row in csv.DictReader(_read(file, "--trace").decode(errors="replace").splitlines()):
+        try:
+            time_s = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
+            yield TraceRow(time_s, int(row["ContextTokens"]), int(row["GeneratedTokens"]), [])
+        except (KeyError, TypeError, ValueError) as bad:
+            raise DataError(f"{file}: {bad}", "TIMESTAMP, ContextTokens and GeneratedTokens are wanted") from bad
+
+
+def _mooncake_rows(file: str) -> Iterator[TraceRow]:
     for entry in _rows(file, "--trace"):
-        when = entry.get("timestamp", entry.get("at_s"))
-        asked, said = (
-            entry.get("input_length", entry.get("input_len")),
-            entry.get("output_length", entry.get("output_len")),
-        )
-        if not isinstance(when, int | float) or not isinstance(asked, int) or not isinstance(said, int):
+        time = entry.get("timestamp", entry.get("at_s"))
+        prompt_tokens = entry.get("input_length", entry.get("input_len"))
+        output_tokens = entry.get("output_length", entry.get("output_len"))
+        if (
+            not isinstance(time, int | float)
+            or not isinstance(prompt_tokens, int)
+            or not isinstance(output_tokens, int)
+        ):
             raise DataError(f"{file}: {entry}", "timestamp, input_length and output_length are wanted")
-        # Mooncake counts in milliseconds, `at_s` says what it is.
-        seconds = float(when) if "at_s" in entry else float(when) / 1000
-        blocks = entry.get("hash_ids", [])
-        yield (
-            seconds,
-            asked,
-            said,
-            [int(block) for block in blocks if isinstance(block, int)] if isinstance(blocks, list) else [],
-        )
+        # Mooncake's `timestamp` is in milliseconds.
+        at_s = float(time) / 1000 if "timestamp" in entry else float(time)
+        hash_ids = entry.get("hash_ids", [])
+        ids = [hash_id for hash_id in hash_ids if isinstance(hash_id, int)] if isinstance(hash_ids, list) else []
+        yield TraceRow(at_s, prompt_tokens, output_tokens, ids)

@@ -1,4 +1,4 @@
-"""Prompts with images, drawn here: each one different, so that no cache of the server can know it."""
+"""Prompts with generated images. Each image is different, so none is in a cache of the server."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from loadtest.data.tokenizer import PromptTokenizer
 QUESTION = "Describe what you see, the shapes and their colours."
 
 
-def images(options: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
-    """A passage, a question and `--images` pictures. The planned prompt length is not known: images count too."""
-    rng = np.random.default_rng(options.seed)
-    source = TextSource(load_text(options.file), tokenizer, rng)
-    width, height = options.image_size
+def images(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
+    """The data set `images`: a passage, a question and images. The prompt's length is not known, as images count."""
+    rng = np.random.default_rng(spec.seed)
+    source = TextSource(load_text(spec.file), tokenizer, rng)
+    width, height = spec.image_size
     prompts = []
     for _ in range(count):
-        passage, _length = source.passage(options.input_len)
-        urls = [data_url(png(draw(width, height, rng))) for _ in range(options.images)]
-        prompts.append(Prompt(text=f"{passage}\n\n{QUESTION}", output_tokens=options.output_len, images=urls))
+        passage, _length = source.passage(spec.input_len)
+        urls = [data_url(png(draw(width, height, rng))) for _ in range(spec.images)]
+        prompts.append(Prompt(text=f"{passage}\n\n{QUESTION}", output_tokens=spec.output_len, images=urls))
     return prompts
 
 
 def draw(width: int, height: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A few coloured discs on a coloured ground."""
+    """Six discs of random colours on a background of a random colour."""
     canvas = np.empty((height, width, 3), dtype=np.uint8)
     canvas[:] = rng.integers(0, 256, size=3)
     rows, columns = np.ogrid[:height, :width]
@@ -53,5 +53,5 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def data_url(image: bytes) -> str:
-    """An image inside a request."""
+    """An image as a data URL for a request body."""
     return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -1,4 +1,4 @@
-"""What a data set gives: prompts that do not know yet which API will carry them."""
+"""Options of a data set, and the prompts that it gives, which do not depend on the API."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
-"""Anything that goes into a request body as it is."""
+"""Any JSON value."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Which prompts."""
+    """The data set and its options. Lengths are in tokens."""
 
     dataset: str = "random"
     file: str | None = None
@@ -29,32 +29,32 @@ class DatasetSpec:
     image_size: tuple[int, int] = (448, 448)
     seed: int = 0
     ignore_eos: bool | None = None
-    """None: forced lengths for made-up prompts, as vLLM does."""
+    """None: True for made-up prompts (`FORCED_LENGTH`), as vLLM's benchmark does."""
     extra_body: Mapping[str, Json] = field(default_factory=dict)
     session_header: str = "x-session-id"
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request to be: text, token ids or ready messages, and how long the answer shall be."""
+    """One prompt: text, token ids or chat messages, and the planned lengths."""
 
     text: str = ""
     token_ids: Sequence[int] = ()
     """For the completions API, instead of text."""
     messages: Sequence[Mapping[str, Json]] = ()
-    """Ready chat messages, instead of text. A later turn of a session gives only its own new messages."""
+    """Chat messages, instead of text. A later turn of a session has only its own new messages."""
     prompt_tokens: int = 0
-    """As the client counts them; 0 where it cannot."""
+    """As the client counts them; 0 where it is not known."""
     output_tokens: int = 0
     kind: str = "all"
     images: Sequence[str] = ()
-    """Data URLs, sent after the text as vLLM's benchmark does."""
+    """Data URLs; they follow the text, as in vLLM's benchmark."""
     extra: Mapping[str, Json] = field(default_factory=dict)
-    """Fields of this request's body: tools, response_format ..."""
+    """Further fields of this request's body: tools, response_format ..."""
     at_s: float | None = None
-    """When a trace says to send it, in seconds after its first request."""
+    """Start time from a trace, in seconds after its first request."""
     session: int = -1
-    """Requests of one session run one after the other; -1 where there is none."""
+    """Requests of one session run in sequence; -1 for no session."""
     turn: int = 0
     think_s: float = 0.0
-    """Pause between the previous turn's answer and this request."""
+    """Pause in s between the previous turn's answer and this request."""

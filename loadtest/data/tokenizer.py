@@ -1,7 +1,7 @@
-"""A tokenizer read from its file, behaving as the one vLLM's benchmark would load from the same folder.
+"""Load a tokenizer from `tokenizer.json`, with the behaviour of the one that vLLM's benchmark loads from that folder.
 
-Prompts must be the same text for the same seed, so the few things that Hugging Face's wrapper adds around
-`tokenizer.json` are repeated here: which ids are special, and the extra decode step of non-BPE models.
+The same seed must give the same prompts as vLLM's benchmark. So two things that Hugging Face's wrapper adds to
+`tokenizer.json` are done here, too: which ids are special, and the clean-up after decoding of non-BPE models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAMED_SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 
 class PromptTokenizer:
-    """Text to ids and back. `vocab_size` leaves out added tokens, as Hugging Face's property of that name does."""
+    """Encodes and decodes. `vocab_size` is without added tokens, as Hugging Face's property of that name."""
 
     def __init__(self, tokenizer: Tokenizer, specials: list[str], *, source: str, clean_up: bool = False) -> None:
         self._tokenizer = tokenizer
@@ -40,34 +40,44 @@ class PromptTokenizer:
         return _clean(text) if self._clean_up else text
 
 
-def load_tokenizer(where: str) -> PromptTokenizer:
-    """Read a folder with `tokenizer.json`, or that file itself."""
-    path = Path(where).expanduser()
+def require_tokenizer(tokenizer: PromptTokenizer | None) -> PromptTokenizer:
+    """The tokenizer. Raises DataError where there is none, for data sets that cannot do without."""
+    if tokenizer is None:
+        raise DataError(
+            "this data set needs the model's tokenizer, and the server's model is not a folder here",
+            "Give --tokenizer the model's folder or its tokenizer.json",
+        )
+    return tokenizer
+
+
+def load_tokenizer(location: str) -> PromptTokenizer:
+    """Load from a folder with `tokenizer.json`, or from that file. Raises DataError."""
+    path = Path(location).expanduser()
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"no tokenizer at {where!r}", "Give --tokenizer the model's folder or its tokenizer.json")
+        raise DataError(f"no tokenizer at {location!r}", "Give --tokenizer the model's folder or its tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(os.fspath(file))
     except Exception as bad:  # tokenizers raises plain Exception for a malformed file
         raise DataError(f"{file} is not a tokenizer.json ({bad})", "Give --tokenizer the model's folder") from bad
-    config = _json(file.with_name("tokenizer_config.json"))
+    config = _read_json(file.with_name("tokenizer_config.json"))
     if "added_tokens_decoder" not in config:
-        config = {**config, **_json(file.with_name("special_tokens_map.json"))}
-    # Padding and truncation saved in the file would change lengths; vLLM's loader drops them as well.
+        config = {**config, **_read_json(file.with_name("special_tokens_map.json"))}
+    # Padding and truncation in the file would change lengths; vLLM's loader disables them, too.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     clean_up = config.get("clean_up_tokenization_spaces") is True
     return PromptTokenizer(tokenizer, _specials(config), source=os.fspath(path), clean_up=clean_up)
 
 
-def _json(file: Path) -> dict[str, object]:
+def _read_json(file: Path) -> dict[str, object]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as bad:
         raise DataError(f"{file} is not JSON ({bad})", "Repair or remove it") from bad
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _specials(config: dict[str, object]) -> list[str]:
@@ -79,7 +89,7 @@ def _specials(config: dict[str, object]) -> list[str]:
 
 
 def _clean(text: str) -> str:
-    """Hugging Face's clean-up of spaces, applied to WordPiece-like models only."""
+    """Hugging Face's clean-up of spaces, for WordPiece-like models only."""
     for spaced, tight in (
         (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
         (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),

@@ -1,1 +1,1 @@
-"""HTTP/1.1 as a measuring client needs it: connections, timed reads, server-sent events."""
+"""HTTP/1.1 client for measurements: connections, timestamped reads, server-sent events."""

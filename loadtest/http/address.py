@@ -1,4 +1,4 @@
-"""Where requests go: one URL taken apart once, one address looked up once, and the bytes that head every request."""
+"""The server's address: parse its URL, resolve its host, and write the head of a request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loadtest.errors import TargetError, UsageError
 
 @dataclass(frozen=True)
 class Address:
-    """A server's base URL, split. `path` is what stands before `/v1/...`."""
+    """A server's base URL, split. `path` is the part before `/v1/...`."""
 
     tls: bool
     host: str
@@ -22,19 +22,19 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The base URL in its plainest form."""
+        """The base URL with an explicit port and without a trailing slash."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
     @property
     def host_header(self) -> str:
-        """`Host`, with the port unless it is the scheme's own."""
+        """Value of the `Host` header; the port is left out where it is the scheme's default."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 def parse_url(url: str) -> Address:
-    """Accepts `host:port`, a base URL, and a base URL that already ends in /v1 (as OpenAI clients want it)."""
+    """Parse `host:port`, a base URL, or a base URL that ends in /v1, as OpenAI clients take it. Raises UsageError."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"not a server's URL: {url!r}", "Give it as http://host:8000")
@@ -48,7 +48,10 @@ def parse_url(url: str) -> Address:
 
 
 def resolve(address: Address) -> list[str]:
-    """The host's IP addresses, in the system's order. Looked up once: a run measures a server, not the name service."""
+    """The host's IP addresses, in the resolver's order. Raises TargetError.
+
+    Resolved once per run, because a run measures the server and not the DNS.
+    """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as bad:
@@ -57,7 +60,7 @@ def resolve(address: Address) -> list[str]:
 
 
 def tls_context(address: Address, *, verify: bool, ca_file: str | None) -> ssl.SSLContext | None:
-    """How to check the server's certificate; None where the URL is plain http."""
+    """TLS settings for the server; None where the URL is plain http. Raises UsageError for an unreadable CA file."""
     if not address.tls:
         return None
     try:
@@ -72,8 +75,10 @@ def tls_context(address: Address, *, verify: bool, ca_file: str | None) -> ssl.S
     return context
 
 
-def head(address: Address, method: str, path: str, headers: Mapping[str, str], body_bytes: int | None) -> bytes:
-    """Request line and headers. HTTP/1.1 keeps connections open by default."""
+def request_head(
+    address: Address, method: str, path: str, headers: Mapping[str, str], body_bytes: int | None = None
+) -> bytes:
+    """Request line and headers; with `body_bytes`, those of a JSON body. HTTP/1.1 keeps connections open by default."""
     lines = [f"{method} {address.path}{path} HTTP/1.1", f"Host: {address.host_header}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body_bytes is not None:

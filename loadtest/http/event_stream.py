@@ -1,8 +1,8 @@
-"""From timed socket reads to timed events, after the stream has ended.
+"""Decode socket reads into server-sent events, after the stream has ended.
 
-Two layers come off: HTTP's chunks, then server-sent events. An event is stamped with the read that brought the last
-byte of its data, not the blank line after it. That is when vLLM's client sees it too (it tries JSON before the blank
-line has come), so both give the same figures on the same bytes.
+Two layers are decoded: HTTP chunks, then server-sent events. An event belongs to the read that brought the last byte of
+its data, not to the read of the blank line after it. vLLM's client also sees it then, because it tries to parse JSON
+before the blank line has arrived, so both clients compute the same figures from the same bytes.
 """
 
 from __future__ import annotations
@@ -18,68 +18,70 @@ class BadFraming(ValueError):
 
 @dataclass(slots=True)
 class Event:
-    """One server-sent event: its data and the number of the read that completed it."""
+    """One server-sent event."""
 
     data: bytes
-    read: int
+    read_index: int
+    """Which socket read completed the data."""
     name: bytes = b""
 
 
-class Unchunk:
-    """Takes HTTP's chunks off, read by read."""
+class ChunkDecoder:
+    """Decodes HTTP's chunked transfer coding, read by read."""
 
     def __init__(self) -> None:
-        self._rest = b""  # an unfinished chunk header
-        self._left = 0  # payload still missing of the open chunk
-        self._closing = 0  # bytes of the CRLF after a payload still to come
+        self._partial_header = b""
+        self._missing_payload = 0  # bytes of the current chunk's payload
+        self._missing_crlf = 0  # bytes of the CRLF after a payload
         self.ended = False
 
     @property
-    def clean(self) -> bool:
-        """Between two chunks."""
-        return not (self._rest or self._left or self._closing)
+    def between_chunks(self) -> bool:
+        """Whether the next read starts with a chunk header."""
+        return not (self._partial_header or self._missing_payload or self._missing_crlf)
 
     def feed(self, read: bytes) -> bytes:
-        """The payload in one read."""
-        data, self._rest = self._rest + read, b""
+        """The payload in one read. Raises BadFraming."""
+        data, self._partial_header = self._partial_header + read, b""
         payload: list[bytes] = []
         at = 0
         while at < len(data) and not self.ended:
-            if self._left:
-                piece = data[at : at + self._left]
+            if self._missing_payload:
+                piece = data[at : at + self._missing_payload]
                 payload.append(piece)
                 at += len(piece)
-                self._left -= len(piece)
-                self._closing = 0 if self._left else 2
-            elif self._closing:
-                step = min(self._closing, len(data) - at)
-                self._closing -= step
+                self._missing_payload -= len(piece)
+                self._missing_crlf = 0 if self._missing_payload else 2
+            elif self._missing_crlf:
+                step = min(self._missing_crlf, len(data) - at)
+                self._missing_crlf -= step
                 at += step
             else:
-                cut = data.find(b"\r\n", at)
-                if cut < 0:
-                    self._rest = data[at:]
+                end = data.find(b"\r\n", at)
+                if end < 0:
+                    self._partial_header = data[at:]
                     break
-                self._left = chunk_size(data[at:cut])
-                at = cut + 2
-                self.ended = self._left == 0
+                self._missing_payload = chunk_size(data[at:end])
+                at = end + 2
+                self.ended = self._missing_payload == 0
         return b"".join(payload)
 
 
 def chunk_size(line: bytes) -> int:
-    """A chunk header's number."""
-    try:
-        return int(line.partition(b";")[0], 16)
-    except ValueError as bad:
-        raise BadFraming(f"not a chunk size: {line[:40]!r}") from bad
+    """The size in a chunk header, without its extensions. Raises BadFraming."""
+    digits = line.partition(b";")[0].strip()
+    # `int` alone would take signs and underscores, too.
+    if not digits or digits.strip(b"0123456789abcdefABCDEF"):
+        raise BadFraming(f"not a chunk size: {line[:40]!r}")
+    return int(digits, 16)
 
 
 def payload_of(exchange: Exchange) -> bytes:
-    """The whole body. A stream that was cut gives what came."""
+    """The body without chunk headers; of an incomplete response, what arrived. Raises BadFraming."""
     if exchange.body is not Body.CHUNKED:
         return b"".join(exchange.reads)
-    layer = Unchunk()
-    return b"".join(map(layer.feed, exchange.reads))
+    decoder = ChunkDecoder()
+    return b"".join(map(decoder.feed, exchange.reads))
 
 
 class EventFeed:
@@ -87,63 +89,64 @@ class EventFeed:
 
     def __init__(self, *, chunked: bool) -> None:
         self.chunked = chunked
-        self._unchunk = Unchunk()
-        self._text = b""  # of an event whose blank line has not come
-        self._origins: list[tuple[int, int]] = []  # (length of _text after a read, number of that read)
-        self._carry = b""  # a CR that may be half a line end
+        self._chunk_decoder = ChunkDecoder()
+        self._text = b""  # of an event whose blank line has not arrived
+        self._read_ends: list[tuple[int, int]] = []  # (length of _text after a read, index of that read)
+        self._carry = b""  # a CR that may be the first half of a CRLF
 
     @property
-    def clean(self) -> bool:
-        """Between two events and between two chunks: the next read starts afresh."""
-        return not self._text and not self._carry and (not self.chunked or self._unchunk.clean)
+    def between_events(self) -> bool:
+        """Whether the next read starts with a new event (and, in a chunked body, with a chunk header)."""
+        return not self._text and not self._carry and (not self.chunked or self._chunk_decoder.between_chunks)
 
-    def feed(self, read: bytes, number: int) -> list[Event]:
-        """The events that a read completes."""
+    def feed(self, read: bytes, read_index: int) -> list[Event]:
+        """The events that a read completes. Raises BadFraming."""
         if self.chunked:
-            read = self._unchunk.feed(read)
+            read = self._chunk_decoder.feed(read)
         if self._carry or b"\r" in read:
-            read = self._plain_line_ends(read)
+            read = self._normalize_line_ends(read)
         if not read:
             return []
         text = self._text + read
-        self._origins.append((len(text), number))
+        self._read_ends.append((len(text), read_index))
         *blocks, rest = text.split(b"\n\n")
-        out: list[Event] = []
+        events: list[Event] = []
         at = 0
         for block in blocks:
-            self._add(block, at + len(block), out)
+            self._append_event(block, at + len(block), events)
             at += len(block) + 2
-        # Only a line end is left of an event whose data has been given: it belongs to nothing.
+        # A rest of line ends only is the surplus after an event's blank line.
         self._text = rest if rest.strip(b"\n") else b""
-        self._origins = [(end - at, origin) for end, origin in self._origins if end > at] if self._text else []
-        return out
+        self._read_ends = [(end - at, index) for end, index in self._read_ends if end > at] if self._text else []
+        return events
 
     def finish(self) -> list[Event]:
         """A last event that lacks its blank line. Raises BadFraming if the last chunk is missing."""
-        if self.chunked and not self._unchunk.ended:
+        if self.chunked and not self._chunk_decoder.ended:
             raise BadFraming("the last chunk is missing")
-        out: list[Event] = []
-        self._add(self._text, len(self._text), out)
-        return out
+        events: list[Event] = []
+        self._append_event(self._text, len(self._text), events)
+        return events
 
-    def _add(self, block: bytes, end: int, out: list[Event]) -> None:
+    def _append_event(self, block: bytes, end: int, events: list[Event]) -> None:
+        """Add the block's event, if it has data; `end` is the block's end within the text."""
         if block.startswith(b"data: ") and b"\n" not in block:
             name, data = b"", block[6:]
         else:
             name, data = _fields(block)
             end -= len(block) - len(block.rstrip(b"\n"))
         if data:
-            out.append(Event(data, next(number for length, number in self._origins if length >= end), name))
+            events.append(Event(data, next(index for length, index in self._read_ends if length >= end), name))
 
-    def _plain_line_ends(self, read: bytes) -> bytes:
-        """CRLF and CR become LF; a CR at the end of a read waits for what follows it."""
+    def _normalize_line_ends(self, read: bytes) -> bytes:
+        """Replace CRLF and CR by LF; a CR at the end of a read is kept back, since LF may follow."""
         read = self._carry + read
         self._carry = b"\r" if read.endswith(b"\r") else b""
         return read[: len(read) - len(self._carry)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def _fields(block: bytes) -> tuple[bytes, bytes]:
-    """The event's name and data by the SSE rules: several data lines join with a newline."""
+    """The event's name and data by the SSE specification: data lines are joined with a newline."""
     name = b""
     data: list[bytes] = []
     for line in block.split(b"\n"):

@@ -46,7 +46,7 @@ class Pool:
         self._measuring = measuring
         self._socket_reader: SocketReader | None = None
 
-    async def take(self) -> tuple[HttpConnection, int]:
+    async def acquire(self) -> tuple[HttpConnection, int]:
         """A live connection and the nanoseconds it took to open (0 if it was at hand)."""
         oldest = perf_counter_ns() - int(REUSE_WITHIN_S * 1e9)
         while self._idle:
@@ -106,12 +106,12 @@ class Pool:
         if self._socket_reader is not None:
             self._socket_reader.flush()
 
-    async def open_ahead(self, count: int) -> None:
+    async def preconnect(self, count: int) -> None:
         """Open connections before the clock starts, as a client that has been running for a while would have."""
         for connection in await asyncio.gather(*(self._open() for _ in range(count))):
-            self.give(connection)
+            self.release(connection)
 
-    def give(self, connection: HttpConnection) -> None:
+    def release(self, connection: HttpConnection) -> None:
         """Take a connection back after its exchange."""
         if connection.closed or not self._reuse:
             self._drop(connection)

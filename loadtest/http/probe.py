@@ -1,4 +1,4 @@
-"""The server before the run: is it there, does it let us in, what does it serve? One line for each mistake."""
+"""Checks before a run: whether the server is reachable, accepts the key and serves the model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from time import perf_counter_ns
 import msgspec
 
 from loadtest.errors import TargetError
-from loadtest.http.address import Address, head, parse_url, resolve
+from loadtest.http.address import Address, parse_url, request_head, resolve
 from loadtest.http.event_stream import BadFraming, payload_of
 from loadtest.http.pool import ConnectFailed, Endpoint, Pool
 
-ANSWER_WITHIN_S = 15.0
+RESPONSE_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A plain response."""
+    """A complete response."""
 
     status: int
     headers: Mapping[str, str]
@@ -27,12 +27,14 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model as `/v1/models` lists it."""
 
     model: str
     root: str = ""
+    """Folder or repository of its weights; empty where the server does not say."""
     max_model_len: int = 0
+    """Prompt and answer in tokens; 0 where the server does not say."""
 
 
 class _Model(msgspec.Struct):
@@ -46,42 +48,33 @@ class _Models(msgspec.Struct):
 
 
 async def get(pool: Pool, address: Address, path: str, headers: Mapping[str, str]) -> Reply:
-    """One GET over the pool. Raises TargetError where there is no complete answer in time."""
-    return await _ask(pool, address, head(address, "GET", path, headers, None), path)
-
-
-async def post(pool: Pool, address: Address, path: str, headers: Mapping[str, str], body: bytes) -> Reply:
-    """One POST of JSON over the pool."""
-    return await _ask(pool, address, head(address, "POST", path, headers, len(body)) + body, path)
-
-
-async def _ask(pool: Pool, address: Address, request: bytes, path: str) -> Reply:
-    what = f"{address.url}{path}"
+    """One GET over the pool. Raises TargetError where there is no complete response in time."""
+    url = f"{address.url}{path}"
     try:
-        connection, _ = await pool.take()
+        connection, _ = await pool.acquire()
     except ConnectFailed as failed:
-        raise TargetError(f"cannot reach {what}: {failed}", _remedy(str(failed))) from failed
-    exchange = connection.begin(request, perf_counter_ns())
+        raise TargetError(f"cannot reach {url}: {failed}", _remedy(str(failed))) from failed
+    exchange = connection.send_request(request_head(address, "GET", path, headers), perf_counter_ns())
     try:
-        async with asyncio.timeout(ANSWER_WITHIN_S):
+        async with asyncio.timeout(RESPONSE_TIMEOUT_S):
             await exchange.done
     except TimeoutError as late:
         raise TargetError(
-            f"no answer from {what} within {ANSWER_WITHIN_S:g} s", "Is the server still starting?"
+            f"no answer from {url} within {RESPONSE_TIMEOUT_S:g} s", "Is the server still starting?"
         ) from late
     finally:
-        if not exchange.end_ns:  # nobody waits for the rest any more
+        if not exchange.end_ns:  # timed out: the rest of the response must not reach the next request
             connection.close()
-        pool.give(connection)
+        pool.release(connection)
     if exchange.failure:
-        raise TargetError(f"{what}: {exchange.failure}", _remedy_broken(address))
+        raise TargetError(f"{url}: {exchange.failure}", _remedy_no_http(address))
     try:
         return Reply(exchange.status, exchange.headers, payload_of(exchange))
     except BadFraming as bad:
-        raise TargetError(f"{what}: {bad}") from bad
+        raise TargetError(f"{url}: {bad}") from bad
 
 
-def _remedy_broken(address: Address) -> str:
+def _remedy_no_http(address: Address) -> str:
     if address.tls:
         return "Is this an HTTP server? Its own log may say more"
     return "Is this an HTTP server? If it speaks TLS, write https://"
@@ -98,38 +91,41 @@ def _remedy(failure: str, *, tls: bool = False) -> str:
 
 
 async def open_endpoint(url: str, *, verify: bool = True, ca_file: str | None = None) -> Endpoint:
-    """Look the host up, find an address that accepts a connection, and stay with it for the whole run."""
+    """Resolve the host and return its first address that accepts a connection; a run uses only that one.
+
+    Raises TargetError with the failure of the first address.
+    """
     address = parse_url(url)
-    failed = ""
+    failure = ""
     for ip in resolve(address):
         endpoint = Endpoint(address, ip, verify, ca_file)
         pool = Pool(endpoint, connect_timeout_s=5.0)
         try:
-            await pool.open_ahead(1)
+            await pool.preconnect(1)
         except ConnectFailed as bad:
-            failed = failed or str(bad)
+            failure = failure or str(bad)
         else:
             return endpoint
         finally:
             pool.close()
-    raise TargetError(f"cannot reach {address.url}: {failed}", _remedy(failed, tls=address.tls))
+    raise TargetError(f"cannot reach {address.url}: {failure}", _remedy(failure, tls=address.tls))
 
 
-async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str | None) -> Served:
-    """The model to ask for: the wanted one, or the first that the server lists."""
+async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str | None) -> ServedModel:
+    """The model to use: `wanted`, or the first that the server lists. Raises TargetError."""
     pool = Pool(endpoint)
     try:
         reply = await get(pool, endpoint.address, "/v1/models", headers)
     finally:
         pool.close()
-    refused(reply, endpoint.address)
+    raise_if_unusable(reply, endpoint.address)
     try:
         models = msgspec.json.decode(reply.body, type=_Models).data if reply.status == 200 else []
     except msgspec.DecodeError:
         models = []
     if not models:
         if wanted:
-            return Served(wanted)
+            return ServedModel(wanted)
         raise TargetError(
             f"{endpoint.address.url}/v1/models lists no model (HTTP {reply.status})", "Name one with --model"
         )
@@ -137,11 +133,11 @@ async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str
     if chosen is None:
         names = ", ".join(model.id for model in models)
         raise TargetError(f"the server does not list the model {wanted!r}", f"It serves: {names}")
-    return Served(chosen.id, chosen.root or "", chosen.max_model_len or 0)
+    return ServedModel(chosen.id, chosen.root or "", chosen.max_model_len or 0)
 
 
-def refused(reply: Reply, address: Address) -> None:
-    """Raise where the server does not let us in."""
+def raise_if_unusable(reply: Reply, address: Address) -> None:
+    """Raise TargetError where the server refuses the key or is not ready."""
     if reply.status in (401, 403):
         raise TargetError(
             f"{address.url} refuses the key (HTTP {reply.status})", "Give it with --api-key or in OPENAI_API_KEY"

@@ -1,1 +1,1 @@
-"""Sends the load: when, from how many processes, and one worker's loop."""
+"""The load: when requests start, how many processes send them, and one worker's loop."""

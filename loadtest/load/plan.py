@@ -1,4 +1,4 @@
-"""From options to a job: the model is found, the tokenizer read, prompts made, intended times fixed."""
+"""Prepare a run: find the server and its model, load the tokenizer, make the prompts and the schedule."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-from loadtest.api.requests import Api, BodyRules
-from loadtest.data.datasets import FORCED, sample
+from loadtest.api.requests import Api, BodySpec
+from loadtest.data.datasets import FORCED_LENGTH, sample
 from loadtest.data.from_file import trace
 from loadtest.data.prompt import DatasetSpec, Prompt
 from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer
 from loadtest.errors import DataError, UsageError
 from loadtest.http.pool import Endpoint
-from loadtest.http.probe import Served, find_model, open_endpoint
+from loadtest.http.probe import ServedModel, find_model, open_endpoint
 from loadtest.load.schedule import LoadSchedule, LoadSpec, parse_phases, phased_times, steady_times
-from loadtest.load.sizing import WorkerCount, choose_worker_count, usable_cores
-from loadtest.load.worker import Job, sessions_of
+from loadtest.load.worker import WorkerJob, sessions_of
+from loadtest.load.worker_processes import WorkerCount, choose_worker_count, usable_cores
 
 Times = np.ndarray[tuple[int], np.dtype[np.float64]] | None
 DEFAULT_PROMPTS = 1000
 """vLLM's default."""
 PROMPTS_PER_TIMED_RUN = 4096
-"""Made for a closed loop that ends by the clock, whose need nobody knows beforehand."""
+"""For a closed loop that ends after a duration: how many it will send is not known."""
 DEFAULT_CONCURRENCY = 32
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """Which server, and as whom."""
+    """The server and how to access it."""
 
     url: str
     model: str | None = None
@@ -46,12 +46,12 @@ class TargetSpec:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """A run that is ready to start."""
 
-    job: Job
+    job: WorkerJob
     endpoint: Endpoint
-    served: Served
+    served: ServedModel
     target: TargetSpec
     data: DatasetSpec
     load: LoadSpec
@@ -59,33 +59,37 @@ class Plan:
     worker_count: WorkerCount
 
 
-async def reach(target: TargetSpec) -> tuple[Endpoint, Served]:
-    """Find the server and its model before anything else is done."""
+async def find_server(target: TargetSpec) -> tuple[Endpoint, ServedModel]:
+    """Connect to the server and find its model; done before anything slow. Raises TargetError."""
     endpoint = await open_endpoint(target.url, verify=target.verify, ca_file=target.ca_file)
     return endpoint, await find_model(endpoint, target.headers, target.model)
 
 
-def tokenizer_for(target: TargetSpec, served: Served) -> PromptTokenizer | None:
-    """The named tokenizer, or the one beside the served model where that is a local folder."""
+def tokenizer_for(target: TargetSpec, served: ServedModel) -> PromptTokenizer | None:
+    """The specified tokenizer, or that of the served model where its folder is on this machine."""
     if target.tokenizer:
         return load_tokenizer(target.tokenizer)
     root = Path(served.root) if served.root else None
     return load_tokenizer(served.root) if root is not None and (root / "tokenizer.json").is_file() else None
 
 
-def make_plan(target: TargetSpec, data: DatasetSpec, load: LoadSpec, endpoint: Endpoint, served: Served) -> Plan:
-    """Everything slow that can be done before the clock starts."""
+def make_plan(
+    target: TargetSpec, data: DatasetSpec, load: LoadSpec, endpoint: Endpoint, served: ServedModel
+) -> LoadPlan:
+    """Prepare everything slow before the clock starts. Raises UsageError and DataError."""
     tokenizer = tokenizer_for(target, served)
     prompts, times = _prompts_and_times(data, load, tokenizer)
     if target.api is Api.COMPLETIONS and data.dataset in ("sessions", "images", "tools"):
         raise UsageError(f"the completions API cannot carry {data.dataset}", "Use --api chat or --api messages")
     check_lengths(prompts, served)
-    forced = data.ignore_eos if data.ignore_eos is not None else data.dataset in FORCED or bool(load.trace)
+    ignore_eos = data.ignore_eos
+    if ignore_eos is None:
+        ignore_eos = data.dataset in FORCED_LENGTH or bool(load.trace)
     run_id = secrets.token_hex(4)
-    job = Job(
+    job = WorkerJob(
         prompts=prompts,
-        rules=BodyRules(target.api, served.model, ignore_eos=forced, extra=data.extra_body),
-        load=as_load(load, times),
+        body_spec=BodySpec(target.api, served.model, ignore_eos=ignore_eos, extra=data.extra_body),
+        load=schedule_of(load, times),
         headers=target.headers,
         request_id_prefix=f"loadtest-{run_id}-",
         session_header=data.session_header,
@@ -93,7 +97,7 @@ def make_plan(target: TargetSpec, data: DatasetSpec, load: LoadSpec, endpoint: E
         timeout_s=target.timeout_s,
         reuse_connections=target.reuse_connections,
     )
-    return Plan(
+    return LoadPlan(
         job,
         endpoint,
         served,
@@ -108,7 +112,7 @@ def make_plan(target: TargetSpec, data: DatasetSpec, load: LoadSpec, endpoint: E
 def _prompts_and_times(
     data: DatasetSpec, load: LoadSpec, tokenizer: PromptTokenizer | None
 ) -> tuple[list[Prompt], Times]:
-    rng = np.random.default_rng([data.seed, 1])  # a stream of its own: prompts must not depend on the load
+    rng = np.random.default_rng([data.seed, 1])  # separate from that of the prompts, which do not depend on the load
     if load.trace:
         prompts = trace(data, tokenizer, data.num_prompts, file=load.trace, speed=load.trace_speed)
         return prompts, np.array([prompt.at_s or 0.0 for prompt in prompts])
@@ -116,16 +120,16 @@ def _prompts_and_times(
         if data.num_prompts:
             raise UsageError("--phases fixes the number of requests", "Leave --num-prompts out")
         times = phased_times(parse_phases(load.phases), load.burstiness, rng)
-        # In an open loop it is sessions that arrive; their turns follow by themselves.
+        # In an open loop the times are those of sessions; later turns follow the answers.
         return sample(data, tokenizer, len(times) * (data.turns if data.dataset == "sessions" else 1)), times
-    prompts = sample(data, tokenizer, data.num_prompts or _count(data, load))
+    prompts = sample(data, tokenizer, data.num_prompts or _prompt_count(data, load))
     if load.rate < math.inf:
         return prompts, steady_times(len(sessions_of(prompts)), load.rate, load.burstiness, rng)
     return prompts, None
 
 
-def as_load(load: LoadSpec, times: Times) -> LoadSchedule:
-    """The load with its intended times."""
+def schedule_of(load: LoadSpec, times: Times) -> LoadSchedule:
+    """The schedule of a load with these intended times."""
     return LoadSchedule(
         max_inflight=load.concurrency if times is not None else load.concurrency or DEFAULT_CONCURRENCY,
         times_s=tuple(times.tolist()) if times is not None else None,
@@ -133,7 +137,8 @@ def as_load(load: LoadSpec, times: Times) -> LoadSchedule:
     )
 
 
-def _count(data: DatasetSpec, load: LoadSpec) -> int:
+def _prompt_count(data: DatasetSpec, load: LoadSpec) -> int:
+    """How many prompts to make where the user gave no number."""
     if data.dataset == "jsonl" and math.isinf(load.duration_s):
         return 0  # every line once
     if math.isinf(load.duration_s):
@@ -143,8 +148,8 @@ def _count(data: DatasetSpec, load: LoadSpec) -> int:
     return PROMPTS_PER_TIMED_RUN
 
 
-def check_lengths(prompts: list[Prompt], served: Served) -> None:
-    """Refuse prompts that the server must refuse, before 512 of them fail."""
+def check_lengths(prompts: list[Prompt], served: ServedModel) -> None:
+    """Raise UsageError for prompts that the server would reject one by one, and DataError for none at all."""
     if not prompts:
         raise DataError("the data set gave no prompt", "Check --dataset-path")
     longest = max(prompts, key=lambda prompt: prompt.prompt_tokens + prompt.output_tokens)
@@ -156,8 +161,8 @@ def check_lengths(prompts: list[Prompt], served: Served) -> None:
         )
 
 
-def warmup_job(plan: Plan) -> Job | None:
-    """A short run of other prompts: the measured ones must not be in the prefix cache yet."""
+def warmup_job(plan: LoadPlan) -> WorkerJob | None:
+    """A short run of other prompts, so that the measured ones are not in the prefix cache; None without warm-up."""
     if not plan.load.warmup:
         return None
     seed = int(np.random.default_rng([plan.data.seed, 2]).integers(2**31))

@@ -1,7 +1,8 @@
-"""One run from ready prompts to records: in this process, or in worker processes of their own.
+"""Run a worker job in this process, and observe it while it runs.
 
-Worker processes are used for more streams than one loop can follow, and whenever this process has something else to do
-(a live view, polling the fleet): drawing a screen takes 10 ms, which would be added to every figure.
+`load/worker_processes.py` does the same in processes of their own. Those are used for more streams than one loop can
+follow, and whenever this process has other work (a live view, polling the fleet): drawing a screen takes 10 ms, which
+would be added to every figure.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import Protocol
 from loadtest.api.record import Record, RunRecords, tpot_s, ttft_s
 from loadtest.http.pool import Endpoint
 from loadtest.load.self_check import SelfCheck
-from loadtest.load.worker import Job, Worker, in_order, sessions_of, wall_anchor
+from loadtest.load.worker import Worker, WorkerJob, in_order, sessions_of, unix_time_at
 
 
 class InterruptedEarly(Exception):
-    """The user interrupted before the clock began: there is nothing to report."""
+    """The user interrupted before the first request: there is nothing to report."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run and what its workers cost, one entry per worker."""
+    """The records of a run, and the self-check of each worker."""
 
     run: RunRecords
     checks: tuple[SelfCheck, ...]
@@ -34,7 +35,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class FinishedRequest:
-    """What the live view hears of a finished request. Times in ms."""
+    """What an observer gets of a finished request. The times are 0 for a failed one."""
 
     ok: bool
     outcome: str
@@ -54,67 +55,68 @@ class FinishedRequest:
 
 
 class Observer(Protocol):
-    """Follows a run while it goes on."""
+    """Follows a run while it runs."""
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:
         """The clock starts; `stop` ends the run early and keeps what was measured."""
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
-        """Requests started and ended since the last news."""
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
+        """Requests that started and ended since the last call."""
 
 
 class NullObserver:
-    """An audience that does not listen."""
+    """An observer that does nothing."""
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:
-        """Nothing."""
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:
+        """Ignored."""
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
-        """Nothing."""
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
+        """Ignored."""
 
 
 class ForwardingObserver:
-    """A worker's watcher that passes news on at once, for an audience in the same process."""
+    """Passes each start and end in a worker on to an observer in the same process."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 
-    def started(self) -> None:
-        """A request began."""
-        self._observer.progress(1, [])
+    def request_started(self) -> None:
+        """A request has started."""
+        self._observer.on_progress(1, [])
 
-    def finished(self, record: Record) -> None:
+    def request_finished(self, record: Record) -> None:
         """A request's record is complete."""
-        self._observer.progress(0, [FinishedRequest.of(record)])
+        self._observer.on_progress(0, [FinishedRequest.of(record)])
 
 
 @contextmanager
-def on_interrupt(stop: Callable[[], None]) -> Iterator[list[bool]]:
-    """Call `stop` at the first SIGINT or SIGTERM; the list is no longer empty then. A second SIGINT kills as usual."""
+def on_interrupt(stop: Callable[[], None]) -> Iterator[asyncio.Event]:
+    """Call `stop` and set the event at SIGINT or SIGTERM. A second SIGINT raises KeyboardInterrupt as usual."""
     loop = asyncio.get_running_loop()
-    came: list[bool] = []
+    interrupted = asyncio.Event()
 
-    def once() -> None:
-        came.append(True)
+    def interrupt() -> None:
+        interrupted.set()
         loop.remove_signal_handler(signal.SIGINT)
         stop()
 
-    loop.add_signal_handler(signal.SIGINT, once)
-    loop.add_signal_handler(signal.SIGTERM, once)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    loop.add_signal_handler(signal.SIGTERM, interrupt)
     try:
-        yield came
+        yield interrupted
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
 
 
-async def run_here(job: Job, endpoint: Endpoint, observer: Observer) -> RunResult:
-    """Run a job on this process's loop. The first interrupt ends it early with what was measured."""
+async def run_here(job: WorkerJob, endpoint: Endpoint, observer: Observer) -> RunResult:
+    """Run a job on this process's loop. The first interrupt ends it early and keeps what was measured."""
     sessions = sessions_of(job.prompts)
     worker = Worker(job, endpoint, ForwardingObserver(observer))
     with on_interrupt(worker.stop) as interrupted:
-        await worker.open_ahead(len(sessions))
-        observer.begin(perf_counter_ns(), worker.stop)
+        await worker.preconnect(len(sessions))
+        observer.on_start(perf_counter_ns(), worker.stop)
         result = await worker.run(sessions, in_order(len(sessions)))
-    run = RunRecords(result.records, result.begin_ns, result.end_ns, wall_anchor(result.begin_ns), bool(interrupted))
+    begin_ns, end_ns = result.begin_ns, result.end_ns
+    run = RunRecords(result.records, begin_ns, end_ns, unix_time_at(begin_ns), interrupted.is_set())
     return RunResult(run, (result.check,))

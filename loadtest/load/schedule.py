@@ -1,8 +1,8 @@
-"""When requests are sent: pure arithmetic from a shape to absolute times.
+"""Request schedules: compute when each request is meant to start. Pure.
 
-Closed loop: `max_inflight` requests at a time, the next when one ends; it hides stalls, since a slow server is asked
-less. Open loop: every request has an intended time fixed beforehand, whatever the server does; latency counts from
-there too. Times are absolute, so a late send never delays the ones after it.
+Closed loop: `max_inflight` requests at a time, the next one when one ends. It hides stalls, because a slow server gets
+fewer requests. Open loop: every request has an intended time that does not depend on the server; latency is also
+reported from there. Times are absolute, so a late start does not delay the requests after it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from loadtest.errors import UsageError
 
 Seconds = NDArray[np.float64]
+NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of constant or linearly changing rate. Infinite `seconds` lasts until the prompts run out."""
+    """A period of constant or linearly changing rate."""
 
     seconds: float
     start_rate: float
@@ -29,17 +30,19 @@ class Phase:
     end_rate: float
 
     def expected(self) -> float:
-        """Requests it offers on average."""
+        """Expected number of requests."""
         return self.seconds * (self.start_rate + self.end_rate) / 2
 
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """How hard."""
+    """The load as the user specifies it: a closed loop of `concurrency`, or an open loop by rate, phases or trace."""
 
     concurrency: int | None = None
     rate: float = math.inf
+    """Requests per second of an open loop; infinite for a closed loop."""
     burstiness: float = 1.0
+    """Shape of the gamma distribution of gaps: 1 is Poisson, inf is constant."""
     phases: str | None = None
     trace: str | None = None
     trace_speed: float = 1.0
@@ -49,15 +52,16 @@ class LoadSpec:
     """Client processes; None: as many as the load needs."""
 
     @property
-    def open_loop_asked(self) -> bool:
-        """Whether any flag asks for intended times."""
+    def open_loop(self) -> bool:
+        """Whether requests have intended times."""
         return self.rate < math.inf or bool(self.phases) or bool(self.trace)
 
 
 def steady_times(count: int, rate: float, burstiness: float, rng: np.random.Generator) -> Seconds:
-    """Intended times of `count` requests at `rate`: gamma gaps (1 is Poisson, inf is constant), as vLLM draws them.
+    """Intended times in s of `count` requests at `rate` per s, with gaps from vLLM's gamma distribution.
 
-    Unlike vLLM, the sum is not rescaled to count / rate: that would make the arrivals less random than Poisson.
+    The first is at 0. vLLM rescales the sum of the gaps to count / rate, which makes arrivals less random than Poisson;
+    that is not done here.
     """
     if rate <= 0 or burstiness <= 0:
         raise UsageError("--request-rate and --burstiness must be above 0")
@@ -70,24 +74,27 @@ def steady_times(count: int, rate: float, burstiness: float, rng: np.random.Gene
 
 
 def phased_times(phases: list[Phase], burstiness: float, rng: np.random.Generator) -> Seconds:
-    """Intended times through a list of phases: unit-rate arrivals, bent by the inverse of the expected count."""
+    """Intended times in s through a list of phases.
+
+    Arrivals at rate 1 are drawn on the axis of the expected number of requests, and mapped to time by its inverse.
+    """
     total = sum(phase.expected() for phase in phases)
-    need = int(total + 6 * math.sqrt(total) + 10)
-    unit = steady_times(need, 1.0, burstiness, rng)
-    unit = unit + (0.0 if math.isinf(burstiness) else float(rng.exponential()))
-    out: list[Seconds] = []
-    done = begin = 0.0
+    count = int(total + 6 * math.sqrt(total) + 10)  # six standard deviations: too few are very unlikely
+    arrivals = steady_times(count, 1.0, burstiness, rng)
+    arrivals = arrivals + (0.0 if math.isinf(burstiness) else float(rng.exponential()))
+    times: list[Seconds] = []
+    expected_before = begin_s = 0.0
     for phase in phases:
         expected = phase.expected()
-        inside = unit[(unit >= done) & (unit < done + expected)] - done
-        out.append(begin + _inverse(phase, inside))
-        done += expected
-        begin += phase.seconds
-    return np.concatenate(out) if out else np.zeros(0)
+        inside = arrivals[(arrivals >= expected_before) & (arrivals < expected_before + expected)] - expected_before
+        times.append(begin_s + _inverse(phase, inside))
+        expected_before += expected
+        begin_s += phase.seconds
+    return np.concatenate(times) if times else np.zeros(0)
 
 
 def _inverse(phase: Phase, counts: Seconds) -> Seconds:
-    """Time within a phase at which its expected count reaches each of `counts`."""
+    """Time in s within a phase at which the expected number of requests reaches each of `counts`."""
     slope = (phase.end_rate - phase.start_rate) / phase.seconds
     if abs(slope) < 1e-12:
         return counts / phase.start_rate if phase.start_rate > 0 else counts[:0]
@@ -99,7 +106,7 @@ def parse_phases(text: str) -> list[Phase]:
     """`30s@2, 60s@2-8, 10s@20`: seconds at a rate or from one rate to another, in requests per second."""
     phases = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([\d.]+)(s|m)?\s*@\s*([\d.]+)(?:\s*-\s*([\d.]+))?\s*", part)
+        match = re.fullmatch(rf"\s*({NUMBER})(s|m)?\s*@\s*({NUMBER})(?:\s*-\s*({NUMBER}))?\s*", part)
         if match is None:
             raise UsageError(f"not a phase: {part.strip()!r}", "Write e.g. --phases '30s@2,60s@2-8,30s@2'")
         seconds = float(match[1]) * (60 if match[2] == "m" else 1)
@@ -112,15 +119,12 @@ def parse_phases(text: str) -> list[Phase]:
 
 @dataclass(frozen=True)
 class LoadSchedule:
-    """What a run offers the server."""
+    """When a run's requests start."""
 
     max_inflight: int | None
-    """At most this many at a time; None lets an open loop grow as it must."""
+    """At most this many at a time; None: no limit (open loop only)."""
     times_s: tuple[float, ...] | None = None
     """Intended times relative to the start; None is the closed loop."""
-    rate: float = math.inf
-    burstiness: float = 1.0
-    phases: tuple[Phase, ...] = ()
     stop_after_s: float = math.inf
     """No request starts later than this."""
 

@@ -1,4 +1,4 @@
-"""Is the client itself the bottleneck? Loop lag, send lag, CPU and garbage-collector state of one worker."""
+"""Self-check of one worker: its CPU use and event-loop lag show whether the client is the bottleneck."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from time import perf_counter_ns
 import numpy as np
 
 TICK_S = 0.025
-"""Between two looks at the loop. uvloop's timers round to 1 ms, so lag below that is not seen."""
+"""Interval of the lag measurements. uvloop's timers round to 1 ms, so lag below that is not seen."""
 BUSY_RATIO = 0.7
-"""Above this share of a core, a worker starts to add delays of its own."""
+"""Above this share of a core, a worker adds delays of its own."""
 LAG_WARN_MS = 10.0
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What one worker cost and how late it was."""
+    """CPU and event-loop lag of one worker over a run."""
 
     cpu_s: float
     wall_s: float
@@ -36,23 +36,23 @@ class SelfCheck:
 
     @property
     def cpu_ratio(self) -> float:
-        """Share of one core."""
+        """CPU time as a share of one core."""
         return self.cpu_s / self.wall_s if self.wall_s > 0 else 0.0
 
     @property
     def healthy(self) -> bool:
-        """Whether the client can be ruled out as the bottleneck."""
+        """Whether the worker was not the bottleneck."""
         return self.cpu_ratio < BUSY_RATIO and self.loop_lag_p99_ms < LAG_WARN_MS
 
 
 def cpu_s() -> float:
-    """User and system time of this process, all threads."""
+    """User and system CPU time of this process, all threads."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
-class LoopWatch:
-    """Asks the event loop for the time at fixed moments and notes how late it answers."""
+class LoopLagMonitor:
+    """Measures how late the event loop calls timers."""
 
     def __init__(self) -> None:
         self._lags_ns: list[int] = []
@@ -62,7 +62,7 @@ class LoopWatch:
         self._begin_cpu_s = 0.0
 
     def start(self) -> None:
-        """Begin watching the running loop."""
+        """Start measuring the running loop."""
         self._begin_ns, self._begin_cpu_s = perf_counter_ns(), cpu_s()
         self._arm()
 
@@ -75,7 +75,7 @@ class LoopWatch:
         self._arm()
 
     def stop(self) -> SelfCheck:
-        """End watching and say what was seen."""
+        """Stop measuring and return the figures."""
         if self._handle is not None:
             self._handle.cancel()
         lags = np.asarray(self._lags_ns or [0], dtype=np.float64) / 1e6
@@ -91,7 +91,7 @@ class LoopWatch:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No collection pauses while the clock runs; records hold no cycles, so nothing piles up."""
+    """Disable the garbage collector: a collection would delay timestamps. Records have no cycles to collect."""
     gc.disable()
     try:
         yield

@@ -1,1 +1,1 @@
-"""A server with known times, for the self-test and the tests."""
+"""A mock server with known times, for the self-test and the tests."""

@@ -1,8 +1,8 @@
-"""A server with known times, speaking the three APIs: the yardstick that the client is measured against.
+"""A mock server with known response times, for the three APIs. The self-test measures the client against it.
 
-Each request gets its first chunk `first_s` after its last byte came in, and each further chunk `gap_s` after the one
-before, from absolute times, so lateness never adds up. How late the mock itself was is counted and can be asked for
-(`GET /mock/lateness`): what is left is the client's. It can also fail on demand, in every way a server fails.
+A request gets its first chunk `first_s` after its last byte arrived, and each further chunk `gap_s` after the one
+before. Send times are absolute, so lateness does not add up. The mock measures its own lateness (`GET /mock/lateness`);
+the rest of what a client measures beyond the known times is the client's. It can also fail on demand.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from loadtest.mock.answers import WRITERS, MockConfig, MockRequest, chunk
 
 @dataclass
 class Lateness:
-    """The mock's own delays: actual minus planned send time."""
+    """The mock's own delays in ns: actual minus planned send time."""
 
     first_ns: list[int] = field(default_factory=list)
     chunk_ns: list[int] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Mean and 99th percentile in ms, of first chunks and of the rest."""
-        out: dict[str, float] = {}
-        for name, values in (("first", self.first_ns), ("chunk", self.chunk_ns)):
-            late = np.asarray(values or [0]) / 1e6
-            out[f"{name}_mean_ms"] = float(late.mean())
-            out[f"{name}_p99_ms"] = float(np.percentile(late, 99))
-            out[f"{name}_count"] = len(values)
-        return out
+        figures: dict[str, float] = {}
+        for name, values_ns in (("first", self.first_ns), ("chunk", self.chunk_ns)):
+            late_ms = np.asarray(values_ns or [0]) / 1e6
+            figures[f"{name}_mean_ms"] = float(late_ms.mean())
+            figures[f"{name}_p99_ms"] = float(np.percentile(late_ms, 99))
+            figures[f"{name}_count"] = len(values_ns)
+        return figures
 
 
 @dataclass
 class _ScheduledResponse:
-    """One answer, ready to be sent chunk by chunk."""
+    """One response and the time of its next chunk."""
 
     chunks: list[bytes]
     fault: str
     due_ns: int = 0
-    next: int = 0
+    next_chunk: int = 0
 
 
 class MockServer:
-    """Owns the listening socket and counts; `async with` it."""
+    """Owns the listening socket and its connections; an async context manager."""
 
     def __init__(self, config: MockConfig, host: str = "127.0.0.1", port: int = 0) -> None:
         self.config = config
@@ -56,10 +56,10 @@ class MockServer:
         self.requests: list[MockRequest] = []
         self.headers: list[dict[str, str]] = []
         self.keep_requests = False
-        self._answers: dict[tuple[str, int, int], list[bytes]] = {}
+        self._chunks: dict[tuple[str, int, int], list[bytes]] = {}
         self.count = 0
         self.running = 0
-        self.waiting: list[_Connection] = []
+        self.queue: list[_Connection] = []
         self._bind = (host, port)
         self._server: asyncio.Server | None = None
         self._open: set[_Connection] = set()
@@ -78,7 +78,7 @@ class MockServer:
         if self._server is not None:
             self._server.close()
         for connection in list(self._open):
-            connection.hang_up()
+            connection.abort()
 
     @property
     def url(self) -> str:
@@ -88,54 +88,54 @@ class MockServer:
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"http://{host}:{port}"
 
-    def joined(self, connection: _Connection) -> None:
-        """A connection came."""
+    def add(self, connection: _Connection) -> None:
+        """A connection was opened."""
         self._open.add(connection)
 
-    def left(self, connection: _Connection) -> None:
-        """A connection went."""
+    def discard(self, connection: _Connection) -> None:
+        """A connection was closed."""
         self._open.discard(connection)
 
-    def answer(self, path: str, request: MockRequest) -> list[bytes]:
-        """The chunks for a request; built once per shape, so that a burst of equal requests costs nothing."""
-        key = (path, request.wanted(), request.prompt_tokens())
-        if key not in self._answers:
-            self._answers[key] = WRITERS[path](self.config, request)
-        return self._answers[key]
+    def chunks_for(self, path: str, request: MockRequest) -> list[bytes]:
+        """The response's chunks; cached, so that a burst of similar requests does not make the mock late."""
+        key = (path, request.output_tokens(), request.prompt_tokens())
+        if key not in self._chunks:
+            self._chunks[key] = WRITERS[path](self.config, request)
+        return self._chunks[key]
 
     def next_fault(self) -> str:
-        """The fault of the next generation request, if it is its turn."""
+        """Count a generation request; returns its fault, or an empty string."""
         self.count += 1
         every = self.config.fail_every
         return self.config.fault if every and self.count % every == 0 else ""
 
 
 class _Connection(asyncio.Protocol):
-    """One client connection; requests on it come one after the other."""
+    """One client connection, without pipelining."""
 
     def __init__(self, server: MockServer) -> None:
         self._mock = server
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
-        self.plan: _ScheduledResponse | None = None
+        self.response: _ScheduledResponse | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not registered as asyncio.Transport.
         self._transport = cast(asyncio.Transport, transport)
-        self._mock.joined(self)
+        self._mock.add(self)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._transport = None
-        self._mock.left(self)
+        self._mock.discard(self)
         self._release()
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        came_ns = perf_counter_ns()
+        arrived_ns = perf_counter_ns()
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -148,9 +148,9 @@ class _Connection(asyncio.Protocol):
         body = bytes(self._buffer[end + 4 : end + 4 + length])
         del self._buffer[: end + 4 + length]
         method, path, _ = lines[0].split(" ", 2)
-        self._serve(method, path, headers, body, came_ns)
+        self._serve(method, path, headers, body, arrived_ns)
 
-    def _serve(self, method: str, path: str, headers: dict[str, str], body: bytes, came_ns: int) -> None:
+    def _serve(self, method: str, path: str, headers: dict[str, str], body: bytes, arrived_ns: int) -> None:
         mock, config = self._mock, self._mock.config
         key = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("x-api-key", "")
         if config.api_key and key != config.api_key:
@@ -162,11 +162,11 @@ class _Connection(asyncio.Protocol):
             self._reply(200, mock.lateness.summary())
             mock.lateness = Lateness()
         elif method == "POST" and path in WRITERS:
-            self._generate(path, headers, body, came_ns)
+            self._generate(path, headers, body, arrived_ns)
         else:
             self._reply(404, {"error": {"message": f"no such path: {path}"}})
 
-    def _generate(self, path: str, headers: dict[str, str], body: bytes, came_ns: int) -> None:
+    def _generate(self, path: str, headers: dict[str, str], body: bytes, arrived_ns: int) -> None:
         mock, config = self._mock, self._mock.config
         request = msgspec.json.decode(body, type=MockRequest)
         if mock.keep_requests:
@@ -176,51 +176,56 @@ class _Connection(asyncio.Protocol):
             self._reply(404, {"error": {"message": f"The model `{request.model}` does not exist.", "code": 404}})
             return
         fault = mock.next_fault()
-        if fault in _REFUSALS:
-            status, extra = _REFUSALS[fault]
-            self._reply(status, {"error": {"message": f"mock {fault}", "code": status}}, extra)
+        if fault in _ERROR_RESPONSES:
+            status, extra_header = _ERROR_RESPONSES[fault]
+            self._reply(status, {"error": {"message": f"mock {fault}", "code": status}}, extra_header)
             return
         if fault == "short":
-            request.max_tokens = request.max_completion_tokens = request.wanted() // 2
-        self.plan = _ScheduledResponse(mock.answer(path, request), fault, due_ns=came_ns + int(config.first_s * 1e9))
+            request.max_tokens = request.max_completion_tokens = request.output_tokens() // 2
+        due_ns = arrived_ns + int(config.first_s * 1e9)
+        self.response = _ScheduledResponse(mock.chunks_for(path, request), fault, due_ns)
         if mock.running >= config.max_inflight:
-            mock.waiting.append(self)
+            mock.queue.append(self)
         else:
             self.admit()
 
     def admit(self) -> None:
-        """Start answering."""
+        """Schedule the first chunk."""
         self._mock.running += 1
-        self._arm()
+        self._schedule_next()
 
-    def _arm(self) -> None:
-        plan = self.plan
-        if plan is None:
+    def _schedule_next(self) -> None:
+        response = self.response
+        if response is None:
             return
-        wait_s = max(0.0, (plan.due_ns - perf_counter_ns()) / 1e9)
+        wait_s = max(0.0, (response.due_ns - perf_counter_ns()) / 1e9)
         asyncio.get_running_loop().call_later(wait_s, self._send)
 
     def _send(self) -> None:
-        plan, transport, config = self.plan, self._transport, self._mock.config
-        if plan is None or transport is None:
+        response, transport, config = self.response, self._transport, self._mock.config
+        if response is None or transport is None:
             return
-        late_ns = perf_counter_ns() - plan.due_ns
-        (self._mock.lateness.chunk_ns if plan.next else self._mock.lateness.first_ns).append(late_ns)
-        if plan.next == 0:
-            transport.write(_STREAM_HEAD + plan.chunks[0])
-        elif plan.fault and plan.next == len(plan.chunks) // 2 and self._spoil(plan.fault, transport):
+        late_ns = perf_counter_ns() - response.due_ns
+        (self._mock.lateness.chunk_ns if response.next_chunk else self._mock.lateness.first_ns).append(late_ns)
+        if response.next_chunk == 0:
+            transport.write(_STREAM_HEAD + response.chunks[0])
+        elif (
+            response.fault
+            and response.next_chunk == len(response.chunks) // 2
+            and self._inject(response.fault, transport)
+        ):
             return
         else:
-            transport.write(plan.chunks[plan.next])
-        plan.next += 1
-        if plan.next == len(plan.chunks):
+            transport.write(response.chunks[response.next_chunk])
+        response.next_chunk += 1
+        if response.next_chunk == len(response.chunks):
             self._release()
             return
-        plan.due_ns += int(config.gap_s * 1e9)
-        self._arm()
+        response.due_ns += int(config.gap_s * 1e9)
+        self._schedule_next()
 
-    def _spoil(self, fault: str, transport: asyncio.Transport) -> bool:
-        """Do the fault half-way; True where the answer ends with it."""
+    def _inject(self, fault: str, transport: asyncio.Transport) -> bool:
+        """Inject a fault in the middle of a response; True where the response ends with it."""
         if fault == "cut":
             transport.close()
         elif fault == "event":
@@ -235,26 +240,27 @@ class _Connection(asyncio.Protocol):
         return True
 
     def _release(self) -> None:
+        """End this response, and admit the next queued one."""
         mock = self._mock
-        if self in mock.waiting:
-            mock.waiting.remove(self)
-        elif self.plan is not None:
+        if self in mock.queue:
+            mock.queue.remove(self)
+        elif self.response is not None:
             mock.running -= 1
-        self.plan = None
-        if mock.waiting and mock.running < mock.config.max_inflight:
-            after = mock.waiting.pop(0)
-            if after.plan is not None:
-                after.plan.due_ns = perf_counter_ns() + int(mock.config.first_s * 1e9)
-                after.admit()
+        self.response = None
+        if mock.queue and mock.running < mock.config.max_inflight:
+            admitted = mock.queue.pop(0)
+            if admitted.response is not None:
+                admitted.response.due_ns = perf_counter_ns() + int(mock.config.first_s * 1e9)
+                admitted.admit()
 
-    def _reply(self, status: int, content: object, extra: str = "") -> None:
+    def _reply(self, status: int, content: object, extra_header: str = "") -> None:
         body = json.dumps(content).encode()
-        head = f"HTTP/1.1 {status} Mock\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
+        head = f"HTTP/1.1 {status} Mock\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         if self._transport is not None:
-            self._transport.write(head.encode() + body)
+            self._transport.write((head + extra_header + "\r\n").encode() + body)
 
 
-_REFUSALS = {
+_ERROR_RESPONSES = {
     "full": (429, "retry-after: 7\r\n"),
     "unavailable": (503, "retry-after: 2\r\n"),
     "error": (500, ""),

@@ -38,11 +38,11 @@ class ProgressBoard:
         self._recent: deque[FinishedRequest] = deque()
         self.history: deque[float] = deque(maxlen=60)
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience may end a run
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience may end a run
         """The clock started."""
         self._begin_ns = begin_ns
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
         """Take news in."""
         self.started += started
         for one in ended:

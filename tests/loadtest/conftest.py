@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.api.requests import Api, BodyRules
+from loadtest.api.requests import Api, BodySpec
 from loadtest.data.prompt import Prompt
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
 from loadtest.load.run import NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSchedule
-from loadtest.load.worker import Job
+from loadtest.load.worker import WorkerJob
 from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
 
@@ -66,7 +66,7 @@ def run_job() -> RunJob:
         **changes: object,
     ) -> RunResult:
         load = load or LoadSchedule(4)
-        job = Job(prompts=prompts, rules=BodyRules(api, "mock", ignore_eos=True), load=load)
+        job = WorkerJob(prompts=prompts, body_spec=BodySpec(api, "mock", ignore_eos=True), load=load)
         return await run_here(replace(job, **changes), endpoint_of(url), observer or NullObserver())
 
     return run

@@ -34,7 +34,7 @@ class FakeTransport(asyncio.Transport):
 def fed(reads: Sequence[bytes]) -> tuple[HttpConnection, Exchange]:
     connection = HttpConnection()
     connection.connection_made(FakeTransport())
-    exchange = connection.begin(b"POST", 1)
+    exchange = connection.send_request(b"POST", 1)
     for read in reads:
         connection.data_received(read)
     return connection, exchange
@@ -51,7 +51,7 @@ async def test_a_chunked_body_ends_with_its_last_chunk_wherever_it_is_cut(reads:
     assert not exchange.failure
     assert exchange.reusable
     assert not connection.closed
-    assert len(exchange.times) == len(exchange.reads)
+    assert len(exchange.read_ns) == len(exchange.reads)
 
 
 @pytest.mark.parametrize("reads", cuts(b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nnope!"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.api.requests import Api, BodyRules, encode_body
+from loadtest.api.requests import Api, BodySpec, encode_body
 from loadtest.data.datasets import sample
 from loadtest.data.from_file import trace
 from loadtest.data.images import draw, png
@@ -141,13 +141,13 @@ def test_pictures_are_png() -> None:
 
 def test_each_api_gets_its_own_shape(tokenizer: PromptTokenizer) -> None:
     (prompt,) = sample(replace(OPTIONS, dataset="images", image_size=(8, 8)), tokenizer, 1)
-    openai = json.loads(encode_body(BodyRules(Api.CHAT, "m"), prompt))
-    claude = json.loads(encode_body(BodyRules(Api.MESSAGES, "m"), prompt))
+    openai = json.loads(encode_body(BodySpec(Api.CHAT, "m"), prompt))
+    claude = json.loads(encode_body(BodySpec(Api.MESSAGES, "m"), prompt))
     assert openai["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert claude["messages"][0]["content"][1]["source"]["media_type"] == "image/png"
     assert claude["max_tokens"] == openai["max_completion_tokens"] == 9
     (tool,) = sample(replace(OPTIONS, dataset="tools"), tokenizer, 1)
-    claude = json.loads(encode_body(BodyRules(Api.MESSAGES, "m"), tool))
+    claude = json.loads(encode_body(BodySpec(Api.MESSAGES, "m"), tool))
     assert claude["tools"][0]["input_schema"]["type"] == "object"
     assert claude["tool_choice"] == {"type": "auto"}
 
@@ -155,8 +155,8 @@ def test_each_api_gets_its_own_shape(tokenizer: PromptTokenizer) -> None:
 def test_a_prompt_wins_over_the_runs_extra_body_and_that_over_the_defaults() -> None:
     from loadtest.data.prompt import Prompt
 
-    rules = BodyRules(Api.CHAT, "m", ignore_eos=True, extra={"temperature": 0, "stream_options": None})
-    body = json.loads(encode_body(rules, Prompt(text="x", output_tokens=1, extra={"temperature": 1})))
+    spec = BodySpec(Api.CHAT, "m", ignore_eos=True, extra={"temperature": 0, "stream_options": None})
+    body = json.loads(encode_body(spec, Prompt(text="x", output_tokens=1, extra={"temperature": 1})))
     assert (body["temperature"], body["stream_options"], body["ignore_eos"]) == (1, None, True)
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest.api.event_parser import ParsedResponse, parse_openai
 from loadtest.api.fast_path import FastPath
-from loadtest.api.responses import ParsedResponse, read_openai
-from loadtest.http.event_stream import BadFraming, EventFeed, Unchunk
+from loadtest.http.event_stream import BadFraming, ChunkDecoder, EventFeed
 from loadtest.mock.answers import WRITERS, MockConfig, MockRequest, chunk
 
 STREAM = b": ping\n\ndata: one\n\nevent: x\ndata: two\n\ndata:three\ndata: more\n\n\ndata: last\n\n"
@@ -24,7 +24,7 @@ def cut(body: bytes, places: set[int]) -> list[bytes]:
 def events_of(reads: list[bytes], *, chunked: bool = False) -> list[tuple[bytes, int]]:
     feed = EventFeed(chunked=chunked)
     found = [event for number, read in enumerate(reads) for event in feed.feed(read, number)]
-    return [(event.data, event.read) for event in [*found, *feed.finish()]]
+    return [(event.data, event.read_index) for event in [*found, *feed.finish()]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,12 +58,12 @@ def test_a_missing_last_chunk_is_told() -> None:
 
 def test_a_chunk_header_that_is_no_number_is_told() -> None:
     with pytest.raises(BadFraming, match="not a chunk size"):
-        Unchunk().feed(b"zz\r\nhello\r\n")
+        ChunkDecoder().feed(b"zz\r\nhello\r\n")
 
 
 def read_all(reads: list[bytes]) -> ParsedResponse:
     reading = ParsedResponse()
-    for _ in read_openai(EventFeed(chunked=True), reads, reading):
+    for _ in parse_openai(EventFeed(chunked=True), reads, reading):
         pass
     return reading
 

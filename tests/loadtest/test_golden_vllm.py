@@ -11,10 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loadtest.api.event_parser import parse_openai
 from loadtest.api.record import Record, itl_s, latency_s, ttft_s
-from loadtest.api.responses import read_answer, read_openai
+from loadtest.api.responses import parse_response
 from loadtest.http.connection import Body, Exchange
-from loadtest.http.event_stream import Unchunk
+from loadtest.http.event_stream import ChunkDecoder
 from loadtest.metrics.vllm_metrics import Stats, VllmMetrics, compute_vllm_metrics
 from loadtest.mock.answers import WRITERS, MockConfig, MockRequest
 
@@ -67,11 +68,11 @@ def ours(reads: Reads, start_ns: int) -> Record:
     loop = asyncio.new_event_loop()
     exchange = Exchange(loop.create_future(), start_ns=start_ns, status=200, body=Body.UNTIL_CLOSE)
     loop.close()
-    exchange.times = [time_ns for time_ns, _ in reads]
+    exchange.read_ns = [time_ns for time_ns, _ in reads]
     exchange.reads = [data for _, data in reads]
-    exchange.end_ns = exchange.times[-1] if reads else start_ns
+    exchange.end_ns = exchange.read_ns[-1] if reads else start_ns
     record = Record(index=0, planned_prompt_tokens=3, planned_output_tokens=9)
-    for _ in read_answer(record, exchange, read_openai, forced=False, keep_text=True):
+    for _ in parse_response(record, exchange, parse_openai, forced_length=False, keep_text=True):
         pass
     return record
 
@@ -80,7 +81,7 @@ def body_of(api: str, tokens: int, tokens_per_chunk: int, reasoning: int) -> byt
     """A whole answer as a server sends it, with its HTTP chunks taken off."""
     config = MockConfig(tokens_per_chunk=tokens_per_chunk, reasoning_chunks=reasoning, model="m")
     asked = MockRequest(model="m", prompt="x" * 40, max_tokens=tokens)
-    layer = Unchunk()
+    layer = ChunkDecoder()
     return b"".join(layer.feed(chunk) for chunk in WRITERS[PATHS[api]](config, asked))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadtest.load.schedule import LoadSchedule
-from loadtest.load.sizing import choose_worker_count
+from loadtest.load.worker_processes import choose_worker_count
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,4 @@ from loadtest.load.sizing import choose_worker_count
 def test_the_crew_follows_the_load(asked: int | None, load: LoadSchedule, cores: int, count: int, said: str) -> None:
     worker_count = choose_worker_count(asked, load, cores)
     assert worker_count.count == count
-    assert said in worker_count.why
+    assert said in worker_count.reason

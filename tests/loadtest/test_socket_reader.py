@@ -46,7 +46,7 @@ async def ends(reader: SocketReader) -> AsyncIterator[Ends]:
 
 async def test_each_line_gets_its_own_answer(ends: Ends) -> None:
     pairs = [ends() for _ in range(50)]
-    exchanges = [connection.begin(b"GET", 1) for connection, _ in pairs]
+    exchanges = [connection.send_request(b"GET", 1) for connection, _ in pairs]
     for number, (_, server) in enumerate(pairs):
         assert server.recv(100) == b"GET"
         server.send(ANSWER + b"%02d" % number)
@@ -57,7 +57,7 @@ async def test_each_line_gets_its_own_answer(ends: Ends) -> None:
 async def test_a_request_larger_than_the_sockets_buffer_goes_out_in_full(ends: Ends) -> None:
     connection, server = ends()
     body = bytes(3_000_000)
-    exchange = connection.begin(body, 1)
+    exchange = connection.send_request(body, 1)
     got = 0
     while got < len(body):
         got += len(await asyncio.get_running_loop().sock_recv(server, 1 << 20))
@@ -69,7 +69,7 @@ async def test_a_request_larger_than_the_sockets_buffer_goes_out_in_full(ends: E
 
 async def test_a_server_that_hangs_up_cuts_the_stream(ends: Ends) -> None:
     connection, server = ends()
-    exchange = connection.begin(b"GET", 1)
+    exchange = connection.send_request(b"GET", 1)
     server.send(ANSWER + b"o")
     server.close()
     await exchange.done
@@ -80,7 +80,7 @@ async def test_a_server_that_hangs_up_cuts_the_stream(ends: Ends) -> None:
 async def test_a_connection_that_is_gone_before_the_request_is_a_failure(ends: Ends) -> None:
     connection, server = ends()
     server.close()
-    exchange = connection.begin(b"GET", 1)
+    exchange = connection.send_request(b"GET", 1)
     await exchange.done
     assert "before any answer" in exchange.failure
 
@@ -96,7 +96,7 @@ async def test_answers_come_whichever_way_it_looks(reader: SocketReader, ends: E
     connection, server = ends()
     for busy in (True, False, True):
         reader.polling.busy = busy
-        exchange = connection.begin(b"GET", 1)
+        exchange = connection.send_request(b"GET", 1)
         server.send(ANSWER + b"ok")
         await exchange.done
         assert exchange.status == 200
@@ -104,18 +104,18 @@ async def test_answers_come_whichever_way_it_looks(reader: SocketReader, ends: E
 
 async def test_what_was_read_of_a_stream_is_handed_out_when_asked_for(reader: SocketReader, ends: Ends) -> None:
     connection, server = ends()
-    exchange = connection.begin(b"GET", 1)
+    exchange = connection.send_request(b"GET", 1)
     for piece in (HEAD, b"5\r\nhello\r\n", b"6\r\nworld!\r\n"):
         server.send(piece)
         reader._read_ready()
     reader.flush()
     assert exchange.reads == [b"5\r\nhello\r\n", b"6\r\nworld!\r\n"]
-    assert exchange.first_byte_ns < exchange.times[0] < exchange.times[1], "each when it was read"
+    assert exchange.first_byte_ns < exchange.read_ns[0] < exchange.read_ns[1], "each when it was read"
 
 
 async def test_a_stream_read_while_reads_are_kept_ends_with_its_last_chunk(reader: SocketReader, ends: Ends) -> None:
     pairs = [ends() for _ in range(3)]
-    exchanges = [connection.begin(b"GET", 1) for connection, _ in pairs]
+    exchanges = [connection.send_request(b"GET", 1) for connection, _ in pairs]
     body = b"5\r\nhello\r\n0\r\n\r\n"
     for _, server in pairs:
         server.send(HEAD)
@@ -152,7 +152,7 @@ async def test_a_chunk_is_stamped_when_it_came_and_not_when_it_was_read(reader: 
         connection = await reader.connect(*listening.getsockname())
         server, _ = listening.accept()
         with server:
-            exchange = connection.begin(b"GET", 1)
+            exchange = connection.send_request(b"GET", 1)
             server.send(HEAD)
             reader._read_ready()
             before_ns = perf_counter_ns()
@@ -164,7 +164,7 @@ async def test_a_chunk_is_stamped_when_it_came_and_not_when_it_was_read(reader: 
             reader._read_ready()
             reader.flush()
             assert reader.clock.exact
-            assert before_ns - 100_000 < exchange.times[-1] < sent_ns + 1_000_000
+            assert before_ns - 100_000 < exchange.read_ns[-1] < sent_ns + 1_000_000
             server.send(b"0\r\n\r\n")
             reader._read_ready()
             assert exchange.done.done()
@@ -173,7 +173,7 @@ async def test_a_chunk_is_stamped_when_it_came_and_not_when_it_was_read(reader: 
 
 async def test_where_the_kernel_tells_no_times_those_of_the_reads_stand(reader: SocketReader, ends: Ends) -> None:
     connection, server = ends()
-    exchange = connection.begin(b"GET", 1)
+    exchange = connection.send_request(b"GET", 1)
     server.send(HEAD)
     reader._read_ready()
     begin_ns = perf_counter_ns()
@@ -181,7 +181,7 @@ async def test_where_the_kernel_tells_no_times_those_of_the_reads_stand(reader: 
     reader._read_ready()
     end_ns = perf_counter_ns()
     reader.flush()
-    assert begin_ns < exchange.times[-1] < end_ns
+    assert begin_ns < exchange.read_ns[-1] < end_ns
     assert not reader.clock.exact
 
 

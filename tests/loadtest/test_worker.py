@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from loadtest.api.requests import Api, BodyRules
+from loadtest.api.requests import Api, BodySpec
 from loadtest.data.prompt import Prompt
 from loadtest.errors import RequestOutcome
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
 from loadtest.load.run import FinishedRequest, InterruptedEarly, NullObserver, RunResult
 from loadtest.load.schedule import LoadSchedule
-from loadtest.load.worker import Job, sessions_of
+from loadtest.load.worker import WorkerJob, sessions_of
 from loadtest.load.worker_processes import run_in_workers
 from loadtest.metrics.steady_state import inflight
 from loadtest.mock.answers import MockConfig
@@ -98,10 +98,10 @@ class StopAt:
     def __init__(self, answers: int) -> None:
         self._left = answers
 
-    def begin(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than this one needs
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than this one needs
         self._stop = stop
 
-    def progress(self, started: int, ended: list[FinishedRequest]) -> None:  # noqa: ARG002  # an audience hears more than this one needs
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:  # noqa: ARG002  # an audience hears more than this one needs
         self._left -= len(ended)
         if self._left <= 0:
             self._stop()
@@ -128,7 +128,7 @@ async def test_connections_are_used_again_unless_told_otherwise(start_mock: Star
 async def test_worker_processes_send_every_request_once(start_mock: StartMock) -> None:
 
     server = await start_mock()
-    job = Job(prompts=prompts(12), rules=BodyRules(Api.CHAT, "mock", ignore_eos=True), load=LoadSchedule(4))
+    job = WorkerJob(prompts=prompts(12), body_spec=BodySpec(Api.CHAT, "mock", ignore_eos=True), load=LoadSchedule(4))
     finished = await run_in_workers(job, Endpoint(parse_url(server.url), "127.0.0.1"), 2, NullObserver())
     assert [record.index for record in finished.run.records] == list(range(12))
     assert all(record.ok for record in finished.run.records)
@@ -139,7 +139,7 @@ async def test_worker_processes_send_every_request_once(start_mock: StartMock) -
 async def test_stopping_worker_processes_keeps_what_they_measured(start_mock: StartMock) -> None:
 
     server = await start_mock(MockConfig(first_s=0.05, gap_s=0.001))
-    job = Job(prompts=prompts(2000), rules=BodyRules(Api.CHAT, "mock", ignore_eos=True), load=LoadSchedule(4))
+    job = WorkerJob(prompts=prompts(2000), body_spec=BodySpec(Api.CHAT, "mock", ignore_eos=True), load=LoadSchedule(4))
     finished = await run_in_workers(job, Endpoint(parse_url(server.url), "127.0.0.1"), 2, StopAt(4))
     outcomes = [record.outcome for record in finished.run.records]
     assert outcomes.count(RequestOutcome.OK) >= 4
@@ -155,7 +155,7 @@ def test_prompts_group_into_sessions_in_order() -> None:
 
 async def test_an_interrupt_before_the_workers_are_ready_is_no_dead_worker(start_mock: StartMock) -> None:
     server = await start_mock()
-    job = Job(prompts=prompts(4), rules=BodyRules(Api.CHAT, "mock"), load=LoadSchedule(2))
+    job = WorkerJob(prompts=prompts(4), body_spec=BodySpec(Api.CHAT, "mock"), load=LoadSchedule(2))
     # It comes as soon as the workers are started, which takes them longer than a turn of this loop.
     asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGINT)
     with pytest.raises(InterruptedEarly):
