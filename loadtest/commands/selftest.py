@@ -70,10 +70,6 @@ class SelfTestResult:
     cpu_us_per_chunk: float
     cpu_ratio: float
     loop_lag_p99_ms: float
-    end_detection_lag_ms: float = 0.0
-    """Mean time until the end of a response was noticed: the next request of a closed loop waits for it."""
-    coarse_timestamps: bool = False
-    """Sockets were read in steps of a millisecond, without the kernel's times (`http/socket_reader.py`)."""
     other: OtherClient | None = None
     """Another client under the same load, right after."""
 
@@ -150,8 +146,6 @@ async def read_client(url: str, streams: int, chunks: int, workers: int) -> Self
         cpu_us_per_chunk=spent_s / max(count, 1) * 1e6,
         cpu_ratio=max(check.cpu_ratio for check in finished.checks),
         loop_lag_p99_ms=max(check.loop_lag_p99_ms for check in finished.checks),
-        end_detection_lag_ms=max(check.end_detection_lag_ms for check in finished.checks),
-        coarse_timestamps=any(check.coarse_timestamps for check in finished.checks),
     )
 
 
@@ -209,7 +203,6 @@ def _middle(results: Sequence[SelfTestResult]) -> SelfTestResult:
         results[0],
         **_medians(results, [field.name for field in fields(SelfTestResult) if field.type == "float"]),
         failed=max(result.failed for result in results),
-        coarse_timestamps=any(result.coarse_timestamps for result in results),
         other=msgspec.structs.replace(others[0], **_medians(others, OTHER_CLIENT_FIELDS)) if others else None,
     )
 
@@ -235,23 +228,8 @@ def selftest_text(results: Sequence[SelfTestResult]) -> str:
             f"{gap_adds_ms:>6.1f} ms {r.gap_p99_ms:>5.1f} ms {r.cpu_us_per_chunk:>7.1f} us {r.cpu_ratio:>4.0%} "
             f"{r.loop_lag_p99_ms:>10.1f} ms  {verdict}"
         )
-    lines.append(_exactness(results))
     lines += [_beside(result.streams, result, result.other) for result in results if result.other is not None]
     return "\n".join(lines)
-
-
-def _exactness(results: Sequence[SelfTestResult]) -> str:
-    by_clock = [str(result.streams) for result in results if result.coarse_timestamps]
-    if by_clock:
-        return (
-            f"at {', '.join(by_clock)} streams sockets were read in steps of a millisecond, and this system does not "
-            "tell when bytes came: a chunk's time is up to 2 ms after it, which the columns above contain"
-        )
-    late = ", ".join(f"{result.end_detection_lag_ms:.1f}" for result in results)
-    return (
-        "times are the kernel's, whenever a socket is read; a response's end is noticed, and the next request of a "
-        f"closed loop sent, {late} ms late on average"
-    )
 
 
 def _beside(streams: int, ours: SelfTestResult, other: OtherClient) -> str:

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from enum import Enum
 from time import perf_counter_ns
-from typing import Protocol, cast
+from typing import cast
 
 from loadtest.errors import RequestOutcome
 
@@ -20,11 +20,6 @@ LAST_CHUNK = b"\r\n0\r\n\r\n"
 check follows when the chunks are decoded."""
 ENDING = LAST_CHUNK[2:]
 """The last read ends with this, or is a part of it. The CRLF before it may belong to an earlier read."""
-
-
-def may_be_last(data: bytes) -> bool:
-    """Whether a chunked body may end with this read; the start of `LAST_CHUNK` may be in earlier reads."""
-    return data.endswith(ENDING) or len(data) < len(ENDING)
 
 
 class Body(Enum):
@@ -62,19 +57,11 @@ class Exchange:
     """Whether the connection can carry another request."""
 
 
-class ByteTransport(Protocol):
-    """The part of a transport that a connection uses: asyncio's own transports, or `SocketTransport`."""
-
-    def write(self, data: bytes, /) -> None: ...
-
-    def abort(self) -> None: ...
-
-
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time, without pipelining."""
 
     def __init__(self) -> None:
-        self._transport: ByteTransport | None = None
+        self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._streaming = False
         self._head = b""
@@ -85,14 +72,9 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; asyncio sets TCP_NODELAY by itself."""
         # uvloop's transports are not registered as asyncio.Transport.
-        transport = cast(asyncio.Transport, transport)
+        self._transport = cast(asyncio.Transport, transport)
         # A prompt of 256k tokens exceeds the default mark of 64 KiB, and the rest would be sent later.
-        transport.set_write_buffer_limits(high=16 * 1024 * 1024)
-        self.attach_transport(transport)
-
-    def attach_transport(self, transport: ByteTransport) -> None:
-        """Send through `transport` from now on."""
-        self._transport = transport
+        self._transport.set_write_buffer_limits(high=16 * 1024 * 1024)
 
     def send_request(self, request: bytes, start_ns: int) -> Exchange:
         """Write a whole request and return the exchange that its response will fill.
@@ -107,33 +89,19 @@ class HttpConnection(asyncio.Protocol):
         exchange.sent_ns = perf_counter_ns()
         return exchange
 
-    @property
-    def streaming(self) -> bool:
-        """Whether a chunked body is being received: reads need only be stored unless `may_be_last`."""
-        return self._streaming
-
     def data_received(self, data: bytes) -> None:
         """Timestamp and store, without parsing; see the module's docstring."""
-        self.received(data, perf_counter_ns())
-
-    def received(self, data: bytes, now_ns: int) -> None:
-        """Store bytes that arrived at `now_ns`."""
+        now_ns = perf_counter_ns()
         exchange = self._exchange
         if self._streaming and exchange is not None:
             exchange.read_ns.append(now_ns)
             exchange.reads.append(data)
-            if may_be_last(data):
+            if data.endswith(ENDING) or len(data) < len(ENDING):
                 self._finish_if_last_chunk(exchange, now_ns)
         elif exchange is None:
             self.close()  # bytes without a request: later responses could not be matched to requests
         else:
             self._receive_head_or_body(exchange, now_ns, data)
-
-    def append_reads(self, reads: list[bytes], read_ns: list[int]) -> None:
-        """Store consecutive reads of a chunked body; none of them ends it."""
-        if self._exchange is not None:
-            self._exchange.reads += reads
-            self._exchange.read_ns += read_ns
 
     def _receive_head_or_body(self, exchange: Exchange, now_ns: int, data: bytes) -> None:
         if exchange.first_byte_ns == 0:

@@ -1,4 +1,4 @@
-"""Connections to one address: one per request in flight, reused while they are fresh."""
+"""Connection pool for one address: one connection per request in flight, reused while it is fresh."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from time import perf_counter_ns
 
 from loadtest.http.address import Address, tls_context
 from loadtest.http.connection import HttpConnection
-from loadtest.http.socket_reader import SocketReader
 
 REUSE_WITHIN_S = 4.0
-"""uvicorn hangs up on connections idle for 5 s. A request written at that moment would be lost, and repeating it
-unasked would be a silent retry; so older connections are closed from this side."""
+"""uvicorn closes connections that are idle for 5 s. A request written at that moment would fail, and sending it again
+would be a hidden retry; so the client closes older connections itself."""
 
 
 class ConnectFailed(Exception):
@@ -22,7 +21,7 @@ class ConnectFailed(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address that has been looked up, and how to speak TLS to it. It can cross to another process."""
+    """A resolved address and its TLS settings. It is picklable, for workers in other processes."""
 
     address: Address
     ip: str
@@ -33,29 +32,36 @@ class Endpoint:
 class Pool:
     """Owns all connections of one worker."""
 
-    def __init__(
-        self, endpoint: Endpoint, *, reuse: bool = True, connect_timeout_s: float = 30.0, measuring: bool = False
-    ) -> None:
-        """With `measuring`, plain connections are read by an ear, at a fraction of a transport's cost."""
+    def __init__(self, endpoint: Endpoint, *, reuse: bool = True, connect_timeout_s: float = 30.0) -> None:
         self._endpoint = endpoint
         self._tls = tls_context(endpoint.address, verify=endpoint.verify, ca_file=endpoint.ca_file)
         self._reuse = reuse
         self._timeout_s = connect_timeout_s
         self._idle: list[HttpConnection] = []
         self._all: set[HttpConnection] = set()
-        self._measuring = measuring
-        self._socket_reader: SocketReader | None = None
 
     async def acquire(self) -> tuple[HttpConnection, int]:
-        """A live connection and the nanoseconds it took to open (0 if it was at hand)."""
-        oldest = perf_counter_ns() - int(REUSE_WITHIN_S * 1e9)
+        """An open connection, and the nanoseconds that opening it took (0 if it was idle). Raises ConnectFailed."""
+        oldest_ns = perf_counter_ns() - int(REUSE_WITHIN_S * 1e9)
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed and connection.idle_since_ns >= oldest:
+            if not connection.closed and connection.idle_since_ns >= oldest_ns:
                 return connection, 0
             self._drop(connection)
-        begin = perf_counter_ns()
-        return await self._open(), perf_counter_ns() - begin
+        begin_ns = perf_counter_ns()
+        return await self._open(), perf_counter_ns() - begin_ns
+
+    def release(self, connection: HttpConnection) -> None:
+        """Take a connection back after its exchange."""
+        if connection.closed or not self._reuse:
+            self._drop(connection)
+        else:
+            self._idle.append(connection)
+
+    async def preconnect(self, count: int) -> None:
+        """Open idle connections before the clock starts. Raises ConnectFailed."""
+        for connection in await asyncio.gather(*(self._open() for _ in range(count))):
+            self.release(connection)
 
     async def _open(self) -> HttpConnection:
         try:
@@ -72,26 +78,8 @@ class Pool:
         self._all.add(connection)
         return connection
 
-    @property
-    def coarse_timestamps(self) -> bool:
-        """Whether chunks came so often that they were read in steps, on a system that does not tell when they came."""
-        return (
-            self._socket_reader is not None
-            and self._socket_reader.polling.ever_busy
-            and not self._socket_reader.clock.exact
-        )
-
-    @property
-    def end_detection_lag_ms(self) -> float:
-        """How long after their last bytes responses were found to be over, on average; TLS is not counted."""
-        late = self._socket_reader.end_detection_lag_ns if self._socket_reader is not None else []
-        return sum(late) / len(late) / 1e6 if late else 0.0
-
     async def _connect(self) -> HttpConnection:
         endpoint = self._endpoint
-        if self._measuring and self._tls is None:
-            self._socket_reader = self._socket_reader or SocketReader()
-            return await self._socket_reader.connect(endpoint.ip, endpoint.address.port)
         _, connection = await asyncio.get_running_loop().create_connection(
             HttpConnection,
             endpoint.ip,
@@ -100,23 +88,6 @@ class Pool:
             server_hostname=endpoint.address.host if self._tls else None,
         )
         return connection
-
-    def flush(self) -> None:
-        """Hand out what was read and not handed out yet, before exchanges are ended from this side."""
-        if self._socket_reader is not None:
-            self._socket_reader.flush()
-
-    async def preconnect(self, count: int) -> None:
-        """Open connections before the clock starts, as a client that has been running for a while would have."""
-        for connection in await asyncio.gather(*(self._open() for _ in range(count))):
-            self.release(connection)
-
-    def release(self, connection: HttpConnection) -> None:
-        """Take a connection back after its exchange."""
-        if connection.closed or not self._reuse:
-            self._drop(connection)
-        else:
-            self._idle.append(connection)
 
     def _drop(self, connection: HttpConnection) -> None:
         self._all.discard(connection)
@@ -127,6 +98,3 @@ class Pool:
         for connection in list(self._all):
             self._drop(connection)
         self._idle.clear()
-        if self._socket_reader is not None:
-            self._socket_reader.close()
-            self._socket_reader = None

@@ -28,11 +28,6 @@ class SelfCheck:
     loop_lag_p50_ms: float
     loop_lag_p99_ms: float
     loop_lag_max_ms: float
-    coarse_timestamps: bool = False
-    """Sockets were read in steps of a millisecond, and the kernel did not tell when bytes came
-    (`http/socket_reader.py`)."""
-    end_detection_lag_ms: float = 0.0
-    """Mean time from a response's last bytes to when they were read: a closed loop's next request waits for that."""
 
     @property
     def cpu_ratio(self) -> float:

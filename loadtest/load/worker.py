@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter_ns, time
 from typing import NamedTuple, Protocol
 
@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, job: WorkerJob, endpoint: Endpoint, observer: RequestObserver) -> None:
         self._job = job
         self._observer = observer
-        self._pool = Pool(endpoint, reuse=job.reuse_connections, measuring=True)
+        self._pool = Pool(endpoint, reuse=job.reuse_connections)
         self._path = PATHS[job.body_spec.api]
         self._address = endpoint.address
         self._parser = PARSERS[job.body_spec.api]
@@ -110,12 +110,7 @@ class Worker:
                 runner = self._open_loop if self._job.load.open_loop else self._closed_loop
                 await runner(sessions, next_session, begin_ns)
                 end_ns = perf_counter_ns()
-                pool = self._pool
-                check = replace(
-                    loop_lag.stop(),
-                    coarse_timestamps=pool.coarse_timestamps,
-                    end_detection_lag_ms=pool.end_detection_lag_ms,
-                )
+                check = loop_lag.stop()
                 await self._to_parse.join()
         finally:
             for task in tasks:
@@ -127,7 +122,6 @@ class Worker:
     def stop(self) -> None:
         """End the run early: no request starts any more, and those in flight are recorded as interrupted."""
         self._stopping = True
-        self._pool.flush()
         for connection in list(self._inflight):
             connection.abandon(RequestOutcome.INTERRUPTED, "interrupted by the user")
 
@@ -247,8 +241,6 @@ class Worker:
             await asyncio.sleep(TIMEOUT_CHECK_S)
             oldest_ns = perf_counter_ns() - limit_ns
             overdue = [connection for connection, exchange in self._inflight.items() if exchange.start_ns < oldest_ns]
-            if overdue:
-                self._pool.flush()
             for connection in overdue:
                 connection.abandon(RequestOutcome.TIMEOUT, f"no end within {self._job.timeout_s:g} s")
 

@@ -136,9 +136,5 @@ def client_table(summary: Summary) -> Table:
         notes.append(
             f"{number(chunks / wall_s, 0)} chunks/s, {number(spent_us)} us of CPU for each, start and end included"
         )
-    if any(check.coarse_timestamps for check in summary.checks):
-        notes.append(
-            "sockets were read every 1 to 2 ms and this system does not tell when bytes came: gaps are that exact"
-        )
     head = ("", "CPU", "loop lag P99", "loop lag max", "fit")
     return Table("Is the client the bottleneck?", head, tuple(rows), tuple(notes))
