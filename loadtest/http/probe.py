@@ -47,7 +47,9 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
-async def get(pool: Pool, address: Address, path: str, headers: Mapping[str, str]) -> Reply:
+async def get(
+    pool: Pool, address: Address, path: str, headers: Mapping[str, str], *, timeout_s: float = RESPONSE_TIMEOUT_S
+) -> Reply:
     """One GET over the pool. Raises TargetError where there is no complete response in time."""
     url = f"{address.url}{path}"
     try:
@@ -56,12 +58,10 @@ async def get(pool: Pool, address: Address, path: str, headers: Mapping[str, str
         raise TargetError(f"cannot reach {url}: {failed}", _remedy(str(failed))) from failed
     exchange = connection.send_request(request_head(address, "GET", path, headers), perf_counter_ns())
     try:
-        async with asyncio.timeout(RESPONSE_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await exchange.done
     except TimeoutError as late:
-        raise TargetError(
-            f"no answer from {url} within {RESPONSE_TIMEOUT_S:g} s", "Is the server still starting?"
-        ) from late
+        raise TargetError(f"no answer from {url} within {timeout_s:g} s", "Is the server still starting?") from late
     finally:
         if not exchange.end_ns:  # timed out: the rest of the response must not reach the next request
             connection.close()

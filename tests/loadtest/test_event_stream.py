@@ -46,26 +46,40 @@ def test_events_are_the_same_however_the_body_is_cut_and_lines_end(places: set[i
 @settings(max_examples=60, deadline=None)
 @given(st.sets(st.integers(1, len(STREAM) - 1)), st.sets(st.integers(1, 200)))
 def test_chunks_come_off_wherever_they_and_the_reads_are_cut(chunks: set[int], reads: set[int]) -> None:
-    wire = b"".join(chunk(piece) for piece in cut(STREAM, chunks)) + b"0\r\n\r\n"
-    found = events_of(cut(wire, reads), chunked=True)
+    body = b"".join(chunk(piece) for piece in cut(STREAM, chunks)) + b"0\r\n\r\n"
+    found = events_of(cut(body, reads), chunked=True)
     assert [data for data, _ in found] == [b"one", b"two", b"three\nmore", b"last"]
 
 
-def test_a_missing_last_chunk_is_told() -> None:
+def test_a_missing_last_chunk_is_an_error() -> None:
     with pytest.raises(BadFraming, match="last chunk"):
         events_of([chunk(STREAM)], chunked=True)
 
 
-def test_a_chunk_header_that_is_no_number_is_told() -> None:
+@pytest.mark.parametrize("size", [b"zz", b"", b"-5", b"+5", b"0x5", b"1_0", b";x"])
+def test_a_chunk_size_that_is_no_hexadecimal_number_is_an_error(size: bytes) -> None:
     with pytest.raises(BadFraming, match="not a chunk size"):
-        ChunkDecoder().feed(b"zz\r\nhello\r\n")
+        ChunkDecoder().feed(size + b"\r\nhello\r\n")
+
+
+def test_chunk_extensions_and_upper_case_sizes_are_accepted() -> None:
+    decoder = ChunkDecoder()
+    assert decoder.feed(b"A;name=value\r\n0123456789\r\n1 \r\n!\r\n0\r\n\r\nrest") == b"0123456789!"
+    assert decoder.ended
+
+
+def test_events_are_named_and_comments_are_skipped() -> None:
+    feed = EventFeed(chunked=False)
+    events = feed.feed(b": ping\n\nevent: a\ndata: 1\n\nid: 3\nretry: 5\n\ndata\n\ndata:2\n\n", 0)
+    assert [(event.name, event.data) for event in events] == [(b"a", b"1"), (b"", b"2")]
+    assert feed.between_events
 
 
 def read_all(reads: list[bytes]) -> ParsedResponse:
-    reading = ParsedResponse()
-    for _ in parse_openai(EventFeed(chunked=True), reads, reading):
+    parsed = ParsedResponse()
+    for _ in parse_openai(EventFeed(chunked=True), reads, parsed):
         pass
-    return reading
+    return parsed
 
 
 TEXTS = st.lists(st.text(max_size=8), min_size=3, max_size=20)
@@ -73,7 +87,7 @@ TEXTS = st.lists(st.text(max_size=8), min_size=3, max_size=20)
 
 @settings(max_examples=80, deadline=None)
 @given(TEXTS, st.sets(st.integers(1, 4000), max_size=6))
-def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: set[int]) -> None:
+def test_the_fast_path_gives_the_same_as_decoding(texts: list[str], places: set[int]) -> None:
     import msgspec
 
     pieces = []
@@ -82,18 +96,18 @@ def test_the_short_cut_reads_the_same_as_the_long_way(texts: list[str], places: 
         event = {"id": "x", "choices": [{"index": 0, "delta": {field: text}, "finish_reason": None}]}
         pieces.append(chunk(b"data: " + msgspec.json.encode(event) + b"\n\n"))
     pieces.append(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
-    whole = read_all(pieces)  # one event per read: the short cut is taken where it can be
-    torn = read_all(cut(b"".join(pieces), places))  # reads that hold parts of events: it cannot be taken there
-    bytewise = read_all([bytes([byte]) for byte in b"".join(pieces)])  # never taken
-    said = "".join(text for number, text in enumerate(texts) if number % 7 != 3)
-    for reading in (whole, torn, bytewise):
-        assert b"".join(reading.text).decode() == said
-        assert reading.has_token == [bool(text) for text in texts]
-        assert reading.ended
+    whole = read_all(pieces)  # one event per read: the fast path is taken where possible
+    torn = read_all(cut(b"".join(pieces), places))  # not where a read has a part of an event
+    bytewise = read_all([bytes([byte]) for byte in b"".join(pieces)])  # never
+    expected = "".join(text for number, text in enumerate(texts) if number % 7 != 3)
+    for parsed in (whole, torn, bytewise):
+        assert b"".join(parsed.text).decode() == expected
+        assert parsed.has_token == [bool(text) for text in texts]
+        assert parsed.ended
 
 
 @pytest.mark.parametrize("length", [*range(1, 40), *range(190, 260), *range(3900, 4100), 70_000])
-def test_a_lane_computes_the_chunks_size(length: int) -> None:
+def test_the_fast_path_computes_the_chunks_size(length: int) -> None:
     fast_path = FastPath(b'{"text":"a"}', b'"text":"', "a", visible=True, chunked=True)
     whole = chunk(b'data: {"text":"%s"}\n\n' % (b"x" * length))
     assert fast_path.texts_of([whole]) == [b"x" * length]
@@ -105,7 +119,7 @@ def test_a_lane_computes_the_chunks_size(length: int) -> None:
         assert fast_path.texts_of([b"%x\r\n" % max(0, wrong) + rest]) == []
 
 
-def test_the_fast_path_knows_an_event_that_shares_its_read() -> None:
+def test_the_fast_path_matches_an_event_that_shares_its_read() -> None:
     fast_path = FastPath(b'{"text":"a","n":1}', b'"text":"', "a", visible=True, chunked=True)
     assert fast_path.text_of(b'{"text":" word","n":1}') == b" word"
     assert fast_path.text_of(b'{"text":"","n":1}') == b""
@@ -121,7 +135,7 @@ def test_the_fast_path_knows_an_event_that_shares_its_read() -> None:
     assert not unsure.usable
 
 
-def test_the_fast_path_knows_only_what_it_has_seen() -> None:
+def test_the_fast_path_matches_only_similar_events() -> None:
     chunks = WRITERS["/v1/chat/completions"](MockConfig(), MockRequest(model="m", max_tokens=5))
     data = chunks[1].partition(b"data: ")[2].rstrip()
     fast_path = FastPath(data, b'"content":"', " word", visible=True, chunked=True)

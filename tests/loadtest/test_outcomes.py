@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
 from loadtest.api.requests import Api
 from loadtest.data.prompt import Prompt
-from loadtest.errors import RequestOutcome, TargetError
-from loadtest.http.probe import open_endpoint
+from loadtest.errors import RequestOutcome
 from loadtest.load.run import RunResult
 from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
@@ -94,24 +91,3 @@ async def test_ok_records_know_their_times_and_tokens(start_mock: StartMock, run
         assert record.start_ns <= record.sent_ns <= record.first_byte_ns <= record.first_token_ns
         assert record.first_token_ns == record.first_reasoning_ns < record.first_visible_ns <= record.end_ns
         assert record.finish_reason == "length"
-
-
-async def test_tls_trouble_says_what_to_do(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    maker = await asyncio.create_subprocess_exec(*make.split(), *names, stderr=asyncio.subprocess.DEVNULL)
-    assert await maker.wait() == 0
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0, ssl=context)
-    url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
-    with pytest.raises(TargetError, match=r"not trusted.*--ca-file"):
-        await open_endpoint(url)
-    assert (await open_endpoint(url, ca_file=str(certificate))).address.tls
-    assert (await open_endpoint(url, verify=False)).address.tls
-    plain = await asyncio.start_server(lambda _r, w: (w.write(b"HTTP/1.1 400 Bad\r\n\r\n"), w.close()), "127.0.0.1", 0)
-    with pytest.raises(TargetError, match="TLS"):
-        await open_endpoint(f"https://127.0.0.1:{plain.sockets[0].getsockname()[1]}")
-    server.close()
-    plain.close()
