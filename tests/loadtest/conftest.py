@@ -13,6 +13,7 @@ import pytest
 
 from loadtest.api.requests import Api, BodySpec
 from loadtest.data.prompt import Prompt
+from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
 from loadtest.load.run import NullObserver, Observer, RunResult, run_here
@@ -28,14 +29,20 @@ StartMock = Callable[[MockConfig], Awaitable[MockServer]]
 RunJob = Callable[..., Awaitable[RunResult]]
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> PromptTokenizer:
+    """The demo model's."""
+    return load_tokenizer(str(ROOT / "models" / "step-tiny"))
+
+
 @pytest.fixture(scope="module")
 def mock_url() -> Iterator[str]:
     """A mock server in a process of its own, as `loadtest mock` starts it."""
     command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--first-ms", "5", "--gap-ms", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        yield said.removeprefix(FIRST_LINE).split(",")[0]
+        first_line = process.stdout.readline()
+        yield first_line.removeprefix(FIRST_LINE).split(",")[0]
         process.terminate()
 
 

@@ -1,7 +1,8 @@
-"""Data sets give what their files and options say, and say what is wrong with a file."""
+"""Data sets have the lengths, seeds and classes of their options, and errors name the file and the remedy."""
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 import zlib
@@ -14,7 +15,6 @@ import pytest
 
 from loadtest.api.requests import Api, BodySpec, encode_body
 from loadtest.data.datasets import sample
-from loadtest.data.from_file import trace
 from loadtest.data.images import draw, png
 from loadtest.data.prompt import DatasetSpec
 from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer
@@ -22,17 +22,6 @@ from loadtest.errors import DataError, UsageError
 
 STEP_TINY = Path(__file__).parents[2] / "models" / "step-tiny"
 OPTIONS = DatasetSpec(input_len=60, output_len=9)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PromptTokenizer:
-    return load_tokenizer(str(STEP_TINY))
-
-
-def lines(path: Path, *rows: object) -> str:
-    file = path / "data.jsonl"
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(file)
 
 
 @pytest.mark.parametrize("name", ["random", "natural", "prefixes", "sessions", "tools", "images"])
@@ -68,70 +57,7 @@ def test_sessions_have_turns_and_pauses(tokenizer: PromptTokenizer) -> None:
     assert [prompt.think_s > 0 for prompt in prompts] == [False, True, True, False, True, True, False]
 
 
-def test_jsonl_takes_prompts_messages_and_batch_lines(tmp_path: Path) -> None:
-    message = {"role": "user", "content": "hi"}
-    file = lines(
-        tmp_path,
-        {"prompt": "a", "output_tokens": 3, "class": "short"},
-        {"messages": [message], "max_tokens": 5, "temperature": 0.5, "session": 2},
-        {"custom_id": "x", "body": {"model": "gone", "messages": [message]}},
-    )
-    first, second, third, again = sample(replace(OPTIONS, dataset="jsonl", file=file), None, 4)
-    assert (first.text, first.output_tokens, first.kind) == ("a", 3, "short")
-    assert (second.output_tokens, second.extra, second.session) == (5, {"temperature": 0.5}, 2)
-    assert (third.output_tokens, third.extra) == (9, {})
-    assert again == first
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', ""])
-def test_a_broken_line_is_told(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "x.jsonl"
-    file.write_text(text)
-    with pytest.raises(DataError):
-        sample(replace(OPTIONS, dataset="jsonl", file=str(file)), None, 1)
-
-
-def test_a_mix_keeps_its_weights_and_names_its_classes(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
-    file = tmp_path / "mix.json"
-    file.write_text(json.dumps([
-        {"class": "chat", "weight": 3, "dataset": "random", "input_len": 20, "output_len": 4},
-        {"class": "docs", "weight": 1, "dataset": "natural", "input_len": 90, "output_len": 8},
-    ]))  # fmt: skip
-    prompts = sample(replace(OPTIONS, dataset="mix", file=str(file)), tokenizer, 200)
-    kinds = Counter(prompt.kind for prompt in prompts)
-    assert 120 <= kinds["chat"] <= 180
-    assert {(prompt.kind, prompt.output_tokens) for prompt in prompts} == {("chat", 4), ("docs", 8)}
-
-
-def test_a_mix_refuses_unknown_options(tmp_path: Path) -> None:
-    file = tmp_path / "mix.json"
-    file.write_text('[{"class": "x", "dataset": "natural", "inputlen": 3}]')
-    with pytest.raises(DataError, match="inputlen"):
-        sample(replace(OPTIONS, dataset="mix", file=str(file)), None, 1)
-
-
-def test_a_trace_keeps_its_times_and_shared_blocks(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
-    rows = [
-        {"timestamp": 5000, "input_length": 600, "output_length": 5, "hash_ids": [1, 2]},
-        {"timestamp": 6000, "input_length": 700, "output_length": 9, "hash_ids": [1, 3]},
-    ]
-    first, second = trace(OPTIONS, tokenizer, 0, file=lines(tmp_path, *rows), speed=2.0)
-    assert (first.at_s, second.at_s) == (0.0, 0.5)
-    assert first.text[:500] == second.text[:500]
-    assert first.text[-100:] != second.text[-100:]
-    assert (first.output_tokens, second.prompt_tokens) == (5, 700)
-
-
-def test_azures_trace_is_read(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
-    file = tmp_path / "azure.csv"
-    file.write_text(
-        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,37,14\n2023-11-16 18:17:04.9799600,39,2\n"
-    )
-    first, second = trace(OPTIONS, tokenizer, 0, file=str(file), speed=1.0)
-    assert (first.prompt_tokens, second.output_tokens, second.at_s) == (37, 2, pytest.approx(1.0))
-
-
-def test_pictures_are_png() -> None:
+def test_images_are_png() -> None:
     image = png(draw(20, 10, np.random.default_rng(0)))
     assert image.startswith(b"\x89PNG")
     assert struct.unpack(">II", image[16:24]) == (20, 10)
@@ -167,3 +93,84 @@ def test_a_set_that_needs_the_tokenizer_says_so() -> None:
         sample(replace(OPTIONS, dataset="jsonl"), None, 1)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         load_tokenizer("/nowhere")
+
+
+def test_random_prompts_have_the_lengths_of_their_ratios(tokenizer: PromptTokenizer) -> None:
+    spec = replace(OPTIONS, input_len=40, output_len=20, input_range_ratio=0.5, output_range_ratio=0.25)
+    prompts = sample(spec, tokenizer, 40)
+    lengths = {prompt.prompt_tokens for prompt in prompts}
+    assert all(20 <= length <= 60 for length in lengths) and len(lengths) > 10
+    assert {prompt.output_tokens for prompt in prompts} <= set(range(15, 26))
+    exact = sample(replace(OPTIONS, input_len=40), tokenizer, 20)
+    assert all(prompt.prompt_tokens == len(tokenizer.encode(prompt.text)) for prompt in exact)
+
+
+def test_a_random_prefix_is_shared_by_all_prompts(tokenizer: PromptTokenizer) -> None:
+    prompts = sample(replace(OPTIONS, input_len=20, prefix_len=30), tokenizer, 8)
+    assert len({prompt.text[:40] for prompt in prompts}) == 1
+    assert len({prompt.text for prompt in prompts}) == 8
+    assert all(45 <= prompt.prompt_tokens <= 52 for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        (replace(OPTIONS, input_len=0), "leaves no token"),
+        (replace(OPTIONS, input_range_ratio=1.0, prefix_len=1), r"1.0 is not in \[0, 1\)"),
+        (replace(OPTIONS, output_range_ratio=-0.1), r"-0.1 is not in \[0, 1\)"),
+        (replace(OPTIONS, dataset="prefixes", prefix_len=60), "--prefix-len must be below --input-len"),
+    ],
+)
+def test_impossible_lengths_are_refused(tokenizer: PromptTokenizer, spec: DatasetSpec, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        sample(spec, tokenizer, 3)
+
+
+@pytest.mark.parametrize("name", ["random", "prefixes", "sharegpt"])
+def test_sets_that_are_counted_in_tokens_need_a_tokenizer(name: str) -> None:
+    with pytest.raises(DataError, match="--tokenizer"):
+        sample(replace(OPTIONS, dataset=name, file="x"), None, 3)
+
+
+@pytest.mark.parametrize("name", ["natural", "sessions", "tools", "images"])
+def test_text_sets_work_without_a_tokenizer(name: str) -> None:
+    prompts = sample(replace(OPTIONS, dataset=name, image_size=(8, 8), input_len=100), None, 4)
+    assert len(prompts) == 4
+    assert {prompt.prompt_tokens for prompt in prompts} == {0}
+    assert all(300 < len(prompts[0].text) < 700 for _ in prompts)
+
+
+def test_the_users_text_is_used_and_repeated_where_it_is_short(tmp_path: Path, tokenizer: PromptTokenizer) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(f"Paragraph {number} of the text, with some words in it." for number in range(40)))
+    spec = replace(OPTIONS, dataset="natural", file=str(file), input_len=1500)
+    (prompt,) = sample(spec, tokenizer, 1)
+    assert "Paragraph 7 of the text" in prompt.text
+    assert abs(len(tokenizer.encode(prompt.text)) - 1500) < 30
+    assert prompt.prompt_tokens == pytest.approx(1500, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot read the text"), (b"\xff\xfe\x00", "cannot read the text"), (b"short", "only 5 characters")],
+)
+def test_a_text_that_cannot_be_used_is_an_error(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=f"{problem}.*--dataset-path"):
+        sample(replace(OPTIONS, dataset="natural", file=str(file)), None, 1)
+
+
+def test_tools_are_in_the_body_of_every_prompt(tokenizer: PromptTokenizer) -> None:
+    for prompt in sample(replace(OPTIONS, dataset="tools"), tokenizer, 3):
+        assert prompt.extra["tool_choice"] == "auto"
+        assert "get_weather" in json.dumps(prompt.extra["tools"])
+        assert "What is the weather in" in prompt.text
+
+
+def test_image_prompts_have_as_many_different_images_as_asked(tokenizer: PromptTokenizer) -> None:
+    prompts = sample(replace(OPTIONS, dataset="images", images=2, image_size=(16, 8)), tokenizer, 3)
+    urls = [url for prompt in prompts for url in prompt.images]
+    assert len(set(urls)) == 6
+    assert all(struct.unpack(">II", base64.b64decode(url.partition(",")[2])[16:24]) == (16, 8) for url in urls)
