@@ -7,8 +7,8 @@ import math
 
 from loadtest.api.requests import Api
 from loadtest.cli import vllm_command
-from loadtest.cli.flag_values import above_zero, seconds, whole
 from loadtest.cli.options import SAMPLING
+from loadtest.cli.values import above_zero, seconds, whole
 
 
 def add_target_flags(parser: argparse.ArgumentParser) -> None:

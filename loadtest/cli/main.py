@@ -15,9 +15,9 @@ import uvloop
 
 from loadtest import __version__
 from loadtest.cli import vllm_command
-from loadtest.cli.flag_values import LAST_PORT, MOST_WORKERS, above_zero, seconds, whole
 from loadtest.cli.flags import add_data_flags, add_fleet_flags, add_load_flags, add_output_flags, add_target_flags
 from loadtest.cli.options import data_options, fleet_options, load_options, numbers, output_options, target_options
+from loadtest.cli.values import LAST_PORT, MOST_WORKERS, above_zero, seconds, whole
 from loadtest.commands.compare import compare
 from loadtest.commands.mock import mock
 from loadtest.commands.run import RunSpec, run

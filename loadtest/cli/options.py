@@ -9,7 +9,7 @@ import os
 import msgspec
 
 from loadtest.api.requests import Api
-from loadtest.cli.flag_values import MOST_WORKERS
+from loadtest.cli.values import MOST_WORKERS
 from loadtest.data.prompt import DatasetSpec, Json
 from loadtest.errors import UsageError
 from loadtest.fleet.poller import FleetSpec

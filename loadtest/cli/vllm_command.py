@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from loadtest.api.requests import BACKENDS, PATHS, Api
-from loadtest.cli.flag_values import LAST_PORT, above_zero, whole
+from loadtest.cli.values import LAST_PORT, above_zero, whole
 from loadtest.errors import UsageError
 
 LOCAL: Final = "http://127.0.0.1:8000"

@@ -27,8 +27,8 @@ from loadtest.metrics.reference_results import BenchmarkSettings
 from loadtest.metrics.slo import Bound, judge, parse_bounds
 from loadtest.metrics.summary import Summary, summarize
 from loadtest.metrics.vllm_result import RunInfo
+from loadtest.report.failures import hint_for
 from loadtest.report.files import OutputSpec, check_writable, full_result, write_json, write_text
-from loadtest.report.hints import hint_for
 from loadtest.report.html import as_html
 from loadtest.report.lines import as_csv
 from loadtest.report.live import ProgressBoard, shown

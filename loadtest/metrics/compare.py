@@ -1,7 +1,7 @@
 """Two or more result files side by side, with what chance could explain: ours, vLLM's and aiperf's.
 
 Where a file has per-request times, the ratio of means gets a bootstrap interval, and that of throughputs one from how
-the rate moved during the run (`metrics/throughput_slices.py`); a difference counts as one only when the interval leaves
+the rate moved during the run (`metrics/result_files.py`); a difference counts as one only when the interval leaves
 1 out. Where a file has none, the ratio stands alone, nothing is claimed, and a note says why.
 """
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from loadtest.data.prompt import Json
 from loadtest.errors import DataError
+from loadtest.metrics.result_files import column, rate_slices
 from loadtest.metrics.steady_state import Estimate
-from loadtest.metrics.throughput_slices import column, rate_slices
 
 RESAMPLES = 2000
 METRICS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loadtest.metrics.projection import IntervalEstimate
 from loadtest.metrics.reference_results import REFERENCE_MACHINES
 from loadtest.metrics.summary import Summary
-from loadtest.report.hints import hint_for
+from loadtest.report.failures import hint_for
 from loadtest.report.table import Table, number
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from loadtest.api.record import Record
 from loadtest.errors import RequestOutcome, outcome_of_status
-from loadtest.report.hints import BY_STATUS, hint_for
+from loadtest.report.failures import BY_STATUS, hint_for
 
 
 @pytest.mark.parametrize(
