@@ -1,1 +1,1 @@
-"""The command line: flags, their checks, and vLLM's own command taken in."""
+"""The command line: flags, their checks, and the translation of `vllm bench serve` commands."""

@@ -1,135 +1,206 @@
-"""The flags of `run` and `search`, by what they are about. `cli/options.py` checks what they say."""
+"""How flags are declared: each once, with the field of the specification that it fills, and with its own check.
+
+A flag's default is that of its field. Argparse applies the checks, so a wrong value is refused under its flag's name
+before anything starts.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from loadtest.api.requests import Api
-from loadtest.cli import vllm_command
-from loadtest.cli.options import SAMPLING
-from loadtest.cli.values import above_zero, seconds, whole
+import msgspec
 
+from loadtest.data.prompt import Json
 
-def add_target_flags(parser: argparse.ArgumentParser) -> None:
-    """Server, protocol, identity."""
-    group = parser.add_argument_group("server")
-    group.add_argument("--url", "--base-url", help=f"base URL (default {vllm_command.LOCAL})")
-    group.add_argument("--model", help="served name (default: the first of /v1/models)")
-    group.add_argument("--api", choices=[api.value for api in Api], help="protocol (default chat)")
-    group.add_argument("--api-key", default=None, help="bearer token (default: OPENAI_API_KEY, where set)")
-    group.add_argument("--header", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="further headers")
-    group.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
-    group.add_argument("--ca-file", help="PEM file of the CA that signed the server's certificate")
-    group.add_argument("--tokenizer", help="model folder or tokenizer.json (default: the model's root, where local)")
-    group.add_argument("--timeout", type=above_zero, default=6 * 3600.0, metavar="S", help="longest a request may take")
-    group.add_argument("--new-connections", action="store_true", help="a new connection for every request")
+MAX_WORKERS = 64
+"""More client processes than this are taken for a typing error."""
+MAX_PORT = 65_535
+MAX_RATIOS = 2
+"""One for prompts, one for answers."""
 
 
-def add_data_flags(parser: argparse.ArgumentParser, datasets: list[str]) -> None:
-    """Prompts and answers' lengths."""
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--dataset-name", dest="dataset", choices=datasets, default="random", help="default random: vLLM's own prompts"
-    )
-    group.add_argument(
-        "--dataset-path", dest="data_file", help="file of the data set: JSONL, ShareGPT JSON, text, or a mix"
-    )
-    group.add_argument(
-        "--num-prompts", type=whole(1), default=0, help="requests in all (default: 1000, or what the load needs)"
-    )
-    group.add_argument(
-        "--input-len", "--random-input-len", type=whole(1), default=1024, help="prompt tokens (default 1024)"
-    )
-    group.add_argument(
-        "--output-len", "--random-output-len", type=whole(1), default=128, help="answer tokens (default 128)"
-    )
-    group.add_argument(
-        "--range-ratio", "--random-range-ratio", default="0", help="spread of lengths, one number or INPUT,OUTPUT"
-    )
-    group.add_argument(
-        "--prefix-len", "--random-prefix-len", type=whole(0), default=0, help="tokens that prompts share at their start"
-    )
-    group.add_argument("--prefixes", type=whole(1), default=10, help="how many different shared prefixes (default 10)")
-    group.add_argument("--turns", type=whole(1), default=4, help="turns of a session (default 4)")
-    group.add_argument(
-        "--think-time", type=seconds, default=0.0, metavar="S", help="pause before a session's next turn"
-    )
-    group.add_argument("--session-header", default="x-session-id", help="header that names the session")
-    group.add_argument("--images", type=whole(1), default=1, help="images a prompt (default 1)")
-    group.add_argument("--image-size", default="448x448", metavar="WxH", help="pixels (default 448x448)")
-    group.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="same seed, same prompts (default 0)")
-    group.add_argument(
-        "--ignore-eos", action=argparse.BooleanOptionalAction, default=None, help="force the answer's length"
-    )
-    group.add_argument("--extra-body", default="{}", metavar="JSON", help="fields added to every request")
-    for name in SAMPLING:
-        group.add_argument(
-            f"--{name.replace('_', '-')}", type=int if name == "top_k" else float, help=argparse.SUPPRESS
-        )
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag. `options` are those of `ArgumentParser.add_argument`."""
+
+    field: str
+    names: tuple[str, ...]
+    options: Mapping[str, Any]
 
 
-def add_load_flags(parser: argparse.ArgumentParser) -> None:
-    """Closed loop, open loop, phases, trace."""
-    group = parser.add_argument_group("load")
-    group.add_argument(
-        "--max-concurrency", dest="concurrency", type=whole(1), help="closed loop: requests at a time; open loop: a cap"
-    )
-    group.add_argument(
-        "--request-rate", dest="rate", type=above_zero, default=math.inf, help="open loop: requests per second"
-    )
-    group.add_argument("--burstiness", type=above_zero, default=1.0, help="gaps: 1 Poisson, <1 bursty, inf constant")
-    group.add_argument("--phases", help="open loop in phases, e.g. '30s@2,60s@2-8,10s@20,60s@2'")
-    group.add_argument("--trace", help="JSONL trace with timestamps and lengths; sets data and load")
-    group.add_argument("--trace-speed", type=above_zero, default=1.0, help="play a trace this much faster")
-    group.add_argument("--duration", type=above_zero, default=math.inf, metavar="S", help="start nothing after this")
-    group.add_argument(
-        "--num-warmups", dest="warmup", type=whole(0), default=0, help="requests before the run, of other prompts"
-    )
-    group.add_argument(
-        "--workers", default="auto", metavar="N", help="client processes (default auto: as many as the load needs)"
-    )
+def flag(field: str, *names: str, **options: Any) -> Flag:
+    """Declare a flag that fills `field`."""
+    return Flag(field, names, options)
 
 
-def add_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Figures, files, live view."""
-    group = parser.add_argument_group("output")
-    group.add_argument("--metric-percentiles", dest="percentiles", default="50,90,95,99", help="default 50,90,95,99")
-    group.add_argument("--goodput", nargs="*", default=[], metavar="METRIC:MS", help="as vLLM's: ttft, tpot, e2el")
-    group.add_argument("--slo", help="objectives, e.g. 'ttft_p99<3s,tpot_p99<30ms'")
-    group.add_argument(
-        "--assert", dest="assertions", action="append", default=[], metavar="EXPR", help="exit 1 if missed"
-    )
-    group.add_argument("--json", help="result file that vLLM's tools read too")
-    group.add_argument("--csv", help="one line per request")
-    group.add_argument("--md", help="summary in Markdown")
-    group.add_argument("--html", help="report with plots in one offline page")
-    group.add_argument(
-        "--save-detailed", dest="detailed", action="store_true", help="keep per-request lists in the JSON file"
-    )
-    group.add_argument("--keep-text", action="store_true", help="keep the answers' text too")
-    group.add_argument("--label", default="", help="name of this run in reports")
-    group.add_argument("--metadata", nargs="*", default=[], metavar="KEY=VALUE", help="kept in the result file")
-    group.add_argument(
-        "--live", action=argparse.BooleanOptionalAction, default=None, help="live view (default: on a terminal)"
-    )
-    group.add_argument("--quiet", action="store_true", help="no progress at all")
+@dataclasses.dataclass(frozen=True)
+class FlagGroup:
+    """Flags under one heading of the help, and the frozen dataclass that they fill; None where they fill none."""
+
+    title: str | None
+    spec: type[Any] | None
+    flags: tuple[Flag, ...]
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags to a parser."""
+        group = parser.add_argument_group(self.title) if self.title else parser
+        defaults = {field.name: _default(field) for field in dataclasses.fields(self.spec)} if self.spec else {}
+        for one in self.flags:
+            options = dict(one.options)
+            if "action" not in options or options["action"] in ("append", "extend", argparse.BooleanOptionalAction):
+                options.setdefault("default", defaults.get(one.field))
+            shown = options.get("default")
+            if (
+                isinstance(shown, int | float | str)
+                and not isinstance(shown, bool)
+                and shown not in ("", math.inf)
+                and "default" not in options["help"]
+            ):
+                options["help"] += f" (default {shown:g})" if isinstance(shown, float) else f" (default {shown})"
+            group.add_argument(*one.names, dest=one.field, **options)
+
+    def values(self, args: argparse.Namespace) -> dict[str, Any]:
+        """The values of the specification's fields."""
+        names = {field.name for field in dataclasses.fields(self.spec)} if self.spec else set()
+        return {one.field: getattr(args, one.field) for one in self.flags if one.field in names}
 
 
-def add_fleet_flags(parser: argparse.ArgumentParser) -> None:
-    """Ray's dashboard, metrics, disturbances."""
-    group = parser.add_argument_group("fleet")
-    group.add_argument(
-        "--ray-dashboard", metavar="URL", help="show replicas and scaling from Ray, e.g. http://head:8265"
-    )
-    group.add_argument("--ray-token", help="bearer token of Ray's dashboard (default: RAY_AUTH_TOKEN, where set)")
-    group.add_argument(
-        "--server-metrics", action=argparse.BooleanOptionalAction, default=True, help="read the server's own /metrics"
-    )
-    group.add_argument(
-        "--at",
-        action="append",
-        default=[],
-        metavar="S:COMMAND",
-        help="run a shell command S seconds into the run; repeatable",
-    )
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field; None where it has none. Collections start empty: argparse appends to a list."""
+    if field.default is dataclasses.MISSING:
+        return None if field.default_factory is dataclasses.MISSING else []
+    return [] if field.default == () else field.default
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A whole number within bounds."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"takes a whole number, not {text!r}") from None
+        if value < low:
+            raise ArgumentTypeError(f"must be at least {low}, not {value}")
+        if high is not None and value > high:
+            raise ArgumentTypeError(f"must be at most {high}, not {value}")
+        return value
+
+    return read
+
+
+def positive(text: str) -> float:
+    """A number above 0, possibly infinite."""
+    value = _number(text)
+    if value <= 0:
+        raise ArgumentTypeError(f"must be above 0, not {text}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A finite time of at least 0."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"takes a time of at least 0, not {text}")
+    return value
+
+
+def milliseconds(text: str) -> float:
+    """A time in ms, as seconds."""
+    return seconds(text) / 1000
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"takes a number, not {text!r}") from None
+    if math.isnan(value):
+        raise ArgumentTypeError("takes a number, not nan")
+    return value
+
+
+def ratios(text: str) -> tuple[float, ...]:
+    """One or two shares from 0 to below 1."""
+    values = tuple(_number(part) for part in text.split(","))
+    if not all(0 <= value < 1 for value in values) or len(values) > MAX_RATIOS:
+        raise ArgumentTypeError(f"takes numbers from 0 to below 1, e.g. 0.2 or 0.2,0.5, not {text!r}")
+    return values
+
+
+def percentiles(text: str) -> tuple[float, ...]:
+    """Comma-separated percentiles."""
+    values = tuple(_number(part) for part in text.split(","))
+    if not all(0 <= value <= 100 for value in values):
+        raise ArgumentTypeError(f"takes numbers from 0 to 100, e.g. 50,99, not {text!r}")
+    return values
+
+
+def stream_counts(text: str) -> list[int]:
+    """Comma-separated numbers of streams."""
+    return [whole(1)(part) for part in text.split(",")]
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ArgumentTypeError(f"takes a size such as 448x448, not {text!r}")
+    return int(width), int(height)
+
+
+def worker_count(text: str) -> int | None:
+    """`auto` (None) or a number of client processes."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or not 1 <= int(text) <= MAX_WORKERS:
+        raise ArgumentTypeError(f"takes auto or a number from 1 to {MAX_WORKERS}, not {text!r}")
+    return int(text)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not text.isprintable():
+        raise ArgumentTypeError(f"takes name=value, not {text!r}")
+    return name.strip(), value.strip()
+
+
+def goodput_limit(text: str) -> tuple[str, float]:
+    """METRIC:MS, as vLLM's --goodput takes it."""
+    name, _, limit = text.partition(":")
+    if name not in ("ttft", "tpot", "e2el") or not limit.replace(".", "", 1).isdigit():
+        raise ArgumentTypeError(f"takes ttft, tpot or e2el with a limit in ms, e.g. ttft:3000 tpot:30, not {text!r}")
+    return name, float(limit)
+
+
+def timed_command(text: str) -> tuple[float, str]:
+    """SECONDS:COMMAND."""
+    moment, colon, command = text.partition(":")
+    moment = moment.strip().removesuffix("s")
+    if not colon or not moment.replace(".", "", 1).isdigit() or not command.strip():
+        raise ArgumentTypeError(f"takes seconds and a command, e.g. '30:kill 1234', not {text!r}")
+    return float(moment), command
+
+
+def bounds_text(text: str) -> str:
+    """Objectives that are not empty, which an unset variable in CI would make them."""
+    if not text.strip():
+        raise ArgumentTypeError("is empty: write e.g. 'ttft_p99<3s'")
+    return text
+
+
+def json_object(text: str) -> dict[str, Json]:
+    """A JSON object."""
+    try:
+        value = msgspec.json.decode(text.encode())
+    except msgspec.DecodeError as bad:
+        raise ArgumentTypeError(f"""is not JSON ({bad}): write e.g. '{{"top_k": 1}}'""") from None
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"""takes a JSON object, e.g. '{{"top_k": 1}}', not {text}""")
+    return value

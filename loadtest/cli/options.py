@@ -1,179 +1,177 @@
-"""The flags of `run` (shared by `search`) and what they become: one frozen object, checked as a whole."""
+"""All flags of all commands, and the frozen specifications that are built from them."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-
-import msgspec
+from argparse import BooleanOptionalAction
 
 from loadtest.api.requests import Api
-from loadtest.cli.values import MOST_WORKERS
-from loadtest.data.prompt import DatasetSpec, Json
+from loadtest.cli import flags as check
+from loadtest.cli.flags import FlagGroup, flag, positive, seconds, whole
+from loadtest.commands.run import RunSpec
+from loadtest.commands.search import SearchSpec
+from loadtest.commands.selftest import SelfTestSpec
+from loadtest.data.datasets import DATASETS
+from loadtest.data.prompt import DatasetSpec
 from loadtest.errors import UsageError
 from loadtest.fleet.poller import FleetSpec
 from loadtest.load.plan import TargetSpec
 from loadtest.load.schedule import LoadSpec
+from loadtest.metrics.reference_results import PRESETS
 from loadtest.metrics.summary import SummarySpec
+from loadtest.mock.answers import MockConfig
 from loadtest.report.files import OutputSpec
 
-RATIOS = 2
-"""Of prompts and of answers."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "silent")
+
+PRESET = FlagGroup(None, RunSpec, (
+    flag("preset", "--preset", choices=sorted(PRESETS), help="the published benchmark; other flags override it"),
+    flag("quick", "--quick", action="store_true", help="with --preset: three waves instead of sixteen"),
+))  # fmt: skip
+TARGET = FlagGroup("server", TargetSpec, (
+    flag("url", "--url", "--base-url", help="base URL (default http://127.0.0.1:8000)"),
+    flag("model", "--model", help="served model name (default: the first of /v1/models)"),
+    flag("api", "--api", choices=[api.value for api in Api], default=None, help="protocol (default chat)"),
+    flag("api_key", "--api-key", help="bearer token (default: OPENAI_API_KEY, if set)"),
+    flag("headers", "--header", nargs="+", action="extend", type=check.pair, metavar="NAME=VALUE", help="more headers"),
+    flag("verify", "--insecure", action="store_false", help="do not verify the server's certificate"),
+    flag("ca_file", "--ca-file", help="PEM file of the CA that signed the server's certificate"),
+    flag("tokenizer", "--tokenizer", help="model folder or tokenizer.json (default: the model's root, if local)"),
+    flag("timeout_s", "--timeout", type=positive, metavar="S", help="time limit of a request"),
+    flag("reuse_connections", "--new-connections", action="store_false", help="open a connection for every request"),
+))  # fmt: skip
+DATA = FlagGroup("data", DatasetSpec, (
+    flag("dataset", "--dataset-name", choices=sorted(DATASETS), help="prompts; random is vLLM's own"),
+    flag("file", "--dataset-path", help="file of the data set: JSONL, ShareGPT JSON, text, or a mix"),
+    flag("num_prompts", "--num-prompts", type=whole(1), help="requests (default: 1000, or what the load needs)"),
+    flag("input_len", "--input-len", "--random-input-len", type=whole(1), help="prompt tokens"),
+    flag("output_len", "--output-len", "--random-output-len", type=whole(1), help="answer tokens"),
+    flag("range_ratio", "--range-ratio", "--random-range-ratio", type=check.ratios, default=(0.0,), metavar="RATIO",
+         help="relative spread of the lengths: one number, or INPUT,OUTPUT (default 0)"),
+    flag("prefix_len", "--prefix-len", "--random-prefix-len", type=whole(0), help="tokens of a shared prefix"),
+    flag("prefixes", "--prefixes", type=whole(1), help="number of different shared prefixes"),
+    flag("turns", "--turns", type=whole(1), help="turns of a session"),
+    flag("think_s", "--think-time", type=seconds, metavar="S", help="pause before the next turn of a session"),
+    flag("session_header", "--session-header", help="header with the session's ID"),
+    flag("images", "--images", type=whole(1), help="images per prompt"),
+    flag("image_size", "--image-size", type=check.image_size, metavar="WxH", help="pixels (default 448x448)"),
+    flag("seed", "--seed", type=whole(0, 2**32 - 1), help="the same seed gives the same prompts"),
+    flag("ignore_eos", "--ignore-eos", action=BooleanOptionalAction, help="force answers of full length"),
+    flag("extra_body", "--extra-body", type=check.json_object, metavar="JSON", help="fields added to every request"),
+    *(flag(name, f"--{name.replace('_', '-')}", type=int if name == "top_k" else float, help=argparse.SUPPRESS)
+      for name in SAMPLING),
+))  # fmt: skip
+LOAD = FlagGroup("load", LoadSpec, (
+    flag("concurrency", "--max-concurrency", type=whole(1), help="closed loop: requests at a time; open loop: a cap"),
+    flag("rate", "--request-rate", type=positive, help="open loop: requests per second"),
+    flag("burstiness", "--burstiness", type=positive, help="1 is Poisson, less is burstier, inf is constant"),
+    flag("phases", "--phases", help="open loop in phases, e.g. '30s@2,60s@2-8,10s@20,60s@2'"),
+    flag("trace", "--trace", help="JSONL trace with timestamps and lengths: sets data and load"),
+    flag("trace_speed", "--trace-speed", type=positive, help="replay a trace this many times as fast"),
+    flag("duration_s", "--duration", type=positive, metavar="S", help="start no request after this time"),
+    flag("warmup", "--num-warmups", type=whole(0), help="requests before the run, with other prompts"),
+    flag("workers", "--workers", type=check.worker_count, metavar="N", help="client processes (default auto)"),
+))  # fmt: skip
+FLEET = FlagGroup("fleet", FleetSpec, (
+    flag("dashboard", "--ray-dashboard", metavar="URL", help="show replicas and scaling, e.g. from http://head:8265"),
+    flag("token", "--ray-token", help="bearer token of Ray's dashboard (default: RAY_AUTH_TOKEN, if set)"),
+    flag("server_metrics", "--server-metrics", action=BooleanOptionalAction, help="read the server's own /metrics"),
+    flag("events", "--at", action="append", type=check.timed_command, metavar="S:COMMAND",
+         help="run a shell command S seconds into the run; repeatable"),
+))  # fmt: skip
+SUMMARY = FlagGroup("metrics", SummarySpec, (
+    flag("percentiles", "--metric-percentiles", type=check.percentiles, help="default 50,90,95,99"),
+    flag("goodput_ms", "--goodput", nargs="*", type=check.goodput_limit, metavar="METRIC:MS",
+         help="as in vLLM: ttft, tpot, e2el"),
+    flag("slo", "--slo", type=check.bounds_text, help="objectives, e.g. 'ttft_p99<3s,tpot_p99<30ms'"),
+))  # fmt: skip
+OUTPUT = FlagGroup("output", OutputSpec, (
+    flag("assertions", "--assert", action="append", type=check.bounds_text, metavar="EXPR", help="exit 1 if missed"),
+    flag("json", "--json", help="result file, which vLLM's tools read, too"),
+    flag("csv", "--csv", help="one line per request"),
+    flag("md", "--md", help="summary in Markdown"),
+    flag("html", "--html", help="report with plots in one offline page"),
+    flag("detailed", "--save-detailed", action="store_true", help="keep per-request lists in the JSON file"),
+    flag("keep_text", "--keep-text", action="store_true", help="keep the answers' text, too"),
+    flag("label", "--label", help="name of this run in reports"),
+    flag("metadata", "--metadata", nargs="*", type=check.pair, metavar="KEY=VALUE", help="kept in the result file"),
+    flag("live", "--live", action=BooleanOptionalAction, help="live view (default: on a terminal)"),
+    flag("quiet", "--quiet", action="store_true", help="show no progress"),
+))  # fmt: skip
+SEARCH = FlagGroup("search", SearchSpec, (
+    flag("what", "--what", choices=["concurrency", "rate"], help="what to raise"),
+    flag("low", "--from", type=positive, help="lowest load (default 1, or 0.5 per second)"),
+    flag("high", "--to", type=positive, help="highest load (default 1024, or 256 per second)"),
+    flag("step_requests", "--step-requests", type=whole(0), help="per step (default: 4 waves or 20 s, at least 32)"),
+    flag("pause_s", "--pause", type=seconds, metavar="S", help="pause between steps"),
+))  # fmt: skip
+COMPARE = FlagGroup(None, None, (
+    flag("md", "--md", help="write the comparison as Markdown, too"),
+))  # fmt: skip
+SELFTEST = FlagGroup(None, SelfTestSpec, (
+    flag("streams", "--streams", type=check.stream_counts, help="default 32,128,512,1024"),
+    flag("chunks", "--chunks", type=whole(2), help="chunks per stream; 50 take a second"),
+    flag("workers", "--workers", type=whole(1, check.MAX_WORKERS), help="client processes"),
+    flag("against", "--against", metavar="COMMAND", help="another client, run as COMMAND URL STREAMS CHUNKS"),
+    flag("rounds", "--rounds", type=whole(1), help="number of measurements whose medians are shown"),
+    flag("json", "--json", help="result file"),
+))  # fmt: skip
+MOCK = FlagGroup(None, MockConfig, (
+    flag("port", "--port", type=whole(0, check.MAX_PORT), default=8000, help="0 for a free one"),
+    flag("first_s", "--first-ms", type=check.milliseconds, help="time to the first token (default 50)"),
+    flag("gap_s", "--gap-ms", type=check.milliseconds, help="time between chunks (default 20)"),
+    flag("tokens_per_chunk", "--tokens-per-chunk", type=whole(1), help="tokens in each event"),
+    flag("model", "--model", help="served model name"),
+    flag("root", "--root", help="the model's root in /v1/models"),
+    flag("api_key", "--api-key", help="require this key"),
+    flag("max_inflight", "--max-inflight", type=whole(1), help="more requests wait (default: no limit)"),
+    flag("fail_every", "--fail-every", type=whole(0), help="apply --fault to every n-th request; 0: to none"),
+    flag("fault", "--fault", choices=["", *FAULTS], help="how these requests fail"),
+))  # fmt: skip
 
 
-def fleet_options(args: argparse.Namespace) -> FleetSpec:
-    """Checked flags about the fleet."""
-    events = []
-    for item in args.at:
-        moment, colon, command = item.partition(":")
-        if not colon or not moment.strip().rstrip("s").replace(".", "", 1).isdigit():
-            raise UsageError(f"not SECONDS:COMMAND: {item!r}", "Write e.g. --at '30:kill 1234'")
-        events.append((float(moment.strip().rstrip("s")), command))
-    token = args.ray_token or os.environ.get("RAY_AUTH_TOKEN")
-    return FleetSpec(args.ray_dashboard, token, args.server_metrics, tuple(events))
+def run_spec(args: argparse.Namespace) -> RunSpec:
+    """What `run` and `search` share."""
+    return RunSpec(target_spec(args), data_spec(args), load_spec(args), output_spec(args))
 
 
-def target_options(args: argparse.Namespace) -> TargetSpec:
-    """Checked flags about the server."""
-    headers = pairs(args.header, "--header")
+def target_spec(args: argparse.Namespace) -> TargetSpec:
+    """The server, with the headers that its API needs."""
+    api, headers = Api(args.api), dict(args.headers)
     key = args.api_key or os.environ.get("OPENAI_API_KEY")
     if key:
         headers.setdefault("Authorization", f"Bearer {key}")
-        if args.api == Api.MESSAGES.value:
-            headers.setdefault("x-api-key", key)
-    if args.api == Api.MESSAGES.value:
+    if api is Api.MESSAGES:
+        headers |= {"x-api-key": key} if key and "x-api-key" not in headers else {}
         headers.setdefault("anthropic-version", "2023-06-01")
-    return TargetSpec(
-        url=args.url,
-        model=args.model,
-        api=Api(args.api),
-        headers=headers,
-        verify=not args.insecure,
-        ca_file=args.ca_file,
-        tokenizer=args.tokenizer,
-        timeout_s=args.timeout,
-        reuse_connections=not args.new_connections,
-    )
+    return TargetSpec(**TARGET.values(args) | {"api": api, "headers": headers})
 
 
-def data_options(args: argparse.Namespace) -> DatasetSpec:
-    """Checked flags about prompts."""
-    ratios = numbers(args.range_ratio, "--range-ratio")
-    width, _, height = args.image_size.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"not a size: {args.image_size!r}", "Write --image-size 448x448")
-    if not all(0 <= ratio < 1 for ratio in ratios) or len(ratios) > RATIOS:
-        raise UsageError(
-            f"not a spread: {args.range_ratio!r}", "Write --range-ratio 0.2, or 0.2,0.5: from 0 to below 1"
-        )
-    sampling = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
-    return DatasetSpec(
-        dataset=args.dataset,
-        file=args.data_file,
-        num_prompts=args.num_prompts,
-        input_len=args.input_len,
-        output_len=args.output_len,
-        input_range_ratio=ratios[0],
-        output_range_ratio=ratios[-1],
-        prefix_len=args.prefix_len,
-        prefixes=args.prefixes,
-        turns=args.turns,
-        think_s=args.think_time,
-        images=args.images,
-        image_size=(int(width), int(height)),
-        seed=args.seed,
-        ignore_eos=args.ignore_eos,
-        extra_body={**sampling, **json_object(args.extra_body, "--extra-body")},
-        session_header=args.session_header,
-    )
+def data_spec(args: argparse.Namespace) -> DatasetSpec:
+    """The prompts; sampling parameters go into the body."""
+    sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
+    lengths = {"input_range_ratio": args.range_ratio[0], "output_range_ratio": args.range_ratio[-1]}
+    return DatasetSpec(**DATA.values(args) | lengths | {"extra_body": sampling | dict(args.extra_body)})
 
 
-def load_options(args: argparse.Namespace) -> LoadSpec:
-    """Checked flags about the load."""
-    ways = [args.rate < math.inf, bool(args.phases), bool(args.trace)]
-    if sum(ways) > 1:
+def load_spec(args: argparse.Namespace) -> LoadSpec:
+    """The load, of one kind."""
+    spec = LoadSpec(**LOAD.values(args))
+    if sum([spec.rate < float("inf"), bool(spec.phases), bool(spec.trace)]) > 1:
         raise UsageError("--request-rate, --phases and --trace exclude each other", "Choose one")
-    return LoadSpec(
-        concurrency=args.concurrency,
-        rate=args.rate,
-        burstiness=args.burstiness,
-        phases=args.phases,
-        trace=args.trace,
-        trace_speed=args.trace_speed,
-        duration_s=args.duration,
-        warmup=args.warmup,
-        workers=processes(args.workers),
-    )
+    return spec
 
 
-def output_options(args: argparse.Namespace) -> OutputSpec:
-    """Checked flags about output."""
-    goodput = {}
-    for item in args.goodput:
-        name, _, limit = item.partition(":")
-        if name not in ("ttft", "tpot", "e2el") or not limit.replace(".", "", 1).isdigit():
-            raise UsageError(f"not a goodput limit: {item!r}", "Write e.g. --goodput ttft:3000 tpot:30")
-        goodput[name] = float(limit)
-    for flag, said in (("--slo", [args.slo]), ("--assert", args.assertions)):
-        if any(text is not None and not text.strip() for text in said):  # a variable that was not set, in CI
-            raise UsageError(f"{flag} is empty", f"Write e.g. {flag} 'ttft_p99<3s'")
-    percentiles = numbers(args.percentiles, "--metric-percentiles")
-    if not all(0 <= percentile <= 100 for percentile in percentiles):
-        raise UsageError(f"--metric-percentiles are from 0 to 100, not {args.percentiles!r}")
-    return OutputSpec(
-        summary=SummarySpec(tuple(percentiles), goodput, args.slo),
-        assertions=tuple(args.assertions),
-        json=args.json,
-        csv=args.csv,
-        md=args.md,
-        html=args.html,
-        detailed=args.detailed,
-        keep_text=args.keep_text,
-        label=args.label,
-        metadata=pairs(args.metadata, "--metadata"),
-        live=args.live,
-        quiet=args.quiet,
-    )
+def fleet_spec(args: argparse.Namespace) -> FleetSpec:
+    """The fleet, with the token of Ray's own variable."""
+    token = args.token or os.environ.get("RAY_AUTH_TOKEN")
+    return FleetSpec(**FLEET.values(args) | {"token": token, "events": tuple(args.events)})
 
 
-def processes(text: str) -> int | None:
-    """`auto` or a number of client processes."""
-    if text == "auto":
-        return None
-    if not text.isdigit() or not 1 <= int(text) <= MOST_WORKERS:
-        raise UsageError(
-            f"not a number of processes: {text!r}", f"Write --workers auto, or a number from 1 to {MOST_WORKERS}"
-        )
-    return int(text)
-
-
-def pairs(items: list[str], flag: str) -> dict[str, str]:
-    """`NAME=VALUE` items."""
-    out = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name.strip() or not item.isprintable():
-            raise UsageError(f"not NAME=VALUE: {item!r}", f"Write e.g. {flag} name=value")
-        out[name.strip()] = value.strip()
-    return out
-
-
-def numbers(text: str, flag: str) -> list[float]:
-    """Comma-separated numbers, at least one."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as bad:
-        raise UsageError(f"{flag} takes numbers, not {text!r}") from bad
-
-
-def json_object(text: str, flag: str) -> dict[str, Json]:
-    """A JSON object."""
-    try:
-        found = msgspec.json.decode(text.encode())
-    except msgspec.DecodeError as bad:
-        raise UsageError(f"{flag} is not JSON: {bad}", f"""Write e.g. {flag} '{{"top_k": 1}}'""") from bad
-    if not isinstance(found, dict):
-        raise UsageError(f"{flag} must be a JSON object")
-    return found
+def output_spec(args: argparse.Namespace) -> OutputSpec:
+    """Metrics and files."""
+    summary = SummarySpec(**SUMMARY.values(args) | {"goodput_ms": dict(args.goodput_ms)})
+    lists = {"assertions": tuple(args.assertions), "metadata": dict(args.metadata)}
+    return OutputSpec(**OUTPUT.values(args) | lists | {"summary": summary})

@@ -1,7 +1,7 @@
-"""What a command for `vllm bench serve` says otherwise than ours: its flags become ours before anything is checked.
+"""Accepts commands written for `vllm bench serve`: translates their flags into this tool's before anything is checked.
 
-Most flags have vLLM's names. These have no counterpart: where the server is (`--host`, `--port`, `--endpoint`), which
-protocol it speaks (`--backend`), the model's two names, and where the result goes (`--save-result` and its kin).
+Most flags have vLLM's names anyway. These differ: the server's address (`--host`, `--port`, `--endpoint`), its protocol
+(`--backend`), the two names of the model, and the result file (`--save-result` and others).
 """
 
 from __future__ import annotations
@@ -12,45 +12,42 @@ from pathlib import Path
 from typing import Final
 
 from loadtest.api.requests import BACKENDS, PATHS, Api
-from loadtest.cli.values import LAST_PORT, above_zero, whole
+from loadtest.cli.flags import MAX_PORT, FlagGroup, flag, positive, whole
 from loadtest.errors import UsageError
 
-LOCAL: Final = "http://127.0.0.1:8000"
+LOCAL_URL: Final = "http://127.0.0.1:8000"
 
 APIS: Final = {
     BACKENDS[Api.CHAT]: Api.CHAT,
     **dict.fromkeys((BACKENDS[Api.COMPLETIONS], "openai-completions", "vllm"), Api.COMPLETIONS),
 }
-"""By vLLM's names. Its own default is `openai`; ours stays the chat API."""
+"""By vLLM's names. vLLM's default is `openai`; here it is the chat API."""
 
 METRICS: Final = ("ttft", "tpot", "itl", "e2el")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that only a command for vLLM has."""
-    group = parser.add_argument_group("as `vllm bench serve` has them")
-    group.add_argument("--backend", choices=sorted(APIS), help="the same as --api, by vLLM's names")
-    group.add_argument("--endpoint", help="path of the API, with what a proxy puts before it")
-    group.add_argument("--host", help="with --port instead of --url")
-    group.add_argument("--port", type=whole(1, LAST_PORT), help="with --host instead of --url")
-    group.add_argument("--served-model-name", help="name to ask for, where --model is the tokenizer's folder")
-    group.add_argument("--save-result", action="store_true", help="write the result file, named as vLLM names it")
-    group.add_argument("--result-dir", help="folder for it")
-    group.add_argument("--result-filename", help="its name")
-    group.add_argument("--percentile-metrics", help="taken, without effect: all of them are shown")
-    group.add_argument("--disable-tqdm", action="store_true", help="no live view")
-    group.add_argument(
-        "--trust-remote-code", action="store_true", help="taken, without effect: no model code runs here"
-    )
-    group.add_argument("--ready-check-timeout-sec", type=above_zero, help=argparse.SUPPRESS)
+FLAGS: Final = FlagGroup("as in `vllm bench serve`", None, (
+    flag("backend", "--backend", choices=sorted(APIS), help="the same as --api, by vLLM's names"),
+    flag("endpoint", "--endpoint", help="path of the API, with any prefix of a proxy"),
+    flag("host", "--host", help="with --port, instead of --url"),
+    flag("port", "--port", type=whole(1, MAX_PORT), help="with --host, instead of --url"),
+    flag("served_model_name", "--served-model-name", help="name to request, where --model is the tokenizer"),
+    flag("save_result", "--save-result", action="store_true", help="write the result file under vLLM's name"),
+    flag("result_dir", "--result-dir", help="its folder"),
+    flag("result_filename", "--result-filename", help="its name"),
+    flag("percentile_metrics", "--percentile-metrics", help="accepted without effect: all metrics are shown"),
+    flag("disable_tqdm", "--disable-tqdm", action="store_true", help="no live view"),
+    flag("trust_remote_code", "--trust-remote-code", action="store_true", help="accepted without effect"),
+    flag("ready_check_timeout_s", "--ready-check-timeout-sec", type=positive, help=argparse.SUPPRESS),
+))  # fmt: skip
 
 
 def translate(args: argparse.Namespace, now: datetime) -> None:
-    """Turn them into ours, in place. Raises `UsageError` for what contradicts itself; `now` is for a file's name."""
+    """Translate the flags in place. Raises `UsageError` for a contradiction. `now` names the result file."""
     if args.backend is not None:
         api = APIS[args.backend]
         if args.api not in (None, api.value):
-            raise UsageError(f"--api {args.api} is not --backend {args.backend}", "Give one of them")
+            raise UsageError(f"--api {args.api} contradicts --backend {args.backend}", "Give one of them")
         args.api = api.value
     args.api = args.api or Api.CHAT.value
     args.url = _url(args)
@@ -64,33 +61,32 @@ def translate(args: argparse.Namespace, now: datetime) -> None:
     if args.disable_tqdm and args.live is None:
         args.live = False
     if (args.result_dir or args.result_filename) and not args.save_result:
-        raise UsageError("--result-dir and --result-filename name a file that is not asked for", "Add --save-result")
+        raise UsageError("--result-dir and --result-filename need --save-result", "Add it")
     if args.save_result and args.json is None:
         args.json = str(Path(args.result_dir or ".") / (args.result_filename or _file_name(args, now)))
 
 
 def _url(args: argparse.Namespace) -> str:
-    given: str | None = args.url
+    url: str = args.url or LOCAL_URL
     if args.host is not None or args.port is not None:
-        if given is not None:
-            raise UsageError("--host and --port are instead of --url", "Leave one of them out")
+        if args.url is not None:
+            raise UsageError("--host and --port replace --url", "Leave one of them out")
         host = args.host or "127.0.0.1"
-        given = f"http://{f'[{host}]' if ':' in host else host}:{args.port or 8000}"
-    url = given or LOCAL
+        url = f"http://{f'[{host}]' if ':' in host else host}:{args.port or 8000}"
     if args.endpoint is None:
         return url
     path = PATHS[Api(args.api)]
     if not args.endpoint.endswith(path):
         raise UsageError(
-            f"--endpoint {args.endpoint} is not the {args.api} API's, which ends with {path}",
+            f"--endpoint {args.endpoint} does not belong to the {args.api} API, whose path ends with {path}",
             "Choose the protocol with --backend or --api",
         )
-    before: str = args.endpoint.removesuffix(path)
-    return url.rstrip("/") + before
+    prefix: str = args.endpoint.removesuffix(path)
+    return url.rstrip("/") + prefix
 
 
 def _file_name(args: argparse.Namespace, now: datetime) -> str:
-    at_a_time = f"-concurrency{args.concurrency}" if args.concurrency else ""
+    concurrency = f"-concurrency{args.concurrency}" if args.concurrency else ""
     label = args.label or args.backend or BACKENDS[Api(args.api)]
     model = (args.model or "model").rstrip("/").split("/")[-1]
-    return f"{label}-{args.rate}qps{at_a_time}-{model}-{now:%Y%m%d-%H%M%S}.json"
+    return f"{label}-{args.rate}qps{concurrency}-{model}-{now:%Y%m%d-%H%M%S}.json"

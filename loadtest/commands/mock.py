@@ -22,7 +22,7 @@ async def mock(config: MockConfig, port: int) -> int:
     except OSError as bad:
         raise UsageError(
             f"cannot listen on port {port} ({os.strerror(bad.errno or 0)})",
-            "Choose another with --port, 0 for a free one",
+            "Choose another with --port, or 0 for a free one",
         ) from bad
     async with server:
         print(f"mock server at {server.url}, model {config.model}", flush=True)

@@ -15,29 +15,27 @@ from loadtest.api.record import Record
 from loadtest.data.prompt import DatasetSpec
 from loadtest.errors import AssertionUnmet, LoadTestError, TargetError
 from loadtest.fleet.poller import FleetPoller, FleetSpec, PollTargets
-from loadtest.fleet.view import FleetView, Mark
+from loadtest.fleet.view import FleetView, TimelineEvent
 from loadtest.http.pool import Pool
 from loadtest.http.probe import get
 from loadtest.load.plan import LoadPlan, TargetSpec, find_server, make_plan, warmup_job
 from loadtest.load.run import FinishedRequest, NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSpec, parse_phases
 from loadtest.load.worker_processes import run_in_workers
-from loadtest.metrics.recovery import recoveries
 from loadtest.metrics.reference_results import BenchmarkSettings
-from loadtest.metrics.slo import Bound, judge, parse_bounds
+from loadtest.metrics.slo import Bound, evaluate_bounds, parse_bounds, recoveries
 from loadtest.metrics.summary import Summary, summarize
-from loadtest.metrics.vllm_result import RunInfo
+from loadtest.metrics.vllm_metrics import RunInfo
 from loadtest.report.failures import hint_for
-from loadtest.report.files import OutputSpec, check_writable, full_result, write_json, write_text
+from loadtest.report.files import OutputSpec, as_csv, check_writable, full_result, write_json, write_text
 from loadtest.report.html import as_html
-from loadtest.report.lines import as_csv
-from loadtest.report.live import ProgressBoard, shown
+from loadtest.report.live import ProgressBoard, show_progress
 from loadtest.report.text import as_markdown, as_text
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What `run` needs, and `search` but for the fleet and the preset."""
+    """What `run` needs. `search` needs the same, except for the fleet and the preset."""
 
     target: TargetSpec
     data: DatasetSpec
@@ -48,13 +46,19 @@ class RunSpec:
     """The published benchmark to compare with."""
 
 
+RATE_STEP = 1.2
+"""A rate that rises by less from one phase to the next is no disturbance to recover from."""
+COMMAND_SHOWN = 80
+"""Characters of a user's command in a report: enough to recognise it."""
+
+
 async def run(spec: RunSpec) -> int:
     """Measure a server under one load, and write the reports. Returns 0, or raises a `LoadTestError`."""
     target, data, load, output = spec.target, spec.data, spec.load, spec.output
     bounds = [bound for text in output.assertions for bound in parse_bounds(text)]
-    parse_bounds(output.summary.slo or "")  # a typo must not surface after half an hour
+    parse_bounds(output.summary.slo or "")  # a typo must be found before the run, not half an hour later
     for path in output.files:
-        check_writable(Path(path))  # nor must a folder that may not be written
+        check_writable(Path(path))
     endpoint, served = await find_server(target)
     plan = make_plan(target, data, load, endpoint, served)
     plan = replace(plan, job=replace(plan.job, keep_text=output.keep_text))
@@ -71,19 +75,19 @@ async def run(spec: RunSpec) -> int:
 
 
 def _as_remedy(record: Record) -> str:
-    said = hint_for(record)
-    return said[:1].upper() + said[1:]
+    hint = hint_for(record)
+    return hint[:1].upper() + hint[1:]
 
 
 def write_reports(summary: Summary, output: OutputSpec) -> None:
-    """Terminal and files."""
+    """Write the reports to the terminal and to files."""
     print(as_text(summary))
     if output.json:
         write_json(Path(output.json), full_result(summary, detailed=output.detailed))
     if output.md:
         write_text(Path(output.md), as_markdown(summary))
     if output.csv:
-        write_text(Path(output.csv), as_csv(summary.finished.run))
+        write_text(Path(output.csv), as_csv(summary.result.run))
     if output.html:
         write_text(Path(output.html), as_html(summary))
     if output.files:
@@ -91,40 +95,43 @@ def write_reports(summary: Summary, output: OutputSpec) -> None:
 
 
 def check_assertions(bounds: Sequence[Bound], summary: Summary) -> int:
-    """0, or the error that CI shall see."""
-    missed = [verdict for verdict in judge(bounds, summary.finished.run) if not verdict.met]
+    """0, or an error for CI if a bound is missed."""
+    missed = [result for result in evaluate_bounds(bounds, summary.result.run) if not result.met]
     if missed:
-        said = ", ".join(f"{verdict.bound.text} (is {verdict.value:.4g})" for verdict in missed)
-        raise AssertionUnmet(f"not met: {said}")
+        texts = ", ".join(f"{result.bound.text} (is {result.value:.4g})" for result in missed)
+        raise AssertionUnmet(f"not met: {texts}")
     return 0
 
 
 async def measure_plan(plan: LoadPlan, output: OutputSpec, fleet: FleetSpec, preset: str | None) -> Summary:
-    """Run a plan and compute everything there is to say about it."""
-    where = await find_poll_targets(plan, fleet)
+    """Run a plan and compute all metrics."""
+    poll_targets = await find_poll_targets(plan, fleet)
     async with contextlib.AsyncExitStack() as stack:
-        poller = await stack.enter_async_context(FleetPoller(where)) if where else None
+        poller = await stack.enter_async_context(FleetPoller(poll_targets)) if poll_targets else None
         fault_injector = FaultInjector(fleet.events)
-        finished = await execute(plan, output, fault_injector, apart=poller is not None or bool(fleet.events))
-        await fault_injector.done()
-        about, setting = describe(plan, output), setting_of(plan, finished, preset)
+        result = await execute(plan, output, fault_injector, separate=poller is not None or bool(fleet.events))
+        await fault_injector.stop()
         summary = summarize(
-            about, finished, output.summary, setting=setting, varying=bool(plan.load.phases or plan.load.trace)
+            run_info_of(plan, output),
+            result,
+            output.summary,
+            benchmark=benchmark_settings_of(plan, result, preset),
+            varying=bool(plan.load.phases or plan.load.trace),
         )
         if poller is None:
-            view = FleetView(marks=tuple(fault_injector.marks))
+            view = FleetView(events=tuple(fault_injector.events))
         else:
-            await poller.settle(summary.vllm_metrics.completed)
-            view = poller.view(finished.run, summary.vllm_metrics.ttft.mean, fault_injector.marks)
-    moments = [mark.at_s for mark in view.marks if mark.kind in ("death", "event")] + steps_up(plan)
-    felt = recoveries(finished.run, parse_bounds(output.summary.slo or ""), sorted(moments))
-    if poller is None and not view.marks and not felt:
+            await poller.wait_for_counters(summary.vllm_metrics.completed)
+            view = poller.view(result.run, summary.vllm_metrics.ttft.mean, fault_injector.events)
+    disturbances_s = [event.at_s for event in view.events if event.kind in ("death", "event")] + rate_increases_s(plan)
+    recovered = recoveries(result.run, parse_bounds(output.summary.slo or ""), sorted(disturbances_s))
+    if poller is None and not view.events and not recovered:
         return summary
-    return replace(summary, fleet=replace(view, recoveries=felt))
+    return replace(summary, fleet=replace(view, recoveries=recovered))
 
 
 async def find_poll_targets(plan: LoadPlan, fleet: FleetSpec) -> PollTargets | None:
-    """Ray where it is named, else the server's own metrics page where it has one."""
+    """Ray's dashboard if it is named, else the server's own metrics page if it has one."""
     if fleet.dashboard:
         return PollTargets(fleet.dashboard, fleet.token, None)
     if not fleet.server_metrics:
@@ -141,73 +148,72 @@ async def find_poll_targets(plan: LoadPlan, fleet: FleetSpec) -> PollTargets | N
     return PollTargets(None, None, plan.endpoint, plan.target.headers)
 
 
-def steps_up(plan: LoadPlan) -> list[float]:
-    """Moments at which the phases' rate jumps up."""
+def rate_increases_s(plan: LoadPlan) -> list[float]:
+    """Times at which the rate jumps from one phase to the next."""
     phases = parse_phases(plan.load.phases) if plan.load.phases else []
     out, at_s = [], 0.0
     for before, after in pairwise(phases):
         at_s += before.seconds
-        if after.start_rate > before.end_rate * 1.2:
+        if after.start_rate > before.end_rate * RATE_STEP:
             out.append(at_s)
     return out
 
 
-COMMAND_SHOWN = 80
-"""Characters of a user's command that a report shows: enough to know which it was."""
-
-
 class FaultInjector:
-    """Runs the user's commands at their moments and remembers when it did."""
+    """Runs the commands of `--at` and records them as events."""
 
-    def __init__(self, events: tuple[tuple[float, str], ...]) -> None:
-        self._events = events
+    def __init__(self, commands: tuple[tuple[float, str], ...]) -> None:
+        self._commands = commands
         self._tasks: list[asyncio.Task[None]] = []
-        self.marks: list[Mark] = []
+        self.events: list[TimelineEvent] = []
 
-    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an observer may end a run
-        """Start the commands' clock with the run's."""
-        self._tasks = [asyncio.create_task(self._one(at_s, command)) for at_s, command in self._events]
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # the protocol lets an observer end a run
+        """Schedule the commands relative to the start of the run."""
+        self._tasks = [asyncio.create_task(self._run_at(at_s, command)) for at_s, command in self._commands]
 
     def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
-        """Faults depend on the clock alone."""
+        """Commands depend on the time alone."""
 
-    async def _one(self, at_s: float, command: str) -> None:
+    async def _run_at(self, at_s: float, command: str) -> None:
         await asyncio.sleep(at_s)
-        self.marks.append(Mark(at_s, " ".join(command.split())[:COMMAND_SHOWN], "event"))
+        self.events.append(TimelineEvent(at_s, " ".join(command.split())[:COMMAND_SHOWN], "event"))
         process = await asyncio.create_subprocess_shell(command, stdout=sys.stderr)
         code = await process.wait()
         if code:
-            self.marks.append(Mark(at_s, f"the command ended with exit code {code}", "note"))
+            self.events.append(TimelineEvent(at_s, f"the command ended with exit code {code}", "note"))
 
-    async def done(self) -> None:
-        """Cancel what is not due any more; wait for what runs."""
+    async def stop(self) -> None:
+        """Cancel the commands that are not due yet. A command that still runs is left running."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class FanOutObserver:
-    """Passes everything on to several observers."""
+    """Forwards to several observers."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
     def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:
-        """The clock starts."""
+        """Forward the start."""
         for observer in self._observers:
             observer.on_start(begin_ns, stop)
 
     def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:
-        """Requests started and ended."""
+        """Forward requests that started and ended."""
         for observer in self._observers:
             observer.on_progress(started, ended)
 
 
-async def execute(plan: LoadPlan, output: OutputSpec, fault_injector: FaultInjector, *, apart: bool) -> RunResult:
-    """Run with as many processes as it needs, and show it as it goes."""
+async def execute(plan: LoadPlan, output: OutputSpec, fault_injector: FaultInjector, *, separate: bool) -> RunResult:
+    """Run with as many processes as needed, and show progress.
+
+    `separate` measures in worker processes, because other work in this one would delay the event loop.
+    """
     async with _observer(plan, output) as (observer, live):
         fan_out = FanOutObserver(fault_injector, observer)
-        if apart or live or plan.worker_count.count > 1:
+        if separate or live or plan.worker_count.count > 1:
             return await run_in_workers(plan.job, plan.endpoint, plan.worker_count.count, fan_out)
         return await run_here(plan.job, plan.endpoint, fan_out)
 
@@ -219,12 +225,12 @@ async def _observer(plan: LoadPlan, output: OutputSpec) -> AsyncIterator[tuple[O
         return
     live = sys.stderr.isatty() if output.live is None else output.live
     board = ProgressBoard(len(plan.job.prompts), plan.load.duration_s)
-    async with shown(board, live=live):
+    async with show_progress(board, live=live):
         yield board, live
 
 
-def describe(plan: LoadPlan, output: OutputSpec) -> RunInfo:
-    """What the result file says about a run."""
+def run_info_of(plan: LoadPlan, output: OutputSpec) -> RunInfo:
+    """The configuration of a run, for reports."""
     return RunInfo(
         api=plan.target.api,
         url=plan.endpoint.address.url,
@@ -242,7 +248,7 @@ def describe(plan: LoadPlan, output: OutputSpec) -> RunInfo:
 
 
 def _mean_rate(plan: LoadPlan) -> float:
-    """Infinity for the closed loop, as vLLM writes it; the mean of what is offered otherwise."""
+    """Requests per second that are offered on average; infinite for a closed loop, as in vLLM."""
     times = plan.job.load.times_s
     if times is None:
         return math.inf
@@ -251,8 +257,8 @@ def _mean_rate(plan: LoadPlan) -> float:
     return round(len(times) / max(times[-1], 1e-9), 4) if len(times) else 0.0
 
 
-def setting_of(plan: LoadPlan, finished: RunResult, preset: str | None) -> BenchmarkSettings | None:
-    """How the run was made, where it is to be set beside the published one."""
+def benchmark_settings_of(plan: LoadPlan, result: RunResult, preset: str | None) -> BenchmarkSettings | None:
+    """The settings of the run, if it is to be compared with the published one."""
     if preset is None:
         return None
     data = plan.data
@@ -264,6 +270,6 @@ def setting_of(plan: LoadPlan, finished: RunResult, preset: str | None) -> Bench
         num_prompts=len(plan.job.prompts),
         concurrency=None if plan.job.load.open_loop else plan.job.load.max_inflight,
         seed=data.seed,
-        forced=plan.job.body_spec.ignore_eos,
-        interrupted=finished.run.interrupted,
+        forced_length=plan.job.body_spec.ignore_eos,
+        interrupted=result.run.interrupted,
     )

@@ -1,4 +1,4 @@
-"""The steps of a search: one run each, ended as soon as it is lost."""
+"""`loadtest search`: one run per step, each stopped as soon as it cannot meet the objectives any more."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from loadtest.load.run import FinishedRequest, InterruptedEarly, on_interrupt, r
 from loadtest.load.worker_processes import run_in_workers
 from loadtest.metrics.load_search import (
     EarlyStopRule,
-    SearchEnded,
+    SearchInterrupted,
     SearchRange,
     SearchStep,
-    grew_all_through,
-    needs_slo,
+    find_highest_load,
+    require_objectives,
+    ttft_grew_throughout,
 )
-from loadtest.metrics.load_search import search as find_highest
-from loadtest.metrics.slo import Bound, judge, parse_bounds
+from loadtest.metrics.slo import Bound, evaluate_bounds, parse_bounds
 from loadtest.metrics.vllm_metrics import compute_vllm_metrics
-from loadtest.report.files import write_json
-from loadtest.report.search_text import found_json, found_text, step_line
+from loadtest.report.files import check_writable, search_result, write_json
+from loadtest.report.text import search_text, step_line
 
 
-async def try_step(plan: LoadPlan, bounds: Sequence[Bound], level: float) -> SearchStep:
-    """Run one load, and end it as soon as it is lost. Raises SearchEnded where the user interrupted it."""
+async def measure_step(plan: LoadPlan, bounds: Sequence[Bound], level: float) -> SearchStep:
+    """Run one load. Raises SearchInterrupted if the user interrupted it."""
     observer = EarlyStopObserver(EarlyStopRule(bounds, len(plan.job.prompts)))
     try:
         if plan.worker_count.count > 1:
-            finished = await run_in_workers(plan.job, plan.endpoint, plan.worker_count.count, observer)
+            result = await run_in_workers(plan.job, plan.endpoint, plan.worker_count.count, observer)
         else:
-            finished = await run_here(plan.job, plan.endpoint, observer)
+            result = await run_here(plan.job, plan.endpoint, observer)
     except InterruptedEarly:
-        raise SearchEnded from None
-    run = finished.run
+        raise SearchInterrupted from None
+    run = result.run
     if run.interrupted:
-        raise SearchEnded
+        raise SearchInterrupted
     vllm_metrics = compute_vllm_metrics(run.records, run.duration_s, [50.0, 99.0])
-    saturated = observer.lost or (plan.job.load.open_loop and grew_all_through(run))
-    return SearchStep(level, vllm_metrics, tuple(judge(bounds, run)), saturated, run)
+    saturated = observer.stopped or (plan.job.load.open_loop and ttft_grew_throughout(run))
+    return SearchStep(level, vllm_metrics, tuple(evaluate_bounds(bounds, run)), saturated, run)
 
 
-async def rest(seconds: float) -> None:
-    """Let the server empty its queue. Raises SearchEnded where the user interrupted it."""
-    enough = asyncio.Event()
-    with on_interrupt(enough.set), suppress(TimeoutError):
+async def pause(seconds: float) -> None:
+    """Let the server drain its queue. Raises SearchInterrupted if the user interrupted it."""
+    interrupted = asyncio.Event()
+    with on_interrupt(interrupted.set), suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await enough.wait()
-    if enough.is_set():
-        raise SearchEnded
+            await interrupted.wait()
+    if interrupted.is_set():
+        raise SearchInterrupted
 
 
 class EarlyStopObserver:
-    """An audience that ends a hopeless run."""
+    """Stops a run that cannot meet its objectives any more."""
 
     def __init__(self, rule: EarlyStopRule) -> None:
         self._rule = rule
         self._stop: Callable[[], None] | None = None
-        self.lost = False
+        self.stopped = False
 
-    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
-        """Remember how to end it."""
+    def on_start(self, begin_ns: int, stop: Callable[[], None]) -> None:  # noqa: ARG002  # the protocol has more than this observer needs
+        """Keep the way to stop the run."""
         self._stop = stop
 
-    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:  # noqa: ARG002  # an audience hears more than a critic needs
-        """Look at every request that ended."""
+    def on_progress(self, started: int, ended: list[FinishedRequest]) -> None:  # noqa: ARG002  # the protocol has more than this observer needs
+        """Check every request that ended."""
         for one in ended:
-            lost = self._rule.add(ok=one.ok, ttft_ms=one.ttft_ms, tpot_ms=one.tpot_ms)
-            if lost and not self.lost and self._stop is not None:
-                self.lost = True
+            missed = self._rule.add(ok=one.ok, ttft_ms=one.ttft_ms, tpot_ms=one.tpot_ms)
+            if missed and not self.stopped and self._stop is not None:
+                self.stopped = True
                 self._stop()
 
 
@@ -85,51 +85,54 @@ class SearchSpec:
     what: str = "concurrency"
     """What to raise: concurrency or rate."""
     low: float | None = None
-    """None: 1 at a time, or 0.5 requests per second."""
+    """None: 1 request at a time, or 0.5 per second."""
     high: float | None = None
-    """None: 1024 at a time, or 256 requests per second."""
+    """None: 1024 requests at a time, or 256 per second."""
     step_requests: int = 0
-    """Requests of each step; 0: 4 waves or 20 s, at least 32."""
+    """Requests per step; 0: 4 waves or 20 s, at least 32."""
     pause_s: float = 2.0
 
+    def search_range(self) -> SearchRange:
+        """The range with its defaults."""
+        if self.what == "concurrency":
+            return SearchRange(self.low or 1, self.high or 1024, integral=True)
+        return SearchRange(self.low or 0.5, self.high or 256, integral=False)
 
-async def search(spec: RunSpec, steps: SearchSpec) -> int:
-    """Find the highest load that keeps the objectives. Returns 1 where none does."""
+    def requests_at(self, load: float) -> int:
+        """Requests of a step."""
+        return self.step_requests or max(32, int((4 if self.what == "concurrency" else 20) * load))
+
+
+async def search(spec: RunSpec, search_spec: SearchSpec) -> int:
+    """Find the highest load that meets the objectives. Returns 1 if none does."""
     target, data, load, output = spec.target, spec.data, spec.load, spec.output
     bounds = parse_bounds(output.summary.slo or "")
-    needs_slo(bounds)
+    require_objectives(bounds)
     if load.open_loop or load.concurrency:
         raise UsageError(
-            "search chooses the load itself", "Leave --max-concurrency, --request-rate, --phases and --trace out"
+            "search chooses the load itself", "Leave out --max-concurrency, --request-rate, --phases and --trace"
         )
+    if output.json:
+        check_writable(Path(output.json))
     endpoint, served = await find_server(target)
-    concurrency = steps.what == "concurrency"
-    span = SearchRange(
-        low=steps.low or (1 if concurrency else 0.5),
-        high=steps.high or (1024 if concurrency else 256),
-        whole=concurrency,
-    )
-    seeds = itertools.count(data.seed)
+    steps = itertools.count()
 
-    tried = 0
-
-    async def try_load(level: float) -> SearchStep:
-        nonlocal tried
-        if tried:
-            await rest(steps.pause_s)
-        tried += 1
-        count = steps.step_requests or max(32, int(4 * level) if concurrency else int(20 * level))
-        chosen = replace(data, seed=next(seeds), num_prompts=count)
-        pressed = replace(load, concurrency=int(level)) if concurrency else replace(load, rate=level)
-        plan = make_plan(target, chosen, pressed, endpoint, served)
-        step = await try_step(plan, bounds, level)
-        print(step_line(step, steps.what), flush=True)
+    async def run_step(level: float) -> SearchStep:
+        number = next(steps)
+        if number:
+            await pause(search_spec.pause_s)
+        # Prompts of its own, so that the step finds none of them in the prefix cache.
+        step_data = replace(data, seed=data.seed + number, num_prompts=search_spec.requests_at(level))
+        by_rate = search_spec.what == "rate"
+        step_load = replace(load, rate=level) if by_rate else replace(load, concurrency=int(level))
+        step = await measure_step(make_plan(target, step_data, step_load, endpoint, served), bounds, level)
+        print(step_line(step, search_spec.what), flush=True)
         return step
 
-    found = await find_highest(span, try_load)
-    if found.interrupted and not found.steps:
+    result = await find_highest_load(search_spec.search_range(), run_step)
+    if result.interrupted and not result.steps:
         raise InterruptedEarly
-    print(found_text(found, steps.what))
+    print(search_text(result, search_spec.what))
     if output.json:
-        write_json(Path(output.json), found_json(found, steps.what))
-    return 0 if found.best is not None else 1
+        write_json(Path(output.json), search_result(result, search_spec.what))
+    return 0 if result.best is not None else 1

@@ -1,1 +1,1 @@
-"""What Ray's dashboard and the servers' metrics pages tell during a run."""
+"""The state of the fleet during a run, from Ray's dashboard and the servers' metrics pages."""

@@ -1,4 +1,4 @@
-"""What was seen of the fleet at single moments, and how it becomes a picture over time; no connection in here."""
+"""Snapshots of the fleet, and the view over time that is built from them. Pure: no connections here."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ import msgspec
 
 from loadtest.api.record import RunRecords
 from loadtest.fleet.prometheus import MetricValues
-from loadtest.fleet.view import FleetView, Mark, SpecDecode, TtftBreakdown
+from loadtest.fleet.view import FleetView, SpecDecode, TimelineEvent, TtftBreakdown
 
-SERVING = frozenset({"RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION"})
-"""States in which a replica takes requests; in the others it does not yet, or not any more."""
+SERVING_STATES = frozenset({"RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION"})
+"""States in which a replica takes requests."""
+AFTER_RUN_S = 2.0
+"""Snapshots and events this long after the run still belong to it: its last requests may have caused them."""
 
 
-class Replica(msgspec.Struct):
+class ServeReplica(msgspec.Struct):
     """One replica."""
 
     replica_id: str = ""
     state: str = ""
 
 
-class Decision(msgspec.Struct):
-    """One scaling decision."""
+class ScalingDecision(msgspec.Struct):
+    """One decision of Serve's autoscaler."""
 
     timestamp_s: float = 0.0
     reason: str = ""
@@ -33,50 +35,50 @@ class Decision(msgspec.Struct):
     curr_num_replicas: int = 0
 
 
-class Scaling(msgspec.Struct):
-    """A deployment's decisions."""
+class AutoscalingDetail(msgspec.Struct):
+    """The decisions for a deployment."""
 
-    decisions: list[Decision] = []
+    decisions: list[ScalingDecision] = []
 
 
-class Deployment(msgspec.Struct):
-    """A deployment as Serve's REST API shows it."""
+class ServeDeployment(msgspec.Struct):
+    """A deployment in Serve's REST API."""
 
-    replicas: list[Replica] = []
+    replicas: list[ServeReplica] = []
     target_num_replicas: int = 0
     status_trigger: str = ""
-    autoscaling_detail: Scaling | None = None
-    """Part of the schema that Ray 2.60 never fills: there, a decision shows as a new target."""
+    autoscaling_detail: AutoscalingDetail | None = None
+    """In the schema, but never filled by Ray 2.60: there, a decision appears as a new target."""
 
 
-class Application(msgspec.Struct):
+class ServeApplication(msgspec.Struct):
     """One application."""
 
-    deployments: dict[str, Deployment] = {}
+    deployments: dict[str, ServeDeployment] = {}
 
 
-class Applications(msgspec.Struct):
-    """`GET /api/serve/applications/`."""
+class ServeStatus(msgspec.Struct):
+    """Response of `GET /api/serve/applications/`."""
 
-    applications: dict[str, Application] = {}
+    applications: dict[str, ServeApplication] = {}
 
 
-class Targets(msgspec.Struct):
-    """One group of `GET /api/prometheus/sd`."""
+class ScrapeTargets(msgspec.Struct):
+    """One group in the response of `GET /api/prometheus/sd`."""
 
     targets: list[str] = []
 
 
 @dataclass(frozen=True)
 class FleetSnapshot:
-    """One moment of the fleet."""
+    """The fleet at one moment."""
 
     at_ns: int
-    deployments: Mapping[str, Deployment]
+    deployments: Mapping[str, ServeDeployment]
     values: MetricValues
 
     def states(self) -> dict[str, int]:
-        """`deployment STATE` to replicas."""
+        """Number of replicas by `deployment STATE`."""
         out: dict[str, int] = {}
         for name, deployment in self.deployments.items():
             for replica in deployment.replicas:
@@ -85,30 +87,34 @@ class FleetSnapshot:
         return out
 
     def target(self) -> float | None:
-        """Replicas wanted in all; None where no deployment is to be seen."""
+        """Target number of replicas of all deployments; None where there is no deployment."""
         if not self.deployments:
             return None
         return float(sum(deployment.target_num_replicas for deployment in self.deployments.values()))
 
 
-def take_snapshot(serve: Applications, values: MetricValues) -> FleetSnapshot:
-    """The moment's picture. Two applications may each have a deployment of one name."""
-    several = len(serve.applications) > 1
+def take_snapshot(status: ServeStatus, values: MetricValues) -> FleetSnapshot:
+    """A snapshot with the current time. Two applications may have deployments of the same name: both are kept."""
+    qualified = len(status.applications) > 1
     deployments = {
-        f"{app}/{name}" if several else name: deployment
-        for app, application in serve.applications.items()
+        f"{app}/{name}" if qualified else name: deployment
+        for app, application in status.applications.items()
         for name, deployment in application.deployments.items()
     }
     return FleetSnapshot(perf_counter_ns(), deployments, values)
 
 
 def build_view(
-    snapshots: Sequence[FleetSnapshot], run: RunRecords, client_ttft_ms: float, events: Sequence[Mark], problem: str
+    snapshots: Sequence[FleetSnapshot],
+    run: RunRecords,
+    client_ttft_ms: float,
+    events: Sequence[TimelineEvent],
+    problem: str,
 ) -> FleetView:
-    """Columns and marks from looks. Pure."""
+    """The columns and events of a run. `events` are the caller's own."""
     if not snapshots:
-        return FleetView(marks=tuple(events), problem=problem or "the fleet could not be seen")
-    inside = [snapshot for snapshot in snapshots if snapshot.at_ns <= run.end_ns + 2e9]
+        return FleetView(events=tuple(events), problem=problem or "no snapshot of the fleet was taken")
+    inside = [snapshot for snapshot in snapshots if snapshot.at_ns <= run.end_ns + AFTER_RUN_S * 1e9]
     states = [snapshot.states() for snapshot in inside]
     names = sorted({name for counts in states for name in counts})
     return FleetView(
@@ -118,8 +124,8 @@ def build_view(
         queued=[_queued(snapshot.values) for snapshot in inside],
         kv_usage=[snapshot.values.get("kv_usage") for snapshot in inside],
         acceptance=_acceptance(inside),
-        marks=tuple(sorted([*events, *_marks(snapshots, run)], key=lambda mark: mark.at_s)),
-        split=_split(snapshots, client_ttft_ms),
+        events=tuple(sorted([*events, *_events(snapshots, run)], key=lambda event: event.at_s)),
+        ttft_breakdown=_ttft_breakdown(snapshots, client_ttft_ms),
         spec_decode=_spec_decode(snapshots),
         prefix_hit_ratio=_ratio(snapshots, "prefix_hits", "prefix_queries"),
         problem=problem,
@@ -127,10 +133,10 @@ def build_view(
 
 
 def _queued(values: MetricValues) -> float | None:
-    """Requests that wait anywhere in the fleet: in an engine, at Serve's doors, or in the ingress."""
+    """Requests waiting anywhere in the fleet: in an engine, in Serve's handles or in the ingress."""
     reported = _sum(values, "waiting", "queued_in_serve")
     held = values.get("in_ingress")
-    if held is None or values.get("ttft_count") is None:  # without an engine's figures nobody knows what runs
+    if held is None or values.get("ttft_count") is None:  # without engine metrics, the number running is unknown
         return reported
     return max(reported or 0.0, held - (values.get("running") or 0.0))
 
@@ -141,11 +147,11 @@ def _sum(values: MetricValues, *names: str) -> float | None:
 
 
 def _acceptance(snapshots: Sequence[FleetSnapshot]) -> list[float | None]:
-    """Between one look and the next; None while nothing was drafted."""
+    """Tokens per step between consecutive snapshots; None while nothing was drafted."""
     out: list[float | None] = [None]
     for before, after in pairwise(snapshots):
         if after.values is before.values:
-            out.append(out[-1])
+            out.append(out[-1])  # pages are read less often than snapshots are taken
             continue
         drafts = (after.values.get("drafts") or 0) - (before.values.get("drafts") or 0)
         accepted = (after.values.get("accepted") or 0) - (before.values.get("accepted") or 0)
@@ -153,18 +159,18 @@ def _acceptance(snapshots: Sequence[FleetSnapshot]) -> list[float | None]:
     return out[: len(snapshots)]
 
 
-def _marks(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> list[Mark]:
-    marks = _reported_decisions(snapshots, run)
+def _events(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> list[TimelineEvent]:
+    events = _reported_decisions(snapshots, run)
     for before, after in pairwise(snapshots):
         at_s = (after.at_ns - run.begin_ns) / 1e9
         for name, deployment in after.deployments.items():
-            known = before.deployments.get(name, Deployment())
-            marks += [Mark(at_s, words, kind) for words, kind in _changes(name, known, deployment)]
-    return [mark for mark in marks if 0 <= mark.at_s <= run.duration_s + 2]
+            previous = before.deployments.get(name, ServeDeployment())
+            events += [TimelineEvent(at_s, text, kind) for text, kind in _changes(name, previous, deployment)]
+    return [event for event in events if 0 <= event.at_s <= run.duration_s + AFTER_RUN_S]
 
 
-def _reported_decisions(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> list[Mark]:
-    """Decisions with Ray's own time and reason, each once."""
+def _reported_decisions(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> list[TimelineEvent]:
+    """Decisions with the time and reason that Ray gives, each once."""
     reported = {
         (name, decision.timestamp_s): decision
         for snapshot in snapshots
@@ -172,49 +178,49 @@ def _reported_decisions(snapshots: Sequence[FleetSnapshot], run: RunRecords) -> 
         for decision in (deployment.autoscaling_detail.decisions if deployment.autoscaling_detail else [])
     }
     return [
-        Mark(
-            moment - run.wall_start_s,
+        TimelineEvent(
+            timestamp_s - run.wall_start_s,
             f"{name}: {decision.prev_num_replicas} to {decision.curr_num_replicas} replicas ({decision.reason})",
         )
-        for (name, moment), decision in reported.items()
+        for (name, timestamp_s), decision in reported.items()
     ]
 
 
-def _changes(name: str, before: Deployment, after: Deployment) -> Iterator[tuple[str, str]]:
-    """What became of one deployment between two looks, in words, each with its kind of mark.
+def _changes(name: str, before: ServeDeployment, after: ServeDeployment) -> Iterator[tuple[str, str]]:
+    """The changes of one deployment between two snapshots: a text and the kind of event.
 
-    A replica that stops serving while the target stands was lost; where the target fell, it was let go.
+    A replica that stops serving was removed where the target fell, and lost where it did not.
     """
-    wanted, was_wanted = after.target_num_replicas, before.target_num_replicas
-    if wanted != was_wanted and after.autoscaling_detail is None:
+    target, previous_target = after.target_num_replicas, before.target_num_replicas
+    if target != previous_target and after.autoscaling_detail is None:
         why = f" ({after.status_trigger.replace('_', ' ').lower()})" if after.status_trigger else ""
-        yield f"{name}: target {was_wanted} to {wanted} replicas{why}", "scale"
-    serving, served = _serving(after), _serving(before)
-    for replica in sorted(served - serving):
+        yield f"{name}: target {previous_target} to {target} replicas{why}", "scale"
+    serving, previously_serving = _serving(after), _serving(before)
+    for replica in sorted(previously_serving - serving):
         yield (
-            (f"{name}: replica {replica} was let go", "scale")
-            if wanted < was_wanted
+            (f"{name}: replica {replica} was removed", "scale")
+            if target < previous_target
             else (f"{name}: replica {replica} was lost", "death")
         )
-    for replica in sorted(serving - served):
+    for replica in sorted(serving - previously_serving):
         yield f"{name}: replica {replica} is ready", "scale"
 
 
-def _serving(deployment: Deployment) -> set[str]:
-    return {replica.replica_id for replica in deployment.replicas if replica.state in SERVING}
+def _serving(deployment: ServeDeployment) -> set[str]:
+    return {replica.replica_id for replica in deployment.replicas if replica.state in SERVING_STATES}
 
 
-def _grown(snapshots: Sequence[FleetSnapshot], name: str) -> float:
-    """What a counter gained from the first look to the last."""
+def _increase(snapshots: Sequence[FleetSnapshot], name: str) -> float:
+    """How much a counter rose from the first snapshot to the last."""
     return (snapshots[-1].values.get(name) or 0.0) - (snapshots[0].values.get(name) or 0.0)
 
 
 def _ratio(snapshots: Sequence[FleetSnapshot], part: str, whole: str) -> float | None:
-    total = _grown(snapshots, whole)
-    return _grown(snapshots, part) / total if total > 0 else None
+    total = _increase(snapshots, whole)
+    return _increase(snapshots, part) / total if total > 0 else None
 
 
-def _split(snapshots: Sequence[FleetSnapshot], client_ttft_ms: float) -> TtftBreakdown | None:
+def _ttft_breakdown(snapshots: Sequence[FleetSnapshot], client_ttft_ms: float) -> TtftBreakdown | None:
     engine_s = _ratio(snapshots, "ttft_sum_s", "ttft_count")
     fleet_s = _ratio(snapshots, "fleet_ttft_sum_s", "fleet_ttft_count")
     if engine_s is None or not client_ttft_ms:
@@ -223,5 +229,5 @@ def _split(snapshots: Sequence[FleetSnapshot], client_ttft_ms: float) -> TtftBre
 
 
 def _spec_decode(snapshots: Sequence[FleetSnapshot]) -> SpecDecode | None:
-    drafts, tokens = _grown(snapshots, "drafts"), _grown(snapshots, "draft_tokens")
-    return SpecDecode(int(drafts), int(tokens), int(_grown(snapshots, "accepted"))) if drafts > 0 else None
+    drafts, tokens = _increase(snapshots, "drafts"), _increase(snapshots, "draft_tokens")
+    return SpecDecode(int(drafts), int(tokens), int(_increase(snapshots, "accepted"))) if drafts > 0 else None

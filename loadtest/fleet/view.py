@@ -1,4 +1,4 @@
-"""What the fleet looked like during a run, on the run's time axis: data only, so that reports need no client of Ray."""
+"""The state of the fleet during a run, on the run's time axis. Data only: reports need no client of Ray."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Mark:
-    """Something that happened at a moment, such as a scale decision or a replica's death."""
+class TimelineEvent:
+    """Something that happened during the run, such as a scaling decision or the loss of a replica."""
 
     at_s: float
     what: str
     kind: str = "scale"
+    """scale, death (a lost replica), event (a command of `--at`) or note."""
 
 
 @dataclass(frozen=True)
 class TtftBreakdown:
-    """Mean time to the first token, taken apart, in ms."""
+    """Mean time to first token and its parts, in ms."""
 
     seen_by_client: float
     in_engine: float
     in_fleet: float | None = None
-    """From the ingress handing it on to the first token back there, where this project's ingress counts it."""
+    """From dispatch in the ingress to the first token there; None where this project's ingress does not report it."""
 
     @property
-    def elsewhere(self) -> float:
-        """Proxy, ingress, routing, network: everything that is not the engine."""
+    def outside_engine(self) -> float:
+        """Network, proxy, ingress and routing."""
         return max(0.0, self.seen_by_client - self.in_engine)
 
 
 @dataclass(frozen=True)
 class SpecDecode:
-    """What MTP drafted and the model accepted over the whole run."""
+    """Draft tokens proposed and accepted by MTP during the run."""
 
     drafts: int
     draft_tokens: int
@@ -40,23 +41,23 @@ class SpecDecode:
 
 @dataclass(frozen=True)
 class FleetView:
-    """Samples over time; every column is as long as `at_s`, None where a sample lacks it."""
+    """Samples over time. Every column is as long as `at_s`, with None where a sample lacks the value."""
 
     at_s: list[float] = field(default_factory=list)
     replicas: dict[str, list[float | None]] = field(default_factory=dict)
-    """Number of replicas by state."""
+    """Number of replicas by deployment and state."""
     target_replicas: list[float | None] = field(default_factory=list)
     queued: list[float | None] = field(default_factory=list)
     kv_usage: list[float | None] = field(default_factory=list)
     """Mean share of KV blocks in use, 0 to 1."""
     acceptance: list[float | None] = field(default_factory=list)
-    """Tokens per engine step that MTP made of one: 1 + accepted / drafts."""
-    marks: tuple[Mark, ...] = ()
-    split: TtftBreakdown | None = None
+    """Tokens per engine step with MTP: 1 + accepted / drafts."""
+    events: tuple[TimelineEvent, ...] = ()
+    ttft_breakdown: TtftBreakdown | None = None
     recoveries: tuple[tuple[float, float | None], ...] = ()
-    """(moment of a step or death, seconds until the objectives held again; None where they never did)."""
+    """(time of a load increase or fault, seconds until the objectives were met again; None where they never were)."""
     spec_decode: SpecDecode | None = None
     prefix_hit_ratio: float | None = None
     """Share of prompt tokens that the engines found in their prefix caches during the run."""
     problem: str = ""
-    """Why there is no more to see."""
+    """The first thing that could not be read; empty where everything could."""

@@ -1,1 +1,1 @@
-"""From records to figures. Pure: no connection, no file but those that are compared."""
+"""From records to metrics. Pure: no connections, and no files except those that `compare` reads."""

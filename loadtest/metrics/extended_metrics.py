@@ -1,14 +1,14 @@
-"""What vLLM's figures hide: gaps per token, tokens per chunk, visible text, intended times, drift of lengths.
+"""What vLLM's metrics hide: gaps per token, tokens per chunk, visible text, scheduled times, length drift.
 
-Definitions, all over successful requests and in ms unless said otherwise:
-- first token: the first event with text of any channel; vLLM's TTFT counts the role-only event too.
+Definitions, over successful requests and in ms unless stated otherwise:
+- first token: the first event with text of any channel. vLLM's TTFT counts the event that only carries a role, too.
 - first visible: the first answer text or tool call, after any reasoning.
-- token gap: a chunk gap divided by its request's tokens per chunk. With MTP a chunk carries about 2.8 tokens, so
-  vLLM's ITL is about 2.8 times what a reader feels.
-- read gap: gaps between socket reads with tokens. Events that share a read came as one burst; vLLM calls
-  their gap 0.
-- from intended: latency counted from when the schedule wanted the request sent. A client or queue that holds requests
-  back cannot hide in it.
+- token gap: the gap between two chunks divided by the request's tokens per chunk. With MTP a chunk carries about 2.8
+  tokens, so vLLM's ITL is about 2.8 times the time per token.
+- read gap: the gap between socket reads with tokens. Events of the same read arrived as one burst, and vLLM counts the
+  gap between them as 0.
+- from intended: latency from the time at which the schedule wanted the request sent. It includes the wait in this
+  client.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loadtest.metrics.vllm_metrics import Stats
 
 @dataclass(frozen=True)
 class Drift:
-    """Tokens that the server counted against those planned, per request."""
+    """Tokens per request as the server counted them, compared with the plan."""
 
     planned_mean: float
     mean: float
@@ -35,18 +35,18 @@ class Drift:
 
     @staticmethod
     def of(planned: Sequence[int], counted: Sequence[int]) -> Drift | None:
-        """None where nothing was planned or counted."""
+        """From the numbers of each request; None where nothing was planned or counted."""
         rows = [(p, c) for p, c in zip(planned, counted, strict=True) if p and c]
         if not rows:
             return None
-        plan, seen = np.asarray(rows).T
-        off = float(np.mean(plan != seen))
-        return Drift(float(plan.mean()), float(seen.mean()), int(seen.min()), int(seen.max()), off)
+        plan, actual = np.asarray(rows).T
+        off = float(np.mean(plan != actual))
+        return Drift(float(plan.mean()), float(actual.mean()), int(actual.min()), int(actual.max()), off)
 
 
 @dataclass(frozen=True)
 class ExtendedMetrics:
-    """See the module's definitions."""
+    """The module's docstring defines them."""
 
     first_token: Stats
     first_visible: Stats
@@ -58,23 +58,23 @@ class ExtendedMetrics:
     connect: Stats
     tokens_per_chunk: float
     bursts_ratio: float
-    """Share of token events that came in the same read as the one before."""
+    """Share of token events that arrived in the same read as the one before."""
     reasoning_ratio: float
-    """Share of requests that reasoned before they answered."""
+    """Share of requests with reasoning before the answer."""
     cached_ratio: float | None
-    """Prompt tokens that the server took from its cache; None where it does not say."""
+    """Share of prompt tokens from the server's cache; None where it does not report any."""
     prompt_drift: Drift | None
     output_drift: Drift | None
     token_sources: dict[str, int]
     vllm_completed: int
-    """How many requests vLLM's client would have called successful."""
+    """Requests that vLLM's client would have counted as successful."""
 
 
 def extended_metrics_of(records: Sequence[Record], percentiles: Sequence[float]) -> ExtendedMetrics:
-    """The strict figures of a set of records."""
+    """The metrics of a set of records."""
     good = [record for record in records if record.ok]
 
-    def spread(values: Sequence[float] | Floats) -> Stats:
+    def stats(values: Sequence[float] | Floats) -> Stats:
         return Stats.of(values, percentiles)
 
     chunks = sum(int(np.count_nonzero(record.chunk_has_token)) for record in good)
@@ -85,14 +85,14 @@ def extended_metrics_of(records: Sequence[Record], percentiles: Sequence[float])
     for record in good:
         sources[record.tokens_from] = sources.get(record.tokens_from, 0) + 1
     return ExtendedMetrics(
-        first_token=spread([(r.first_token_ns - r.start_ns) / 1e9 for r in good if r.first_token_ns]),
-        first_visible=spread(visible),
-        token_gap=spread(_pool([token_gaps_s(record) for record in good])),
-        read_gap=spread(_pool([_read_gaps_s(record) for record in good])),
-        first_token_intended=spread([(r.first_token_ns - r.intended_ns) / 1e9 for r in good if r.first_token_ns]),
-        e2e_intended=spread([(r.last_chunk_ns - r.intended_ns) / 1e9 for r in good]),
-        queue=spread([(r.start_ns - r.intended_ns) / 1e9 for r in good]),
-        connect=spread([r.connect_ns / 1e9 for r in good if r.connect_ns]),
+        first_token=stats([(r.first_token_ns - r.start_ns) / 1e9 for r in good if r.first_token_ns]),
+        first_visible=stats(visible),
+        token_gap=stats(_pool([token_gaps_s(record) for record in good])),
+        read_gap=stats(_pool([_read_gaps_s(record) for record in good])),
+        first_token_intended=stats([(r.first_token_ns - r.intended_ns) / 1e9 for r in good if r.first_token_ns]),
+        e2e_intended=stats([(r.last_chunk_ns - r.intended_ns) / 1e9 for r in good]),
+        queue=stats([(r.start_ns - r.intended_ns) / 1e9 for r in good]),
+        connect=stats([r.connect_ns / 1e9 for r in good if r.connect_ns]),
         tokens_per_chunk=sum(record.output_tokens for record in good) / chunks if chunks else 0.0,
         bursts_ratio=sum(_bursts(record) for record in good) / chunks if chunks else 0.0,
         reasoning_ratio=sum(bool(r.first_reasoning_ns) for r in good) / len(good) if good else 0.0,
@@ -105,12 +105,12 @@ def extended_metrics_of(records: Sequence[Record], percentiles: Sequence[float])
 
 
 def tokens_per_event(record: Record) -> float:
-    """Tokens that each event with text stands for, spread evenly: servers do not say it per event."""
+    """Mean tokens per event with text. Servers report tokens per request only."""
     return record.output_tokens / max(1, int(np.count_nonzero(record.chunk_has_token)))
 
 
 def token_gaps_s(record: Record) -> Floats:
-    """Gaps between token events, per token."""
+    """Gaps between events with text, each divided by the tokens per event."""
     gaps: Floats = np.diff(record.chunk_ns[record.chunk_has_token]) / 1e9
     return gaps / max(tokens_per_event(record), 1e-9)
 

@@ -1,10 +1,10 @@
-"""What a run of more prompts would give, from a shorter one of the same load: an estimate, with its 95 % interval.
+"""Estimates a run of more prompts from a shorter run of the same closed loop, with 95 % intervals.
 
-A closed loop spends its extra prompts in the steady state. So the whole run is this run's ramp and tail, as measured,
-and between them the rest of the tokens at the steady rate. Latencies are those of the first wave, in which all slots
-begin at once, and of the later ones, weighted by how many of each the whole run has. Percentiles are not projected: a
-tail cannot be guessed from a few waves. The intervals take slices and requests as independent, which requests of one
-wave are not quite. Pure.
+The additional prompts of a closed loop run in its steady state. The longer run is therefore this run's ramp and tail
+as measured, with the remaining tokens at the steady rate between them. Mean latencies weigh the first wave, in which
+all slots start at once, against the later ones by their numbers in the longer run. Percentiles are not estimated: a
+few waves say too little about a tail. The intervals treat slices and requests as independent, which requests of one
+wave are only roughly. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loadtest.metrics.steady_state import Estimate, SteadyState, tokens_in
 
 @dataclass(frozen=True)
 class IntervalEstimate:
-    """An estimate between its bounds."""
+    """An estimate and its 95 % interval."""
 
     mean: float
     low: float
@@ -30,7 +30,7 @@ class IntervalEstimate:
 
 @dataclass(frozen=True)
 class Projection:
-    """The longer run. Rates in tokens per second, times of a request in ms."""
+    """Estimated metrics of the longer run. Rates in tokens per second, latencies in ms."""
 
     prompts: int
     seconds: IntervalEstimate
@@ -41,7 +41,7 @@ class Projection:
 
 
 def project(run: RunRecords, steady: SteadyState | None, prompts: int, slots: int) -> Projection | None:
-    """The figures of `prompts` requests; None where this run has as many, a failure, or no steady state."""
+    """Estimates for `prompts` requests. None where this run has as many, had a failure, or has no steady state."""
     good = sorted((record for record in run.records if record.ok), key=lambda record: record.start_ns)
     if steady is None or math.isinf(steady.output_rate.half_width) or len(good) < len(run.records):
         return None
@@ -51,22 +51,22 @@ def project(run: RunRecords, steady: SteadyState | None, prompts: int, slots: in
     ramp, _, tail = tokens_in(good, edges)
     output = float(np.mean([record.output_tokens for record in good])) * prompts
     inputs = float(np.mean([record.vllm_prompt_tokens for record in good])) * prompts
-    edge_s = steady.begin_s + run.duration_s - steady.end_s
+    ramp_and_tail_s = steady.begin_s + run.duration_s - steady.end_s
 
     def seconds(rate: float) -> float:
-        return edge_s + (output - float(ramp) - float(tail)) / rate if rate > 0 else math.inf
+        return ramp_and_tail_s + (output - float(ramp) - float(tail)) / rate if rate > 0 else math.inf
 
     rate = steady.output_rate
-    long = IntervalEstimate(
+    duration_s = IntervalEstimate(
         seconds(rate.mean), seconds(rate.mean + rate.half_width), seconds(rate.mean - rate.half_width)
     )
     return Projection(
         prompts=prompts,
-        seconds=long,
-        output_rate=_per_second(output, long),
-        total_rate=_per_second(output + inputs, long),
-        ttft_mean=_waves(good, slots, prompts, ttft_s),
-        tpot_mean=_waves([record for record in good if record.output_tokens > 1], slots, prompts, tpot_s),
+        seconds=duration_s,
+        output_rate=_per_second(output, duration_s),
+        total_rate=_per_second(output + inputs, duration_s),
+        ttft_mean=_weighted_mean(good, slots, prompts, ttft_s),
+        tpot_mean=_weighted_mean([record for record in good if record.output_tokens > 1], slots, prompts, tpot_s),
     )
 
 
@@ -74,8 +74,10 @@ def _per_second(tokens: float, seconds: IntervalEstimate) -> IntervalEstimate:
     return IntervalEstimate(tokens / seconds.mean, tokens / seconds.high, tokens / seconds.low)
 
 
-def _waves(records: Sequence[Record], slots: int, prompts: int, of: Callable[[Record], float]) -> IntervalEstimate:
-    """The first wave once, the later ones as often as there will be."""
+def _weighted_mean(
+    records: Sequence[Record], slots: int, prompts: int, of: Callable[[Record], float]
+) -> IntervalEstimate:
+    """The mean of the first wave and the later ones, weighted by their numbers in the longer run."""
     values = [of(record) * 1e3 for record in records]
     first, later = values[:slots], Estimate.of(values[slots:])
     weight = slots / prompts

@@ -1,8 +1,8 @@
-"""The published benchmark of Step-3.7-Flash: its command as a preset, its figures, and whether ours compare.
+"""The published benchmark of Step-3.7-Flash: its command as a preset, its results, and whether a run is comparable.
 
 Source: Lambda, "How to deploy Step 3.7 Flash" (lambda.ai/inference-models/stepfun-ai/step-3.7-flash). The command was
 `vllm bench serve --backend openai-chat --dataset-name random --random-input-len 8192 --random-output-len 2048
---num-prompts 512 --max-concurrency 32`. The H100 and A100 figures were taken in eager mode.
+--num-prompts 512 --max-concurrency 32`. The H100 and A100 results were measured in eager mode.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ PRESETS: dict[str, dict[str, object]] = {
         "ignore_eos": True,
     }
 }
-"""Defaults of `--preset`; flags that are given win, and the comparison then says so."""
+"""Defaults of `--preset`. Flags override them, and the comparison then lists the difference."""
 QUICK_WAVES = 3
-"""`--quick`: one wave to fill up, two to look at."""
+"""`--quick`: one wave of ramp, two of steady state."""
 TOKENS_PER_CHUNK = 2.8
-"""ITL / TPOT of the published figures: what MTP with 3 draft tokens accepted."""
+"""ITL / TPOT of the published results: tokens per step with 3 MTP draft tokens."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ REFERENCE_MACHINES = (
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One figure: ours, each machine's, and ours divided by theirs."""
+    """One metric: measured, published for each machine, and their ratios."""
 
     name: str
     unit: str
@@ -67,12 +67,12 @@ class ComparisonRow:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Ours / published."""
+        """Measured / published."""
         return tuple(self.ours / theirs if theirs else 0.0 for theirs in self.published)
 
 
-def side_by_side(vllm_metrics: VllmMetrics) -> list[ComparisonRow]:
-    """Our figures beside the published ones, in the order of the published table."""
+def comparison_with_published(vllm_metrics: VllmMetrics) -> list[ComparisonRow]:
+    """Measured and published metrics, in the order of the published table."""
     per_user = 1000 / vllm_metrics.tpot.mean if vllm_metrics.tpot.mean else 0.0
     ours = [
         ("output tok/s", "tok/s", vllm_metrics.output_throughput, "output_rate", True),
@@ -95,7 +95,7 @@ def side_by_side(vllm_metrics: VllmMetrics) -> list[ComparisonRow]:
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """How a run was made, as far as the comparison cares."""
+    """The settings of a run that the comparison depends on."""
 
     dataset: str
     api: str
@@ -104,44 +104,48 @@ class BenchmarkSettings:
     num_prompts: int
     concurrency: int | None
     seed: int
-    forced: bool
+    forced_length: bool
+    """Answers had to have the full length (ignore_eos)."""
     interrupted: bool
 
 
 def differences(
-    setting: BenchmarkSettings, vllm_metrics: VllmMetrics, extended_metrics: ExtendedMetrics, cached_ratio: float | None
+    settings: BenchmarkSettings,
+    vllm_metrics: VllmMetrics,
+    extended_metrics: ExtendedMetrics,
+    cached_ratio: float | None,
 ) -> list[str]:
-    """Why the figures are not like for like; empty where they are."""
+    """The reasons why the run is not comparable with the published one; empty where it is."""
     wanted = PRESETS["published-8k-2k"]
-    said = []
+    reasons = []
     for name in ("api", "dataset", "input_len", "output_len", "num_prompts", "concurrency", "seed"):
-        ours = getattr(setting, name)
+        ours = getattr(settings, name)
         if ours != wanted[name]:
-            said.append(f"{name.replace('_', ' ')} is {ours}, published {wanted[name]}")
-    if not setting.forced:
-        said.append("answers could end early (ignore_eos is off)")
-    if setting.interrupted:
-        said.append("the run was interrupted")
+            reasons.append(f"{name.replace('_', ' ')} is {ours}, published {wanted[name]}")
+    if not settings.forced_length:
+        reasons.append("answers were allowed to end early (ignore_eos is off)")
+    if settings.interrupted:
+        reasons.append("the run was interrupted")
     if vllm_metrics.failed:
-        said.append(f"{vllm_metrics.failed} requests failed")
-    said += _measured_differences(vllm_metrics, extended_metrics, cached_ratio)
-    return said
+        reasons.append(f"{vllm_metrics.failed} requests failed")
+    reasons += _measured_differences(vllm_metrics, extended_metrics, cached_ratio)
+    return reasons
 
 
 def _measured_differences(
     vllm_metrics: VllmMetrics, extended_metrics: ExtendedMetrics, cached_ratio: float | None
 ) -> list[str]:
-    said = []
+    reasons = []
     output, prompt = extended_metrics.output_drift, extended_metrics.prompt_drift
     if output is not None and output.mean != output.planned_mean:
-        said.append(f"answers had {output.mean:.0f} tokens on average, {output.planned_mean:.0f} were asked for")
+        reasons.append(f"answers had {output.mean:.0f} tokens on average, {output.planned_mean:.0f} were requested")
     if prompt is not None and abs(prompt.mean / prompt.planned_mean - 1) > 0.01:
-        said.append(f"the server counts {prompt.mean:.0f} prompt tokens, {prompt.planned_mean:.0f} were planned")
+        reasons.append(f"the server counted {prompt.mean:.0f} prompt tokens, {prompt.planned_mean:.0f} were planned")
     if cached_ratio is not None and cached_ratio > 0.01:
-        said.append(f"{cached_ratio:.0%} of the prompt tokens came from the server's cache")
+        reasons.append(f"{cached_ratio:.0%} of the prompt tokens came from the server's cache")
     if vllm_metrics.completed and abs(extended_metrics.tokens_per_chunk / TOKENS_PER_CHUNK - 1) > 0.1:
-        said.append(
+        reasons.append(
             f"{extended_metrics.tokens_per_chunk:.2f} tokens per chunk, published about {TOKENS_PER_CHUNK}: "
             "ITL is not comparable, TPOT is"
         )
-    return said
+    return reasons

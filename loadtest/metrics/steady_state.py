@@ -1,8 +1,9 @@
-"""The steady state apart from the whole run: no ramp, no tail, and how sure its figures are.
+"""The steady state of a run, without ramp and tail, and the uncertainty of its metrics.
 
-A closed loop is steady from when 95 % of its slots are first busy to when they last are (as vLLM's Rust client has it).
-An open loop is steady once the first requests could have ended, until the last one is sent. Confidence intervals of
-throughput are batch means: the window is cut into ten slices, whose spread says how much a figure of this length moves.
+A closed loop is steady from the first to the last moment at which 95 % of its slots are busy (as in vLLM's Rust
+client). An open loop is steady from when the first requests could have ended until the last one is sent. The
+confidence interval of a throughput comes from batch means: the window is cut into ten slices, and their spread shows
+how much a run of this length varies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from loadtest.api.record import Record, RunRecords, tpot_s, ttft_s
 from loadtest.metrics.extended_metrics import tokens_per_event
 
-BUSY = 0.95
+BUSY_RATIO = 0.95
 SLICES = 10
 T95 = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 15: 2.131, 20: 2.086, 30: 2.042}
 """Student's t for 95 %, by degrees of freedom."""
@@ -33,7 +34,7 @@ class Estimate:
 
     @staticmethod
     def of(values: Sequence[float] | NDArray[np.float64]) -> Estimate:
-        """From values that are taken to be independent."""
+        """From values, which are treated as independent."""
         data = np.asarray(values, dtype=np.float64)
         if len(data) < 2:
             return Estimate(float(data.mean()) if len(data) else 0.0, math.inf, len(data))
@@ -50,12 +51,12 @@ def student_t(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class SteadyState:
-    """Figures of the window alone. Rates per second, times in ms."""
+    """Metrics of the steady window. Rates per second, times in ms."""
 
     begin_s: float
     end_s: float
     requests: int
-    """Requests that started and ended inside."""
+    """Requests that started and ended within it."""
     output_rate: Estimate
     request_rate: float
     ttft: Estimate
@@ -69,7 +70,7 @@ class SteadyState:
 
 
 def find_steady_state(run: RunRecords, *, slots: int | None) -> SteadyState | None:
-    """The steady window's figures, or None where the run is too short to have one."""
+    """Metrics of the steady window; None where the run is too short to have one."""
     good = [record for record in run.records if record.ok and len(record.chunk_ns)]
     if len(good) < 4:
         return None
@@ -95,7 +96,7 @@ def find_steady_state(run: RunRecords, *, slots: int | None) -> SteadyState | No
 
 
 def tokens_in(records: Sequence[Record], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Output tokens that arrived between consecutive edges (ns), each chunk weighing its share of its answer."""
+    """Output tokens between consecutive edges (ns); the tokens of an answer are spread evenly over its chunks."""
     out = np.zeros(len(edges) - 1)
     for record in records:
         counts, _ = np.histogram(record.chunk_ns[record.chunk_has_token], bins=edges)
@@ -104,18 +105,18 @@ def tokens_in(records: Sequence[Record], edges: NDArray[np.float64]) -> NDArray[
 
 
 def inflight(records: Sequence[Record]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Times (ns) at which the number in flight changes, and the number from then on."""
+    """Times (ns) at which the number of requests in flight changes, and the number from then on."""
     starts = np.array([record.start_ns for record in records], dtype=np.int64)
     ends = np.array([record.end_ns for record in records], dtype=np.int64)
     times = np.concatenate([starts, ends])
     steps = np.concatenate([np.ones(len(starts), dtype=np.int64), -np.ones(len(ends), dtype=np.int64)])
-    order = np.lexsort((-steps, times))  # at equal times, the one that begins comes first
+    order = np.lexsort((-steps, times))  # at equal times, starts come before ends
     return times[order], np.cumsum(steps[order])
 
 
 def _closed_window(records: Sequence[Record], slots: int) -> tuple[int, int] | None:
     times, level = inflight([record for record in records if record.end_ns])
-    busy = np.flatnonzero(level >= math.ceil(BUSY * min(slots, int(level.max()))))
+    busy = np.flatnonzero(level >= math.ceil(BUSY_RATIO * min(slots, int(level.max()))))
     if not len(busy):
         return None
     last = min(int(busy[-1]) + 1, len(times) - 1)

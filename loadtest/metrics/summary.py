@@ -1,7 +1,8 @@
-"""All figures of a run in one object: what every report is written from."""
+"""All metrics of a run in one object, from which every report is written."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,31 +13,36 @@ from loadtest.load.run import RunResult
 from loadtest.load.self_check import SelfCheck
 from loadtest.metrics.extended_metrics import ExtendedMetrics, extended_metrics_of
 from loadtest.metrics.projection import Projection, project
-from loadtest.metrics.reference_results import PROMPTS, BenchmarkSettings, ComparisonRow, differences, side_by_side
-from loadtest.metrics.slo import BoundResult, joint_attainment, judge, parse_bounds
+from loadtest.metrics.reference_results import (
+    PROMPTS,
+    BenchmarkSettings,
+    ComparisonRow,
+    comparison_with_published,
+    differences,
+)
+from loadtest.metrics.slo import BoundResult, evaluate_bounds, joint_attainment, parse_bounds
 from loadtest.metrics.steady_state import SteadyState, find_steady_state
-from loadtest.metrics.time_series import TimeSeries, over_time
-from loadtest.metrics.vllm_metrics import VllmMetrics, compute_vllm_metrics
-from loadtest.metrics.vllm_result import RunInfo
+from loadtest.metrics.time_series import TimeSeries, time_series_of
+from loadtest.metrics.vllm_metrics import RunInfo, VllmMetrics, compute_vllm_metrics
 
 EXAMPLES = 3
-"""Failures of a kind that are shown in full."""
+"""Failures of each kind that are shown in full."""
 
 
 @dataclass(frozen=True)
 class SummarySpec:
-    """Which figures to compute."""
+    """Which metrics to compute."""
 
     percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
     goodput_ms: Mapping[str, float] = field(default_factory=dict)
     """Limits of vLLM's goodput, by metric: ttft, tpot, e2el."""
     slo: str | None = None
-    """Objectives in the form of `slo.parse_bounds`."""
+    """Objectives, in the syntax of `slo.parse_bounds`."""
 
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Failures that ended alike."""
+    """Failures with the same outcome."""
 
     outcome: RequestOutcome
     count: int
@@ -45,85 +51,86 @@ class FailureGroup:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything there is to say about a run."""
+    """All metrics of a run."""
 
-    about: RunInfo
-    finished: RunResult
+    run_info: RunInfo
+    result: RunResult
     vllm_metrics: VllmMetrics
     extended_metrics: ExtendedMetrics
-    steady: SteadyState | None
-    series: TimeSeries
-    kinds: dict[str, VllmMetrics]
+    steady_state: SteadyState | None
+    time_series: TimeSeries
+    per_class: dict[str, VllmMetrics]
     """Per class of a mix; empty where there is only one."""
     failures: tuple[FailureGroup, ...]
     interrupted: int
-    verdicts: tuple[BoundResult, ...]
-    joint: float | None
-    setting: BenchmarkSettings | None
+    """Requests in flight when the user ended the run."""
+    bound_results: tuple[BoundResult, ...]
+    joint_attainment: float | None
+    benchmark: BenchmarkSettings | None
     """Set where the run is to be compared with the published one."""
     fleet: FleetView | None = None
     projection: Projection | None = None
-    """The published run's length, where this one was shorter."""
+    """Estimate for the length of the published run, where this run was shorter."""
 
     @property
     def checks(self) -> Sequence[SelfCheck]:
-        """What the client's workers cost."""
-        return self.finished.checks
+        """CPU and event-loop lag of the client's workers."""
+        return self.result.checks
 
     @property
     def cached_ratio(self) -> float | None:
-        """Share of prompt tokens from a cache, as the answers or else the engines tell it."""
+        """Share of prompt tokens from a cache, from the answers' usage or else from the engines' metrics."""
         if self.extended_metrics.cached_ratio is not None or self.fleet is None:
             return self.extended_metrics.cached_ratio
         return self.fleet.prefix_hit_ratio
 
     def published(self) -> tuple[list[ComparisonRow], list[str]]:
-        """The comparison and why it may not be like for like."""
-        if self.setting is None:
+        """The comparison with the published results, and the reasons why it may not be valid."""
+        if self.benchmark is None:
             return [], []
-        return side_by_side(self.vllm_metrics), differences(
-            self.setting, self.vllm_metrics, self.extended_metrics, self.cached_ratio
+        return comparison_with_published(self.vllm_metrics), differences(
+            self.benchmark, self.vllm_metrics, self.extended_metrics, self.cached_ratio
         )
 
 
 def summarize(
-    about: RunInfo,
-    finished: RunResult,
+    run_info: RunInfo,
+    result: RunResult,
     spec: SummarySpec,
     *,
-    setting: BenchmarkSettings | None,
+    benchmark: BenchmarkSettings | None,
     varying: bool = False,
 ) -> Summary:
-    """Compute everything from the records. A load that is `varying` by design has no steady state."""
-    run = finished.run
+    """Compute all metrics from the records. A load that is `varying` by design has no steady state."""
+    run = result.run
     percentiles = sorted({*spec.percentiles, 99.0})
-    names = sorted({record.kind for record in run.records})
+    classes = sorted({record.kind for record in run.records})
     bounds = parse_bounds(spec.slo or "")
-    slots = about.max_concurrency if about.request_rate == float("inf") else None
-    steady = None if varying else find_steady_state(run, slots=slots)
+    slots = run_info.max_concurrency if math.isinf(run_info.request_rate) else None
+    steady_state = None if varying else find_steady_state(run, slots=slots)
     return Summary(
-        about=about,
-        finished=finished,
+        run_info=run_info,
+        result=result,
         vllm_metrics=compute_vllm_metrics(run.records, run.duration_s, percentiles, spec.goodput_ms),
         extended_metrics=extended_metrics_of(run.records, percentiles),
-        steady=steady,
-        series=over_time(run),
-        kinds={
+        steady_state=steady_state,
+        time_series=time_series_of(run),
+        per_class={
             name: compute_vllm_metrics(
                 [r for r in run.records if r.kind == name], run.duration_s, percentiles, spec.goodput_ms
             )
-            for name in (names if len(names) > 1 else [])
+            for name in (classes if len(classes) > 1 else [])
         },
-        failures=tuple(_groups(run.records)),
+        failures=tuple(_failure_groups(run.records)),
         interrupted=sum(record.outcome is RequestOutcome.INTERRUPTED for record in run.records),
-        verdicts=tuple(judge(bounds, run)),
-        joint=joint_attainment(bounds, run),
-        setting=setting,
-        projection=project(run, steady, PROMPTS, slots) if setting is not None and slots else None,
+        bound_results=tuple(evaluate_bounds(bounds, run)),
+        joint_attainment=joint_attainment(bounds, run),
+        benchmark=benchmark,
+        projection=project(run, steady_state, PROMPTS, slots) if benchmark is not None and slots else None,
     )
 
 
-def _groups(records: Sequence[Record]) -> list[FailureGroup]:
+def _failure_groups(records: Sequence[Record]) -> list[FailureGroup]:
     groups: dict[RequestOutcome, list[Record]] = {}
     for record in records:
         if record.failed:

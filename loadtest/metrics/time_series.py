@@ -1,4 +1,4 @@
-"""The run second by second, for plots: what was offered, what ran, what came out, how long it took."""
+"""The run over time, for plots: offered load, requests in flight, throughput and latency."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loadtest.api.record import Record, RunRecords, tpot_s
 from loadtest.metrics.steady_state import inflight, tokens_in
 
 MAX_POINTS = 150
-"""More would not be seen on a page."""
+"""More could not be told apart on a page."""
 LATENCY_POINTS = 30
 """Percentiles need several requests per step, so their steps are wider."""
 STEPS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
@@ -21,7 +21,7 @@ Column = list[float | None]
 
 @dataclass(frozen=True)
 class TimeSeries:
-    """Columns of equal length; `at_s` is the middle of each step. None where there is nothing to say."""
+    """Columns of equal length; `at_s` is the middle of each step. None where there is no value."""
 
     step_s: float
     at_s: list[float]
@@ -39,12 +39,12 @@ class TimeSeries:
     tpot_p99_ms: Column
 
 
-def over_time(run: RunRecords) -> TimeSeries:
-    """Columns for a run. TTFT counts where the first token came, TPOT where the last one did."""
+def time_series_of(run: RunRecords) -> TimeSeries:
+    """The columns of a run. A TTFT belongs to the step of the first token, a TPOT to that of the last one."""
     step_s, edges = _steps(run, MAX_POINTS)
     wide_s, wide = _steps(run, LATENCY_POINTS)
     good = [record for record in run.records if record.ok]
-    bad = [record for record in run.records if record.failed]
+    failed = [record for record in run.records if record.failed]
 
     def rate(times: Sequence[int]) -> Column:
         counts, _ = np.histogram(np.asarray(times, dtype=np.float64), bins=edges)
@@ -58,7 +58,7 @@ def over_time(run: RunRecords) -> TimeSeries:
         offered_rate=rate([record.intended_ns for record in run.records]),
         started_rate=rate([record.start_ns for record in run.records]),
         finished_rate=rate([record.end_ns for record in good]),
-        failed_rate=rate([record.end_ns for record in bad]),
+        failed_rate=rate([record.end_ns for record in failed]),
         inflight=_level(run.records, edges),
         output_rate=[float(value) / step_s for value in tokens_in(good, edges)],
         latency_at_s=_middles(wide_s, wide),
@@ -80,7 +80,7 @@ def _middles(step_s: float, edges: np.ndarray[tuple[int], np.dtype[np.float64]])
 
 
 def _level(records: Sequence[Record], edges: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Column:
-    """Mean number in flight within each step."""
+    """Mean number of requests in flight in each step."""
     if not records:
         return [0.0] * (len(edges) - 1)
     times, level = inflight([record for record in records if record.end_ns])

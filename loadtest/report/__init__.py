@@ -1,1 +1,1 @@
-"""Writers of results: terminal, Markdown, CSV, JSON and one self-contained HTML page, all from `Figures`."""
+"""Reports: terminal, Markdown, CSV, JSON and one self-contained HTML page, all from a `Summary`."""

@@ -1,4 +1,4 @@
-"""What the page's plots show, as data; `page.js` draws it. Every axis has a name and a unit."""
+"""The data of the page's plots; `page.js` draws them. Every axis has a name and a unit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from loadtest.metrics.summary import Summary
 from loadtest.metrics.time_series import Column
 
 POINTS = 160
-"""Of a distribution's curve."""
-LANES = 200
-"""Rows of the swim-lane plot, and so requests in flight at once that it can show."""
-BARS = 4000
-"""Bars in it; a page with more gets slow."""
-
-
+"""Points of a distribution curve."""
+MAX_LANES = 200
+"""Rows of the swim-lane plot: requests in flight at once that it can show."""
+MAX_BARS = 4000
+"""Requests in the swim-lane plot: a page with more gets slow."""
 TARGET_COLOUR = 6
-"""Grey, which no state has."""
+"""Grey, which no replica state has."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class ChartLine:
     name: str
     y: Column
     colour: int
-    """Number of the palette's colour."""
+    """Index into the palette of `page.css`."""
     x: list[float] | None = None
-    """Own x values, where they differ from the chart's."""
+    """The line's own x values, where they differ from the chart's."""
     fill: bool = False
     stack: bool = False
     step: bool = False
@@ -52,7 +50,7 @@ class Chart:
     lines: tuple[ChartLine, ...]
     hint: str = ""
     shade: tuple[float, float] | None = None
-    """Where the run was steady."""
+    """The steady state."""
     marks: tuple[dict[str, object], ...] = field(default_factory=tuple)
     log_x: bool = False
     percent: bool = False
@@ -60,12 +58,12 @@ class Chart:
 
 
 def time_charts(summary: Summary) -> list[Chart]:
-    """Everything on the run's one time axis."""
-    series, steady = summary.series, summary.steady
+    """The plots over time, all on one axis."""
+    series, steady = summary.time_series, summary.steady_state
     shade = (steady.begin_s, steady.end_s) if steady else None
     marks = tuple(
-        {"at": mark.at_s, "what": mark.what, "kind": mark.kind}
-        for mark in (summary.fleet.marks if summary.fleet else ())
+        {"at": event.at_s, "what": event.what, "kind": event.kind}
+        for event in (summary.fleet.events if summary.fleet else ())
     )
 
     def chart(title: str, y_label: str, x: list[float], *lines: ChartLine, hint: str = "") -> Chart:
@@ -73,7 +71,7 @@ def time_charts(summary: Summary) -> list[Chart]:
 
     charts = [
         chart("Output", "tokens per second", series.at_s, ChartLine("output tokens", series.output_rate, 0, fill=True),
-            hint="of each step"),
+            hint="mean of each step"),
         chart(
             "In flight", "requests", series.at_s, ChartLine("in flight", series.inflight, 1, fill=True),
             hint="mean of each step",
@@ -81,7 +79,7 @@ def time_charts(summary: Summary) -> list[Chart]:
         chart(
             "Time to first token", "milliseconds", series.latency_at_s,
             ChartLine("P99", series.ttft_p99_ms, 3), ChartLine("median", series.ttft_p50_ms, 0),
-            hint="of the requests whose first token came in each step",
+            hint="of the requests whose first token arrived in each step",
         ),
         chart(
             "Time per output token", "milliseconds", series.latency_at_s,
@@ -89,11 +87,11 @@ def time_charts(summary: Summary) -> list[Chart]:
             hint="of the requests that ended in each step",
         ),
     ]  # fmt: skip
-    if summary.about.request_rate != float("inf") or any(rate for rate in series.failed_rate):
+    if summary.run_info.request_rate != float("inf") or any(rate for rate in series.failed_rate):
         lines = [ChartLine("succeeded", series.finished_rate, 0), ChartLine("failed", series.failed_rate, 3, fill=True)]
-        if summary.about.request_rate != float("inf"):
+        if summary.run_info.request_rate != float("inf"):
             lines.insert(0, ChartLine("offered", series.offered_rate, 4, step=True))
-        charts.append(chart("Rate", "requests per second", series.at_s, *lines, hint="by when they ended"))
+        charts.append(chart("Rate", "requests per second", series.at_s, *lines, hint="by the end of the request"))
     return [*charts, *_fleet_charts(summary, shade, marks)]
 
 
@@ -139,8 +137,8 @@ def _fleet_charts(
 
 
 def distribution_charts(summary: Summary) -> list[Chart]:
-    """Cumulative curves: any percentile can be read off."""
-    good = [record for record in summary.finished.run.records if record.ok]
+    """Cumulative distributions of the latencies."""
+    good = [record for record in summary.result.run.records if record.ok]
     if not good:
         return []
     gaps = np.concatenate([itl_s(record) for record in good])
@@ -169,15 +167,15 @@ def _curve(title: str, columns: Sequence[tuple[str, NDArray[np.float64], int]]) 
     )  # fmt: skip
 
 
-def lanes(summary: Summary) -> dict[str, object]:
-    """Every request as a bar in the lowest free lane: first waiting, then writing; red where it failed."""
-    run = summary.finished.run
+def swim_lanes(summary: Summary) -> dict[str, object]:
+    """Every request as a bar in the lowest free lane: start, first token, end and outcome."""
+    run = summary.result.run
     free_at_ns: list[int] = []
     rows = []
-    for record in sorted(run.records, key=lambda record: record.start_ns)[:BARS]:
+    for record in sorted(run.records, key=lambda record: record.start_ns)[:MAX_BARS]:
         lane = next((lane for lane, free in enumerate(free_at_ns) if free <= record.start_ns), len(free_at_ns))
         end_ns = max(record.end_ns, record.start_ns)
-        if lane < LANES:
+        if lane < MAX_LANES:
             if lane == len(free_at_ns):
                 free_at_ns.append(0)
             free_at_ns[lane] = end_ns

@@ -1,5 +1,7 @@
-"""One HTML page that needs nothing else: no network, no fonts, no library. Tables are plain HTML, plots are drawn by
-`page.js` at the reader's width, so that labels stay legible on a phone."""
+"""One HTML page that works offline: no network, no fonts, no library.
+
+Tables are plain HTML. `page.js` draws the plots at the width of the window, so that labels stay legible on a phone.
+"""
 
 from __future__ import annotations
 
@@ -13,66 +15,69 @@ import msgspec
 
 from loadtest import __version__
 from loadtest.metrics.summary import FailureGroup, Summary
-from loadtest.report.charts import distribution_charts, lanes, time_charts
+from loadtest.report.charts import distribution_charts, swim_lanes, time_charts
 from loadtest.report.table import Table, counted, number
-from loadtest.report.tables import tables, warnings
-from loadtest.report.text import title
+from loadtest.report.tables import tables
+from loadtest.report.text import title, warnings
 
 DEFINITIONS = (
     (
         "TTFT",
-        "Time to first token: from when the client begins a request to the first event that carries a choice.",
+        "Time to first token: from when the client starts a request to the first event with a choice.",
     ),
-    ("TPOT", "Time per output token: the rest of the answer's time divided by its further tokens."),
+    (
+        "TPOT",
+        "Time per output token: the time from the first to the last event, divided by the number of tokens minus one.",
+    ),
     (
         "ITL",
         "Inter-token latency as vLLM defines it: the gap between two events. An event may carry several tokens.",
     ),
-    ("Gap per token", "The same gaps divided by the tokens each event carries."),
+    ("Gap per token", "The same gaps divided by the number of tokens per event."),
     ("E2EL", "End-to-end latency: to the last token."),
-    ("Goodput and attainment", "Share or rate of requests within their limits; a failed request is a miss."),
-    ("Steady state", "The shaded part of the plots: ramp and tail left out."),
+    ("Goodput and attainment", "Rate or share of requests within their limits. A failed request is a miss."),
+    ("Steady state", "The shaded part of the plots, without ramp and tail."),
 )
 
 
 def as_html(summary: Summary) -> str:
-    """The page."""
+    """The page of a run."""
     data = msgspec.json.encode(
-        {"time": time_charts(summary), "spread": distribution_charts(summary), "lanes": lanes(summary)}
+        {"time": time_charts(summary), "spread": distribution_charts(summary), "lanes": swim_lanes(summary)}
     ).decode()
-    every = tables(summary)
-    judged = [table for table in every if table.title.startswith("Objectives")]
-    shade = '<p class="hint">Shaded: the steady state, without ramp and tail.</p>' if summary.steady else ""
+    all_tables = tables(summary)
+    objectives = [table for table in all_tables if table.title.startswith("Objectives")]
+    shade = '<p class="hint">Shaded: the steady state, without ramp and tail.</p>' if summary.steady_state else ""
     body = [
-        _head(summary),
-        warned(warnings(summary)),
+        _page_header(summary),
+        warnings_section(warnings(summary)),
         _tiles(summary),
-        *(table_section(table) for table in judged),
+        *(table_section(table) for table in objectives),
         f'<section><h2>Over time</h2>{shade}<div id="time" class="charts"></div></section>',
         (
             "<section><h2>Requests</h2>"
-            '<p class="hint">One bar per request, in the lowest row that was free: light while it waits for its '
-            'first token, solid while it writes, red if it failed.</p><div id="lanes"></div></section>'
+            '<p class="hint">One bar per request, in the lowest free row: light until its first token, '
+            'solid until its last, red if it failed.</p><div id="lanes"></div></section>'
         ),
         (
-            '<section><h2>Distributions</h2><p class="hint">Cumulative: read any percentile off the vertical axis.</p>'
+            '<section><h2>Distributions</h2><p class="hint">Cumulative: the vertical axis is the percentile.</p>'
             '<div id="spread" class="charts"></div></section>'
             if summary.vllm_metrics.completed > 1
             else ""
         ),
-        *(table_section(table) for table in every if table not in judged),
-        _bodies(summary.failures),
+        *(table_section(table) for table in all_tables if table not in objectives),
+        _failed_bodies(summary.failures),
         _definitions(),
     ]
     return document(f"Load test: {title(summary)}", body, data)
 
 
 def document(name: str, body: Sequence[str], data: str = "") -> str:
-    """A whole page: its sections (empty ones are left out), and what is to be plotted in it, as JSON."""
+    """A page from its sections, without empty ones, and the data of its plots as JSON."""
     assets = files("loadtest.report")
     style = assets.joinpath("page.css").read_text(encoding="utf-8")
     script = assets.joinpath("page.js").read_text(encoding="utf-8")
-    plots = f'<script type="application/json" id="data">{_safe(data)}</script>\n<script>{script}</script>\n'
+    plots = f'<script type="application/json" id="data">{_inside_script(data)}</script>\n<script>{script}</script>\n'
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -82,27 +87,26 @@ def document(name: str, body: Sequence[str], data: str = "") -> str:
     )
 
 
-def _safe(data: str) -> str:
-    """JSON that cannot end its script element."""
+def _inside_script(data: str) -> str:
+    """JSON that cannot end the script element around it."""
     return data.replace("</", "<\\/").replace("<!--", "<\\!--")
 
 
-def _head(summary: Summary) -> str:
-    about, run = summary.about, summary.finished.run
-    # The reader's own time zone is the one that means something to them.
+def _page_header(summary: Summary) -> str:
+    info, run = summary.run_info, summary.result.run
     when = datetime.fromtimestamp(run.wall_start_s).astimezone().strftime("%d %B %Y, %H:%M %Z")
     facts = [
-        about.url, f"{about.api.value} API", counted(len(run.records), "request"),
-        f"{about.max_concurrency} at a time" if about.max_concurrency else "no cap on requests in flight",
+        info.url, f"{info.api.value} API", counted(len(run.records), "request"),
+        f"{info.max_concurrency} at a time" if info.max_concurrency else "no cap on requests in flight",
     ]  # fmt: skip
-    if about.request_rate != float("inf"):
-        facts.append(f"{about.request_rate:g} requests/s")
+    if info.request_rate != float("inf"):
+        facts.append(f"{info.request_rate:g} requests/s")
     facts += [f"{number(run.duration_s)} s", when]
-    return head("Load test", about.label or about.model, facts, under=about.model if about.label else "")
+    return page_header("Load test", info.label or info.model, facts, under=info.model if info.label else "")
 
 
-def head(kicker: str, name: str, facts: Sequence[str], under: str = "") -> str:
-    """What the page is about."""
+def page_header(kicker: str, name: str, facts: Sequence[str], under: str = "") -> str:
+    """The title of a page and the facts under it."""
     model = f"<p class='model'>{escape(under)}</p>" if under else ""
     return (
         f"<header><p class='kicker'>{escape(kicker)}</p><h1>{escape(name)}</h1>{model}<ul class='facts'>"
@@ -111,45 +115,43 @@ def head(kicker: str, name: str, facts: Sequence[str], under: str = "") -> str:
     )
 
 
-def warned(said: Sequence[str]) -> str:
-    """What a reader must know before the rest."""
-    if not said:
+def warnings_section(texts: Sequence[str]) -> str:
+    """Warnings above everything else."""
+    if not texts:
         return ""
     return (
         "<section class='warn' role='note'><h2>Read this first</h2><ul>"
-        + "".join(f"<li>{escape(warning)}</li>" for warning in said)
+        + "".join(f"<li>{escape(warning)}</li>" for warning in texts)
         + "</ul></section>"
     )
 
 
 def _tiles(summary: Summary) -> str:
-    vllm_metrics = summary.vllm_metrics
-    total = vllm_metrics.completed + vllm_metrics.failed
-    tiles = [("Output", number(vllm_metrics.output_throughput, 0), "tok/s", "whole run")]
-    if summary.steady is not None:
-        steady = summary.steady.output_rate
-        half = f"± {number(steady.half_width, 0)}" if steady.half_width != float("inf") else ""
-        tiles.append(("Steady state", number(steady.mean, 0), "tok/s", half))
-    if vllm_metrics.completed:
+    metrics = summary.vllm_metrics
+    total = metrics.completed + metrics.failed
+    tiles = [("Output", number(metrics.output_throughput, 0), "tok/s", "whole run")]
+    if summary.steady_state is not None:
+        rate = summary.steady_state.output_rate
+        half = f"± {number(rate.half_width, 0)}" if rate.half_width != float("inf") else ""
+        tiles.append(("Steady state", number(rate.mean, 0), "tok/s", half))
+    if metrics.completed:
         tiles += [
-            ("TTFT", number(vllm_metrics.ttft.mean), "ms", f"P99 {number(vllm_metrics.ttft.percentiles[99.0])} ms"),
-            ("TPOT", number(vllm_metrics.tpot.mean), "ms", f"P99 {number(vllm_metrics.tpot.percentiles[99.0])} ms"),
+            ("TTFT", number(metrics.ttft.mean), "ms", f"P99 {number(metrics.ttft.percentiles[99.0])} ms"),
+            ("TPOT", number(metrics.tpot.mean), "ms", f"P99 {number(metrics.tpot.percentiles[99.0])} ms"),
             (
                 "ITL per chunk",
-                number(vllm_metrics.itl.mean),
+                number(metrics.itl.mean),
                 "ms",
                 f"{summary.extended_metrics.tokens_per_chunk:.2f} tokens per chunk",
             ),
         ]
-    failed = f"{vllm_metrics.failed / total:.1%} failed" if total else ""
-    tiles.append(
-        ("Requests", f"{vllm_metrics.completed:,}", f"of {total:,}", failed if vllm_metrics.failed else "all succeeded")
-    )
-    return tiles_section([(*tile, tile[0] == "Requests" and vllm_metrics.failed > 0) for tile in tiles])
+    failed = f"{metrics.failed / total:.1%} failed" if total else ""
+    tiles.append(("Requests", f"{metrics.completed:,}", f"of {total:,}", failed if metrics.failed else "all succeeded"))
+    return tiles_section([(*tile, tile[0] == "Requests" and metrics.failed > 0) for tile in tiles])
 
 
 def tiles_section(tiles: Sequence[tuple[str, str, str, str, bool]]) -> str:
-    """The main figures: name, value, unit, a line under it, and whether it is bad."""
+    """The main figures: name, value, unit, the line under it, and whether it is bad."""
     cells = [
         f"<div class='tile{' bad' if bad else ''}'><h3>{escape(name)}</h3>"
         f"<p class='value'>{escape(value)} <span>{escape(unit)}</span></p>"
@@ -160,13 +162,13 @@ def tiles_section(tiles: Sequence[tuple[str, str, str, str, bool]]) -> str:
 
 
 def table_section(table: Table) -> str:
-    """A titled table and its notes."""
+    """A table with its title and notes."""
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in table.head) if any(table.head) else ""
     rows = "".join(
         "<tr>"
         f"<th scope='row'>{escape(row[0])}</th>"
         + "".join(
-            f"<td{_mood(cell)} data-head='{escape(name)}'>{escape(cell)}</td>"
+            f"<td{_cell_class(cell)} data-head='{escape(name)}'>{escape(cell)}</td>"
             for name, cell in zip(table.head[1:], row[1:], strict=True)
         )
         + "</tr>"
@@ -181,11 +183,11 @@ def table_section(table: Table) -> str:
     )
 
 
-def _mood(cell: str) -> str:
+def _cell_class(cell: str) -> str:
     return {"NO": " class='no'", "MISS": " class='no'", "yes": " class='yes'", "ok": " class='yes'"}.get(cell, "")
 
 
-def _bodies(groups: tuple[FailureGroup, ...]) -> str:
+def _failed_bodies(groups: tuple[FailureGroup, ...]) -> str:
     parts = [
         f"<details><summary>Request {record.index}: {escape(group.outcome.value)}, {escape(record.error[:160])}"
         f"</summary><pre>{escape(_pretty(record.body))}</pre></details>"
@@ -193,7 +195,7 @@ def _bodies(groups: tuple[FailureGroup, ...]) -> str:
         for record in group.examples
         if record.body
     ]
-    return f"<section><h2>What failed responses said</h2>{''.join(parts)}</section>" if parts else ""
+    return f"<section><h2>Bodies of failed responses</h2>{''.join(parts)}</section>" if parts else ""
 
 
 def _pretty(body: str) -> str:

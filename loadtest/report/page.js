@@ -1,5 +1,5 @@
 "use strict";
-// Draws the plots at the reader's width. Everything it shows is in the JSON beside it; nothing is fetched.
+// Draws the plots at the width of the window, from the JSON in the page. Nothing is fetched.
 (() => {
   const NS = "http://www.w3.org/2000/svg";
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -22,7 +22,7 @@
     const digits = size >= 100 || Number.isInteger(value) ? 0 : size >= 1 ? 1 : 2;
     return value.toLocaleString("en-GB", { maximumFractionDigits: digits });
   };
-  // As many digits as tell two neighbouring ticks apart.
+  // As many digits as neighbouring ticks need to differ.
   const tickLabels = (values, percent) => {
     const step = values.length > 1 ? Math.abs(values[1] - values[0]) : 0;
     let digits = 0;
@@ -45,7 +45,7 @@
   };
   const timed = []; // charts on the run's time axis share one crosshair
   const halfStep = (xs) => xs.length > 1 ? (xs[1] - xs[0]) / 2 : 0.5;
-  // ... and one range, so that what happened at one moment stands at one place in all of them.
+  // ... and one range, so that a moment has the same position in all of them.
   const lastMoment = Math.max(0, ...data.time.flatMap((chart) => chart.lines.map((line) => {
     const xs = line.x || chart.x;
     return xs.length ? xs[xs.length - 1] + (line.step ? halfStep(xs) : 0) : 0;
@@ -68,7 +68,7 @@
     const xs = lines.flatMap((line) => line.x || chart.x);
     const ys = lines.flatMap((line) => line.y).filter((v) => v !== null);
     holder.replaceChildren();
-    if (!ys.length) { holder.append(html("p", "hint", "nothing was measured")); return null; }
+    if (!ys.length) { holder.append(html("p", "hint", "no data")); return null; }
     let x0 = chart.timed ? 0 : Math.min(...xs), x1 = chart.timed ? lastMoment : Math.max(...xs);
     if (chart.log_x) { x0 = Math.max(x0, 1e-3); }
     if (x1 <= x0) { x0 = x0 * 0.9; x1 = x1 * 1.1 || 1; }
@@ -114,13 +114,13 @@
     const points = [], base = [];
     let run = [];
     const runs = [];
-    // A step reaches half-way to its neighbours: samples of a fleet do not come at even distances.
+    // A step reaches half-way to its neighbours, because samples of the fleet are not evenly spaced.
     const half = halfStep(xs), last = xs.length - 1;
     const from = (i) => i ? (xs[i - 1] + xs[i]) / 2 : Math.max(0, xs[0] - half);
     const to = (i) => i < last ? (xs[i] + xs[i + 1]) / 2 : xs[i] + half;
     xs.forEach((x, i) => {
       const y = line.y[i];
-      // A latency has no value where no request ended: the line goes on to the next one that did.
+      // A latency has no value where no request ended: the line continues to the next value.
       if (y === null) { if (run.length && (line.fill || line.step)) { runs.push(run); run = []; } return; }
       if (line.step) { run.push([fx(from(i)), fy(y), i], [fx(to(i)), fy(y), i]); } else run.push([fx(x), fy(y), i]);
     });
@@ -131,7 +131,7 @@
         const back = [...part].reverse().map(([x, , i]) => `L${x.toFixed(1)},${fy(line.base ? line.base[i] : 0).toFixed(1)}`).join("");
         svg.append(el("path", { d: `${d}${back}Z`, fill: colour(line.colour), "fill-opacity": line.stack ? 0.45 : 0.16, stroke: "none" }));
       }
-      // A value without neighbours would be an invisible line.
+      // A single value would be an invisible line, so it gets a dot.
       if (part.length === 1) svg.append(el("circle", { cx: part[0][0], cy: part[0][1], r: 2.5, fill: colour(line.colour) }));
       svg.append(el("path", { d, fill: "none", stroke: colour(line.colour), "stroke-width": 1.8, "stroke-linejoin": "round", "stroke-dasharray": line.dash ? "6 4" : "none" }));
     }
@@ -164,7 +164,7 @@
         }
         legend.append(item);
       });
-      // A dashed line needs a word on a phone too, where nothing hovers.
+      // The legend explains dashed lines, because a phone cannot hover over them.
       const near = at === null ? [] : chart.marks.filter((mark) => Math.abs(mark.at - at) < (state.drawn.x1 - state.drawn.x0) / 60);
       for (const [kind, word] of [["scale", "scaling"], ["death", "replica lost"], ["event", "command"]]) {
         if (!chart.marks.some((mark) => mark.kind === kind)) continue;
@@ -224,8 +224,8 @@
       const waitEnd = first === null ? stop : first;
       group.append(el("rect", { x: fx(start), y, width: Math.max(bad === 1 ? 2.5 : 0.8, fx(waitEnd) - fx(start)), height: bar, fill: c, "fill-opacity": first === null && bad === 1 ? 1 : 0.32 }));
       if (first !== null) group.append(el("rect", { x: fx(first), y, width: Math.max(0.8, fx(stop) - fx(first) - 0.7), height: bar, fill: c }));
-      const told = first === null ? "no token" : `first token after ${number((first - start) * 1000)} ms, ${tokens} tokens`;
-      group.append(el("title", {}, `request ${index}: ${outcome}, ${told}, ${number(stop - start)} s`));
+      const detail = first === null ? "no token" : `first token after ${number((first - start) * 1000)} ms, ${tokens} tokens`;
+      group.append(el("title", {}, `request ${index}: ${outcome}, ${detail}, ${number(stop - start)} s`));
       svg.append(group);
     });
     holder.append(svg);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from loadtest.report.html import document, head, table_section, tiles_section, warned
+from loadtest.report.html import document, page_header, table_section, tiles_section, warnings_section
 from loadtest.report.table import Table, number
 from serve_app.rehearse.facts import GB, Phase, RehearsalFacts
 from serve_app.rehearse.verdict import Finding, Level
@@ -39,8 +39,8 @@ def as_html(facts: RehearsalFacts, findings: Sequence[Finding], said: str, *, ha
     about = [facts.machine, what, "dummy weights", facts.when]
     missed = [one for one in findings if one.level is Level.MISS]
     body = [
-        head("Rehearsal", facts.profile, about, under=said),
-        warned(facts.warnings),
+        page_header("Rehearsal", facts.profile, about, under=said),
+        warnings_section(facts.warnings),
         tiles_section(list(_tiles(facts, len(missed), len(findings)))),
         table_section(_verdict(findings)),
         LOAD_PAGE if has_load_page else "",

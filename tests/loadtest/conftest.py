@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,18 @@ StartMock = Callable[[MockConfig], Awaitable[MockServer]]
 RunJob = Callable[..., Awaitable[RunResult]]
 
 
+@contextmanager
+def mock_process(*flags: str) -> Iterator[str]:
+    """A mock server in a process of its own, as `loadtest mock` starts it; yields its URL."""
+    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().removeprefix(FIRST_LINE).split(",")[0]
+        finally:
+            process.terminate()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PromptTokenizer:
     """The demo model's."""
@@ -37,13 +49,9 @@ def tokenizer() -> PromptTokenizer:
 
 @pytest.fixture(scope="module")
 def mock_url() -> Iterator[str]:
-    """A mock server in a process of its own, as `loadtest mock` starts it."""
-    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--first-ms", "5", "--gap-ms", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        first_line = process.stdout.readline()
-        yield first_line.removeprefix(FIRST_LINE).split(",")[0]
-        process.terminate()
+    """A fast mock server."""
+    with mock_process("--first-ms", "5", "--gap-ms", "1") as url:
+        yield url
 
 
 @pytest.fixture

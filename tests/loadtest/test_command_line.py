@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.cli.main import main, read_args
 from loadtest.errors import UsageError
-from tests.loadtest.conftest import FIRST_LINE
+from tests.loadtest.conftest import mock_process
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "models" / "step-tiny"
@@ -107,19 +107,20 @@ MISTAKES = {
     ("run", "--goodput", "foo:1"): (2, "ttft:3000"),
     ("run", "--at", "x:y"): (2, "30:kill"),
     ("search", "--url", "x"): (2, "--slo"),
-    ("compare", "/nope.json"): (4, "cannot read"),
-    ("selftest", "--streams", "many"): (2, "numbers"),
+    ("compare", "/nope.json", "/nope.json"): (4, "cannot read"),
+    ("compare", "/nope.json"): (2, "Name the base first"),
+    ("selftest", "--streams", "many"): (2, "whole number"),
     ("selftest", "--streams", "0"): (2, "at least 1"),
     ("selftest", "--streams", "1", "--chunks", "2", "--against", "no-such-program"): (4, "--against"),
     ("selftest", "--rounds", "0"): (2, "at least 1"),
     ("mock", "--port", "99999"): (2, "at most 65535"),
-    ("run", "--assert", ""): (2, "--assert is empty"),
-    ("run", "--slo", " "): (2, "--slo is empty"),
+    ("run", "--assert", ""): (2, "--assert: is empty"),
+    ("run", "--slo", " "): (2, "--slo: is empty"),
     ("run", "--request-rate", "nan"): (2, "--request-rate: takes a number"),
     ("run", "--request-rate", "0"): (2, "--request-rate: must be above 0"),
     ("run", "--duration", "nan"): (2, "--duration"),
     ("run", "--timeout", "0"): (2, "above 0"),
-    ("run", "--think-time", "-1"): (2, "takes seconds"),
+    ("run", "--think-time", "-1"): (2, "--think-time: takes a time"),
     ("run", "--num-warmups", "-3"): (2, "at least 0"),
     ("run", "--seed", "-1"): (2, "at least 0"),
     ("run", "--turns", "0"): (2, "at least 1"),
@@ -159,15 +160,11 @@ def test_a_port_that_is_taken_is_told(mock_url: str, capsys: pytest.CaptureFixtu
 
 def test_a_key_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--api-key", "s3cret", "--first-ms", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().removeprefix(FIRST_LINE).split(",")[0]
+    with mock_process("--api-key", "s3cret", "--first-ms", "1") as url:
         assert run_quick(url) == 3
         assert run_quick(url, "--api-key", "s3cret") == 0
         monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
         assert run_quick(url, "--api", "messages") == 0
-        process.terminate()
     assert "refuses the key (HTTP 401). Give it with --api-key" in capsys.readouterr().err
 
 
@@ -194,16 +191,12 @@ def test_every_data_set_runs(mock_url: str, flags: list[str]) -> None:
 
 
 def test_a_run_without_any_success_ends_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    command = [sys.executable, "-m", "loadtest", "mock", "--port", "0", "--fail-every", "1", "--fault", "full"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().removeprefix(FIRST_LINE).split(",")[0]
+    with mock_process("--fail-every", "1", "--fault", "full") as url:
         assert run_quick(url) == 3
-        process.terminate()
     said = capsys.readouterr()
     assert "6 ended as full_429. The server is full: lower --max-concurrency" in said.err
-    assert "come back in 7 s" in said.err
-    assert "nothing was sent again" in said.out
+    assert "retry after 7 s" in said.err
+    assert "no request is retried" in said.out
 
 
 def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -230,11 +223,11 @@ def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFix
     assert reading["failed"] == 0
     said = capsys.readouterr()
     assert "client adds" in said.out
-    assert "this one uses 0.00 of that" in said.out
-    assert "did not end with its figures" in said.err
+    assert "this client uses 0.00 times that" in said.out
+    assert "did not print its figures" in said.err
 
 
-def test_a_load_step_is_felt_where_no_fleet_can_be_seen(mock_url: str, tmp_path: Path) -> None:
+def test_recovery_after_a_load_step_needs_no_fleet(mock_url: str, tmp_path: Path) -> None:
     file = tmp_path / "steps.json"
     flags = (
         "--dataset-name",

@@ -17,7 +17,7 @@ from loadtest.api.record import RunRecords
 from loadtest.errors import TargetError
 from loadtest.fleet.poller import FleetPoller, PollTargets
 from loadtest.fleet.prometheus import COUNTERS, MEANS, SUMS, MetricsReader, MetricValues
-from loadtest.fleet.snapshots import Applications, FleetSnapshot, build_view, take_snapshot
+from loadtest.fleet.snapshots import FleetSnapshot, ServeStatus, build_view, take_snapshot
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
 
@@ -82,8 +82,8 @@ async def ray() -> AsyncIterator[FakeRay]:
     server.close()
 
 
-def run_around(looks_ns: list[int]) -> RunRecords:
-    return RunRecords([], looks_ns[0], looks_ns[-1] + 10**9, 1000.0)
+def run_around(times_ns: list[int]) -> RunRecords:
+    return RunRecords([], times_ns[0], times_ns[-1] + 10**9, 1000.0)
 
 
 async def test_replicas_decisions_losses_and_gauges_come_together(ray: FakeRay) -> None:
@@ -92,7 +92,7 @@ async def test_replicas_decisions_losses_and_gauges_come_together(ray: FakeRay) 
         ray.replicas = {"Engine#1": "STOPPING", "Engine#2": "RUNNING", "Engine#3": "STARTING"}
         ray.decisions = [{"timestamp_s": 1000.5, "reason": "queue", "prev_num_replicas": 1, "curr_num_replicas": 2}]
         ray.numbers |= {"drafts": 30, "accepted": 56, "ttft_sum": 3.0, "ttft_count": 20}
-        await poller.settle(completed=10)
+        await poller.wait_for_counters(completed=10)
         run = run_around([snapshot.at_ns for snapshot in poller._snapshots])
         view = poller.view(run, client_ttft_ms=260.0, events=[])
     assert view.problem == ""
@@ -101,19 +101,19 @@ async def test_replicas_decisions_losses_and_gauges_come_together(ray: FakeRay) 
     assert view.queued == [6.0, 6.0]
     assert view.kv_usage == [0.375, 0.375]
     assert view.acceptance == [None, pytest.approx(1 + 36 / 20)]
-    assert view.split is not None
-    assert view.split.in_engine == pytest.approx(200.0)
-    assert view.split.elsewhere == pytest.approx(60.0)
-    assert {(mark.kind, mark.what) for mark in view.marks} == {
+    assert view.ttft_breakdown is not None
+    assert view.ttft_breakdown.in_engine == pytest.approx(200.0)
+    assert view.ttft_breakdown.outside_engine == pytest.approx(60.0)
+    assert {(event.kind, event.what) for event in view.events} == {
         ("scale", "Engine: 1 to 2 replicas (queue)"),
         ("death", "Engine: replica Engine#1 was lost"),
         ("scale", "Engine: replica Engine#2 is ready"),
     }
 
 
-def seen(*answers: dict[str, object]) -> list[FleetSnapshot]:
-    """Looks at deployments `Engine` as Ray 2.60's own schema classes write them."""
-    bodies = [msgspec.json.decode(true_answer(engine), type=Applications) for engine in answers]
+def snapshots_of(*answers: dict[str, object]) -> list[FleetSnapshot]:
+    """Snapshots of deployments `Engine` as Ray 2.60's own schema classes write them."""
+    bodies = [msgspec.json.decode(true_answer(engine), type=ServeStatus) for engine in answers]
     return [take_snapshot(body, MetricValues({})) for body in bodies]
 
 
@@ -147,7 +147,7 @@ def test_rays_own_schema_is_understood() -> None:
             {"timestamp_s": 1000.5, "reason": "load", "prev_num_replicas": 2, "curr_num_replicas": 3, "policy": "p"}
         ],
     }
-    snapshots = seen(
+    snapshots = snapshots_of(
         {"target": 2, "trigger": "AUTOSCALING", "replicas": {"a": "RUNNING", "b": "STARTING"}},
         {"target": 3, "trigger": "AUTOSCALING", "replicas": {"a": "RUNNING", "b": "RUNNING"}},
         {"target": 3, "trigger": "HEALTH_CHECK_FAILED", "replicas": {"a": "STOPPING", "b": "RUNNING"}},
@@ -156,24 +156,24 @@ def test_rays_own_schema_is_understood() -> None:
     view = build_view(snapshots, run_around([snapshot.at_ns for snapshot in snapshots]), 0.0, [], "")
     assert view.target_replicas == [2, 3, 3, 1]
     assert view.replicas["Engine RUNNING"] == [1, 2, 1, 0]
-    assert [mark.what for mark in view.marks] == [
+    assert [event.what for event in view.events] == [
         "Engine: target 2 to 3 replicas (autoscaling)",
         "Engine: replica b is ready",
         "Engine: replica a was lost",
         "Engine: target 3 to 1 replicas (downscale completed)",
-        "Engine: replica b was let go",
+        "Engine: replica b was removed",
         "Engine: replica a is ready",
     ]
-    reported = seen({"target": 2, "trigger": "AUTOSCALING", "replicas": {}, "detail": detail})
-    marks = build_view(reported, run_around([reported[0].at_ns]), 0.0, [], "").marks
-    assert [mark.what for mark in marks] == ["Engine: 2 to 3 replicas (load)"]
+    reported = snapshots_of({"target": 2, "trigger": "AUTOSCALING", "replicas": {}, "detail": detail})
+    events = build_view(reported, run_around([reported[0].at_ns]), 0.0, [], "").events
+    assert [event.what for event in events] == ["Engine: 2 to 3 replicas (load)"]
 
 
 @pytest.mark.ray
-def test_a_ray_without_serve_is_said() -> None:
+def test_a_ray_without_serve_has_no_target() -> None:
     from ray.serve.schema import ServeInstanceDetails
 
-    empty = msgspec.json.decode(json.dumps(ServeInstanceDetails.get_empty_schema_dict()), type=Applications)
+    empty = msgspec.json.decode(json.dumps(ServeInstanceDetails.get_empty_schema_dict()), type=ServeStatus)
     assert take_snapshot(empty, MetricValues({})).target() is None
 
 
@@ -193,8 +193,8 @@ def test_vllm_has_the_metrics_that_are_read() -> None:
 
 def test_what_the_ingress_holds_and_no_engine_runs_is_waiting() -> None:
     def queued(*lines: str) -> float | None:
-        values = MetricsReader().take({"node": "\n".join(lines)})
-        return build_view([take_snapshot(Applications(), values)], run_around([perf_counter_ns()]), 0.0, [], "").queued[
+        values = MetricsReader().update({"node": "\n".join(lines)})
+        return build_view([take_snapshot(ServeStatus(), values)], run_around([perf_counter_ns()]), 0.0, [], "").queued[
             0
         ]
 
@@ -208,14 +208,14 @@ def test_what_the_ingress_holds_and_no_engine_runs_is_waiting() -> None:
     assert queued(held, other) is None, "no engine tells what it runs"
 
 
-async def test_a_missing_token_is_said_and_does_not_stop_the_run(ray: FakeRay) -> None:
+async def test_a_missing_token_is_reported_and_does_not_stop_the_run(ray: FakeRay) -> None:
     async with FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", None, None)) as poller:
         view = poller.view(RunRecords([], 0, 10**9, 0.0), 1.0, [])
     assert "--ray-token" in view.problem
     assert view.at_s == []
 
 
-async def test_no_dashboard_at_all_is_told_before_the_run() -> None:
+async def test_an_unreachable_dashboard_fails_before_the_run() -> None:
     with pytest.raises(TargetError, match="cannot reach"):
         await FleetPoller(PollTargets("http://127.0.0.1:9", None, None)).__aenter__()
 
@@ -230,7 +230,7 @@ async def test_a_bare_server_shows_its_own_gauges(ray: FakeRay) -> None:
 
 def test_vllms_own_names_are_read_too() -> None:
     page = 'vllm:num_requests_waiting{engine="0"} 4\nvllm:kv_cache_usage_perc{engine="0"} 0.1\nnum_requests_waiting 9\n'
-    values = MetricsReader().take({"a": page, "b": page})
+    values = MetricsReader().update({"a": page, "b": page})
     assert values.get("waiting") == 8
     assert values.get("kv_usage") == pytest.approx(0.1)
     assert values.get("drafts") is None
@@ -245,13 +245,13 @@ def test_counters_outlive_their_replica_and_are_counted_once() -> None:
         ]
         return {"node": "\n".join(lines)}
 
-    tally = MetricsReader()
-    assert tally.take(page(a=100)).get("drafts") == 0, "what was counted before the run"
-    assert tally.take(page(a=130)).get("drafts") == 30
-    assert tally.take(page(b=5)).get("drafts") == 35, "a died, b began"
-    assert tally.take({"node": ""}).get("drafts") == 35
-    assert tally.take(page(a=3, b=6)).get("drafts") == 39, "a began anew"
+    reader = MetricsReader()
+    assert reader.update(page(a=100)).get("drafts") == 0, "what was counted before the run"
+    assert reader.update(page(a=130)).get("drafts") == 30
+    assert reader.update(page(b=5)).get("drafts") == 35, "a died, b began"
+    assert reader.update({"node": ""}).get("drafts") == 35
+    assert reader.update(page(a=3, b=6)).get("drafts") == 39, "a began anew"
 
 
-def test_nothing_seen_is_said() -> None:
+def test_no_snapshot_is_a_problem() -> None:
     assert build_view([], RunRecords([], 0, 1, 0.0), 0.0, [], "").problem

@@ -1,4 +1,4 @@
-"""A short run drawn out to a long one: against the long run itself, made of the same waves."""
+"""The estimate from a short run, compared with the long run itself, made of the same waves."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def waves(count: int, seed: int = 0) -> RunRecords:
     return RunRecords(records, BEGIN, max(free), 0.0)
 
 
-def drawn_out(run: RunRecords, prompts: int) -> Projection | None:
+def projected(run: RunRecords, prompts: int) -> Projection | None:
     return project(run, find_steady_state(run, slots=SLOTS), prompts, SLOTS)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_three_waves_tell_what_sixteen_give(seed: int) -> None:
+def test_three_waves_estimate_sixteen(seed: int) -> None:
     long = waves(16, seed=100 + seed)
-    guess = drawn_out(waves(3, seed=seed), 16 * SLOTS)
-    assert guess is not None
+    estimate = projected(waves(3, seed=seed), 16 * SLOTS)
+    assert estimate is not None
     true_rate = 16 * SLOTS * 200 / long.duration_s
-    assert guess.output_rate.mean == pytest.approx(true_rate, rel=0.1)
-    assert guess.output_rate.low <= true_rate <= guess.output_rate.high
-    assert guess.total_rate.mean == pytest.approx(guess.output_rate.mean * 5)
-    assert guess.ttft_mean.mean == pytest.approx(1000 / 16 + 200 * 15 / 16, rel=0.2)
-    assert guess.tpot_mean.low <= 10 <= guess.tpot_mean.high * 1.05
+    assert estimate.output_rate.mean == pytest.approx(true_rate, rel=0.1)
+    assert estimate.output_rate.low <= true_rate <= estimate.output_rate.high
+    assert estimate.total_rate.mean == pytest.approx(estimate.output_rate.mean * 5)
+    assert estimate.ttft_mean.mean == pytest.approx(1000 / 16 + 200 * 15 / 16, rel=0.2)
+    assert estimate.tpot_mean.low <= 10 <= estimate.tpot_mean.high * 1.05
 
 
-def test_nothing_is_guessed_where_the_run_is_long_enough_or_has_failures() -> None:
+def test_nothing_is_estimated_where_the_run_is_long_enough_or_has_failures() -> None:
     run = waves(3)
-    assert drawn_out(run, 3 * SLOTS) is None
+    assert projected(run, 3 * SLOTS) is None
     run.records[0].outcome = RequestOutcome.CUT
-    assert drawn_out(run, 16 * SLOTS) is None
+    assert projected(run, 16 * SLOTS) is None
     assert project(waves(3), None, 16 * SLOTS, SLOTS) is None

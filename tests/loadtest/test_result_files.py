@@ -1,4 +1,4 @@
-"""Throughput's interval: from our series, from vLLM's detailed file, and not from files without times."""
+"""Result files of three kinds, and which of their differences chance could explain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.metrics.compare import ResultFile, changes, load_result, setting_notes
+from loadtest.errors import DataError
+from loadtest.metrics.compare import changes, comparison_notes
+from loadtest.metrics.result_files import ResultFile, load_result
 
 DURATION_S = 60
 
@@ -57,7 +59,7 @@ def test_throughput_has_an_interval_where_the_file_has_times(tmp_path: Path, tim
     real = changes(base, faster)["output_throughput"]
     assert real.better is True
     assert 1 < real.low < 1.5 < real.high
-    assert any("within a run" in note for note in setting_notes([base, same]))
+    assert any("within a run" in note for note in comparison_notes([base, same]))
 
 
 def test_a_file_without_times_says_so(tmp_path: Path) -> None:
@@ -66,6 +68,55 @@ def test_a_file_without_times_says_so(tmp_path: Path) -> None:
     change = changes(base, bare)["output_throughput"]
     assert math.isnan(change.low)
     assert change.better is None
-    assert setting_notes([base, bare]) == [
-        "bare: no interval for throughput, vLLM's files have times with --save-detailed"
+    assert comparison_notes([base, bare]) == [
+        "bare: no interval for throughput, because vLLM writes times only with --save-detailed"
     ]
+
+
+def write_times(path: Path, name: str, ttft_ms: float, *, ours: bool) -> str:
+    rng = np.random.default_rng(len(name))
+    times = (rng.gamma(20, ttft_ms / 20, size=200)).tolist()
+    content: dict[str, object] = {
+        "output_throughput": 100.0, "request_throughput": 1.0, "completed": 200, "failed": 0,
+        "mean_ttft_ms": float(np.mean(times)), "max_concurrency": 8,
+    }  # fmt: skip
+    if ours:
+        content["loadtest"] = {"requests": {"ttft_ms": times, "tpot_ms": [], "e2el_ms": []}}
+    else:
+        seconds = [t / 1e3 for t in times]
+        content |= {"ttfts": seconds, "latencies": [t + 1 for t in seconds], "output_lens": [11] * 200}
+    file = path / f"{name}.json"
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def test_a_real_difference_is_distinguished_from_chance_in_both_formats(tmp_path: Path) -> None:
+    base = load_result(write_times(tmp_path, "a", 100, ours=True))
+    same = load_result(write_times(tmp_path, "bb", 100, ours=False))
+    slow = load_result(write_times(tmp_path, "ccc", 130, ours=False))
+    assert changes(base, same)["mean_ttft_ms"].better is None
+    slower = changes(base, slow)["mean_ttft_ms"]
+    assert slower.better is False
+    assert slower.low > 1
+
+
+def test_aiperfs_file_is_read_with_its_meaning(tmp_path: Path) -> None:
+    file = tmp_path / "profile_export_aiperf.json"
+    metric = {"unit": "ms", "avg": 20.0, "p99": 30.0}
+    content = {
+        "request_throughput": {"avg": 2.0}, "output_token_throughput": {"avg": 500.0},
+        "time_to_first_token": metric, "inter_token_latency": metric,
+    }  # fmt: skip
+    file.write_text(json.dumps(content))
+    found = load_result(str(file))
+    assert found.source == "aiperf"
+    assert found.values["mean_tpot_ms"] == 20.0
+    assert "mean_itl_ms" not in found.values
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"a": 1}\n{"a": 2}'])
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(DataError):
+        load_result(str(file))

@@ -15,7 +15,7 @@ import pytest
 from loadtest.api.requests import Api
 from loadtest.cli import vllm_command
 from loadtest.cli.main import main, read_args
-from loadtest.cli.options import output_options, target_options
+from loadtest.cli.options import output_spec, target_spec
 from loadtest.errors import UsageError
 
 PUBLISHED = """--backend openai-chat --model stepfun-ai/Step-3.7-Flash --dataset-name random --random-input-len 8192
@@ -31,13 +31,13 @@ def test_the_published_command_is_the_preset() -> None:
     args, preset = run_args(PUBLISHED), run_args("--preset published-8k-2k --model stepfun-ai/Step-3.7-Flash")
     names = ("api", "dataset", "input_len", "output_len", "num_prompts", "concurrency", "rate", "seed", "url", "model")
     assert [getattr(args, name) for name in names] == [getattr(preset, name) for name in names]
-    assert args.preset == "published-8k-2k", "so it is held against the published figures, too"
+    assert args.preset == "published-8k-2k", "so it is compared with the published results, too"
     assert run_args(PUBLISHED + " --request-rate 4").preset is None
     assert run_args(PUBLISHED + " --num-prompts 64").preset is None
 
 
 @pytest.mark.parametrize(
-    ("said", "url"),
+    ("flags", "url"),
     [
         ("", "http://127.0.0.1:8000"), ("--port 8001", "http://127.0.0.1:8001"), ("--host gpu", "http://gpu:8000"),
         ("--host ::1 --port 9", "http://[::1]:9"), ("--base-url http://a:1", "http://a:1"),
@@ -45,34 +45,34 @@ def test_the_published_command_is_the_preset() -> None:
         ("--backend vllm --endpoint /v1/completions", "http://127.0.0.1:8000"),
     ],
 )  # fmt: skip
-def test_the_server_is_found_where_vllm_would_look(said: str, url: str) -> None:
-    assert target_options(run_args(said)).url == url
+def test_the_server_is_found_where_vllm_would_look(flags: str, url: str) -> None:
+    assert target_spec(run_args(flags)).url == url
 
 
 @pytest.mark.parametrize(
-    ("said", "api"),
+    ("flags", "api"),
     [("", Api.CHAT), ("--backend openai-chat", Api.CHAT), ("--backend vllm", Api.COMPLETIONS),
      ("--backend openai", Api.COMPLETIONS), ("--api messages", Api.MESSAGES)],
 )  # fmt: skip
-def test_a_backend_is_an_api(said: str, api: Api) -> None:
-    assert target_options(run_args(said)).api is api
+def test_a_backend_is_an_api(flags: str, api: Api) -> None:
+    assert target_spec(run_args(flags)).api is api
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("flags", "problem"),
     [
-        ("--backend openai-chat --api messages", "--api messages is not --backend openai-chat"),
-        ("--backend openai-chat --endpoint /v1/completions", "ends with /v1/chat/completions"),
-        ("--url http://a --port 8001", "instead of --url"),
+        ("--backend openai-chat --api messages", "--api messages contradicts --backend openai-chat"),
+        ("--backend openai-chat --endpoint /v1/completions", "path ends with /v1/chat/completions"),
+        ("--url http://a --port 8001", "replace --url"),
         ("--percentile-metrics ttft,speed", "has no 'speed'"),
-        ("--result-dir there", "not asked for"),
-        ("--result-dir there --save-detailed", "not asked for"),
+        ("--result-dir there", "need --save-result"),
+        ("--result-dir there --save-detailed", "need --save-result"),
         ("--backend sglang", "invalid choice: 'sglang'"),
     ],
 )
-def test_what_contradicts_itself_is_refused(said: str, problem: str) -> None:
+def test_what_contradicts_itself_is_refused(flags: str, problem: str) -> None:
     with pytest.raises(UsageError, match=re.escape(problem)):
-        run_args(said)
+        run_args(flags)
 
 
 def test_the_model_has_two_names_and_a_tokenizer(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_a_result_is_named_as_vllm_names_it() -> None:
     args.json = None
     vllm_command.translate(args, NOW)
     expected = compute_result_filename(theirs.parse_args(words), args.model, "", f"{NOW:%Y%m%d-%H%M%S}")
-    assert output_options(args).json == expected
-    assert output_options(run_args("--save-result --result-filename a.json --result-dir b")).json == "b/a.json"
+    assert output_spec(args).json == expected
+    assert output_spec(run_args("--save-result --result-filename a.json --result-dir b")).json == "b/a.json"
 
 
 def test_flags_that_both_have_are_read_alike() -> None:
@@ -104,7 +104,7 @@ def test_flags_that_both_have_are_read_alike() -> None:
     add_cli_args(theirs)
     known = {flag for action in theirs._actions for flag in action.option_strings}
     ours = argparse.ArgumentParser()
-    vllm_command.add_flags(ours)
+    vllm_command.FLAGS.add_to(ours)
     added = {flag for action in ours._actions for flag in action.option_strings} - {"-h", "--help"}
     assert added <= known, "the group says that vLLM has them"
     shared = """--base-url --dataset-name --dataset-path --num-prompts --random-input-len --random-output-len
