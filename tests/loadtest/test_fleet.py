@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from time import perf_counter_ns
@@ -15,9 +16,18 @@ import pytest
 
 from loadtest.api.record import RunRecords
 from loadtest.errors import TargetError
+from loadtest.fleet import poller as poller_module
 from loadtest.fleet.poller import FleetPoller, PollTargets
 from loadtest.fleet.prometheus import COUNTERS, MEANS, SUMS, MetricsReader, MetricValues
-from loadtest.fleet.snapshots import FleetSnapshot, ServeStatus, build_view, take_snapshot
+from loadtest.fleet.snapshots import (
+    FleetSnapshot,
+    ServeDeployment,
+    ServeReplica,
+    ServeStatus,
+    build_view,
+    take_snapshot,
+)
+from loadtest.fleet.view import SpecDecode, TimelineEvent
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
 
@@ -46,6 +56,11 @@ class FakeRay:
         self.decisions: list[dict[str, object]] | None = None
         self.numbers = {"waiting": 2, "drafts": 10, "accepted": 20, "ttft_sum": 1.0, "ttft_count": 10}
         self.port = 0
+        self.application = True
+        self.dead_nodes: list[str] = []
+        self.failing = ""
+        self.requests: Counter[str] = Counter()
+        self._answered = asyncio.Condition()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -54,16 +69,28 @@ class FakeRay:
                 status, body = self.answer(head.split(" ")[1], head)
                 writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
                 await writer.drain()
+                async with self._answered:
+                    self.requests[head.split(" ")[1]] += 1
+                    self._answered.notify_all()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
+    async def served(self, count: int, path: str) -> None:
+        """Wait until a path was requested so often."""
+        async with self._answered:
+            await self._answered.wait_for(lambda: self.requests[path] >= count)
+
     def answer(self, path: str, head: str) -> tuple[int, str]:
+        if self.failing and path.startswith(self.failing):
+            return 500, "{}"
         if path == "/metrics":
             return 200, PAGE.format(**self.numbers)
         if f"Bearer {self.token}" not in head:
             return 401, "{}"
         if path == "/api/prometheus/sd":
-            return 200, json.dumps([{"targets": [f"127.0.0.1:{self.port}"], "labels": {}}])
+            return 200, json.dumps([{"targets": [f"127.0.0.1:{self.port}", *self.dead_nodes], "labels": {}}])
+        if not self.application:
+            return 200, json.dumps({"applications": {}})
         engine = {
             "replicas": [{"replica_id": name, "state": state, "extra": 1} for name, state in self.replicas.items()],
             "target_num_replicas": self.target,
@@ -255,3 +282,121 @@ def test_counters_outlive_their_replica_and_are_counted_once() -> None:
 
 def test_no_snapshot_is_a_problem() -> None:
     assert build_view([], RunRecords([], 0, 1, 0.0), 0.0, [], "").problem
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'ray_vllm_num_requests_waiting{ReplicaId="a"} not-a-number', 'ray_vllm_num_requests_waiting{ReplicaId="a" 3',
+        'ray_vllm_num_requests_waiting{ReplicaId="a"}', "ray_vllm_num_requests_waiting{ReplicaId=} {",
+        'ray_vllm_num_requests_waiting{ReplicaId="a"} NaN', "# TYPE ray_vllm_num_requests_waiting nonsense", "\x00{{",
+    ],
+)  # fmt: skip
+def test_a_malformed_line_costs_only_its_own_sample(line: str) -> None:
+    good = 'ray_vllm_num_requests_waiting{ReplicaId="b"} 4'
+    assert MetricsReader().update({"node": f"{line}\n{good}\n{line}"}).get("waiting") == 4
+
+
+def test_what_exporters_add_to_a_line_is_understood() -> None:
+    page = """
+# HELP ray_vllm_num_requests_waiting Waiting.
+# TYPE ray_vllm_num_requests_waiting gauge
+# HELP ray_vllm_num_requests_waiting Waiting.
+# TYPE ray_vllm_num_requests_waiting gauge
+ray_vllm_num_requests_waiting{ReplicaId="a } \\" {",x=""} 2.0 1395066363000
+ray_vllm_num_requests_waiting 1e0
+ray_vllm_time_to_first_token_seconds_count{ReplicaId="a"} 7 # {trace_id="x"} 0.05
+"""
+    values = MetricsReader().update({"node": page})
+    assert values.get("waiting") == 3
+    assert values.get("ttft_count") == 0
+
+
+async def test_a_dashboard_without_an_application_is_reported(ray: FakeRay) -> None:
+    ray.application = False
+    async with FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", ray.token, None)) as poller:
+        view = poller.view(run_around([poller._snapshots[0].at_ns]), 1.0, [])
+    assert view.problem == "Ray's dashboard shows no Serve application"
+    assert view.target_replicas == [None]
+
+
+async def test_a_node_that_dies_hides_neither_the_others_nor_its_own_counters(ray: FakeRay) -> None:
+    async with FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", ray.token, None)) as poller:
+        ray.numbers |= {"ttft_count": 30, "ttft_sum": 3.0}
+        await poller._read_pages()
+        ray.dead_nodes = ["127.0.0.1:9"]
+        ray.numbers |= {"ttft_count": 50, "ttft_sum": 5.0}
+        await poller.wait_for_counters(completed=40)
+        view = poller.view(run_around([snapshot.at_ns for snapshot in poller._snapshots]), 200.0, [])
+    assert "127.0.0.1:9" in view.problem
+    assert view.ttft_breakdown is not None
+    assert view.ttft_breakdown.in_engine == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"), [("/api/", "Check --ray-dashboard"), ("/metrics", "/metrics answers HTTP")]
+)
+async def test_an_error_of_a_page_is_reported(ray: FakeRay, path: str, problem: str) -> None:
+    ray.failing = path
+    async with FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", ray.token, None)) as poller:
+        view = poller.view(RunRecords([], perf_counter_ns(), perf_counter_ns(), 0.0), 1.0, [])
+    assert problem in view.problem
+
+
+async def test_the_poller_repeats_by_itself(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller_module, "SNAPSHOT_INTERVAL_S", 0.01)
+    monkeypatch.setattr(poller_module, "PAGE_INTERVAL_S", 0.01)
+    async with FleetPoller(PollTargets(f"http://127.0.0.1:{ray.port}", ray.token, None)):
+        ray.requests.clear()
+        await asyncio.wait_for(ray.served(3, "/metrics"), 10)
+        await asyncio.wait_for(ray.served(3, "/api/serve/applications/"), 10)
+
+
+def test_removed_lost_and_new_replicas_are_told_apart() -> None:
+    def snapshot(at_ns: int, target: int, **states: str) -> FleetSnapshot:
+        replicas = [ServeReplica(name, state) for name, state in states.items()]
+        return FleetSnapshot(at_ns, {"engine": ServeDeployment(replicas, target, "AUTOSCALING")}, MetricValues({}))
+
+    view = build_view(
+        [
+            snapshot(10**12, 2, a="RUNNING", b="RUNNING"),
+            snapshot(10**12 + 10**9, 2, a="RUNNING", b="STOPPING", c="STARTING"),
+            snapshot(10**12 + 2 * 10**9, 1, a="RUNNING", c="RUNNING"),
+            snapshot(10**12 + 3 * 10**9, 1, a="STOPPING", c="RUNNING"),
+            snapshot(10**12 + 60 * 10**9, 5),
+        ],
+        RunRecords([], 10**12, 10**12 + 3 * 10**9, 0.0),
+        0.0,
+        [TimelineEvent(2.5, "kill", "event")],
+        "",
+    )
+    assert view.at_s == [0.0, 1.0, 2.0, 3.0], "a snapshot long after the run is left out"
+    assert [(event.at_s, event.what, event.kind) for event in view.events] == [
+        (1.0, "engine: replica b was lost", "death"),
+        (2.0, "engine: target 2 to 1 replicas (autoscaling)", "scale"),
+        (2.0, "engine: replica c is ready", "scale"),
+        (2.5, "kill", "event"),
+        (3.0, "engine: replica a was lost", "death"),
+    ]
+
+
+def test_two_applications_with_deployments_of_one_name_are_both_kept() -> None:
+    body = {"applications": {app: {"deployments": {"engine": {"target_num_replicas": 2}}} for app in ("x", "y")}}
+    snapshot = take_snapshot(msgspec.convert(body, ServeStatus), MetricValues({}))
+    assert set(snapshot.deployments) == {"x/engine", "y/engine"}
+    assert snapshot.target() == 4
+
+
+def test_ratios_over_the_run_need_a_denominator() -> None:
+    def snapshot(at_ns: int, **values: float) -> FleetSnapshot:
+        return FleetSnapshot(at_ns, {}, MetricValues(values))
+
+    run = RunRecords([], 0, 10**9, 0.0)
+    first = {"drafts": 10.0, "draft_tokens": 30.0, "accepted": 20.0, "prefix_hits": 5.0, "prefix_queries": 10.0}
+    last = {"drafts": 30.0, "draft_tokens": 90.0, "accepted": 50.0, "prefix_hits": 20.0, "prefix_queries": 40.0}
+    view = build_view([snapshot(0, **first), snapshot(10**9, **last)], run, 0.0, [], "")
+    assert view.spec_decode == SpecDecode(20, 60, 30)
+    assert view.prefix_hit_ratio == 0.5
+    assert view.acceptance == [None, 2.5]
+    idle = build_view([snapshot(0, **first), snapshot(10**9, **first)], run, 0.0, [], "")
+    assert (idle.spec_decode, idle.prefix_hit_ratio, idle.acceptance) == (None, None, [None, None])

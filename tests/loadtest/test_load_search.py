@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest.cli.main import main
+from loadtest.errors import UsageError
 from loadtest.metrics.load_search import (
     EarlyStopRule,
     SearchInterrupted,
     SearchRange,
+    SearchResult,
     SearchStep,
     find_highest_load,
     find_knee,
     next_load,
+    require_objectives,
     ttft_grew_throughout,
 )
 from loadtest.metrics.slo import evaluate_bounds, parse_bounds
 from loadtest.metrics.vllm_metrics import compute_vllm_metrics
 from loadtest.report.text import search_text
+from tests.loadtest.conftest import mock_process
 from tests.loadtest.records import record, run_of
 
 
@@ -90,3 +99,83 @@ def test_a_growing_queue_is_overload_and_a_noisy_server_is_not() -> None:
     noisy = [record(i * 10, rng.uniform(20, 600), 1, 3, index=i) for i in range(100)]
     assert ttft_grew_throughout(run_of(growing))
     assert not ttft_grew_throughout(run_of(noisy))
+
+
+def test_the_lowest_load_may_be_too_high() -> None:
+    assert next_load(SearchRange(4, 64, integral=False), None, 4) == 2
+    assert next_load(SearchRange(4, 64, integral=False), None, 0.05) is None
+    assert next_load(SearchRange(1, 64, integral=False), 10, 10.4) is None, "closer than five per cent"
+    assert next_load(SearchRange(1, 64, integral=False), 10, 12) == 11
+
+
+@pytest.mark.parametrize("bounds", ["failed<2%", "tpot_p99<20ms"])
+def test_failures_and_slow_tokens_stop_a_step_early(bounds: str) -> None:
+    rule = EarlyStopRule(parse_bounds(bounds), total=100)
+    decisions = [rule.add(ok=False, ttft_ms=0, tpot_ms=0) for _ in range(4)]
+    assert decisions[0] is False
+    assert decisions[-1] is True
+    calm = EarlyStopRule(parse_bounds(bounds), total=100)
+    assert not any(calm.add(ok=True, ttft_ms=10, tpot_ms=10) for _ in range(100))
+
+
+def test_a_mean_never_stops_a_step_early() -> None:
+    rule = EarlyStopRule(parse_bounds("ttft_mean<10ms,failed>=0"), total=10)
+    assert not any(rule.add(ok=False, ttft_ms=0, tpot_ms=0) for _ in range(10))
+
+
+@pytest.mark.parametrize("bounds", ["", "output_rate>10"])
+def test_a_search_without_objectives_is_refused(bounds: str) -> None:
+    with pytest.raises(UsageError, match="--slo"):
+        require_objectives(parse_bounds(bounds))
+
+
+async def test_a_reversed_range_is_refused() -> None:
+    async def run_step(load: float) -> SearchStep:
+        raise AssertionError(load)
+
+    with pytest.raises(UsageError, match="--from"):
+        await find_highest_load(SearchRange(8, 4, integral=True), run_step)
+
+
+def test_a_step_without_an_answer_does_not_pass() -> None:
+    failed = [record(0, 10, 1, 3, ok=False)]
+    step = SearchStep(1, compute_vllm_metrics(failed, 1.0, [99.0]), (), False, run_of(failed))
+    assert not step.passed
+    assert "no load meets the objectives, not even 1 request at a time" in search_text(
+        SearchResult((step,), None, None, False), "concurrency"
+    )
+    assert find_knee([step]) is None
+
+
+def mock_search(url: str, *flags: str) -> int:
+    return main(["search", "--url", url, "--dataset-name", "natural", "--input-len", "20", "--output-len", "3",
+                 "--pause", "0", "--step-requests", "6", *flags])  # fmt: skip
+
+
+def test_a_search_finds_the_limit_of_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    flags = ("--slo", "ttft_p99<110ms", "--to", "8", "--step-requests", "16", "--json", str(file))
+    with mock_process("--first-ms", "40", "--gap-ms", "1", "--max-inflight", "2") as url:
+        assert mock_search(url, *flags) == 0
+    found = json.loads(file.read_text())
+    assert found["steps"][0]["holds"], "one request at a time takes 40 ms"
+    assert not found["steps"][-1]["holds"], "eight at a time wait for two"
+    assert found["best"] in (2, 3, 4)
+    text = capsys.readouterr().out
+    assert f"highest load that meets the objectives: {found['best']:g} requests at a time" in text
+    assert "output over load (requests at a time)" in text
+
+
+def test_a_search_by_rate_reports_where_it_ended(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--what", "rate", "--from", "50", "--to", "100", "--slo", "ttft_p90<5s")
+    assert mock_search(mock_url, *flags) == 0
+    assert "100 requests per second, the upper limit of the search: raise --to" in capsys.readouterr().out
+    assert mock_search(mock_url, "--slo", "ttft_p50<1ms", "--to", "2") == 1
+    text = capsys.readouterr().out
+    assert "overloaded (ttft_p50<1ms is" in text, "stopped early"
+    assert "no load meets the objectives, not even 1 request at a time" in text
+
+
+def test_a_search_chooses_the_load_itself(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mock_search(mock_url, "--slo", "ttft_p99<1s", "--max-concurrency", "4") == 2
+    assert "Leave out --max-concurrency" in capsys.readouterr().err
