@@ -83,7 +83,7 @@ async def http(served: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 def sampling_params() -> Any:
     """What the engine was last asked to do."""
-    buffers = [bytearray(buffer) for buffer in ATTEMPTS[-1].payload]
+    buffers = [bytearray(buffer) for buffer in ATTEMPTS[-1].spec.payload]
     return MsgpackDecoder(EngineCoreRequest).decode(buffers).sampling_params
 
 
