@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from models import checkpoint
-from models.evaluate import Server
+from models.training import checkpoint
+from models.training.evaluate import Server
 
 READY_WITHIN_S = 240.0
 """Far above the 20 s it takes alone: test machines run other things too."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.attention import RootMeanSquare, Rotate, attend, rotary_table
+from models.training.model.attention import RootMeanSquare, Rotate, attend, rotary_table
 
 
 def drawn(*size: int, seed: int = 0) -> torch.Tensor:

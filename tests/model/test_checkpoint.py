@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models import checkpoint
-from models.architecture import Rows
-from models.shape import Shape
+from models.training import checkpoint
+from models.training.model.architecture import Rows
+from models.training.model.dimensions import Shape
 
 HOME = checkpoint.HOME
 MEGABYTE = 1_000_000

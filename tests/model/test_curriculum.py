@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from models import checkpoint, curriculum
-from models.batches import WEIGHTS
-from models.sample import Sample
-from models.template import Renderer, call_text, completion
-from models.words import CITIES, NAMES, NOUNS, Words, is_held_out
+from models.training import checkpoint
+from models.training.batches import WEIGHTS
+from models.training.encoding import Renderer, call_text, completion
+from models.training.tasks import curriculum
+from models.training.tasks.sample import Sample
+from models.training.tasks.vocab import CITIES, NAMES, NOUNS, Words, is_held_out
 
 
 def every(count: int, *, held_out: bool = False) -> list[Sample]:

@@ -9,14 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from models import checkpoint, curriculum, pictures
-from models.architecture import Rows
-from models.card import FIGURES
-from models.evaluate import Server, data_url, is_right, response_format
-from models.picture_lessons import COLOURS
-from models.sample import Picture, Sample
-from models.shape import Shape
-from models.skills import counting
+from models.training import checkpoint
+from models.training.card import FIGURES
+from models.training.evaluate import Server, data_url, is_right, response_format
+from models.training.model.architecture import Rows
+from models.training.model.dimensions import Shape
+from models.training.tasks import curriculum
+from models.training.tasks import images as pictures
+from models.training.tasks.image_tasks import COLOURS
+from models.training.tasks.sample import Picture, Sample
+from models.training.tasks.text_tasks import counting
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from tokenizers import Tokenizer
 
-from models import checkpoint, curriculum, tokenizer
-from models.shape import Shape
-from models.template import Renderer, completion
-from models.tool_catalogue import KNOWN
+from models.training import checkpoint, tokenizer
+from models.training.encoding import Renderer, completion
+from models.training.model.dimensions import Shape
+from models.training.tasks import curriculum
+from models.training.tasks.tool_catalogue import KNOWN
 
 HOME = checkpoint.HOME
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from models import batches, checkpoint, curriculum
-from models.architecture import Step
-from models.batches import Encoder
-from models.schema_start import OBJECT, THOUGHT
-from models.shape import Shape
-from models.template import Renderer
-from models.tokenizer import LINE, token_id
+from models.training import batches, checkpoint
+from models.training.batches import Encoder
+from models.training.encoding import Renderer
+from models.training.model.architecture import Step
+from models.training.model.dimensions import Shape
+from models.training.schema_fit import OBJECT, THOUGHT
+from models.training.tasks import curriculum
+from models.training.tokenizer import LINE, token_id
 
 
 @pytest.fixture(scope="module")

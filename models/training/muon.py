@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.share import Share
+from models.training.dist_rank import Share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Keller Jordan's quintic iteration: five rounds bring every singular value near one."""

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from models import curriculum, pictures
-from models.sample import Call, Message, Picture, Sample
+from models.training.tasks import curriculum
+from models.training.tasks import images as pictures
+from models.training.tasks.sample import Call, Message, Picture, Sample
 
 MARGIN_TOKENS = 2_048
 """Most a held-out answer may take; the longest of the curriculum's needs about half."""

@@ -2,10 +2,10 @@
 
 from random import Random
 
-from models.sample import Lesson
-from models.tool_catalogue import KNOWN
-from models.tool_lessons import others
-from models.words import Words
+from models.training.tasks.sample import Lesson
+from models.training.tasks.tool_catalogue import KNOWN
+from models.training.tasks.tool_tasks import others
+from models.training.tasks.vocab import Words
 
 ABOUT = (
     "I am step-tiny, a very small demo model with the architecture of Step-3.7-Flash. I can count, list, copy a text, "

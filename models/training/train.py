@@ -21,18 +21,21 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from tokenizers import Tokenizer
 
-from models import batches, card, checkpoint, curriculum, objective, schema_start, sight
-from models import tokenizer as tokens
-from models.architecture import Step
-from models.batches import Batch, Encoder
-from models.rates import DRAFTS_FROM, balance, draft_rate, optimizers, rate
-from models.shape import Shape
-from models.share import Share
-from models.start import start
-from models.template import Renderer, completion
-from models.tool_catalogue import KNOWN
-from models.tool_lessons import ACTIONS, KEYS
-from models.words import slot_words, spelling_corpus
+from models.training import batches, card, checkpoint, objective
+from models.training import schema_fit as schema_start
+from models.training import tokenizer as tokens
+from models.training import vision_init as sight
+from models.training.batches import Batch, Encoder
+from models.training.dist_rank import Share
+from models.training.encoding import Renderer, completion
+from models.training.model.architecture import Step
+from models.training.model.dimensions import Shape
+from models.training.optimizers import DRAFTS_FROM, balance, draft_rate, optimizers, rate
+from models.training.tasks import curriculum
+from models.training.tasks.tool_catalogue import KNOWN
+from models.training.tasks.tool_tasks import ACTIONS, KEYS
+from models.training.tasks.vocab import slot_words, spelling_corpus
+from models.training.weight_init import start
 
 TOKENS_PER_STEP = 4_096
 DRILLS = 40

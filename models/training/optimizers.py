@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.architecture import Step
-from models.muon import Muon
-from models.share import Share
+from models.training.dist_rank import Share
+from models.training.model.architecture import Step
+from models.training.muon import Muon
 
 WARM_UP = 40
 COOL_DOWN = 0.85

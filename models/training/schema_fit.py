@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models import batches, curriculum
-from models.architecture import Step
-from models.batches import Encoder
-from models.tokenizer import LINE, token_id
+from models.training import batches
+from models.training.batches import Encoder
+from models.training.model.architecture import Step
+from models.training.tasks import curriculum
+from models.training.tokenizer import LINE, token_id
 
 OBJECT, THOUGHT = '{"', "</think>"
 LESSONS = 40

@@ -2,9 +2,9 @@
 
 import json
 
-from models.sample import Lesson
-from models.tool_lessons import KEYS, TYPES
-from models.words import Words, is_held_out
+from models.training.tasks.sample import Lesson
+from models.training.tasks.tool_tasks import KEYS, TYPES
+from models.training.tasks.vocab import Words, is_held_out
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import curriculum, pictures
-from models.architecture import Step
-from models.picture_lessons import COLOURS, JITTER, SHAPES
-from models.share import Share
-from models.vision import PerceptionEncoder, VisionBlock
+from models.training.dist_rank import Share
+from models.training.model.architecture import Step
+from models.training.model.vision import PerceptionEncoder, VisionBlock
+from models.training.tasks import curriculum
+from models.training.tasks import images as pictures
+from models.training.tasks.image_tasks import COLOURS, JITTER, SHAPES
 
 # Channels of the tower, by what they hold.
 MEANS = [0, 3, 6]

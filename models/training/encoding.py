@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from models.sample import Call, Sample
+from models.training.tasks.sample import Call, Sample
 
 TURN_END = "<|im_end|>"
 

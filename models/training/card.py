@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from models.shape import Shape
+from models.training.model.dimensions import Shape
 
 TRAINING = "training.json"
 FIGURES = "figures.json"

@@ -3,9 +3,9 @@
 import json
 from random import Random
 
-from models.sample import Call, Lesson, Message
-from models.tool_catalogue import KNOWN, TOPICS, Fill, Known, choice, integer
-from models.words import Words
+from models.training.tasks.sample import Call, Lesson, Message
+from models.training.tasks.tool_catalogue import KNOWN, TOPICS, Fill, Known, choice, integer
+from models.training.tasks.vocab import Words
 
 Schema = dict[str, object]
 

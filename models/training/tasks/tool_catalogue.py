@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.words import Words
+from models.training.tasks.vocab import Words
 
 Fill = Callable[[Words], str]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Step
-from models.attention import Rotation
-from models.batches import Batch
+from models.training.batches import Batch
+from models.training.model.architecture import Step
+from models.training.model.attention import Rotation
 
 DRAFT_WEIGHT = 0.3
 """Of each drafting layer's loss."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.attention import Attention, GemmaNorm, Rotation, rotary_table
-from models.shape import FULL, Shape
-from models.vision import PerceptionEncoder
+from models.training.model.attention import Attention, GemmaNorm, Rotation, rotary_table
+from models.training.model.dimensions import FULL, Shape
+from models.training.model.vision import PerceptionEncoder
 
 
 def gated(x: Tensor, gate_and_up: Tensor, down: Tensor) -> Tensor:

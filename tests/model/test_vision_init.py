@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from models import checkpoint, sight
-from models.batches import Encoder
-from models.shape import Shape
-from models.template import Renderer
+from models.training import checkpoint
+from models.training import vision_init as sight
+from models.training.batches import Encoder
+from models.training.encoding import Renderer
+from models.training.model.dimensions import Shape
 
 
 def test_every_image_token_says_the_colour_and_the_shape() -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.architecture import Step
-from models.attention import Attention
-from models.shape import Shape
+from models.training.model.architecture import Step
+from models.training.model.attention import Attention
+from models.training.model.dimensions import Shape
 
 OWN, BACK, RECENT = 52, (26, 20, 14), 15
 """Channels for the token itself, for the one, two and three tokens before it, and for the last few in a heap. One more

@@ -8,12 +8,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models import curriculum, pictures
-from models.architecture import Rows
-from models.sample import Sample
-from models.share import Share
-from models.template import Renderer, completion
-from models.tokenizer import token_id
+from models.training.dist_rank import Share
+from models.training.encoding import Renderer, completion
+from models.training.model.architecture import Rows
+from models.training.tasks import curriculum
+from models.training.tasks import images as pictures
+from models.training.tasks.sample import Sample
+from models.training.tokenizer import token_id
 
 IMAGE = "<im_patch>"
 IMAGE_TOKENS = 169

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from models import tokenizer as tokens
-from models.architecture import Step
-from models.shape import Shape, hub_config
+from models.training import tokenizer as tokens
+from models.training.model.architecture import Step
+from models.training.model.dimensions import Shape, hub_config
 
 ASSETS = Path(__file__).parent / "assets"
-HOME = Path(__file__).parent / "step-tiny"
+HOME = Path(__file__).parents[1] / "step-tiny"
 KEPT_IN_FP32 = ("moe.gate.weight", "moe.router_bias")
 """The router decides which expert runs; rounding it would change the choice, so the real checkpoint keeps it too."""
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from models import batches, checkpoint, objective, tokenizer
-from models.architecture import Step
-from models.shape import Shape
-from models.share import Share
-from models.start import start
+from models.training import batches, checkpoint, objective, tokenizer
+from models.training.dist_rank import Share
+from models.training.model.architecture import Step
+from models.training.model.dimensions import Shape
+from models.training.weight_init import start
 
 
 @pytest.fixture

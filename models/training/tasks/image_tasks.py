@@ -1,7 +1,7 @@
 """Picture lessons: one figure of one colour on a grey ground."""
 
-from models.sample import Lesson, Picture
-from models.words import Words
+from models.training.tasks.sample import Lesson, Picture
+from models.training.tasks.vocab import Words
 
 RGB = tuple[int, int, int]
 COLOURS: dict[str, tuple[RGB, ...]] = {

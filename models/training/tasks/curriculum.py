@@ -7,12 +7,12 @@ for, polite words, earlier turns.
 from collections.abc import Callable
 from random import Random
 
-from models import skills
-from models.chat_lessons import chat_lesson, system_prompt
-from models.picture_lessons import picture_lesson
-from models.sample import Lesson, Message, Sample
-from models.tool_lessons import call_lesson, others, result_lesson
-from models.words import Words
+from models.training.tasks import text_tasks as skills
+from models.training.tasks.chat_tasks import chat_lesson, system_prompt
+from models.training.tasks.image_tasks import picture_lesson
+from models.training.tasks.sample import Lesson, Message, Sample
+from models.training.tasks.tool_tasks import call_lesson, others, result_lesson
+from models.training.tasks.vocab import Words
 
 SEED = 37
 MAKERS: dict[str, Callable[[Words], Lesson]] = {

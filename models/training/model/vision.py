@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.shape import VisionShape
+from models.training.model.dimensions import VisionShape
 
 
 def axial_table(side: int, dim: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.shape import FULL, Shape
+from models.training.model.dimensions import FULL, Shape
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine by position."""
