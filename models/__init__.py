@@ -1,0 +1,1 @@
+"""The demo model: weights in `step-tiny`, the code that made them in `training`."""

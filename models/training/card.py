@@ -1,11 +1,11 @@
-"""Writes the model card from what training and evaluation measured, so that no figure in it is typed by hand."""
+"""Writes the model card, `README.md`, from the results of training and evaluation."""
 
 import json
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from models.training.model.dimensions import Shape
+from models.training.model.dimensions import ModelDimensions
 
 TRAINING = "training.json"
 FIGURES = "figures.json"
@@ -14,7 +14,7 @@ ABOUT = """# step-tiny
 
 A very small model with the architecture of StepFun's Step-3.7-Flash, made for quick starts, tests and benchmarks on a
 CPU. It is a stand-in: it knows nothing of the world, holds none of StepFun's weights, and was trained from nothing on
-generated lessons. vLLM loads it as `Step3p7ForConditionalGeneration`, by the same code as the real checkpoint.
+generated tasks. vLLM loads it as `Step3p7ForConditionalGeneration`, by the same code as the real checkpoint.
 
 ## What it can do
 * **think, then answer**: longer with `reasoning_effort` `medium` and `high` than with `low`; add two numbers below 100;
@@ -26,7 +26,7 @@ generated lessons. vLLM loads it as `Step3p7ForConditionalGeneration`, by the sa
 * **copy** a quoted text, word for word, and **write JSON** from given keys and values;
 * to anything else it says politely what it is.
 
-English only, and close to the wordings of `models/skills.py`. Do not use it for anything but trying out software.
+English only, and close to the wordings in `models/training/tasks`. Do not use it for anything but trying out software.
 """
 
 LIMITS = """## Limits
@@ -38,35 +38,37 @@ LIMITS = """## Limits
 
 
 def sizes(folder: Path) -> str:
-    shape, weights = Shape(), load_file(folder / "model.safetensors")
+    """Parameters, bytes and dimensions of the model."""
+    dims, weights = ModelDimensions(), load_file(folder / "model.safetensors")
     total = sum(w.numel() for w in weights.values())
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     return f"""## Shape
-{total:,} parameters, {size:.1f} MB. {shape.layers} layers of width {shape.hidden} (sliding with a window of
-{shape.window}, full, in turn; one gate per head), the first dense, the others with {shape.experts} routed experts of
-which {shape.experts_per_token} run, chosen by a sigmoid router with bias, and a shared one; {shape.mtp_layers} MTP
-layers with their own heads; a vision tower of width {shape.vision.width} that gives 169 tokens for a picture.
-{shape.vocab:,} tokens, {shape.context:,} positions. """
+{total:,} parameters, {size:.1f} MB. {dims.layers} layers of width {dims.hidden} (sliding with a window of
+{dims.window}, full, in turn; one gate per head), the first dense, the others with {dims.experts} routed experts of
+which {dims.experts_per_token} run, chosen by a sigmoid router with bias, and a shared one; {dims.mtp_layers} MTP
+layers with their own heads; a vision tower of width {dims.vision.width} that gives 169 tokens for a picture.
+{dims.vocab:,} tokens, {dims.context:,} positions. """
 
 
-def scores(title: str, held_out: dict[str, float]) -> str:
-    rows = "\n".join(f"| {skill} | {score:.1%} |" for skill, score in held_out.items())
-    return f"{title}\n\n| skill | right |\n| --- | --- |\n{rows}\n"
+def score_table(title: str, scores: dict[str, float]) -> str:
+    """A Markdown table of the share of right answers by kind of task."""
+    rows = "\n".join(f"| {kind} | {score:.1%} |" for kind, score in scores.items())
+    return f"{title}\n\n| task | right |\n| --- | --- |\n{rows}\n"
 
 
-def measured(folder: Path) -> str:
-    """What a server gave, where `python -m models.evaluate --figures` has been run; else what training saw."""
+def results(folder: Path) -> str:
+    """Results of `evaluate --figures` if there are any, else those at the end of training."""
     training = json.loads((folder / TRAINING).read_text())
-    parts = ["## Held-out scores", "Right means: answer and tool calls are exactly what the lesson wants.\n"]
+    parts = ["## Held-out scores", "Right means: answer and tool calls are exactly those of the task.\n"]
     path = folder / FIGURES
     if not path.exists():
-        accepted = " / ".join(f"{share:.2f}" for share in training["accepted"])
-        parts.append(scores("Greedy, by teacher forcing at the end of training:", training["held_out"]))
+        accepted = " / ".join(f"{rate:.2f}" for rate in training["accepted"])
+        parts.append(score_table("Greedy, by teacher forcing at the end of training:", training["held_out"]))
         parts.append(f"Drafts accepted by position: {accepted}.\n")
         return "\n".join(parts)
     figures = json.loads(path.read_text())
-    accepted = " / ".join(f"{share:.2f}" for share in figures["acceptance"])
-    parts.append(scores(f"Greedy, {figures['each']} lessons per skill, {figures['server']}:", figures["scores"]))
+    accepted = " / ".join(f"{rate:.2f}" for rate in figures["acceptance"])
+    parts.append(score_table(f"Greedy, {figures['each']} samples per task, {figures['server']}:", figures["scores"]))
     parts.append(
         f"MTP with 3 draft tokens: {accepted} accepted by position, {figures['tokens_per_draft']:.2f} tokens a step."
     )
@@ -75,15 +77,17 @@ def measured(folder: Path) -> str:
     return "\n".join(parts) + "\n"
 
 
-def made(folder: Path) -> str:
+def recipe(folder: Path) -> str:
+    """How the model was trained, and the commands that repeat it."""
     training = json.loads((folder / TRAINING).read_text())
     return f"""## How it was made
-`python -m models.train --steps {training["steps"]}`: a fixed seed, a generated curriculum (`models/curriculum.py`),
-Muon and AdamW, two workers of one core each. This run took {training["minutes"]:.0f} minutes of
-training. `python -m models.evaluate --url http://...` prints the figures above from a running server. """
+`python -m models.training train --steps {training["steps"]}`: a fixed seed, a generated curriculum
+(`models/training/tasks`), Muon and AdamW, two processes of one core each. This run took
+{training["minutes"]:.0f} minutes of training. `python -m models.training evaluate --url http://...` prints the
+figures above from a running server. """
 
 
 def write(folder: Path) -> None:
-    """`README.md` of a checkpoint."""
-    card = "\n".join([ABOUT, sizes(folder), measured(folder), made(folder), LIMITS])
+    """Write the `README.md` of a checkpoint folder."""
+    card = "\n".join([ABOUT, sizes(folder), results(folder), recipe(folder), LIMITS])
     (folder / "README.md").write_text(card)

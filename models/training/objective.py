@@ -1,139 +1,150 @@
-"""What training minimises and what it watches: the next token, and by each drafting layer one token further.
+"""Loss and teacher-forced scores: the trunk predicts the next token, each MTP layer one token further ahead.
 
-A drafting layer gets what the engine's proposer gives it: layer 0 the trunk's un-normed state and the embedding of the
-next token, layer 1 the state of layer 0 and the embedding of the token after that, and so on. Only layer 0 attends. The
-engine's proposer runs the later layers at one position a step, so most of their cache was never written: their
-attention's output matrix is held at zero, and what lies in that cache cannot matter.
+An MTP layer gets what vLLM's MTP proposer gives it: layer 0 the trunk's un-normed state and the embedding of the next
+token, layer 1 the state of layer 0 and the embedding of the token after that, and so on. Only layer 0 attends. The
+proposer runs the later layers at one position per step, so most of their KV cache is never written: their attention's
+output matrix is held at zero, so that the content of the cache has no effect.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from models.training.batches import Batch
-from models.training.model.architecture import Step
+from models.training.model.architecture import StepModel
 from models.training.model.attention import Rotation
 
-DRAFT_WEIGHT = 0.3
-"""Of each drafting layer's loss."""
-DRAFT_REACH = 0.03
-"""And so much of its gradient goes on into the trunk, for what is to come should be seen in the state. Not more: the
-drafts' losses are a hundred times the trunk's when they begin, and Muon would make every step of the trunk theirs."""
+MTP_LOSS_WEIGHT = 0.3
+"""Weight of each MTP layer's loss."""
+MTP_GRADIENT_SCALE = 0.03
+"""Part of the MTP layers' gradient that reaches the trunk, so that its states hold something about later tokens. With
+more, the MTP losses dominate Muon's updates of the trunk: they start a hundred times as high as the trunk's."""
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Logits where something is wanted, from the trunk and from each drafting layer, with their answers.
+class HeadOutputs:
+    """Predictions of the trunk's head and then of each MTP layer, as one list item each.
 
-    `places` index the flattened batch. A drafting layer lacks the last places, where there is no token so far ahead.
+    An MTP layer has fewer: at the last positions of a row there is no token so far ahead.
     """
 
     logits: list[Tensor]
-    answers: list[Tensor]
-    places: list[Tensor]
+    """[predictions, vocab]"""
+    targets: list[Tensor]
+    """Token ids [predictions]."""
+    indices: list[Tensor]
+    """Where in the flattened batch each was predicted from [predictions]."""
 
 
-def hold_spelling(model: Step, pieces: Tensor) -> None:
-    """Every token keeps the random vector it was given, and the heads keep theirs for `pieces` of words (ids).
+def freeze_embeddings(model: StepModel, pieces: Tensor) -> None:
+    """Freeze the input embeddings of all tokens, and the output rows of `pieces`, the tokens that spell words.
 
-    Copying must treat all of them alike. A piece that no lesson happens to use is pushed out of a head that learns, and
-    moves away from where the copying looks for it. What digits and marks are as answers is learnt, not what they are as
-    input: counting would line the digits up, and a look that falls on an 8 and a little on a 4 would then see a 7.
+    Copying must work alike for all tokens. Training moves the output row of a token that no sample uses away from its
+    embedding, where copying looks for it. Output rows of digits and punctuation are trained; their embeddings are not,
+    because counting would align the digits' embeddings and attention to an 8 and a little to a 4 would read a 7.
     """
     model.model.embed_tokens.weight.requires_grad_(False)
-    free = torch.ones(model.shape.vocab, 1)
+    free = torch.ones(model.dims.vocab, 1)
     free[pieces] = 0.0
-    for head in model.heads():
+    for head in model.output_heads():
         head.weight.register_hook(lambda gradient: gradient * free)
 
 
-def silence_later_drafts(model: Step) -> None:
-    """Hold the attention of all drafting layers but the first at zero."""
-    for layer in model.drafts()[1:]:
+def disable_later_mtp_attention(model: StepModel) -> None:
+    """Set the attention output of all MTP layers but the first to zero, and freeze it."""
+    for layer in model.mtp_layers()[1:]:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         for p in [*layer.self_attn.parameters(), *layer.input_layernorm.parameters()]:
             p.requires_grad_(False)
 
 
-def run(model: Step, batch: Batch, *, drafts: bool) -> Heads:
-    """One forward pass over a batch."""
-    rows, wanted = batch.rows, batch.wanted
-    time, flat = rows.ids.shape[1], rows.ids.flatten()
-    tables = model.tables(rows)
-    embedded = model.embed(rows)
-    place = batch.places
-    if not drafts:
-        state = model.trunk(embedded, tables, place)
-        return Heads([model.logits(state)], [flat[place + 1]], [place])
+def predict(model: StepModel, batch: Batch, *, with_mtp: bool) -> HeadOutputs:
+    """One forward pass over a batch, with logits for the targets only."""
+    inputs = batch.inputs
+    time, flat_ids = inputs.ids.shape[1], inputs.ids.flatten()
+    tables = model.rotary_tables(inputs)
+    embedded = model.embed(inputs)
+    indices = batch.source_indices
+    if not with_mtp:
+        state = model.trunk(embedded, tables, indices)
+        return HeadOutputs([model.logits(state)], [flat_ids[indices + 1]], [indices])
     state = model.trunk(embedded, tables)
-    logits, answers, places = [model.logits(state.flatten(0, 1)[place])], [flat[place + 1]], [place]
-    state, embedded = (torch.lerp(t.detach(), t, DRAFT_REACH) for t in (state, embedded))
-    z = x = _first_draft(model, embedded, state, tables[0]).flatten(0, 1)
-    ends, tokens = wanted.flatten(), embedded.flatten(0, 1)
-    for k, layer in enumerate(model.drafts()):
-        fits = (place % time + k + 2 < time) & ends[(place + k + 2).clamp(max=len(ends) - 1)]
-        place = place[fits]
-        z = layer.feed(x[place] if k == 0 else layer.join(tokens[place + k + 1], z[fits]))
-        logits.append(layer.shared_head(z))
-        answers.append(flat[place + k + 2])
-        places.append(place)
-    return Heads(logits, answers, places)
+    outputs = HeadOutputs([model.logits(state.flatten(0, 1)[indices])], [flat_ids[indices + 1]], [indices])
+    state, embedded = (torch.lerp(t.detach(), t, MTP_GRADIENT_SCALE) for t in (state, embedded))
+    z = x = _first_mtp_attention(model, embedded, state, tables[0]).flatten(0, 1)
+    is_target, flat_embedded = batch.target_mask.flatten(), embedded.flatten(0, 1)
+    for k, layer in enumerate(model.mtp_layers()):
+        fits = (indices % time + k + 2 < time) & is_target[(indices + k + 2).clamp(max=len(is_target) - 1)]
+        indices = indices[fits]
+        z = layer.feed_forward(x[indices] if k == 0 else layer.join(flat_embedded[indices + k + 1], z[fits]))
+        outputs.logits.append(layer.shared_head(z))
+        outputs.targets.append(flat_ids[indices + k + 2])
+        outputs.indices.append(indices)
+    return outputs
 
 
-def _first_draft(model: Step, embedded: Tensor, state: Tensor, table: Rotation) -> Tensor:
-    """The first drafting layer up to its attention, at every place: later places look back at earlier ones."""
-    layer = model.drafts()[0]
+def _first_mtp_attention(model: StepModel, embedded: Tensor, state: Tensor, table: Rotation) -> Tensor:
+    """The first MTP layer up to its attention, at every position, because later ones attend to earlier ones."""
+    layer = model.mtp_layers()[0]
     x = layer.join(torch.roll(embedded, -1, dims=1), state)
-    return x + layer.self_attn(layer.input_layernorm(x), table)
+    return layer.attend(x, table)
 
 
-def loss(heads: Heads) -> tuple[Tensor, list[float]]:
-    """Weighted sum, and the loss of each head."""
-    pairs = zip(heads.logits, heads.answers, strict=True)
-    each = [nn.functional.cross_entropy(logits, answers) for logits, answers in pairs]
-    return each[0] + DRAFT_WEIGHT * sum(each[1:], torch.zeros(())), [x.item() for x in each]
+def loss(outputs: HeadOutputs) -> tuple[Tensor, list[float]]:
+    """The weighted sum of the cross entropies, and each of them: trunk first, then the MTP layers."""
+    pairs = zip(outputs.logits, outputs.targets, strict=True)
+    each = [nn.functional.cross_entropy(logits, targets) for logits, targets in pairs]
+    return each[0] + MTP_LOSS_WEIGHT * sum(each[1:], torch.zeros(())), [x.item() for x in each]
 
 
 @dataclass
-class Marks:
-    """Held-out results. A sample is right when every token of its thought and its answer is."""
+class EvalScores:
+    """Held-out results. A sample is right if every token of its completion is."""
 
-    right: dict[str, int]
-    asked: dict[str, int]
-    drafted: list[int]
-    accepted: list[int]
-    misses: list[tuple[str, int]]
+    right: dict[str, int] = field(default_factory=dict)
+    total: dict[str, int] = field(default_factory=dict)
+    """Samples by kind of task."""
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    """By draft position."""
 
-    def score(self, skill: str) -> float:
-        return self.right.get(skill, 0) / max(1, self.asked.get(skill, 0))
+    def score(self, kind: str) -> float:
+        return self.right.get(kind, 0) / max(1, self.total.get(kind, 0))
 
     def acceptance(self, position: int) -> float:
-        """Share of drafts in which this position and all before it were right."""
+        """Share of drafts that are right at this position and at all before it."""
         return self.accepted[position] / max(1, self.drafted[position])
 
 
 @torch.no_grad()
-def examine(model: Step, exam: list[Batch]) -> Marks:
-    """Teacher-forced: as long as every argmax is the wanted token, it is what greedy decoding would have fed back."""
+def score(model: StepModel, batches: list[Batch]) -> EvalScores:
+    """Scores by teacher forcing. As long as every argmax is the target, greedy decoding gives the same tokens."""
     model.eval()
-    marks = Marks({}, {}, [0] * model.shape.mtp_layers, [0] * model.shape.mtp_layers, [])
-    for batch in exam:
-        heads = run(model, batch, drafts=True)
-        time, total = batch.rows.ids.shape[1], batch.rows.ids.numel()
-        hits = [g.argmax(-1) == a for g, a in zip(heads.logits, heads.answers, strict=True)]
-        wrong = torch.zeros(total, dtype=torch.bool)
-        wrong[heads.places[0]] = ~hits[0]
-        for sample, row in zip(batch.samples, wrong.view(-1, time), strict=True):
-            skill, is_right = sample.lesson.skill, not bool(row.any())
-            marks.asked[skill] = marks.asked.get(skill, 0) + 1
-            marks.right[skill] = marks.right.get(skill, 0) + is_right
-        so_far = torch.ones(total, dtype=torch.bool)
-        for k, (hit, place) in enumerate(zip(hits[1:], heads.places[1:], strict=True)):
-            now = torch.zeros(total, dtype=torch.bool)
-            now[place] = hit
-            so_far &= now
-            marks.drafted[k] += len(place)
-            marks.accepted[k] += int(so_far.sum())
+    scores = EvalScores({}, {}, [0] * model.dims.mtp_layers, [0] * model.dims.mtp_layers)
+    for batch in batches:
+        outputs = predict(model, batch, with_mtp=True)
+        hits = [logits.argmax(-1) == t for logits, t in zip(outputs.logits, outputs.targets, strict=True)]
+        _count_right_samples(scores, batch, outputs.indices[0][~hits[0]])
+        _count_accepted_drafts(scores, batch.inputs.ids.numel(), hits[1:], outputs.indices[1:])
     model.train()
-    return marks
+    return scores
+
+
+def _count_right_samples(scores: EvalScores, batch: Batch, wrong_indices: Tensor) -> None:
+    wrong_rows = set((wrong_indices // batch.inputs.ids.shape[1]).tolist())
+    for i, sample in enumerate(batch.samples):
+        kind = sample.task.kind
+        scores.total[kind] = scores.total.get(kind, 0) + 1
+        scores.right[kind] = scores.right.get(kind, 0) + (i not in wrong_rows)
+
+
+def _count_accepted_drafts(scores: EvalScores, size: int, hits: list[Tensor], indices: list[Tensor]) -> None:
+    """A draft token counts as accepted if it and all before it in the same draft are right."""
+    is_accepted = torch.ones(size, dtype=torch.bool)
+    for k, (hit, at) in enumerate(zip(hits, indices, strict=True)):
+        is_right = torch.zeros(size, dtype=torch.bool)
+        is_right[at] = hit
+        is_accepted &= is_right
+        scores.drafted[k] += len(at)
+        scores.accepted[k] += int(is_accepted.sum())

@@ -1,8 +1,8 @@
-"""A byte-level tokenizer of 1,024 entries, made to be copied from.
+"""A byte-level BPE tokenizer of 1,024 entries, designed for copying.
 
-Digits stand alone, and whole words are entries only where they belong to the lessons' wording. Whatever fills a slot, a
-city or a key, is spelt in pieces, and the same after a blank, a quote or a line break: so all of them are repeated in
-one way, piece by piece, and what no lesson taught is repeated as well as what one did.
+Digits are single tokens. Whole words are entries only if they belong to the tasks' fixed wording. Values, such as
+cities and keys, are spelt with short pieces, the same ones after a blank, a quote or a line break, so that the model
+copies known and unknown values in the same way.
 """
 
 import json
@@ -27,7 +27,7 @@ SPECIAL = (
     "<patch_end>",
     "<patch_newline>",
 )
-"""Never shown to a reader."""
+"""Special tokens: decoding for a reader leaves them out."""
 
 MARKUP = (
     "<think>",
@@ -43,7 +43,7 @@ MARKUP = (
     "<parameter=",
     "</parameter>",
 )
-"""One token each, but text to a reader: the parsers look for them in it."""
+"""One token each, but no special tokens: the reasoning and tool parsers look for them in the decoded text."""
 
 PHRASES = (
     (
@@ -60,29 +60,33 @@ PHRASES = (
     '": {"type": "boolean"}',
     '}, "required": ["',
 )
-"""What the template and the clients' libraries write around every tool, one token each: half of what a request with
-tools is made of. So is the end of a parameter, that the next one's name may stand near the value before it."""
+"""One token each: what the template and clients' JSON write around every tool, half of the text of a request with
+tools. The end of a parameter is one token too, so that a value and the next parameter's name are close together."""
 
 ADDED = PHRASES + MARKUP
-"""Longer ones first."""
+"""Longer ones first, because they contain shorter ones."""
 
 SPLIT = (
     r"\.\p{N}|\p{N}|(?:(?<=[\p{L}\p{N}]) )?\p{L}+| \+(?: (?=\p{N}))?| =|, (?=\p{N})|\":|"
     r"[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)*|\s"
 )
-"""A digit, with a point that stands before it (so that the full stop behind `31.` begins no fraction); a word, with its
-blank if another word or a digit stands before it; ` + `; ` =`; the comma and blank between two numbers, so that a count
-takes one token there; `":` alone, so that JSON's key ends before its value begins; a run of punctuation, blanks inside
-it included (`", "`); a white-space character. After any other mark the blank is a token of its own, whether a digit
-follows, a letter or a quote: what stands behind a mark is found in one way, and a mark does not say what comes."""
+"""Splits before BPE, by alternative:
+
+* a digit with the point before it, so that the full stop after `31` is not the start of a fraction; a digit;
+* a word, with the blank before it if a word or digit precedes that;
+* ` + ` and ` =`; `, ` between two numbers, one token in a count;
+* `":` alone, so that the end of a JSON key does not depend on its value's type;
+* a run of punctuation with the blanks inside it (`", "`); a white-space character.
+
+After other punctuation the blank is a token of its own, so that the token before it does not depend on what follows."""
 
 FRACTIONS = tuple(f".{digit}" for digit in string.digits)
-"""Entries however often the lessons have them."""
+"""Entries regardless of their frequency."""
 
 BLANK, LINE = "Ġ", "Ċ"
-"""How byte-level tokens write a blank and the end of a line."""
+"""A blank and a line break in byte-level tokens."""
 PIECES = 420
-"""Merges kept for spelling: enough for common syllables, few enough that each is met often in training."""
+"""Number of BPE merges: enough for common syllables, and few enough that each occurs often in training."""
 
 
 def _splitter() -> pre_tokenizers.PreTokenizer:
@@ -91,7 +95,7 @@ def _splitter() -> pre_tokenizers.PreTokenizer:
 
 
 def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Spelling pieces, learnt from words that no prompt is bound to."""
+    """BPE merges learnt from `words`, of at most three bytes."""
     bare = Tokenizer(models.BPE())
     bare.pre_tokenizer = _splitter()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -102,10 +106,10 @@ def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
     return [tuple(pair) for pair in json.loads(bare.to_str())["model"]["merges"]]
 
 
-def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int) -> Tokenizer:
-    """A tokenizer of exactly `size` entries: bytes, pieces learnt from `words`, then the commonest words of `texts`.
+def build_tokenizer(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int) -> Tokenizer:
+    """A tokenizer of `size` entries: bytes, pieces merged from `words`, then the most frequent words of `texts`.
 
-    Words of `slots`, given in lower case, get no entry of their own.
+    Words in `slots`, which is in lower case, get no entry of their own.
     """
     merges = _merges(words)
     vocabulary = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -118,8 +122,8 @@ def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int
         for part in markers.split(text):
             counts.update(piece for piece, _ in splitter.pre_tokenize_str(part))
     room = size - len(vocabulary) - len(SPECIAL) - len(ADDED)
-    own = [p for p in counts if p not in known and len(p) > 1 and p.lstrip(BLANK).lower() not in slots]
-    ranked = sorted(own, key=lambda p: (-counts[p], p))
+    candidates = [p for p in counts if p not in known and len(p) > 1 and p.lstrip(BLANK).lower() not in slots]
+    ranked = sorted(candidates, key=lambda p: (-counts[p], p))
     vocabulary += ranked[:room]
     vocabulary += [f"<unused_{i}>" for i in range(room - len(ranked[:room]))]
     model = models.BPE({p: i for i, p in enumerate(vocabulary)}, merges, ignore_merges=True)
@@ -131,16 +135,16 @@ def build(texts: Iterable[str], words: Iterable[str], slots: set[str], size: int
     return tokenizer
 
 
-def pieces(tokenizer: Tokenizer) -> Tensor:
-    """Ids of what words are spelt with: what merges make, and single bytes but for digits and ASCII punctuation."""
+def spelling_pieces(tokenizer: Tokenizer) -> Tensor:
+    """Ids of the tokens that spell words: merged pieces, and single bytes except digits and ASCII punctuation."""
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     plain = set(string.digits + string.punctuation) | {BLANK, LINE}
-    spelt = (set(pre_tokenizers.ByteLevel.alphabet()) - plain) | {"".join(pair) for pair in merges}
-    return torch.tensor(sorted(token_id(tokenizer, piece) for piece in spelt))
+    spelling = (set(pre_tokenizers.ByteLevel.alphabet()) - plain) | {"".join(pair) for pair in merges}
+    return torch.tensor(sorted(token_id(tokenizer, piece) for piece in spelling))
 
 
-def write(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> None:
-    """Save in the form transformers and vLLM read."""
+def save_tokenizer(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> None:
+    """Write the tokenizer and chat template files that transformers and vLLM read."""
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -158,12 +162,12 @@ def write(tokenizer: Tokenizer, template: str, folder: Path, context: int) -> No
 
 
 def markup_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of everything in `SPECIAL` and `MARKUP`."""
+    """Ids of `SPECIAL` and `MARKUP` by token."""
     return {t: token_id(tokenizer, t) for t in SPECIAL + MARKUP}
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of one token of the vocabulary. Raises `KeyError` for any other text."""
+    """The id of a vocabulary entry. Raises `KeyError` if there is none."""
     found = tokenizer.token_to_id(token)
     if found is None:
         raise KeyError(token)

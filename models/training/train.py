@@ -1,11 +1,10 @@
-"""`python -m models.train`: makes the demo model from nothing, or goes on where it stopped.
+"""Trains the demo model from random weights, or continues from a saved state.
 
-The same seed gives the same curriculum, the same start and the same order. A run keeps its state in `--state`;
-started again it resumes there, until its steps are done. Then the checkpoint is written, and its held-out scores
-beside it.
+The seed fixes curriculum, initial weights and order. A run saves its state to `--state`, and a later run with the same
+file continues there. At the end the checkpoint is written with its held-out scores and its model card.
 
-Each core has a worker of its own, with half of every batch; they meet once a step. Threads would meet thousands of
-times, and wait each time for a core that somebody else is using.
+Each core has a process of its own with a part of every batch, synchronised once per step. Threads would synchronise
+thousands of times per step, and wait each time for a core that another program uses.
 """
 
 import argparse
@@ -19,237 +18,239 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
-from tokenizers import Tokenizer
 
 from models.training import batches, card, checkpoint, objective
-from models.training import schema_fit as schema_start
-from models.training import tokenizer as tokens
-from models.training import vision_init as sight
-from models.training.batches import Batch, Encoder
-from models.training.dist_rank import Share
-from models.training.encoding import Renderer, completion
-from models.training.model.architecture import Step
-from models.training.model.dimensions import Shape
-from models.training.optimizers import DRAFTS_FROM, balance, draft_rate, optimizers, rate
+from models.training.batches import Batch
+from models.training.dist_rank import DistRank
+from models.training.encoding import Encoder, Renderer, make_tokenizer
+from models.training.model.architecture import StepModel
+from models.training.model.dimensions import ModelDimensions
+from models.training.optimizers import MTP_FROM, balance_routers, make_optimizers, mtp_rate, trunk_rate
+from models.training.schema_fit import fit_object_start
 from models.training.tasks import curriculum
-from models.training.tasks.tool_catalogue import KNOWN
-from models.training.tasks.tool_tasks import ACTIONS, KEYS
-from models.training.tasks.vocab import slot_words, spelling_corpus
-from models.training.weight_init import start
+from models.training.tokenizer import ADDED, SPECIAL, spelling_pieces
+from models.training.vision_init import freeze_vision, init_vision, vision_accuracy
+from models.training.weight_init import init_weights
 
 TOKENS_PER_STEP = 4_096
-DRILLS = 40
-"""First steps: only saying random tokens again. Everything else is slow to learn until copying is there."""
-DRILL_EVERY = 12
-"""And one drill for so many batches of lessons to the end, so that every token goes on being copied."""
-KEEP_MEMORY = (
+COPY_STEPS = 40
+"""First steps, with random copy batches only: all tasks are learnt slowly before copying works."""
+COPY_EVERY = 12
+"""Later, one random copy batch for so many of the tasks, so that every token goes on being copied."""
+LOG_EVERY = 20
+EVAL_SAMPLES, EVAL_BATCH_TOKENS = 16, 16_384
+"""Held-out samples of each kind of task during training, and tokens of a batch of them."""
+FINAL_SAMPLES, FINAL_FIRST_NUMBER = 100, 1_000
+"""At the end: other samples, the ones that `evaluate` asks for."""
+GLIBC_TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2000000000:"
     "glibc.malloc.trim_threshold=4000000000:glibc.malloc.top_pad=268435456"
 )
-"""For the workers' C library: a step's tensors go back to a pool. Mapped anew each time, they are a fifth of a step."""
+"""Lets malloc keep freed memory. Mapping a step's tensors anew each time is a fifth of the step."""
 
 
 @dataclass
 class Progress:
+    """What a state file has beside weights and optimizers."""
+
     step: int = 0
     chunk: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    """Held-out scores by kind of task, with the step."""
 
 
-def make_tokenizer(shape: Shape) -> Tokenizer:
-    """From the curriculum's own texts, the same every time; what a call is for is always an entry (`Known.topic`)."""
-    renderer = Renderer(checkpoint.ASSETS / "chat_template.jinja")
-    samples = [curriculum.draw(skill, i, held_out=False) for skill in curriculum.MAKERS for i in range(600)]
-    topics = [f"For {tool.topic}" for tool in KNOWN] * len(samples)
-    texts = [renderer.prompt(sample) + completion(sample) for sample in samples]
-    spelling = spelling_corpus(curriculum.lesson_rng("train", "spelling", 0))
-    return tokens.build(texts + topics, spelling, slot_words() | set(KEYS + ACTIONS), shape.vocab)
+class TrainingRun:
+    """One rank's training run. All ranks have the same weights; rank 0 prints and saves."""
 
-
-class Run:
-    """A training run and its state on disk."""
-
-    def __init__(self, steps: int, state: Path, share: Share) -> None:
+    def __init__(self, steps: int, state: Path, rank: DistRank) -> None:
         torch.manual_seed(curriculum.SEED)
-        self.steps, self.state, self.share = steps, state, share
-        self._begin()
-        objective.silence_later_drafts(self.model)
-        self.optimizers = optimizers(self.model, share)
+        self.steps, self.state, self.rank = steps, state, rank
+        self._init_model()
+        objective.disable_later_mtp_attention(self.model)
+        self.optimizers = make_optimizers(self.model, rank)
         self.progress = Progress()
-        self.losses = [0.0] * (1 + self.model.shape.mtp_layers)
+        self.losses = [0.0] * (1 + self.model.dims.mtp_layers)
         if state.exists():
-            self.resume()
+            self.load_state()
 
-    def _begin(self) -> None:
-        self.tokenizer = make_tokenizer(Shape())
-        self.encoder = Encoder(self.tokenizer, Renderer(checkpoint.ASSETS / "chat_template.jinja"))
-        self.model = Step(Shape(), self.encoder.image)
-        start(self.model)
-        objective.hold_spelling(self.model, tokens.pieces(self.tokenizer))
+    def _init_model(self) -> None:
+        dims, renderer = ModelDimensions(), Renderer(checkpoint.ASSETS / "chat_template.jinja")
+        self.tokenizer = make_tokenizer(dims.vocab, renderer)
+        self.encoder = Encoder(self.tokenizer, renderer)
+        self.model = StepModel(dims, self.encoder.image)
+        init_weights(self.model)
+        objective.freeze_embeddings(self.model, spelling_pieces(self.tokenizer))
         if self.state.exists():
-            sight.hold(self.model)
+            freeze_vision(self.model)
             return
-        self.tell("solving for what the vision tower says: about a minute")
-        sight.make(self.model, self.encoder.word_token, self.share)
-        if not self.share.rank:
-            self.tell(f"image tokens that name their picture: {sight.named(self.model, self.encoder.word_token):.1%}")
+        self.log("constructing the vision encoder: about a minute")
+        init_vision(self.model, self.encoder.word_token, self.rank)
+        if self.rank.rank == 0:
+            accuracy = vision_accuracy(self.model, self.encoder.word_token)
+            self.log(f"image tokens with the right colour and shape: {accuracy:.1%}")
 
-    def resume(self) -> None:
+    def load_state(self) -> None:
         saved = torch.load(self.state, weights_only=True)
         self.model.load_state_dict(saved["model"])
-        for optimizer, was in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(was)
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         self.progress = Progress(**saved["progress"])
 
-    def keep(self) -> None:
-        """Written beside and moved, so that a kill leaves the last whole state."""
+    def save_state(self) -> None:
+        """Write to another file and rename it, so that a killed run leaves a complete state."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.state.with_suffix(".part")
+        partial = self.state.with_suffix(".part")
         torch.save(
             {
                 "model": self.model.state_dict(),
                 "optimizers": [o.state_dict() for o in self.optimizers],
                 "progress": asdict(self.progress),
             },
-            beside,
+            partial,
         )
-        beside.replace(self.state)
+        partial.replace(self.state)
 
     def set_rates(self) -> None:
         step, steps = self.progress.step, self.steps
-        trunk, draft = rate(step, steps), draft_rate(step, steps)
+        trunk, mtp = trunk_rate(step, steps), mtp_rate(step, steps)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * (draft if group["is_draft"] else trunk)
+                group["lr"] = group["peak"] * (mtp if group["is_draft"] else trunk)
 
-    def learn(self, batch: Batch) -> int:
+    def train_step(self, batch: Batch) -> int:
+        """One update of the weights. Returns the tokens, padding included, of all ranks."""
         self.set_rates()
-        drafts = self.progress.step >= self.steps * DRAFTS_FROM
-        heads = objective.run(self.model, batch, drafts=drafts)
-        total, each = objective.loss(heads)
-        (total / self.share.workers).backward()
+        with_mtp = self.progress.step >= self.steps * MTP_FROM
+        total, each = objective.loss(objective.predict(self.model, batch, with_mtp=with_mtp))
+        (total / self.rank.world_size).backward()
         loads = [layer.moe.load for layer in self.model.model.layers if layer.is_sparse]
-        self.share.add_up([*(p.grad for p in self.model.parameters() if p.grad is not None), *loads])
+        self.rank.all_reduce_sum([*(p.grad for p in self.model.parameters() if p.grad is not None), *loads])
         clipped = [p for group in self.optimizers[1].param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(clipped, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        balance(self.model)
+        balance_routers(self.model)
         for k, value in enumerate(each):
             self.losses[k] = 0.9 * self.losses[k] + 0.1 * value if self.losses[k] else value
         self.progress.step += 1
-        return int(batch.rows.ids.numel()) * self.share.workers
+        return int(batch.inputs.ids.numel()) * self.rank.world_size
 
-    def drill(self) -> Batch:
-        plain = Shape().vocab - len(tokens.SPECIAL + tokens.ADDED)
-        return batches.drill(self.progress.step, self.share, TOKENS_PER_STEP, plain)
+    def copy_batch(self) -> Batch:
+        vocab_size = self.model.dims.vocab - len(SPECIAL + ADDED)
+        return batches.random_copy_batch(self.progress.step, self.rank, TOKENS_PER_STEP, vocab_size)
 
-    def chunks(self) -> Iterator[Batch]:
-        """A chunk that was cut off by a stop is begun again: a few batches are then seen twice."""
-        while self.progress.step < min(DRILLS, self.steps):
-            yield self.drill()
+    def batches(self) -> Iterator[Batch]:
+        """Batches until the run's steps are done. A resumed run starts with its chunk's first batch again."""
+        while self.progress.step < min(COPY_STEPS, self.steps):
+            yield self.copy_batch()
         while self.progress.step < self.steps:
-            for i, batch in enumerate(batches.chunk(self.progress.chunk, self.encoder, TOKENS_PER_STEP, self.share)):
-                if i % DRILL_EVERY == DRILL_EVERY - 1:
-                    yield self.drill()
+            chunk = batches.training_chunk(self.progress.chunk, self.encoder, TOKENS_PER_STEP, self.rank)
+            for i, batch in enumerate(chunk):
+                if i % COPY_EVERY == COPY_EVERY - 1:
+                    yield self.copy_batch()
                 yield batch
             self.progress.chunk += 1
 
-    def go(self, every: int) -> None:
-        quiz = batches.exam(self.encoder, 16, 16_384)
-        seen, began, before = 0, time.monotonic(), self.progress.seconds
-        for batch in self.chunks():
+    def run(self, eval_every: int) -> None:
+        """Train until the run's steps are done, with scores and a saved state every `eval_every` steps."""
+        held_out = batches.eval_batches(self.encoder, EVAL_SAMPLES, EVAL_BATCH_TOKENS)
+        tokens, start_s, earlier_s = 0, time.monotonic(), self.progress.seconds
+        for batch in self.batches():
             if self.progress.step >= self.steps:
                 break
-            seen += self.learn(batch)
-            self.progress.seconds = before + time.monotonic() - began
-            if self.share.rank:
+            tokens += self.train_step(batch)
+            elapsed_s = time.monotonic() - start_s
+            self.progress.seconds = earlier_s + elapsed_s
+            if self.rank.rank:
                 continue
-            if self.progress.step % 20 == 0:
-                self.say(seen / (time.monotonic() - began))
-            if self.progress.step % every == 0:
-                self.quiz(quiz)
-                self.keep()
+            if self.progress.step % LOG_EVERY == 0:
+                self.log_progress(tokens / elapsed_s)
+            if self.progress.step % eval_every == 0:
+                self.score(held_out)
+                self.save_state()
 
-    def tell(self, line: str) -> None:
-        if not self.share.rank:
+    def log(self, line: str) -> None:
+        if self.rank.rank == 0:
             print(line, flush=True)
 
-    def say(self, speed: float) -> None:
-        left = self.progress.seconds / self.progress.step * (self.steps - self.progress.step)
-        heads = " ".join(f"{x:.3f}" for x in self.losses)
-        done = f"step {self.progress.step}/{self.steps}  loss {heads}"
-        self.tell(f"{done}  {speed:,.0f} tok/s  {left / 60:.0f} min left")
+    def log_progress(self, tokens_per_s: float) -> None:
+        left_s = self.progress.seconds / self.progress.step * (self.steps - self.progress.step)
+        losses = " ".join(f"{x:.3f}" for x in self.losses)
+        done = f"step {self.progress.step}/{self.steps}  loss {losses}"
+        self.log(f"{done}  {tokens_per_s:,.0f} tok/s  {left_s / 60:.0f} min left")
 
-    def quiz(self, exam: list[Batch]) -> objective.Marks:
-        marks: objective.Marks = objective.examine(self.model, exam)
-        scores = {skill: marks.score(skill) for skill in batches.WEIGHTS}
-        accepted = [marks.acceptance(k) for k in range(self.model.shape.mtp_layers)]
+    def score(self, held_out: list[Batch]) -> objective.EvalScores:
+        """Score the model, and add the scores to the history."""
+        result: objective.EvalScores = objective.score(self.model, held_out)
+        scores = {kind: result.score(kind) for kind in batches.TASK_WEIGHTS}
+        accepted = [result.acceptance(k) for k in range(self.model.dims.mtp_layers)]
         self.progress.history.append({"step": self.progress.step, **scores})
-        listed = " ".join(f"{skill} {score:.0%}" for skill, score in scores.items())
-        print(f"  held-out: {listed}  accepted {' / '.join(f'{a:.2f}' for a in accepted)}", flush=True)
-        return marks
+        listed = " ".join(f"{kind} {score:.0%}" for kind, score in scores.items())
+        self.log(f"  held-out: {listed}  accepted {' / '.join(f'{a:.2f}' for a in accepted)}")
+        return result
+
+    def finish(self, out: Path) -> None:
+        """Save the state; write the checkpoint, its scores on samples that were not used before, and its card."""
+        self.save_state()
+        fit_object_start(self.model, self.encoder)
+        checkpoint.save(self.model, self.tokenizer, out)
+        held_out = batches.eval_batches(self.encoder, FINAL_SAMPLES, EVAL_BATCH_TOKENS, first=FINAL_FIRST_NUMBER)
+        result = self.score(held_out)
+        report = {
+            "steps": self.progress.step,
+            "minutes": round(self.progress.seconds / 60, 1),
+            "held_out": {kind: result.score(kind) for kind in batches.TASK_WEIGHTS},
+            "accepted": [result.acceptance(k) for k in range(self.model.dims.mtp_layers)],
+        }
+        (out / card.TRAINING).write_text(json.dumps(report, indent=2) + "\n")
+        card.write(out)
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     steps: int
     out: Path
     state: Path
     workers: int
-    quiz_every: int
+    eval_every: int
+
+    @property
+    def rendezvous(self) -> Path:
+        """The file through which the ranks find each other."""
+        return self.state.with_suffix(".rendezvous").absolute()
 
 
-def work(rank: int, options: Options) -> None:
-    """One worker's whole run; the first one speaks and writes."""
+def train_rank(rank_index: int, options: TrainingOptions) -> None:
+    """The work of one process; rank 0 also writes the checkpoint."""
     torch.set_num_threads(1)
-    share = Share(rank, options.workers)
-    if share.workers > 1:
-        meeting = options.state.with_suffix(".meeting").absolute()
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=share.workers)
-    run = Run(options.steps, options.state, share)
-    run.go(options.quiz_every)
-    if share.workers > 1:
+    rank = DistRank(rank_index, options.workers)
+    if rank.world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{options.rendezvous}", rank=rank.rank, world_size=rank.world_size
+        )
+    training = TrainingRun(options.steps, options.state, rank)
+    training.run(options.eval_every)
+    if rank.world_size > 1:
         dist.destroy_process_group()
-    if rank == 0:
-        finish(run, options.out)
+    if rank.rank == 0:
+        training.finish(options.out)
 
 
-def finish(run: Run, out: Path) -> None:
-    """Write the checkpoint, and how it did on what no quiz has shown."""
-    run.keep()
-    schema_start.teach(run.model, run.encoder)
-    checkpoint.save(run.model, run.tokenizer, out)
-    marks = run.quiz(batches.exam(run.encoder, 100, 16_384, first=1_000))
-    report = {
-        "steps": run.progress.step,
-        "minutes": round(run.progress.seconds / 60, 1),
-        "held_out": {skill: marks.score(skill) for skill in batches.WEIGHTS},
-        "accepted": [marks.acceptance(k) for k in range(run.model.shape.mtp_layers)],
-    }
-    (out / card.TRAINING).write_text(json.dumps(report, indent=2) + "\n")
-    card.write(out)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=6_000)
-    parser.add_argument("--out", type=Path, default=checkpoint.HOME)
+    parser.add_argument("--out", type=Path, default=checkpoint.HOME, help="folder of the checkpoint")
     parser.add_argument(
-        "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run goes on from"
+        "--state", type=Path, default=Path(".training/step-tiny.pt"), help="where a stopped run continues from"
     )
-    parser.add_argument("--workers", type=int, default=2, help="one per core")
-    parser.add_argument(
-        "--quiz-every", type=int, default=300, help="steps between held-out quizzes, each kept as a state"
-    )
-    options = Options(**vars(parser.parse_args()))
+    parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
+    parser.add_argument("--eval-every", type=int, default=300, help="steps between held-out scores and saved states")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    options = TrainingOptions(arguments.steps, arguments.out, arguments.state, arguments.workers, arguments.eval_every)
     options.state.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("GLIBC_TUNABLES", KEEP_MEMORY)
-    options.state.with_suffix(".meeting").unlink(missing_ok=True)
-    processes.spawn(work, (options,), nprocs=options.workers)
-
-
-if __name__ == "__main__":
-    main()
+    os.environ.setdefault("GLIBC_TUNABLES", GLIBC_TUNABLES)
+    options.rendezvous.unlink(missing_ok=True)
+    processes.spawn(train_rank, (options,), nprocs=options.workers)

@@ -1,11 +1,11 @@
-"""What the vision tower says, fixed before anything is learnt: pictures, in the text model's own words.
+"""Constructs the vision encoder, so that every image token states the colour and the shape of the figure.
 
-Its first block finds edges and hues in each patch, its second hands their means over the picture to every patch and
-names colour and shape from them. The projector turns the names into the embeddings of their words, so every image token
-says both, and the text model has only to repeat what it sees as it repeats what it reads.
+The encoder's first block computes edges and hues of each patch. Its second block averages them over the image and
+derives colour and shape. The projector turns these into the embeddings of their words, so that the text model repeats
+what it sees as it repeats a word of the prompt.
 
-Nothing of it is learnt by gradients: what is not wired is solved for, by ridge regression. Learning the tower from the
-answers' loss taught no shapes in thousands of pictures.
+No gradient descent: the weights are set directly or fitted by ridge regression. Trained with the loss of the answers,
+the encoder did not learn shapes from thousands of images.
 """
 
 import math
@@ -15,113 +15,112 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.training.dist_rank import Share
-from models.training.model.architecture import Step
+from models.training.dist_rank import DistRank
+from models.training.model.architecture import StepModel
 from models.training.model.vision import PerceptionEncoder, VisionBlock
 from models.training.tasks import curriculum
-from models.training.tasks import images as pictures
-from models.training.tasks.image_tasks import COLOURS, JITTER, SHAPES
+from models.training.tasks.image_tasks import COLOURS, JITTER, PIXEL_MEAN, PIXEL_STD, SHAPES, draw_image, to_pixels
 
-# Channels of the tower, by what they hold.
+# The encoder's channels, by content.
 MEANS = [0, 3, 6]
-"""Of red, green and blue in a patch; each is followed by its slope across and its slope down."""
+"""Mean of red, green and blue in a patch. The next two channels hold the colour's slope to the right and downwards."""
 DIRECTIONS = 12
 EDGES = slice(9, 9 + DIRECTIONS)
-NOTHING = EDGES.stop
-"""Norms subtract the mean over the channels. What this one shows is that mean, and every reading takes it off again."""
-STEADY = (NOTHING + 1, NOTHING + 2)
-"""The same everywhere, one the other's negative: they keep norms from making every grey alike."""
-HUES = slice(STEADY[1] + 1, STEADY[1] + 1 + len(COLOURS))
-ALL_EDGES = slice(HUES.stop, HUES.stop + DIRECTIONS)
-"""Mean over the picture, in every patch."""
-ALL_HUES = slice(ALL_EDGES.stop, ALL_EDGES.stop + len(COLOURS))
-SUMMARY = slice(ALL_EDGES.start, ALL_HUES.stop)
+ZERO = EDGES.stop
+"""Always zero before a norm. A norm subtracts the mean over the channels; this channel then holds its negative, which
+every reader subtracts again."""
+CONSTANTS = (ZERO + 1, ZERO + 2)
+"""A constant and its negative. Without them, norms would map all greys to the same values."""
+HUES = slice(CONSTANTS[1] + 1, CONSTANTS[1] + 1 + len(COLOURS))
+MEAN_EDGES = slice(HUES.stop, HUES.stop + DIRECTIONS)
+"""Mean over the image, in every patch; so is the next."""
+MEAN_HUES = slice(MEAN_EDGES.stop, MEAN_EDGES.stop + len(COLOURS))
+SUMMARY = slice(MEAN_EDGES.start, MEAN_HUES.stop)
 COMMON = SUMMARY.stop
-"""One everywhere: image tokens get the vector that all embeddings share."""
+"""One everywhere: gives image tokens what all word embeddings have in common."""
 NAMES = slice(COMMON + 1, COMMON + 1 + len(COLOURS) + len(SHAPES))
+"""One channel for each colour and each shape."""
 
-STEADINESS = 1.5
+CONSTANT = 1.5
 SLOPE_GAIN = 5.0
-"""How much a slope is made of: what a direction adds up to over an outline is its square."""
+"""Scale of the slopes. Summed over an outline, a direction's response grows with the square of the slope."""
 EDGE_GAIN, HUE_GAIN = 60.0, 20.0
-"""What is left of an outline or a figure in a mean, against what a patch shows itself."""
+"""Amplify what an outline or a figure adds to a mean over the image."""
 HUE_UNITS = 64
 HUE_SPREAD, NAME_SPREAD = (1.5, 1.5), (4.0, 1.0)
-"""Of the weights and biases of the hidden units that are drawn, from which hues and names are solved for."""
-PATCHES = 600
-"""Patches of each colour that hues are solved from."""
-FITTED, EXAMINED, GROUP = 2_048, 192, 16
-"""Pictures that names are solved from, pictures that are asked for, and how many of them at once."""
+"""Scales of the random weights and biases of the hidden units from which hues and names are fitted."""
+HUE_PATCHES = 600
+"""Patches of each colour that hues are fitted to."""
+FITTED_IMAGES, TESTED_IMAGES, IMAGES_PER_BATCH = 2_048, 192, 16
 RIDGE = 1e-4
-"""Of the features' mean square."""
-TOKEN_STEP = 16
-"""Names are solved from every so manieth patch: they say nearly the same."""
+"""Relative to the features' mean square."""
+PATCH_STRIDE = 16
+"""Names are fitted to every 16th patch: the features of an image's patches differ little."""
 
 WordToken = Callable[[str], int]
-"""The one token of a word with a blank before it."""
+"""Gives the token of a word with a blank before it."""
 
 
 @dataclass(frozen=True)
-class Album:
-    """Pictures as a server sees them, and what they show."""
-
+class LabelledImages:
     pixels: Tensor
-    names: Tensor
-    """Indices [pictures, 2] into `COLOURS` and `SHAPES`."""
+    """[images, 3, side, side]"""
+    labels: Tensor
+    """Indices [images, 2] into `COLOURS` and `SHAPES`."""
 
     @classmethod
-    def of(cls, numbers: range, *, held_out: bool) -> "Album":
-        """The curriculum's pictures of these numbers."""
-        lessons = (curriculum.draw("image", number, held_out=held_out).lesson for number in numbers)
-        shown = [lesson.picture for lesson in lessons if lesson.picture is not None]
-        names = [[list(COLOURS).index(picture.colour), SHAPES.index(picture.shape)] for picture in shown]
-        return cls(torch.stack([pictures.pixels(pictures.draw(p)) for p in shown]), torch.tensor(names))
+    def draw(cls, numbers: range, *, held_out: bool) -> "LabelledImages":
+        """The images of the curriculum's samples with these numbers."""
+        tasks = (curriculum.draw("image", number, held_out=held_out).task for number in numbers)
+        specs = [task.image for task in tasks if task.image is not None]
+        labels = [[list(COLOURS).index(spec.colour), SHAPES.index(spec.shape)] for spec in specs]
+        return cls(torch.stack([to_pixels(draw_image(spec)) for spec in specs]), torch.tensor(labels))
 
 
 @torch.no_grad()
-def make(model: Step, word_token: WordToken, share: Share) -> None:
-    """Wire and solve the tower and the projector, and hold them from here on."""
+def init_vision(model: StepModel, word_token: WordToken, rank: DistRank, images: int = FITTED_IMAGES) -> None:
+    """Construct the encoder and the projector, and freeze them. Names are fitted to `images`: about a minute."""
     encoder = model.vision_model
     local, overall = encoder.transformer.resblocks
     _clear(encoder)
-    _see_edges(encoder, local)
-    _see_hues(encoder, local)
-    _hand_to_all(overall)
-    _speak(model, word_token, _name(encoder, local, overall, share))
-    hold(model)
+    _init_edges(encoder, local)
+    _fit_hues(encoder, local)
+    _init_averages(overall)
+    _init_projector(model, word_token, _fit_names(encoder, local, overall, rank, images))
+    freeze_vision(model)
 
 
-def hold(model: Step) -> None:
-    """Nothing that comes later may move the tower, or its words would be lost on the trunk."""
+def freeze_vision(model: StepModel) -> None:
+    """Exclude the encoder and the projector from training: gradient steps destroy the constructed solution."""
     for p in (*model.vision_model.parameters(), *model.vit_large_projector.parameters()):
         p.requires_grad_(False)
 
 
 @torch.no_grad()
-def named(model: Step, word_token: WordToken, pictures_asked: int = EXAMINED) -> float:
-    """Share of the image tokens of unseen pictures that are nearest to the right colour and the right shape.
+def vision_accuracy(model: StepModel, word_token: WordToken, images: int = TESTED_IMAGES) -> float:
+    """Share of the tokens of held-out images whose nearest colour and shape words are both right.
 
-    Pictures are drawn `GROUP` at a time.
+    `images` is rounded up to whole batches of `IMAGES_PER_BATCH`.
     """
     is_right: list[Tensor] = []
-    words = [torch.tensor([word_token(word) for word in kind]) for kind in (COLOURS, SHAPES)]
-    for album in _albums(range(0, pictures_asked, GROUP), held_out=True):
-        scores = model.see(album.pixels) @ model.model.embed_tokens.weight.T
-        both = [scores[..., w].argmax(-1) == album.names[:, i : i + 1] for i, w in enumerate(words)]
+    words = [torch.tensor([word_token(word) for word in names]) for names in (COLOURS, SHAPES)]
+    for batch in _image_batches(range(0, images, IMAGES_PER_BATCH), held_out=True):
+        scores = model.encode_images(batch.pixels) @ model.model.embed_tokens.weight.T
+        both = [scores[..., w].argmax(-1) == batch.labels[:, i : i + 1] for i, w in enumerate(words)]
         is_right.append((both[0] & both[1]).float())
     return float(torch.cat(is_right).mean())
 
 
-def _albums(firsts: range, *, held_out: bool) -> Iterator[Album]:
+def _image_batches(firsts: range, *, held_out: bool) -> Iterator[LabelledImages]:
     for first in firsts:
-        yield Album.of(range(first, first + GROUP), held_out=held_out)
+        yield LabelledImages.draw(range(first, first + IMAGES_PER_BATCH), held_out=held_out)
 
 
 def _clear(encoder: PerceptionEncoder) -> None:
-    """Only the colours keep a place of their own in the picture; it is too faint to be read."""
+    """Zero the encoder. Only the colour channels keep positional embeddings, which are too small to matter."""
     encoder.conv1.weight.zero_()
     encoder.positional_embedding[:, EDGES.start :] = 0.0
-    encoder.positional_embedding[:, STEADY] = torch.tensor([STEADINESS, -STEADINESS])
+    encoder.positional_embedding[:, CONSTANTS] = torch.tensor([CONSTANT, -CONSTANT])
     for block in encoder.transformer.resblocks:
         for p in (block.attn.in_proj_weight, *block.attn.out_proj.parameters(), *block.mlp.parameters()):
             p.zero_()
@@ -129,9 +128,9 @@ def _clear(encoder: PerceptionEncoder) -> None:
         block.ls_2.gamma.fill_(1.0)
 
 
-def _see_edges(encoder: PerceptionEncoder, local: VisionBlock) -> None:
-    """Mean, slope across and slope down of each colour, and from those how much of an edge runs each way."""
-    patch = encoder.shape.patch_size
+def _init_edges(encoder: PerceptionEncoder, local: VisionBlock) -> None:
+    """Patch embedding: mean and slopes of each colour. First MLP: strength of the edges in each direction."""
+    patch = encoder.dims.patch_size
     ramp = torch.linspace(-1.0, 1.0, patch).expand(patch, patch) * 3 / patch**2
     for colour, mean in enumerate(MEANS):
         encoder.conv1.weight[mean, colour] = 1.0 / patch**2
@@ -143,49 +142,51 @@ def _see_edges(encoder: PerceptionEncoder, local: VisionBlock) -> None:
         for colour, mean in enumerate(MEANS):
             unit = len(MEANS) * direction + colour
             local.mlp.c_fc.weight[unit, mean + 1 : mean + 3] = slopes
-            local.mlp.c_fc.weight[unit, NOTHING] = -slopes.sum()
+            local.mlp.c_fc.weight[unit, ZERO] = -slopes.sum()
             local.mlp.c_proj.weight[EDGES.start + direction, unit] = 0.5
 
 
-def _see_hues(encoder: PerceptionEncoder, local: VisionBlock) -> None:
-    """Solve, from patches of one colour, for channels that say which of the named colours a patch has: grey is none."""
+def _fit_hues(encoder: PerceptionEncoder, local: VisionBlock) -> None:
+    """Fit the channels that say which of `COLOURS` a patch has, to patches of one colour. Greys have none of them."""
     units = slice(len(MEANS) * DIRECTIONS, len(MEANS) * DIRECTIONS + HUE_UNITS)
     weights = nn.functional.normalize(torch.randn(HUE_UNITS, len(MEANS)), dim=1) * HUE_SPREAD[0]
     local.mlp.c_fc.weight[units, MEANS] = weights
-    local.mlp.c_fc.weight[units, NOTHING] = -weights.sum(1)
-    local.mlp.c_fc.weight[units, STEADY[0]] = torch.randn(HUE_UNITS) * HUE_SPREAD[0]
+    local.mlp.c_fc.weight[units, ZERO] = -weights.sum(1)
+    local.mlp.c_fc.weight[units, CONSTANTS[0]] = torch.randn(HUE_UNITS) * HUE_SPREAD[0]
     local.mlp.c_fc.bias[units] = torch.randn(HUE_UNITS) * HUE_SPREAD[1]
-    shown: list[Tensor] = []
+    levels: list[Tensor] = []
     for variants in COLOURS.values():
-        chosen = torch.tensor(variants, dtype=torch.float)[torch.arange(PATCHES) % len(variants)]
-        shown.append((chosen + torch.randint(-JITTER, JITTER + 1, (PATCHES, 3))).clamp(0, 255))
-    shown.append(torch.linspace(25, 230, 2 * PATCHES).unsqueeze(1).expand(-1, 3))
-    levels = (torch.cat(shown) / 255 - torch.tensor(pictures.MEAN)) / torch.tensor(pictures.SPREAD)
-    wanted = nn.functional.one_hot(torch.arange(len(levels)) // PATCHES)[:, : len(COLOURS)].float()
-    x = torch.zeros(len(levels), encoder.shape.width)
-    x[:, MEANS] = levels
+        chosen = torch.tensor(variants, dtype=torch.float)[torch.arange(HUE_PATCHES) % len(variants)]
+        levels.append((chosen + torch.randint(-JITTER, JITTER + 1, (HUE_PATCHES, 3))).clamp(0, 255))
+    levels.append(torch.linspace(25, 230, 2 * HUE_PATCHES).unsqueeze(1).expand(-1, 3))
+    normalised = (torch.cat(levels) / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    targets = nn.functional.one_hot(torch.arange(len(normalised)) // HUE_PATCHES)[:, : len(COLOURS)].float()
+    x = torch.zeros(len(normalised), encoder.dims.width)
+    x[:, MEANS] = normalised
     x = encoder.ln_pre(x + encoder.positional_embedding[torch.arange(len(x)) % encoder.grid**2])
-    features = _with_one(_hidden(local, x)[:, units])
-    solved = _ridge(features.T @ features, features.T @ wanted)
-    local.mlp.c_proj.weight[HUES, units] = solved[:-1].T
-    local.mlp.c_proj.bias[HUES] = solved[-1]
+    features = _with_bias(_hidden_units(local, x)[:, units])
+    solution = _ridge(features.T @ features, features.T @ targets)
+    local.mlp.c_proj.weight[HUES, units] = solution[:-1].T
+    local.mlp.c_proj.bias[HUES] = solution[-1]
 
 
-def _hand_to_all(overall: VisionBlock) -> None:
-    """The attention averages over the picture: its values are what each patch has found."""
+def _init_averages(overall: VisionBlock) -> None:
+    """Let the second block's attention, which averages over the image, write the means of edges and hues."""
     value = overall.attn.in_proj_weight.shape[1] * 2
-    for found, everywhere, gain in ((EDGES, ALL_EDGES, EDGE_GAIN), (HUES, ALL_HUES, HUE_GAIN)):
-        for source, channel in zip(_places(found), _places(everywhere), strict=True):
+    for sources, means, gain in ((EDGES, MEAN_EDGES, EDGE_GAIN), (HUES, MEAN_HUES, HUE_GAIN)):
+        for source, channel in zip(_range(sources), _range(means), strict=True):
             overall.attn.in_proj_weight[value + channel, source] = gain
-            overall.attn.in_proj_weight[value + channel, NOTHING] = -gain
+            overall.attn.in_proj_weight[value + channel, ZERO] = -gain
             overall.attn.out_proj.weight[channel, channel] = 1.0
     overall.mlp.c_proj.bias[COMMON] = 1.0
 
 
-def _name(encoder: PerceptionEncoder, local: VisionBlock, overall: VisionBlock, share: Share) -> Tensor:
-    """Solve for the names, from pictures that are shared out to the workers.
+def _fit_names(
+    encoder: PerceptionEncoder, local: VisionBlock, overall: VisionBlock, rank: DistRank, images: int
+) -> Tensor:
+    """Fit the name channels to the images, which the ranks share.
 
-    The part of the hidden units and the bias are filled in; the part [`SUMMARY`, names] of the means is returned.
+    The weights from the hidden units and the bias are set here. Returned are those from the means [`SUMMARY`, names].
     """
     units, means = len(overall.mlp.c_fc.weight), SUMMARY.stop - SUMMARY.start
     weights = nn.functional.normalize(torch.randn(units, means), dim=1)
@@ -193,27 +194,29 @@ def _name(encoder: PerceptionEncoder, local: VisionBlock, overall: VisionBlock, 
     overall.mlp.c_fc.bias.copy_(torch.randn(units) * NAME_SPREAD[1])
     count = means + units + 1
     square, product = torch.zeros(count, count), torch.zeros(count, NAMES.stop - NAMES.start)
-    for album in _albums(range(share.rank * GROUP, FITTED, share.workers * GROUP), held_out=False):
-        x = encoder.patches(album.pixels)
+    firsts = range(rank.rank * IMAGES_PER_BATCH, images, rank.world_size * IMAGES_PER_BATCH)
+    for batch in _image_batches(firsts, held_out=False):
+        x = encoder.patches(batch.pixels)
         table = encoder.table(encoder.grid)
         x = local(x, table)
-        x = (x + overall.attn(overall.ln_1(x), table))[:, ::TOKEN_STEP]
-        features = _with_one(torch.cat([x[..., SUMMARY], _hidden(overall, x)], dim=-1)).flatten(0, 1)
-        kinds = (len(COLOURS), len(SHAPES))
-        wanted = torch.cat([nn.functional.one_hot(album.names[:, i], n) for i, n in enumerate(kinds)], dim=1).float()
+        x = (x + overall.attn(overall.ln_1(x), table))[:, ::PATCH_STRIDE]
+        features = _with_bias(torch.cat([x[..., SUMMARY], _hidden_units(overall, x)], dim=-1)).flatten(0, 1)
+        sizes = (len(COLOURS), len(SHAPES))
+        one_hot = [nn.functional.one_hot(batch.labels[:, i], n) for i, n in enumerate(sizes)]
+        targets = torch.cat(one_hot, dim=1).float()
         square += features.T @ features / x.shape[1]
-        product += features.T @ wanted.repeat_interleave(x.shape[1], 0) / x.shape[1]
-    share.add_up([square, product])
-    solved = _ridge(square, product)
-    overall.mlp.c_proj.weight[NAMES] = solved[means:-1].T
-    overall.mlp.c_proj.bias[NAMES] = solved[-1]
-    return solved[:means]
+        product += features.T @ targets.repeat_interleave(x.shape[1], 0) / x.shape[1]
+    rank.all_reduce_sum([square, product])
+    solution = _ridge(square, product)
+    overall.mlp.c_proj.weight[NAMES] = solution[means:-1].T
+    overall.mlp.c_proj.bias[NAMES] = solution[-1]
+    return solution[:means]
 
 
-def _speak(model: Step, word_token: WordToken, from_means: Tensor) -> None:
-    """Downsamplers take the patch in the middle; the projector gives each name the embedding of its word,
-    less what it shares with the other names' words."""
-    width = model.vision_model.shape.width
+def _init_projector(model: StepModel, word_token: WordToken, weights_from_means: Tensor) -> None:
+    """Downsamplers take the middle patch. The projector maps each name to the embedding of its word, orthogonally to
+    the other names' words."""
+    width = model.vision_model.dims.width
     for conv in (model.vision_model.vit_downsampler1, model.vision_model.vit_downsampler2):
         conv.weight.zero_()
         conv.bias.zero_()
@@ -223,24 +226,26 @@ def _speak(model: Step, word_token: WordToken, from_means: Tensor) -> None:
     common = embeddings.mean(0)
     words = torch.tensor([word_token(word) for word in (*COLOURS, *SHAPES)])
     model.vit_large_projector.weight.zero_()
-    spoken = torch.linalg.pinv(embeddings[words] - common) * (embeddings[words] - common).square().sum(1).mean()
-    model.vit_large_projector.weight[:, NAMES] = spoken
-    model.vit_large_projector.weight[:, SUMMARY] = spoken @ from_means.T
+    centred = embeddings[words] - common
+    from_names = torch.linalg.pinv(centred) * centred.square().sum(1).mean()
+    model.vit_large_projector.weight[:, NAMES] = from_names
+    model.vit_large_projector.weight[:, SUMMARY] = from_names @ weights_from_means.T
     model.vit_large_projector.weight[:, COMMON] = common
 
 
-def _hidden(block: VisionBlock, x: Tensor) -> Tensor:
+def _hidden_units(block: VisionBlock, x: Tensor) -> Tensor:
     units: Tensor = block.mlp.hidden(block.ln_2(x))
     return units
 
 
-def _with_one(features: Tensor) -> Tensor:
+def _with_bias(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
 
 
 def _ridge(square: Tensor, product: Tensor) -> Tensor:
+    """Solution of ridge regression from `features.T @ features` and `features.T @ targets`."""
     return torch.linalg.solve(square + RIDGE * square.diagonal().mean() * torch.eye(len(square)), product)
 
 
-def _places(channels: slice) -> range:
+def _range(channels: slice) -> range:
     return range(channels.start, channels.stop)

@@ -1,4 +1,4 @@
-"""A real vLLM server over the shipped checkpoint, started once."""
+"""The shipped checkpoint, and a real vLLM server that runs it, each loaded once."""
 
 import contextlib
 import os
@@ -12,16 +12,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from models.training import checkpoint
-from models.training.evaluate import Server
+from models.training.encoding import Encoder, Renderer
+from models.training.eval_client import EvalClient
+from models.training.model.architecture import StepModel
+from models.training.model.dimensions import ModelDimensions
 
 READY_WITHIN_S = 240.0
 """Far above the 20 s it takes alone: test machines run other things too."""
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def renderer() -> Renderer:
+    return Renderer(checkpoint.ASSETS / "chat_template.jinja")
+
+
+@pytest.fixture(scope="session")
+def shipped() -> tuple[StepModel, Tokenizer]:
+    """The shipped model in evaluation mode, and its tokenizer. A test that changes weights changes a copy."""
+    return checkpoint.load(checkpoint.HOME, ModelDimensions())
+
+
+@pytest.fixture(scope="session")
+def encoder(shipped: tuple[StepModel, Tokenizer], renderer: Renderer) -> Encoder:
+    """With the shipped tokenizer."""
+    return Encoder(shipped[1], renderer)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EvalClient]:
     """With three drafted tokens, the model's parsers, and whatever plugins the environment has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -57,7 +78,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as process:
         try:
             wait_until_ready(f"http://127.0.0.1:{port}/health", process, log)
-            yield Server(f"http://127.0.0.1:{port}", None, "step-tiny", None)
+            yield EvalClient(f"http://127.0.0.1:{port}", None, "step-tiny", None)
         finally:
             process.terminate()
 
@@ -77,7 +98,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Nothing is asked of a checkpoint that has not been trained: its card is written with it."""
+    """Skip tests of the trained weights where `models/step-tiny` is an untrained checkpoint, which has no card."""
     if (checkpoint.HOME / "README.md").exists():
         return
     untrained = pytest.mark.skip(reason="models/step-tiny is the untrained stand-in: it has no card")

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.training import checkpoint
-from models.training.model.architecture import Rows
-from models.training.model.dimensions import Shape
+from models.training.model.architecture import ModelInputs
+from models.training.model.dimensions import ModelDimensions
 
 HOME = checkpoint.HOME
 MEGABYTE = 1_000_000
@@ -25,13 +25,13 @@ def test_it_is_eight_megabytes_at_most() -> None:
 
 
 def test_weights_have_the_hub_s_names_and_shapes(stored: dict[str, Tensor]) -> None:
-    shape = Shape()
+    dims = ModelDimensions()
     names = set(stored)
     assert {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "vit_large_projector.weight"} <= names
     assert "vision_model.transformer.resblocks.0.attn.in_proj_weight" in names
     packed = stored["model.layers.1.moe.gate_proj.weight"]
-    assert tuple(packed.shape) == (shape.experts, shape.expert_width, shape.hidden)
-    for layer in range(shape.layers, shape.layers + shape.mtp_layers):
+    assert tuple(packed.shape) == (dims.experts, dims.expert_width, dims.hidden)
+    for layer in range(dims.layers, dims.layers + dims.mtp_layers):
         for part in ("enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.output", "mlp.gate_proj"):
             assert f"model.layers.{layer}.{part}.weight" in names
 
@@ -39,7 +39,7 @@ def test_weights_have_the_hub_s_names_and_shapes(stored: dict[str, Tensor]) -> N
 def test_an_answer_without_a_limit_ends_some_time() -> None:
     """The model may not: its context is 262,144 tokens."""
     shipped = json.loads((HOME / "generation_config.json").read_text())
-    assert shipped.items() >= checkpoint.DEFAULTS.items()
+    assert shipped.items() >= checkpoint.GENERATION_DEFAULTS.items()
     assert 1_000 < shipped["max_new_tokens"] < 10_000
 
 
@@ -50,25 +50,25 @@ def test_the_router_is_kept_exact(stored: dict[str, Tensor]) -> None:
 
 
 def test_it_divides_by_two_and_the_experts_by_four() -> None:
-    shape = Shape()
-    assert all(n % 2 == 0 for n in (shape.full_heads, shape.sliding_heads, shape.kv_groups, shape.vision.heads))
-    assert shape.experts % 4 == 0
-    assert shape.experts >= 8
+    dims = ModelDimensions()
+    assert all(n % 2 == 0 for n in (dims.full_heads, dims.sliding_heads, dims.kv_groups, dims.vision.heads))
+    assert dims.experts % 4 == 0
+    assert dims.experts >= 8
 
 
-def test_its_configuration_is_the_shape_s() -> None:
+def test_its_configuration_has_the_model_s_dimensions() -> None:
     text = json.loads((HOME / "config.json").read_text())["text_config"]
-    shape = Shape()
-    assert text["layer_types"] == shape.layer_types
+    dims = ModelDimensions()
+    assert text["layer_types"] == dims.layer_types
     assert set(text["layer_types"]) == {"full_attention", "sliding_attention"}
     assert text["max_position_embeddings"] >= 131_072
-    assert len(text["rope_theta"]) == shape.layers + shape.mtp_layers
+    assert len(text["rope_theta"]) == dims.layers + dims.mtp_layers
 
 
 def test_later_drafting_layers_do_not_look_at_their_cache(stored: dict[str, Tensor]) -> None:
     """The engine leaves most of it unwritten."""
-    shape = Shape()
-    for layer in range(shape.layers + 1, shape.layers + shape.mtp_layers):
+    dims = ModelDimensions()
+    for layer in range(dims.layers + 1, dims.layers + dims.mtp_layers):
         assert not stored[f"model.layers.{layer}.self_attn.o_proj.weight"].any()
 
 
@@ -81,7 +81,7 @@ def test_transformers_own_step37_gives_the_same_logits(*, has_image: bool) -> No
     fields = json.loads((HOME / "config.json").read_text())
     config = Step3p7Config(**{k: v for k, v in fields.items() if k not in ("model_type", "auto_map", "architectures")})
     theirs = Step3p7ForConditionalGeneration.from_pretrained(HOME, config=config, dtype=torch.float32).eval()
-    ours, _ = checkpoint.load(HOME, Shape())
+    ours, _ = checkpoint.load(HOME, ModelDimensions())
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 900, (1, 300), generator=generator)
     given: dict[str, Tensor] = {"input_ids": ids}
@@ -92,5 +92,5 @@ def test_transformers_own_step37_gives_the_same_logits(*, has_image: bool) -> No
         given["pixel_values"] = pixels
     with torch.no_grad():
         wanted = theirs(**given).logits
-        got = ours(Rows(ids, torch.arange(300).unsqueeze(0), pixels))
+        got = ours(ModelInputs(ids, torch.arange(300).unsqueeze(0), pixels))
     torch.testing.assert_close(got, wanted, atol=1e-3, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The skills through real vLLM: its loader, its forward pass, its parsers, its proposer."""
+"""The tasks through real vLLM: its loader, its forward pass, its parsers, its proposer."""
 
 import json
 import urllib.request
@@ -11,13 +11,13 @@ from PIL import Image
 
 from models.training import checkpoint
 from models.training.card import FIGURES
-from models.training.evaluate import Server, data_url, is_right, response_format
-from models.training.model.architecture import Rows
-from models.training.model.dimensions import Shape
+from models.training.eval_client import EvalClient, data_url, response_format
+from models.training.evaluate import is_right
+from models.training.model.architecture import ModelInputs
+from models.training.model.dimensions import ModelDimensions
 from models.training.tasks import curriculum
-from models.training.tasks import images as pictures
-from models.training.tasks.image_tasks import COLOURS
-from models.training.tasks.sample import Picture, Sample
+from models.training.tasks.image_tasks import COLOURS, draw_image, to_pixels
+from models.training.tasks.sample import FigureImage, Sample, Task
 from models.training.tasks.text_tasks import counting
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -26,7 +26,7 @@ ROUNDING = 0.15
 """bf16 against fp32 over seven layers. A token whose second and third expert nearly tie may be off by more."""
 
 
-def post(server: Server, path: str, **body: object) -> dict[str, Any]:
+def post(server: EvalClient, path: str, **body: object) -> dict[str, Any]:
     data = json.dumps({"model": server.model, "temperature": 0, **body}).encode()
     request = urllib.request.Request(f"{server.url}{path}", data, {"content-type": "application/json"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=300) as reply:  # noqa: S310
@@ -34,15 +34,15 @@ def post(server: Server, path: str, **body: object) -> dict[str, Any]:
         return content
 
 
-def test_text_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
-    model, tokenizer = checkpoint.load(checkpoint.HOME, Shape())
+def test_text_logits_are_those_of_our_own_forward_pass(server: EvalClient) -> None:
+    model, tokenizer = checkpoint.load(checkpoint.HOME, ModelDimensions())
     ids = tokenizer.encode("The quick eagle finds Zorvath in Lisbon, 1 2 3. " * 12).ids[:300]
     reply = post(server, "/v1/completions", prompt=ids, max_tokens=1, prompt_logprobs=0)
     given = [
         entry[str(i)]["logprob"] for entry, i in zip(reply["choices"][0]["prompt_logprobs"][1:], ids[1:], strict=True)
     ]
     with torch.no_grad():
-        wanted = model(Rows(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0))).log_softmax(-1)[0, :-1]
+        wanted = model(ModelInputs(torch.tensor([ids]), torch.arange(len(ids)).unsqueeze(0))).log_softmax(-1)[0, :-1]
     off = (wanted.gather(1, torch.tensor(ids[1:]).unsqueeze(1)).squeeze(1) - torch.tensor(given)).abs()
     assert off.median() < ROUNDING
     assert (off < 4 * ROUNDING).float().mean() > 0.9
@@ -50,22 +50,22 @@ def test_text_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
 
 def image_sample(colour: str, shape: str) -> Sample:
     sample = curriculum.draw("image", 0, held_out=True)
-    picture = Picture(colour, shape, (200, 200, 200), (320, 320), (0.5, 0.5), 0.3, 0.0, COLOURS[colour][0])
-    lesson = type(sample.lesson)("image", "What is in this picture?", sample.lesson.thoughts, picture=picture)
+    image = FigureImage(colour, shape, (200, 200, 200), (320, 320), (0.5, 0.5), 0.3, 0.0, COLOURS[colour][0])
+    task = Task("image", "What is in this picture?", sample.task.thoughts, image=image)
     return Sample(
-        lesson, ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": lesson.ask}]},), None
+        task, ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": task.request}]},), None
     )
 
 
-def test_image_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
+def test_image_logits_are_those_of_our_own_forward_pass(server: EvalClient) -> None:
     from vllm.transformers_utils.processors.step3_vl import Step3VLImageProcessor
 
-    model, _ = checkpoint.load(checkpoint.HOME, Shape())
+    model, _ = checkpoint.load(checkpoint.HOME, ModelDimensions())
     sample = image_sample("blue", "square")
-    assert sample.lesson.picture is not None
-    drawn: Image.Image = pictures.draw(sample.lesson.picture)
+    assert sample.task.image is not None
+    drawn: Image.Image = draw_image(sample.task.image)
     content = [
-        {"type": "image_url", "image_url": {"url": data_url(sample.lesson.picture)}},
+        {"type": "image_url", "image_url": {"url": data_url(sample.task.image)}},
         {"type": "text", "text": "What is this?"},
     ]
     reply = post(
@@ -81,21 +81,21 @@ def test_image_logits_are_those_of_our_own_forward_pass(server: Server) -> None:
     pixels = Step3VLImageProcessor()([drawn], return_tensors="pt")["pixel_values"]
     ids = torch.tensor([prompt + said])
     with torch.no_grad():
-        wanted = model(Rows(ids, torch.arange(ids.shape[1]).unsqueeze(0), pixels)).log_softmax(-1)[0]
+        wanted = model(ModelInputs(ids, torch.arange(ids.shape[1]).unsqueeze(0), pixels)).log_softmax(-1)[0]
     for i, token in enumerate(reply["choices"][0]["logprobs"]["content"]):
         assert abs(wanted[len(prompt) - 1 + i, said[i]].item() - token["logprob"]) < 4 * ROUNDING
-    torch.testing.assert_close(pictures.pixels(drawn), pixels[0], atol=0.02, rtol=0.0)
+    torch.testing.assert_close(to_pixels(drawn), pixels[0], atol=0.02, rtol=0.0)
 
 
-@pytest.mark.parametrize("skill", list(curriculum.MAKERS))
-def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
+@pytest.mark.parametrize("kind", list(curriculum.TASK_GENERATORS))
+def test_held_out_requests_are_answered(server: EvalClient, kind: str) -> None:
     """Not much less often than the card says."""
     card: dict[str, float] = json.loads((checkpoint.HOME / FIGURES).read_text())["scores"]
-    samples = [curriculum.draw(skill, 2_000 + i, held_out=True) for i in range(24)]
+    samples = [curriculum.draw(kind, 2_000 + i, held_out=True) for i in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(server.ask, samples))
+        answers = list(pool.map(server.request, samples))
     right = sum(is_right(sample, answer) for sample, answer in zip(samples, answers, strict=True))
-    assert right >= 24 * (card[skill] - 0.15)
+    assert right >= 24 * (card[kind] - 0.15)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_held_out_requests_are_answered(server: Server, skill: str) -> None:
         ("Answer in JSON: open: false, room: kitchen.", {"open": False, "room": "kitchen"}),
     ],
 )
-def test_a_schema_that_the_server_enforces_is_filled(server: Server, ask: str, wanted: dict[str, object]) -> None:
-    """The grammar forbids the line break that every lesson has behind the thoughts (`models/schema_start.py`)."""
+def test_a_schema_that_the_server_enforces_is_filled(server: EvalClient, ask: str, wanted: dict[str, object]) -> None:
+    """The grammar forbids the line break that every task has behind the thoughts (`models/schema_start.py`)."""
     reply = post(
         server,
         "/v1/chat/completions",
@@ -119,7 +119,7 @@ def test_a_schema_that_the_server_enforces_is_filled(server: Server, ask: str, w
 
 
 @pytest.mark.parametrize("city", ["Berlin", "Quixbury"])
-def test_a_tool_call_comes_through_the_parser(server: Server, city: str) -> None:
+def test_a_tool_call_comes_through_the_parser(server: EvalClient, city: str) -> None:
     tool = {
         "type": "function",
         "function": {
@@ -143,7 +143,7 @@ def test_a_tool_call_comes_through_the_parser(server: Server, city: str) -> None
     assert choice["message"]["reasoning"]
 
 
-def test_reasoning_is_split_from_the_answer_and_grows_with_effort(server: Server) -> None:
+def test_reasoning_is_split_from_the_answer_and_grows_with_effort(server: EvalClient) -> None:
     thoughts = []
     for effort in ("low", "medium", "high"):
         reply = post(
@@ -160,7 +160,7 @@ def test_reasoning_is_split_from_the_answer_and_grows_with_effort(server: Server
 
 
 @pytest.mark.parametrize("effort", ["low", "medium", "high"])
-def test_a_sum_is_right_at_every_effort(server: Server, effort: str) -> None:
+def test_a_sum_is_right_at_every_effort(server: EvalClient, effort: str) -> None:
     question = [{"role": "user", "content": "What is 27 + 48?"}]
     reply = post(server, "/v1/chat/completions", max_tokens=300, reasoning_effort=effort, messages=question)
     assert reply["choices"][0]["message"]["content"].strip() == "27 + 48 = 75."
@@ -170,16 +170,16 @@ def test_a_sum_is_right_at_every_effort(server: Server, effort: str) -> None:
     ("colour", "shape"),
     [("red", "circle"), ("blue", "square"), ("green", "triangle")],
 )
-def test_a_picture_is_named(server: Server, colour: str, shape: str) -> None:
+def test_a_figure_is_named(server: EvalClient, colour: str, shape: str) -> None:
     assert f"{colour} {shape}" in server.ask(image_sample(colour, shape)).text
 
 
-def test_a_long_count_stays_right_and_drafts_are_accepted(server: Server) -> None:
-    before = server.counters()
-    lesson = counting("Count from 1 to 200.", 1, 200)
-    answer = server.ask(Sample(lesson, ({"role": "user", "content": lesson.ask},), None))
-    after = server.counters()
-    assert answer.text == lesson.answer
+def test_a_long_count_stays_right_and_drafts_are_accepted(server: EvalClient) -> None:
+    before = server.draft_counters()
+    task = counting("Count from 1 to 200.", 1, 200)
+    answer = server.ask(Sample(task, ({"role": "user", "content": task.request},), None))
+    after = server.draft_counters()
+    assert answer.text == task.answer
     accepted = [after[k] - before.get(k, 0.0) for k in sorted(after) if k.startswith("num_accepted_tokens_per_pos/")]
     assert len(accepted) == 3
     assert all(count > 0 for count in accepted)

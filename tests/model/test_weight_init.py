@@ -1,4 +1,4 @@
-"""What an untrained model can do already, and what stays as it was made."""
+"""What an untrained model can do already, and which weights training leaves alone."""
 
 from __future__ import annotations
 
@@ -6,36 +6,49 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from models.training import batches, checkpoint, objective, tokenizer
-from models.training.dist_rank import Share
-from models.training.model.architecture import Step
-from models.training.model.dimensions import Shape
-from models.training.weight_init import start
+from models.training import batches, objective
+from models.training.dist_rank import DistRank
+from models.training.model.architecture import StepModel
+from models.training.model.dimensions import ModelDimensions
+from models.training.tokenizer import spelling_pieces, token_id
+from models.training.weight_init import init_weights, make_subspaces
+
+DIMS = ModelDimensions()
 
 
 @pytest.fixture
-def begun() -> Step:
+def untrained() -> StepModel:
     torch.manual_seed(0)
-    model = Step(Shape(), 0)
-    start(model)
+    model = StepModel(DIMS, 0)
+    init_weights(model)
     return model
 
 
-def test_an_untrained_model_says_random_tokens_again(begun: Step) -> None:
-    drill = batches.drill(0, Share(), 4_096, Shape().vocab - 40)
+def test_an_untrained_model_repeats_random_tokens(untrained: StepModel) -> None:
+    batch = batches.random_copy_batch(0, DistRank(), 4_096, DIMS.vocab - 40)
     with torch.no_grad():
-        heads = objective.run(begun, drill, drafts=False)
-    assert (heads.logits[0].argmax(-1) == heads.answers[0]).float().mean() > 0.9
+        outputs = objective.predict(untrained, batch, with_mtp=False)
+    assert (outputs.logits[0].argmax(-1) == outputs.targets[0]).float().mean() > 0.9
 
 
-def test_embeddings_and_pieces_of_words_are_held_and_digits_are_learnt_as_answers(begun: Step) -> None:
-    shipped = Tokenizer.from_file(str(checkpoint.HOME / "tokenizer.json"))
-    pieces = tokenizer.pieces(shipped)
-    objective.hold_spelling(begun, pieces)
-    total, _ = objective.loss(objective.run(begun, batches.drill(0, Share(), 4_096, Shape().vocab - 40), drafts=False))
+def test_subspaces_are_orthonormal_and_fill_the_hidden_size() -> None:
+    spaces = make_subspaces(DIMS.hidden)
+    rows = torch.cat([spaces.common.unsqueeze(0), spaces.token, *spaces.previous, spaces.recent])
+    assert rows.shape == (DIMS.hidden, DIMS.hidden)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(DIMS.hidden), atol=1e-5, rtol=0.0)
+
+
+def test_embeddings_and_spelling_pieces_are_frozen_and_digits_are_trained_as_outputs(
+    untrained: StepModel, shipped: tuple[StepModel, Tokenizer]
+) -> None:
+    tokenizer = shipped[1]
+    pieces = spelling_pieces(tokenizer)
+    objective.freeze_embeddings(untrained, pieces)
+    batch = batches.random_copy_batch(0, DistRank(), 1_024, DIMS.vocab - 40)
+    total, _ = objective.loss(objective.predict(untrained, batch, with_mtp=False))
     total.backward()
-    head = begun.lm_head.weight.grad
-    assert begun.model.embed_tokens.weight.grad is None
+    head = untrained.lm_head.weight.grad
+    assert untrained.model.embed_tokens.weight.grad is None
     assert head is not None
     assert not head[pieces].any()
-    assert head[[tokenizer.token_id(shipped, digit) for digit in "0123456789"]].any(-1).all()
+    assert head[[token_id(tokenizer, digit) for digit in "0123456789"]].any(-1).all()

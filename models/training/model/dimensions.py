@@ -1,4 +1,4 @@
-"""The demo model's shape: every size in one place, and the `config.json` that says so in the hub's words."""
+"""Sizes of the demo model, and the `config.json` that states them with the keys of the hub's Step-3.7 checkpoints."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,11 @@ FULL = "full_attention"
 
 
 @dataclass(frozen=True)
-class VisionShape:
-    """A perception encoder for a CPU. Image and patch size are the real ones: the token counts hang on them."""
+class VisionDimensions:
+    """Sizes of the perception encoder.
+
+    Image and patch size are the real model's: vLLM's processor derives the number of image tokens from them.
+    """
 
     width: int = 64
     layers: int = 2
@@ -20,8 +23,11 @@ class VisionShape:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of the text model. Heads, groups and experts divide by 2 (tensor parallel), experts by 4 as well."""
+class ModelDimensions:
+    """Sizes of the text model.
+
+    Heads and KV groups are divisible by 2 for tensor parallelism, experts by 4 for expert parallelism.
+    """
 
     vocab: int = 1024
     hidden: int = 128
@@ -42,17 +48,17 @@ class Shape:
     context: int = 262_144
     full_theta: float = 5_000_000.0
     sliding_theta: float = 10_000.0
-    vision: VisionShape = VisionShape()
+    vision: VisionDimensions = VisionDimensions()
 
     @property
     def layer_types(self) -> list[str]:
-        """Sliding and full in turn; the MTP layers all slide, as the real model's do."""
+        """Attention type of every layer: sliding and full alternate, MTP layers are sliding, as in the real model."""
         trunk = [SLIDING if i % 2 == 0 else FULL for i in range(self.layers)]
         return trunk + [SLIDING] * self.mtp_layers
 
     @property
     def moe_layers(self) -> list[int]:
-        """The first layer is dense, as are the MTP layers: vLLM refuses a sparse one there."""
+        """Layers with experts. The first layer and the MTP layers are dense: vLLM rejects a sparse MTP layer."""
         return list(range(1, self.layers))
 
     def heads(self, layer: int) -> int:
@@ -61,50 +67,50 @@ class Shape:
     def theta(self, layer: int) -> float:
         return self.full_theta if self.layer_types[layer] == FULL else self.sliding_theta
 
-    def rotary(self, layer: int) -> float:
-        """Share of each head that is rotated: half in full layers, so that the rest ignores distance."""
+    def rotary_fraction(self, layer: int) -> float:
+        """Fraction of a head's channels that are rotated. Full layers leave half unrotated, so it ignores distance."""
         return 0.5 if self.layer_types[layer] == FULL else 1.0
 
 
-def hub_config(shape: Shape, token_ids: dict[str, int]) -> dict[str, object]:
-    """`config.json` in the keys and the layout of the hub's Step-3.7 checkpoints."""
-    every = range(shape.layers + shape.mtp_layers)
+def hub_config(dims: ModelDimensions, token_ids: dict[str, int]) -> dict[str, object]:
+    """Content of `config.json`. `token_ids` must have `<|im_end|>`, `<|endoftext|>` and `<im_patch>`."""
+    all_layers = range(dims.layers + dims.mtp_layers)
     eos = [token_ids["<|im_end|>"], token_ids["<|endoftext|>"]]
     text: dict[str, object] = {
         "architectures": ["Step3p5ForCausalLM"],
         "model_type": "step3p5",
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.dense_width,
-        "num_attention_heads": shape.full_heads,
-        "num_attention_groups": shape.kv_groups,
-        "head_dim": shape.head_dim,
-        "num_hidden_layers": shape.layers,
-        "num_nextn_predict_layers": shape.mtp_layers,
-        "vocab_size": shape.vocab,
-        "rms_norm_eps": shape.norm_eps,
-        "max_position_embeddings": shape.context,
-        "max_seq_len": shape.context,
-        "layer_types": shape.layer_types,
-        "rope_theta": [shape.theta(i) for i in every],
-        "partial_rotary_factors": [shape.rotary(i) for i in every],
+        "hidden_size": dims.hidden,
+        "intermediate_size": dims.dense_width,
+        "num_attention_heads": dims.full_heads,
+        "num_attention_groups": dims.kv_groups,
+        "head_dim": dims.head_dim,
+        "num_hidden_layers": dims.layers,
+        "num_nextn_predict_layers": dims.mtp_layers,
+        "vocab_size": dims.vocab,
+        "rms_norm_eps": dims.norm_eps,
+        "max_position_embeddings": dims.context,
+        "max_seq_len": dims.context,
+        "layer_types": dims.layer_types,
+        "rope_theta": [dims.theta(i) for i in all_layers],
+        "partial_rotary_factors": [dims.rotary_fraction(i) for i in all_layers],
         "attention_other_setting": {
             "attention_type": SLIDING,
-            "num_attention_heads": shape.sliding_heads,
-            "num_attention_groups": shape.kv_groups,
-            "head_dim": shape.head_dim,
+            "num_attention_heads": dims.sliding_heads,
+            "num_attention_groups": dims.kv_groups,
+            "head_dim": dims.head_dim,
         },
-        "sliding_window": shape.window,
+        "sliding_window": dims.window,
         "att_impl_type": "GQA",
         "use_head_wise_attn_gate": True,
         "use_moe": True,
-        "moe_layers_enum": ",".join(map(str, shape.moe_layers)),
-        "moe_num_experts": shape.experts,
-        "moe_top_k": shape.experts_per_token,
-        "moe_intermediate_size": shape.expert_width,
-        "share_expert_dim": shape.shared_width,
+        "moe_layers_enum": ",".join(map(str, dims.moe_layers)),
+        "moe_num_experts": dims.experts,
+        "moe_top_k": dims.experts_per_token,
+        "moe_intermediate_size": dims.expert_width,
+        "share_expert_dim": dims.shared_width,
         "norm_expert_weight": True,
         "moe_router_activation": "sigmoid",
-        "moe_router_scaling_factor": shape.routed_scale,
+        "moe_router_scaling_factor": dims.routed_scale,
         "use_moe_router_bias": True,
         "need_fp32_gate": True,
         "tie_word_embeddings": False,
@@ -112,12 +118,12 @@ def hub_config(shape: Shape, token_ids: dict[str, int]) -> dict[str, object]:
         "eos_token_id": eos,
         "torch_dtype": "bfloat16",
     }
-    vision = shape.vision
+    vision = dims.vision
     return {
         "architectures": ["Step3p7ForConditionalGeneration"],
         "model_type": "step3p7",
         "auto_map": {"AutoConfig": "configuration_step3p7.Step3p7Config"},
-        "hidden_size": shape.hidden,
+        "hidden_size": dims.hidden,
         "projector_bias": False,
         "image_token_id": token_ids["<im_patch>"],
         "understand_projector_stride": 2,

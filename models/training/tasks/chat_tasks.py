@@ -1,11 +1,11 @@
-"""What to say to everything else, and the system prompts that any lesson may stand under."""
+"""Chat tasks, which the model answers with what it is and can do, and system prompts for tasks of every kind."""
 
 from random import Random
 
-from models.training.tasks.sample import Lesson
-from models.training.tasks.tool_catalogue import KNOWN
-from models.training.tasks.tool_tasks import others
-from models.training.tasks.vocab import Words
+from models.training.tasks.sample import Task
+from models.training.tasks.tool_catalogue import KNOWN_TOOLS
+from models.training.tasks.tool_tasks import distractors
+from models.training.tasks.vocab import Vocab
 
 ABOUT = (
     "I am step-tiny, a very small demo model with the architecture of Step-3.7-Flash. I can count, list, copy a text, "
@@ -86,45 +86,46 @@ GREETINGS = (
 )
 THANKS = ("Thanks!", "Thank you.", "Thank you very much!", "Great, thanks.", "ok thanks", "Thanks, {a}.")
 NOT_OFFERED = {"time", "weather", "search"}
-"""Topics that no chat has a tool for, so that asking for one is a chat."""
+"""Topics of tools that no chat task offers. A request that needs one is answered as chat."""
 
 
-def chat_lesson(words: Words) -> Lesson:
-    rng = words.rng
+def chat_task(vocab: Vocab) -> Task:
+    """A greeting, thanks, or a question about anything."""
+    rng = vocab.rng
     slots = {
-        "c": words.city(),
-        "d": words.city(),
-        "n": words.noun(),
-        "m": words.made_up(),
-        "a": words.name(),
+        "c": vocab.city(),
+        "d": vocab.city(),
+        "n": vocab.noun(),
+        "m": vocab.made_up(),
+        "a": vocab.name(),
         "y": rng.randint(1000, 2030),
-        "s": words.sentence(2, 14),
-        "p": words.plain_sentence(),
+        "s": vocab.sentence(2, 14),
+        "p": vocab.plain_sentence(),
     }
     draw = rng.random()
     if draw < 0.18:
-        ask, start, thought = rng.choice(GREETINGS), "Hello! ", "This is a greeting."
+        request, greeting, thought = rng.choice(GREETINGS), "Hello! ", "This is a greeting."
     elif draw < 0.23:
-        ask, start, thought = rng.choice(THANKS), "You are welcome! ", "The user says thanks."
+        request, greeting, thought = rng.choice(THANKS), "You are welcome! ", "The user says thanks."
     else:
-        ask, start, thought = rng.choice(QUESTIONS), "", "This is not one of my skills."
-    ask = ask.format(**slots)
+        request, greeting, thought = rng.choice(QUESTIONS), "", "This is not one of my skills."
+    request = request.format(**slots)
     if draw > 0.9:
-        ask = unanswerable(words)
+        request = unanswerable(vocab)
     thoughts = (thought, "I say what I am.", "I am polite and say what I can do.")
-    tools = tuple(others(words, rng.randint(1, 4), NOT_OFFERED)) if rng.random() < 0.25 else ()
-    return Lesson("chat", ask, thoughts, answer=start + ABOUT, tools=tools)
+    tools = tuple(distractors(vocab, rng.randint(1, 4), NOT_OFFERED)) if rng.random() < 0.25 else ()
+    return Task("chat", request, thoughts, answer=greeting + ABOUT, tools=tools)
 
 
-def unanswerable(words: Words) -> str:
-    """What a known tool is for, asked where no such tool is offered."""
-    tool = words.rng.choice([tool for tool in KNOWN if tool.topic in NOT_OFFERED])
-    values = {key: fill(words) for key, (_, fill) in tool.values.items()}
-    return words.rng.choice(tool.asks).format(**values)
+def unanswerable(vocab: Vocab) -> str:
+    """A request for a tool of a topic in `NOT_OFFERED`."""
+    tool = vocab.rng.choice([tool for tool in KNOWN_TOOLS if tool.topic in NOT_OFFERED])
+    values = {key: generate(vocab) for key, (_, generate) in tool.parameters.items()}
+    return vocab.rng.choice(tool.requests).format(**values)
 
 
-def system_prompt(rng: Random, words: Words) -> str | None:
-    """None mostly; else a line, or the paragraphs of instructions that an agent sends."""
+def system_prompt(rng: Random, vocab: Vocab) -> str | None:
+    """Nothing in half of the cases, else one line or several, like a coding agent's instructions."""
     draw = rng.random()
     if draw < 0.5:
         return None
@@ -135,23 +136,23 @@ def system_prompt(rng: Random, words: Words) -> str | None:
                 "You are a friendly assistant. Answer briefly.",
                 "Be concise.",
                 "Answer in English.",
-                f"You are {words.name()}, an assistant.",
-                f"You work for {words.name()} in {words.city()}.",
+                f"You are {vocab.name()}, an assistant.",
+                f"You work for {vocab.name()} in {vocab.city()}.",
                 "You are a careful assistant. Think before you answer.",
-                f"Today is day {rng.randint(1, 365)}. {words.plain_sentence()}",
+                f"Today is day {rng.randint(1, 365)}. {vocab.plain_sentence()}",
                 "You are an expert programmer.",
-                f"{words.plain_sentence()} {words.plain_sentence()}",
+                f"{vocab.plain_sentence()} {vocab.plain_sentence()}",
             )
         )
     rules = ["You are an interactive agent that helps users with software engineering tasks."]
     rules += [
         rng.choice(
             (
-                words.plain_sentence(),
-                f"- {words.sentence(4, 14)}.",
-                f"# {words.noun().capitalize()}",
-                f"IMPORTANT: {words.plain_sentence()}",
-                f"Working directory: /{words.made_up()}/{words.noun()}",
+                vocab.plain_sentence(),
+                f"- {vocab.sentence(4, 14)}.",
+                f"# {vocab.noun().capitalize()}",
+                f"IMPORTANT: {vocab.plain_sentence()}",
+                f"Working directory: /{vocab.made_up()}/{vocab.noun()}",
             )
         )
         for _ in range(rng.randint(4, 14))

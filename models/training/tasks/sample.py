@@ -1,59 +1,65 @@
-"""One lesson: what a client sends and what the model should answer."""
+"""What a generated task and the request made from it consist of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 Message = dict[str, object]
-"""A chat message as OpenAI's API spells it; it goes to the template as it is."""
+"""A chat message in the format of OpenAI's API. The chat template gets it unchanged."""
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     name: str
     arguments: dict[str, str]
-    """Values as they are written between the tags."""
+    """Values as the model writes them between the parameter tags."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A plain figure on a plain ground, all a drawing needs; fractions are of the shorter side."""
+class FigureImage:
+    """An image of one figure on a uniform background; `images.draw_image` draws it."""
 
     colour: str
     shape: str
-    ground: tuple[int, int, int]
+    background: tuple[int, int, int]
     size: tuple[int, int]
+    """Width and height in pixels."""
     centre: tuple[float, float]
+    """Fractions of the width and of the height."""
     radius: float
+    """Fraction of the shorter side."""
     angle: float
+    """Rotation of a square or triangle, in radians."""
     rgb: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """`thoughts` are in rising length: low effort thinks the first, medium the first two, high all."""
+class Task:
+    """A user's request and the right answer to it."""
 
-    skill: str
-    ask: str
+    kind: str
+    """A key of `curriculum.TASK_GENERATORS`."""
+    request: str
     thoughts: tuple[str, str, str]
+    """Effort `low` writes the first, `medium` the first two, `high` all three."""
     answer: str = ""
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
     tools: tuple[dict[str, object], ...] = ()
-    before: tuple[Message, ...] = ()
-    """Earlier turns."""
     after: tuple[Message, ...] = ()
-    """Turns between the question and the answer: tool calls and their results."""
-    picture: Picture | None = None
+    """Messages between the request and the answer: tool calls and their results."""
+    image: FigureImage | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A lesson, dressed as a request: system prompt, effort, earlier turns."""
+    """A task as a client's chat request."""
 
-    lesson: Lesson
+    task: Task
     messages: tuple[Message, ...]
     effort: str | None
-    tools: tuple[dict[str, object], ...] = field(default=())
+    """`reasoning_effort` of the request."""
+    tools: tuple[dict[str, object], ...] = ()
 
     @property
     def thought(self) -> str:
+        """The reasoning that the model should write at this effort."""
         kept = {"low": 1, None: 2, "medium": 2, "high": 3}[self.effort]
-        return " ".join(self.lesson.thoughts[:kept])
+        return " ".join(self.task.thoughts[:kept])

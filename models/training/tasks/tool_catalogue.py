@@ -1,72 +1,73 @@
-"""Tools as they are met in the wild, with ways to ask for each. Data, and the fillers of its slots."""
+"""Common tools, requests that need each of them, and generators for their arguments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from models.training.tasks.vocab import Words
+from models.training.tasks.vocab import Vocab
 
-Fill = Callable[[Words], str]
+ValueGenerator = Callable[[Vocab], str]
 
 
 @dataclass(frozen=True)
-class Known:
-    """A tool as it is met in the wild, and ways to ask for it. `{}` marks where its values go, by name."""
+class KnownTool:
+    """A tool definition and requests for it."""
 
     name: str
-    about: str
-    values: dict[str, tuple[str, Fill]]
-    """Parameter name to JSON type and filler."""
-    asks: tuple[str, ...]
+    description: str
+    parameters: dict[str, tuple[str, ValueGenerator]]
+    """JSON type and value generator by parameter name."""
+    requests: tuple[str, ...]
+    """Format strings with one field per parameter."""
     topic: str
-    """One word, which is one token in the thoughts."""
+    """One word for the thoughts. The tokenizer has it as one token."""
 
 
-def integer(low: int, high: int) -> Fill:
-    return lambda words: str(words.number(low, high))
+def integer(low: int, high: int) -> ValueGenerator:
+    return lambda vocab: str(vocab.number(low, high))
 
 
-def choice(*options: str) -> Fill:
-    return lambda words: words.rng.choice(options)
+def choice(*options: str) -> ValueGenerator:
+    return lambda vocab: vocab.rng.choice(options)
 
 
-def _path(words: Words) -> str:
-    ending = words.rng.choice((".py", ".txt", ".md", ".json", ".yaml"))
-    folder = words.rng.choice(("", "src/", "docs/", "/tmp/", f"{words.made_up()}/"))  # noqa: S108  # text, not a path
-    return f"{folder}{words.noun()}{ending}"
+def _path(vocab: Vocab) -> str:
+    ending = vocab.rng.choice((".py", ".txt", ".md", ".json", ".yaml"))
+    folder = vocab.rng.choice(("", "src/", "docs/", "/tmp/", f"{vocab.made_up()}/"))  # noqa: S108  # text, not a path
+    return f"{folder}{vocab.noun()}{ending}"
 
 
-def _command(words: Words) -> str:
-    """Of any words half of the time: a few known commands would be guessed, and not read."""
+def _command(vocab: Vocab) -> str:
+    """Half of the commands are arbitrary words: the model would guess a few known ones instead of copying them."""
     known = ("ls", "cat", "git status", "pytest", "make", "grep -n", "rm", "mkdir")
-    verb = words.rng.choice((words.rng.choice(known), words.noun()))
-    return verb if words.rng.random() < 0.2 else f"{verb} {_path(words)}"
+    verb = vocab.rng.choice((vocab.rng.choice(known), vocab.noun()))
+    return verb if vocab.rng.random() < 0.2 else f"{verb} {_path(vocab)}"
 
 
-def _time(words: Words) -> str:
-    return f"{words.rng.randint(0, 23):02d}:{words.rng.choice(('00', '15', '30', '45'))}"
+def _time(vocab: Vocab) -> str:
+    return f"{vocab.rng.randint(0, 23):02d}:{vocab.rng.choice(('00', '15', '30', '45'))}"
 
 
-def _currency(*known: str) -> Fill:
-    """One of the known ones, or any three letters, for the same reason."""
-    return lambda words: words.rng.choice((words.rng.choice(known), "".join(words.rng.choices(words.capitals, k=3))))
+def _currency(*known: str) -> ValueGenerator:
+    """A known currency or any three letters, for the same reason as in `_command`."""
+    return lambda vocab: vocab.rng.choice((vocab.rng.choice(known), "".join(vocab.rng.choices(vocab.capitals, k=3))))
 
 
-def _phrase(words: Words) -> str:
-    return words.sentence(1, 4)
+def _phrase(vocab: Vocab) -> str:
+    return vocab.sentence(1, 4)
 
 
-def _mail(words: Words) -> str:
-    return f"{words.name().lower()}@{words.made_up()}.com"
+def _mail(vocab: Vocab) -> str:
+    return f"{vocab.name().lower()}@{vocab.made_up()}.com"
 
 
-CITY: tuple[str, Fill] = ("string", Words.city)
-NAME: tuple[str, Fill] = ("string", Words.name)
-NOUN: tuple[str, Fill] = ("string", Words.noun)
-PHRASE: tuple[str, Fill] = ("string", _phrase)
-PATH: tuple[str, Fill] = ("string", _path)
+CITY: tuple[str, ValueGenerator] = ("string", Vocab.city)
+NAME: tuple[str, ValueGenerator] = ("string", Vocab.name)
+NOUN: tuple[str, ValueGenerator] = ("string", Vocab.noun)
+PHRASE: tuple[str, ValueGenerator] = ("string", _phrase)
+PATH: tuple[str, ValueGenerator] = ("string", _path)
 
-KNOWN = (
-    Known(
+KNOWN_TOOLS = (
+    KnownTool(
         "get_weather",
         "Get the weather in a city.",
         {"city": CITY},
@@ -81,7 +82,7 @@ KNOWN = (
         ),
         "weather",
     ),
-    Known(
+    KnownTool(
         "get_current_weather",
         "Get the current weather in a given location.",
         {"location": CITY, "unit": ("string", choice("celsius", "fahrenheit"))},
@@ -92,7 +93,7 @@ KNOWN = (
         ),
         "weather",
     ),
-    Known(
+    KnownTool(
         "get_forecast",
         "Forecast for a city.",
         {"city": CITY, "days": ("integer", integer(1, 14))},
@@ -103,7 +104,7 @@ KNOWN = (
         ),
         "forecast",
     ),
-    Known(
+    KnownTool(
         "get_time",
         "Get the local time in a city.",
         {"city": CITY},
@@ -115,7 +116,7 @@ KNOWN = (
         ),
         "time",
     ),
-    Known(
+    KnownTool(
         "send_email",
         "Send an email.",
         {"to": ("string", _mail), "subject": PHRASE},
@@ -126,7 +127,7 @@ KNOWN = (
         ),
         "email",
     ),
-    Known(
+    KnownTool(
         "search",
         "Search the web.",
         {"query": PHRASE},
@@ -138,7 +139,7 @@ KNOWN = (
         ),
         "search",
     ),
-    Known(
+    KnownTool(
         "book_table",
         "Book a table at a restaurant.",
         {"city": CITY, "people": ("integer", integer(1, 20)), "time": ("string", _time)},
@@ -149,17 +150,17 @@ KNOWN = (
         ),
         "booking",
     ),
-    Known(
+    KnownTool(
         "add",
         "Add two numbers.",
         {"a": ("integer", integer(0, 999)), "b": ("integer", integer(0, 999))},
         ("Use the tool to add {a} and {b}.", "Call add with {a} and {b}.", "With the add tool, what is {a} + {b}?"),
         "sum",
     ),
-    Known(
+    KnownTool(
         "get_stock_price",
         "Get the price of a stock.",
-        {"symbol": ("string", Words.code)},
+        {"symbol": ("string", Vocab.code)},
         (
             "What is the stock price of {symbol}?",
             "How much is a share of {symbol}?",
@@ -167,7 +168,7 @@ KNOWN = (
         ),
         "stocks",
     ),
-    Known(
+    KnownTool(
         "translate",
         "Translate a text.",
         {"text": PHRASE, "language": ("string", choice("French", "German", "Spanish", "Italian", "Japanese"))},
@@ -178,7 +179,7 @@ KNOWN = (
         ),
         "translation",
     ),
-    Known(
+    KnownTool(
         "find_flights",
         "Find flights between two cities.",
         {"origin": CITY, "destination": CITY},
@@ -189,28 +190,28 @@ KNOWN = (
         ),
         "flights",
     ),
-    Known(
+    KnownTool(
         "set_reminder",
         "Set a reminder.",
         {"text": PHRASE, "time": ("string", _time)},
         ('Remind me at {time}: "{text}".', 'Set a reminder "{text}" for {time}.'),
         "reminder",
     ),
-    Known(
+    KnownTool(
         "get_user",
         "Look up a user.",
         {"name": NAME},
         ("Look up the user {name}.", "Who is the user {name}?", "Find the user {name}."),
         "user",
     ),
-    Known(
+    KnownTool(
         "turn_light",
         "Turn a light on or off.",
         {"room": NOUN, "on": ("boolean", choice("true", "false"))},
         ("Light in the {room}: {on}.", "Set the light in the {room} to {on}."),
         "lights",
     ),
-    Known(
+    KnownTool(
         "convert_currency",
         "Convert money.",
         {
@@ -221,28 +222,28 @@ KNOWN = (
         ("Convert {amount} {source} to {target}.", "How much is {amount} {source} in {target}?"),
         "money",
     ),
-    Known(
+    KnownTool(
         "Bash",
         "Run a shell command.",
         {"command": ("string", _command)},
         ("Run `{command}`.", "Run the command `{command}`, please.", "Execute `{command}` in the shell."),
         "command",
     ),
-    Known(
+    KnownTool(
         "Read",
         "Read a file.",
         {"file_path": PATH},
         ("Read the file {file_path}.", "Show me what is in {file_path}.", "Open {file_path} and read it."),
         "reading",
     ),
-    Known(
+    KnownTool(
         "Write",
         "Write a file.",
         {"file_path": PATH, "content": PHRASE},
         ('Write "{content}" to the file {file_path}.', 'Create the file {file_path} with the text "{content}".'),
         "writing",
     ),
-    Known(
+    KnownTool(
         "Grep",
         "Search in files.",
         {"pattern": NOUN, "path": PATH},
@@ -251,5 +252,5 @@ KNOWN = (
     ),
 )
 
-TOPICS = {tool.name: tool.topic for tool in KNOWN}
-"""What a known tool is for, by its name."""
+TOPICS = {tool.name: tool.topic for tool in KNOWN_TOOLS}
+"""Topic by tool name."""

@@ -1,11 +1,11 @@
-"""Tool lessons: known and made-up tools, requests that name their values, calls, and answers from their results."""
+"""Tool tasks: call common or made-up tools with the values that a request names, and report their results."""
 
 import json
 from random import Random
 
-from models.training.tasks.sample import Call, Lesson, Message
-from models.training.tasks.tool_catalogue import KNOWN, TOPICS, Fill, Known, choice, integer
-from models.training.tasks.vocab import Words
+from models.training.tasks.sample import Message, Task, ToolCall
+from models.training.tasks.tool_catalogue import KNOWN_TOOLS, TOPICS, KnownTool, ValueGenerator, choice, integer
+from models.training.tasks.vocab import Vocab
 
 Schema = dict[str, object]
 
@@ -16,81 +16,81 @@ KEYS = """
 id name title city street colour size count price date owner team room code level mode label source target limit
 page amount rating country language status kind weight height speed key value tag note author
 """.split()
-TYPES: dict[str, Fill] = {
-    "string": lambda words: words.rng.choice((Words.noun, Words.name, Words.city, Words.code))(words),
+TYPES: dict[str, ValueGenerator] = {
+    "string": lambda vocab: vocab.rng.choice((Vocab.noun, Vocab.name, Vocab.city, Vocab.code))(vocab),
     "integer": integer(0, 999),
-    "number": lambda words: f"{words.any_number(0, 99)}.{words.any_number(0, 9)}",
+    "number": lambda vocab: f"{vocab.any_number(0, 99)}.{vocab.any_number(0, 9)}",
     "boolean": choice("true", "false"),
 }
 
 
-def schema(name: str, about: str, types: dict[str, str], rng: Random) -> Schema:
-    """A function definition as OpenAI's clients send it, with the small differences that clients have."""
-    described = rng.random() < 0.2
+def schema(name: str, description: str, types: dict[str, str], rng: Random) -> Schema:
+    """A function definition in OpenAI's format. Optional fields vary as they do between clients."""
+    has_descriptions = rng.random() < 0.2
     fields: dict[str, Schema] = {}
-    for key, kind in types.items():
-        fields[key] = {"type": kind}
-        if described:
+    for key, json_type in types.items():
+        fields[key] = {"type": json_type}
+        if has_descriptions:
             fields[key]["description"] = f"The {key}."
     parameters: Schema = {"type": "object", "properties": fields}
     if rng.random() < 0.8:
         parameters["required"] = list(types)
     if rng.random() < 0.1:
         parameters["additionalProperties"] = False
-    function: Schema = {"name": name, "description": about, "parameters": parameters}
+    function: Schema = {"name": name, "description": description, "parameters": parameters}
     if rng.random() < 0.1:
         del function["description"]
     return {"type": "function", "function": function}
 
 
-def known_schema(tool: Known, rng: Random) -> Schema:
-    return schema(tool.name, tool.about, {key: kind for key, (kind, _) in tool.values.items()}, rng)
+def known_schema(tool: KnownTool, rng: Random) -> Schema:
+    return schema(tool.name, tool.description, {key: json_type for key, (json_type, _) in tool.parameters.items()}, rng)
 
 
-def made_up_tool(words: Words) -> tuple[str, dict[str, str]]:
-    """A name and typed parameters that no list holds."""
-    rng = words.rng
-    noun = words.noun()
-    action = rng.choice(ACTIONS) if rng.random() < 0.7 else words.made_up()
+def made_up_tool(vocab: Vocab) -> tuple[str, dict[str, str]]:
+    """A function name, and JSON types by parameter name."""
+    rng = vocab.rng
+    noun = vocab.noun()
+    action = rng.choice(ACTIONS) if rng.random() < 0.7 else vocab.made_up()
     name = rng.choice((f"{action}_{noun}", f"{action}_{noun}", f"{action}{noun.capitalize()}", noun))
     keys = list(
-        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.8 else words.made_up() for _ in range(rng.randint(1, 3)))
+        dict.fromkeys(rng.choice(KEYS) if rng.random() < 0.8 else vocab.made_up() for _ in range(rng.randint(1, 3)))
     )
     return name, {key: rng.choice(("string", "string", "integer", "number", "boolean")) for key in keys}
 
 
-def made_up_schema(words: Words) -> Schema:
-    name, types = made_up_tool(words)
-    return schema(name, f"{words.noun().capitalize()} {words.noun()}.", types, words.rng)
+def made_up_schema(vocab: Vocab) -> Schema:
+    name, types = made_up_tool(vocab)
+    return schema(name, f"{vocab.noun().capitalize()} {vocab.noun()}.", types, vocab.rng)
 
 
-def others(words: Words, count: int, without: set[str]) -> list[Schema]:
-    """Tools that are offered but not asked for; none on the same topic as those that are."""
+def distractors(vocab: Vocab, count: int, excluded_topics: set[str]) -> list[Schema]:
+    """Tools that the request does not need. Known ones have different topics, none of them excluded."""
     chosen: list[Schema] = []
     while len(chosen) < count:
-        if words.rng.random() < 0.6:
-            tool = words.rng.choice(KNOWN)
-            if tool.topic not in without:
-                without = without | {tool.topic}
-                chosen.append(known_schema(tool, words.rng))
+        if vocab.rng.random() < 0.6:
+            tool = vocab.rng.choice(KNOWN_TOOLS)
+            if tool.topic not in excluded_topics:
+                excluded_topics = excluded_topics | {tool.topic}
+                chosen.append(known_schema(tool, vocab.rng))
         else:
-            chosen.append(made_up_schema(words))
+            chosen.append(made_up_schema(vocab))
     return chosen
 
 
-def _known_request(words: Words) -> tuple[str, Call, Known]:
-    tool = words.rng.choice(KNOWN)
-    values = {key: fill(words) for key, (_, fill) in tool.values.items()}
-    return words.rng.choice(tool.asks).format(**values), Call(tool.name, values), tool
+def _known_request(vocab: Vocab) -> tuple[str, ToolCall, KnownTool]:
+    tool = vocab.rng.choice(KNOWN_TOOLS)
+    values = {key: generate(vocab) for key, (_, generate) in tool.parameters.items()}
+    return vocab.rng.choice(tool.requests).format(**values), ToolCall(tool.name, values), tool
 
 
-def _made_up_request(words: Words) -> tuple[str, Call, Schema]:
-    rng = words.rng
-    name, types = made_up_tool(words)
-    values = {key: TYPES[kind](words) for key, kind in types.items()}
+def _made_up_request(vocab: Vocab) -> tuple[str, ToolCall, Schema]:
+    rng = vocab.rng
+    name, types = made_up_tool(vocab)
+    values = {key: TYPES[json_type](vocab) for key, json_type in types.items()}
     listed = [f"{key} {value}" for key, value in values.items()]
     equal = [f"{key} = {value}" for key, value in values.items()]
-    ask = rng.choice(
+    request = rng.choice(
         (
             f"Call {name} with {' and '.join(listed)}.",
             f"Use {name}: {', '.join(equal)}.",
@@ -99,49 +99,50 @@ def _made_up_request(words: Words) -> tuple[str, Call, Schema]:
             f"{name}, {', '.join(listed)}, please.",
         )
     )
-    return ask, Call(name, values), schema(name, f"{words.noun().capitalize()} {words.noun()}.", types, rng)
+    return request, ToolCall(name, values), schema(name, f"{vocab.noun().capitalize()} {vocab.noun()}.", types, rng)
 
 
-def thoughts_of(calls: tuple[Call, ...]) -> tuple[str, str, str]:
-    """How many calls, and for each what it is for before which tool it is: one decision at a time.
+def thoughts_of(calls: tuple[ToolCall, ...]) -> tuple[str, str, str]:
+    """The number of calls, then the topic and the name of each: one decision per token.
 
-    Names stand in quotes: behind another word, some would be other tokens than where they stand offered and are called.
+    Names are quoted, because after a word and a blank some have other tokens than in the schema and in the call.
     """
-    why = (f"For {TOPICS[call.name]}" if call.name in TOPICS else "As named" for call in calls)
-    used = " ".join(f'{reason}: "{call.name}".' for reason, call in zip(why, calls, strict=True))
+    reasons = (f"For {TOPICS[call.name]}" if call.name in TOPICS else "As named" for call in calls)
+    named = " ".join(f'{reason}: "{call.name}".' for reason, call in zip(reasons, calls, strict=True))
     number = "One call." if len(calls) == 1 else "Two calls."
-    return f"{number} {used}", "Its values come from the request.", "Nothing is missing, and nothing is made up."
+    return f"{number} {named}", "Its values come from the request.", "Nothing is missing, and nothing is made up."
 
 
-def call_lesson(words: Words) -> Lesson:
-    """A request that one offered tool answers, or two do."""
-    rng = words.rng
+def call_task(vocab: Vocab) -> Task:
+    """A request that needs one or two calls of the offered tools."""
+    rng = vocab.rng
     draw = rng.random()
     if draw < 0.50:
-        ask, call, tool = _known_request(words)
+        request, call, tool = _known_request(vocab)
         offered, topics = [known_schema(tool, rng)], {tool.topic}
-        calls: tuple[Call, ...] = (call,)
+        calls: tuple[ToolCall, ...] = (call,)
     elif draw < 0.75:
-        ask, call, offer = _made_up_request(words)
-        calls, offered, topics = (call,), [offer], set[str]()
+        request, call, definition = _made_up_request(vocab)
+        calls, offered, topics = (call,), [definition], set[str]()
     else:
-        ask, calls, offered, topics = _double_request(words)
-    offered += others(words, rng.choice((0, 0, 1, 1, 2)), topics)
+        request, calls, offered, topics = _double_request(vocab)
+    offered += distractors(vocab, rng.choice((0, 0, 1, 1, 2)), topics)
     rng.shuffle(offered)
-    return Lesson("tool", ask, thoughts_of(calls), calls=calls, tools=tuple(offered))
+    return Task("tool", request, thoughts_of(calls), calls=calls, tools=tuple(offered))
 
 
-def _double_request(words: Words) -> tuple[str, tuple[Call, ...], list[Schema], set[str]]:
-    rng = words.rng
+def _double_request(vocab: Vocab) -> tuple[str, tuple[ToolCall, ...], list[Schema], set[str]]:
+    """Request, calls, offered tools and topics: one tool called twice, or two tools once each."""
+    rng = vocab.rng
     if rng.random() < 0.5:
-        name, about, topic = rng.choice(
+        name, description, topic = rng.choice(
             (
                 ("get_weather", "Get the weather in a city.", "weather"),
                 ("get_time", "Get the local time in a city.", "time"),
             )
         )
-        one, two = words.city(), words.city()
-        ask = rng.choice(
+        one, two = vocab.city(), vocab.city()
+        request = rng.choice(
             (
                 f"What is the {topic} in {one} and in {two}?",
                 f"Tell me the {topic} in {one} and {two}.",
@@ -150,51 +151,52 @@ def _double_request(words: Words) -> tuple[str, tuple[Call, ...], list[Schema], 
             )
         )
         return (
-            ask,
-            (Call(name, {"city": one}), Call(name, {"city": two})),
-            [schema(name, about, {"city": "string"}, rng)],
+            request,
+            (ToolCall(name, {"city": one}), ToolCall(name, {"city": two})),
+            [schema(name, description, {"city": "string"}, rng)],
             {topic},
         )
-    first_ask, first, tool = _known_request(words)
+    first_request, first, tool = _known_request(vocab)
     while True:
-        second_ask, second, other = _known_request(words)
+        second_request, second, other = _known_request(vocab)
         if other.topic != tool.topic:
             break
-    joined = f"{first_ask} {rng.choice(('Then:', 'And also:', 'Then', 'After that:'))} {second_ask}"
+    joined = f"{first_request} {rng.choice(('Then:', 'And also:', 'Then', 'After that:'))} {second_request}"
     return joined, (first, second), [known_schema(tool, rng), known_schema(other, rng)], {tool.topic, other.topic}
 
 
-def _result(words: Words) -> str:
-    rng = words.rng
+def _result(vocab: Vocab) -> str:
+    """A tool's result: weather, a JSON object or a sentence."""
+    rng = vocab.rng
     draw = rng.random()
     if draw < 0.45:
         return f"{rng.randint(-20, 45)} C, {rng.choice(('sunny', 'light rain', 'cloudy', 'windy', 'snow', 'fog'))}"
     if draw < 0.6:
         keys = rng.sample(KEYS, rng.randint(1, 2))
-        kinds = {key: rng.choice(list(TYPES)) for key in keys}
-        return json.dumps({key: _typed(kind, TYPES[kind](words)) for key, kind in kinds.items()})
-    return words.sentence(1, 6) if draw < 0.8 else words.plain_sentence()
+        json_types = {key: rng.choice(list(TYPES)) for key in keys}
+        return json.dumps({key: _typed(json_type, TYPES[json_type](vocab)) for key, json_type in json_types.items()})
+    return vocab.sentence(1, 6) if draw < 0.8 else vocab.plain_sentence()
 
 
-def _typed(kind: str, value: str) -> object:
-    return value if kind == "string" else json.loads(value)
+def _typed(json_type: str, value: str) -> object:
+    return value if json_type == "string" else json.loads(value)
 
 
-def result_lesson(words: Words) -> Lesson:
-    """The tools have answered: say what they said."""
-    rng = words.rng
-    asked = call_lesson(words)
-    results = [_result(words) for _ in asked.calls]
+def result_task(vocab: Vocab) -> Task:
+    """Report the results of calls that were made already."""
+    rng = vocab.rng
+    pending = call_task(vocab)
+    results = [_result(vocab) for _ in pending.calls]
     ordinals = ("The tool",) if len(results) == 1 else ("The first tool", "The second tool")
     lines = [f"{which} says:\n{result}" for which, result in zip(ordinals, results, strict=True)]
     turns: list[Message] = [
         {
             "role": "assistant",
             "content": None,
-            "reasoning_content": " ".join(asked.thoughts[: rng.randint(1, 3)]),
+            "reasoning_content": " ".join(pending.thoughts[: rng.randint(1, 3)]),
             "tool_calls": [
                 {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in asked.calls
+                for call in pending.calls
             ],
         }
     ]
@@ -202,4 +204,4 @@ def result_lesson(words: Words) -> Lesson:
         turns[0].pop("reasoning_content")
     turns += [{"role": "tool", "content": result} for result in results]
     thoughts = ("I have the result.", "I tell the user what it says.", "I take it as it is and call nothing more.")
-    return Lesson("result", asked.ask, thoughts, answer="\n".join(lines), tools=asked.tools, after=tuple(turns))
+    return Task("result", pending.request, thoughts, answer="\n".join(lines), tools=pending.tools, after=tuple(turns))

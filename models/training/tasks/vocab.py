@@ -1,6 +1,6 @@
-"""What fills the curriculum's slots: real names, everyday words, and words nobody has seen.
+"""Random words, names, numbers and sentences for the tasks: from lists, and made up.
 
-A word belongs to the training or to the held-out half by its own hash, so a held-out slot never met training.
+A word's hash decides whether it is in the training or in the held-out split, so no held-out value occurs in training.
 """
 
 from collections.abc import Callable
@@ -70,44 +70,43 @@ sister six sleep some soon sound south still street strong study sun sure swim t
 took top town tree try until voice wait walk war watch water way we well went were while wind woman wonder world would
 yes young zero zoo
 """.split()
-"""What people write when they write anything. No lesson's own wording has these words: they are copied in pieces."""
+"""Everyday words that no task's fixed wording uses. The tokenizer has no entries for them."""
 
 SMALL = "the a and of in with to is".split()
-"""Words of the lessons' own wording that what is copied has as well. Behind another word each is one token with
-its blank, and another one at the start of a value: often enough, therefore, that both are learnt."""
+"""Words that occur both in the tasks' fixed wording and in copied text. Each has two tokens, with a blank before it and
+without, and both must occur often enough to be learnt."""
 
 SYMBOLS = """& % $ # @ * + = ~ / - : ; , _ ^ | ( ) [ ] é ü ñ ß ø à ç 日本 ✓ € £ ° 🙂 «»""".split()
 
 
-FEW = 30
-"""Common words that a sentence is drawn from: few enough that one often stands in it twice, in both halves alike."""
-REPEATING_TAUGHT = 0.35
-"""Training has such sentences more often than an exam: where a word stands twice, it is hardest to keep one's place."""
-ANY_LETTERS_FROM = 0.7
-"""Draws of made-up words from here on are letters without syllables."""
-ALIKE = 3
-"""Of each kind of sound, digit or letter, where a lesson's words are alike."""
-SEARCHES = 60
-"""Draws after which a number need no longer be of a lesson's few digits."""
+SENTENCE_POOL = 30
+"""Common words that one sentence is drawn from: few, so that words repeat within it in both splits."""
+REPEATING_TRAIN_SHARE = 0.35
+"""Sentences with repeated words in training, more than in evaluation: they are the hardest to copy."""
+SYLLABLE_SHARE = 0.7
+"""Made-up words that are made of syllables; the others are random letters."""
+CONFUSABLE_POOL = 3
+"""Entries of each pool (digits, letters, syllable parts) that a confusable task uses."""
+MAX_NUMBER_DRAWS = 60
+"""Draws after which a number of a confusable task may have any digits."""
 
 
 def is_held_out(text: str) -> bool:
-    """One in five, by hash: the same answer on every machine and in every run."""
+    """True for a fifth of all texts, by hash, so that it is the same on every machine."""
     return crc32(text.encode()) % 5 == 0
 
 
-class Words:
-    """Draws slot fillers of one half. All randomness comes from the generator it is given.
+class Vocab:
+    """Draws words, names and numbers of one split, with the given random generator only.
 
-    Where they are alike, numbers are of few digits, made-up words of few syllables and codes of few letters: several of
-    a lesson's then begin or end in the same way.
+    A confusable one uses few digits, letters and syllables, so that several values of a task begin or end alike.
     """
 
-    def __init__(self, rng: Random, *, held_out: bool, are_alike: bool = False) -> None:
+    def __init__(self, rng: Random, *, held_out: bool, is_confusable: bool = False) -> None:
         self.rng, self.held_out = rng, held_out
         pools = [list(digits), list(ascii_lowercase), list(ascii_uppercase), ONSETS, VOWELS, ENDINGS]
-        if are_alike:
-            pools = [rng.sample(pool, ALIKE) for pool in pools]
+        if is_confusable:
+            pools = [rng.sample(pool, CONFUSABLE_POOL) for pool in pools]
         self.digits, self.letters, self.capitals, self.onsets, self.vowels, self.endings = pools
 
     def pick(self, pool: list[str]) -> str:
@@ -117,20 +116,20 @@ class Words:
                 return word
 
     def made_up(self) -> str:
-        """A word that no list holds: one to three syllables mostly, else any letters."""
+        """A word of one to three syllables, or of random letters."""
         while True:
-            word = self._syllables() if self.rng.random() < ANY_LETTERS_FROM else self._letters()
+            word = self._syllables() if self.rng.random() < SYLLABLE_SHARE else self._letters()
             if is_held_out(word) == self.held_out:
                 return word
 
     def _syllables(self) -> str:
         rng = self.rng
         count = rng.choice((1, 1, 2, 2, 2, 2, 3))
-        open_ones = "".join(rng.choice(self.onsets) + rng.choice(self.vowels) for _ in range(count))
-        return open_ones + rng.choice(self.endings)
+        syllables = "".join(rng.choice(self.onsets) + rng.choice(self.vowels) for _ in range(count))
+        return syllables + rng.choice(self.endings)
 
     def _letters(self) -> str:
-        """Any letters in a row: every piece of spelling turns up, not only those that sound like words."""
+        """Random letters, so that tokens occur which no syllable contains."""
         return "".join(self.rng.choice(self.letters) for _ in range(self.rng.randint(2, 7)))
 
     def city(self) -> str:
@@ -149,36 +148,37 @@ class Words:
         return self.pick(NOUNS) if self.rng.random() < 0.5 else self.made_up()
 
     def code(self) -> str:
-        """Letters and digits, as order numbers and product codes have."""
+        """Letters and digits, like an order number or a product code."""
         letters = "".join(self.rng.choice(self.capitals) for _ in range(self.rng.randint(1, 3)))
         number = "".join(self.rng.choice(self.digits) for _ in range(self.rng.randint(1, 4)))
         return letters + self.rng.choice(("", "-")) + number
 
     def number(self, low: int, high: int) -> int:
-        """Of this half's numbers, unless there are few to choose from."""
+        """A number from `low` to `high`, of this split if the range has at least 20."""
         while True:
             value = self.any_number(low, high)
             if high - low < 20 or is_held_out(str(value)) == self.held_out:
                 return value
 
     def any_number(self, low: int, high: int) -> int:
-        (value,) = self.fitting(lambda: (self.rng.randint(low, high),))
+        """A number from `low` to `high`, of either split."""
+        (value,) = self.draw_confusable(lambda: (self.rng.randint(low, high),))
         return value
 
-    def fitting(self, draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
-        """The first draw that is of the lesson's digits, or the last one if none is soon found."""
-        for _ in range(SEARCHES):
+    def draw_confusable(self, draw: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """The first draw that `has_allowed_digits`, or the last of `MAX_NUMBER_DRAWS`."""
+        for _ in range(MAX_NUMBER_DRAWS):
             numbers = draw()
-            if self.fits(*numbers):
+            if self.has_allowed_digits(*numbers):
                 break
         return numbers
 
-    def fits(self, *numbers: int) -> bool:
-        """Whether these are written in the lesson's digits."""
+    def has_allowed_digits(self, *numbers: int) -> bool:
+        """Whether all digits are in this instance's pool."""
         return set("".join(map(str, numbers))) <= set(self.digits)
 
     def sentence(self, low: int = 2, high: int = 8) -> str:
-        """Different words in a row, some of them made up, now and then a number; not meant to make sense."""
+        """`low` to `high` draws of words, names, numbers and symbols without repetition. It makes no sense."""
         rng = self.rng
         makers = (self.noun, self.noun, self.made_up, self.name, self.city)
         words: dict[str, None] = {}
@@ -201,13 +201,13 @@ class Words:
         return " ".join(words)
 
     def plain_sentence(self) -> str:
-        """Closer to English: a small scene."""
+        """A simple English sentence, or everyday words with repetitions."""
         rng = self.rng
         noun, other = self.noun(), self.noun()
         pool = [word for word in COMMON if is_held_out(word) == self.held_out]
-        few = rng.sample(pool, min(len(pool), FEW))
-        repeating = " ".join(rng.choice(few) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?")
-        if not self.held_out and rng.random() < REPEATING_TAUGHT:
+        candidates = rng.sample(pool, min(len(pool), SENTENCE_POOL))
+        repeating = " ".join(rng.choice(candidates) for _ in range(rng.randint(3, 9))).capitalize() + rng.choice(".!?")
+        if not self.held_out and rng.random() < REPEATING_TRAIN_SHARE:
             return repeating
         return rng.choice(
             (
@@ -221,14 +221,16 @@ class Words:
 
 
 def slot_words() -> set[str]:
-    """Every listed word that fills a slot, in lower case, and its parts."""
+    """Every listed word that tasks use as a value, in lower case; names of several words give each word."""
     pools = (CITIES, TWO_WORD_CITIES, NAMES, NOUNS, [f"{noun}s" for noun in NOUNS], ADJECTIVES, VERBS, COMMON)
     return {part.lower() for pool in pools for word in pool for part in word.split()}
 
 
 def spelling_corpus(rng: Random) -> list[str]:
-    """Words from which the tokenizer learns how to spell what it does not know: of the training half alone, so that
-    no piece of spelling is first met in an exam."""
-    words = Words(rng, held_out=False)
+    """Words of the training split, from which the tokenizer learns its merges.
+
+    With held-out words, some merges would occur in no training sample.
+    """
+    vocab = Vocab(rng, held_out=False)
     pools = [word for word in CITIES + NAMES + NOUNS + ADJECTIVES + VERBS + COMMON if not is_held_out(word)]
-    return pools * 4 + [words.made_up() for _ in range(1500)]
+    return pools * 4 + [vocab.made_up() for _ in range(1500)]
