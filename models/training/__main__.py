@@ -9,7 +9,7 @@ from models.training.tasks import curriculum
 
 
 def print_samples(options: argparse.Namespace) -> None:
-    renderer = Renderer(checkpoint.ASSETS / "chat_template.jinja")
+    renderer = Renderer(checkpoint.CHAT_TEMPLATE)
     for number in range(options.first, options.first + options.count):
         sample = curriculum.draw(options.kind, number, held_out=options.held_out)
         print(f"--- {options.kind} {number}\n{renderer.prompt(sample)}{completion(sample)}")

@@ -14,6 +14,7 @@ from models.training.model.dimensions import ModelDimensions, hub_config
 from models.training.tokenizer import markup_ids, save_tokenizer
 
 ASSETS = Path(__file__).parent / "assets"
+CHAT_TEMPLATE = ASSETS / "chat_template.jinja"
 HOME = Path(__file__).parents[1] / "step-tiny"
 KEPT_IN_FP32 = ("moe.gate.weight", "moe.router_bias")
 """Rounding the router would change the choice of experts. The real checkpoint has it in fp32 as well."""
@@ -52,7 +53,7 @@ def save(model: StepModel, tokenizer: Tokenizer, folder: Path) -> None:
         folder / "generation_config.json",
         {**GENERATION_DEFAULTS, "eos_token_id": eos, "pad_token_id": ids["<|endoftext|>"]},
     )
-    template = (ASSETS / "chat_template.jinja").read_text()
+    template = CHAT_TEMPLATE.read_text()
     save_tokenizer(tokenizer, template, folder, model.dims.context)
     shutil.copyfile(ASSETS / "configuration_step3p7.py", folder / "configuration_step3p7.py")
     save_file(weights(model), folder / "model.safetensors", metadata={"format": "pt"})

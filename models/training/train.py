@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
+from tokenizers import Tokenizer
 
 from models.training import batches, card, checkpoint, objective
 from models.training.batches import Batch
@@ -26,7 +27,7 @@ from models.training.encoding import Encoder, Renderer, make_tokenizer
 from models.training.model.architecture import StepModel
 from models.training.model.dimensions import ModelDimensions
 from models.training.optimizers import MTP_FROM, balance_routers, make_optimizers, mtp_rate, trunk_rate
-from models.training.schema_fit import fit_object_start
+from models.training.schema_fit import SAMPLES, fit_object_start
 from models.training.tasks import curriculum
 from models.training.tokenizer import ADDED, SPECIAL, spelling_pieces
 from models.training.vision_init import freeze_vision, init_vision, vision_accuracy
@@ -63,9 +64,10 @@ class Progress:
 class TrainingRun:
     """One rank's training run. All ranks have the same weights; rank 0 prints and saves."""
 
-    def __init__(self, steps: int, state: Path, rank: DistRank) -> None:
+    def __init__(self, steps: int, state: Path, rank: DistRank, tokenizer: Tokenizer) -> None:
         torch.manual_seed(curriculum.SEED)
-        self.steps, self.state, self.rank = steps, state, rank
+        self.steps, self.state, self.rank, self.tokenizer = steps, state, rank, tokenizer
+        self.encoder = Encoder(tokenizer, Renderer(checkpoint.CHAT_TEMPLATE))
         self._init_model()
         objective.disable_later_mtp_attention(self.model)
         self.optimizers = make_optimizers(self.model, rank)
@@ -75,10 +77,7 @@ class TrainingRun:
             self.load_state()
 
     def _init_model(self) -> None:
-        dims, renderer = ModelDimensions(), Renderer(checkpoint.ASSETS / "chat_template.jinja")
-        self.tokenizer = make_tokenizer(dims.vocab, renderer)
-        self.encoder = Encoder(self.tokenizer, renderer)
-        self.model = StepModel(dims, self.encoder.image)
+        self.model = StepModel(ModelDimensions(), self.encoder.image)
         init_weights(self.model)
         objective.freeze_embeddings(self.model, spelling_pieces(self.tokenizer))
         if self.state.exists():
@@ -191,12 +190,15 @@ class TrainingRun:
         self.log(f"  held-out: {listed}  accepted {' / '.join(f'{a:.2f}' for a in accepted)}")
         return result
 
-    def finish(self, out: Path) -> None:
-        """Save the state; write the checkpoint, its scores on samples that were not used before, and its card."""
+    def finish(self, out: Path, fit_samples: int = SAMPLES, eval_samples: int = FINAL_SAMPLES) -> None:
+        """Save the state; write the checkpoint, its scores on samples that were not used before, and its card.
+
+        Both sample counts are per kind of task.
+        """
         self.save_state()
-        fit_object_start(self.model, self.encoder)
+        fit_object_start(self.model, self.encoder, fit_samples)
         checkpoint.save(self.model, self.tokenizer, out)
-        held_out = batches.eval_batches(self.encoder, FINAL_SAMPLES, EVAL_BATCH_TOKENS, first=FINAL_FIRST_NUMBER)
+        held_out = batches.eval_batches(self.encoder, eval_samples, EVAL_BATCH_TOKENS, first=FINAL_FIRST_NUMBER)
         result = self.score(held_out)
         report = {
             "steps": self.progress.step,
@@ -230,7 +232,8 @@ def train_rank(rank_index: int, options: TrainingOptions) -> None:
         dist.init_process_group(
             "gloo", init_method=f"file://{options.rendezvous}", rank=rank.rank, world_size=rank.world_size
         )
-    training = TrainingRun(options.steps, options.state, rank)
+    tokenizer = make_tokenizer(ModelDimensions().vocab, Renderer(checkpoint.CHAT_TEMPLATE))
+    training = TrainingRun(options.steps, options.state, rank, tokenizer)
     training.run(options.eval_every)
     if rank.world_size > 1:
         dist.destroy_process_group()

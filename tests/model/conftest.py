@@ -26,7 +26,7 @@ READY_WITHIN_S = 240.0
 
 @pytest.fixture(scope="session")
 def renderer() -> Renderer:
-    return Renderer(checkpoint.ASSETS / "chat_template.jinja")
+    return Renderer(checkpoint.CHAT_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from models.training import checkpoint, tokenizer
-from models.training.encoding import Renderer, completion
+from models.training.encoding import Renderer, completion, make_tokenizer
 from models.training.model.dimensions import ModelDimensions
 from models.training.tasks import curriculum
 from models.training.tasks.tool_catalogue import KNOWN_TOOLS
@@ -25,6 +25,12 @@ def tokens() -> Tokenizer:
 )
 def test_text_survives_the_round_trip(tokens: Tokenizer, text: str) -> None:
     assert tokens.decode(tokens.encode(text).ids, skip_special_tokens=False) == text
+
+
+def test_the_curriculum_still_gives_the_shipped_tokenizer(tokens: Tokenizer) -> None:
+    """Another one would make saved states and the shipped weights useless."""
+    made = make_tokenizer(ModelDimensions().vocab, Renderer(checkpoint.CHAT_TEMPLATE))
+    assert made.to_str() == tokens.to_str()
 
 
 def test_it_has_as_many_entries_as_the_model(tokens: Tokenizer) -> None:
