@@ -82,7 +82,7 @@ def test_argument_values_stand_in_the_request() -> None:
 
 
 def test_a_finished_turn_reads_back_as_the_template_writes_it() -> None:
-    """What the model is taught to write is what the template makes of the same turn afterwards."""
+    """A completion is what the template makes of the same turn in a later request."""
     renderer = Renderer(checkpoint.CHAT_TEMPLATE)
     sample = curriculum.draw("tool", 3, held_out=False)
     calls = [{"function": {"name": c.name, "arguments": c.arguments}} for c in sample.task.calls]

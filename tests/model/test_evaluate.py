@@ -70,6 +70,11 @@ class FakeServer:
         return json.dumps({"choices": [{"message": message}], "usage": usage})
 
 
+class Listener(ThreadingHTTPServer):
+    request_queue_size = 64
+    """More than `evaluate` connects at once. The default of five resets connections on a busy machine."""
+
+
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     fake = FakeServer()
@@ -91,7 +96,7 @@ def server() -> Iterator[FakeServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+    with Listener(("127.0.0.1", 0), Handler) as http:
         fake.url = f"http://127.0.0.1:{http.server_port}"
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
