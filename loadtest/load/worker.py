@@ -105,7 +105,7 @@ class Worker:
         try:
             with gc_paused():
                 begin_ns = begin_ns or perf_counter_ns()
-                await asyncio.sleep(max(0.0, (begin_ns - perf_counter_ns()) / 1e9))
+                await self._wait_until(begin_ns, begin_ns)  # uvloop's timers count milliseconds, and may end early
                 loop_lag.start()
                 runner = self._open_loop if self._job.load.open_loop else self._closed_loop
                 await runner(sessions, next_session, begin_ns)
