@@ -17,14 +17,18 @@ from coverage.plugin_support import Plugins
 SAVE_S: Final = 1.0
 """The longest time whose lines are lost."""
 
+SPAWNED: Final = "--multiprocessing-fork"
+"""Marks what multiprocessing starts. It is the only Python given as text (`-c`) that gets a thread: the rest is written
+in a test, ends soon, and may have its threads counted."""
+
 FORKS: Final = "serve_app.ingress.grammars.vllm_worker"
 """Must have one thread. Each child that it forks saves the lines of its parent, too, when it calls `os._exit`."""
 
 
 def coverage_init(_: Plugins, __: Mapping[str, str]) -> None:
     """Called by coverage.py in each process that it measures. The first one, pytest's, saves at its end."""
-    is_child = "COVERAGE_PROCESS_CONFIG" in os.environ
-    if is_child and FORKS not in sys.orig_argv:
+    is_child, words = "COVERAGE_PROCESS_CONFIG" in os.environ, sys.orig_argv
+    if is_child and FORKS not in words and ("-c" not in words or SPAWNED in words):
         threading.Thread(target=_save_often, name="coverage saves", daemon=True).start()
 
 

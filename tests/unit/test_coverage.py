@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from coverage import Coverage, CoverageData
 
 from tests.coverage import report, saves
@@ -43,12 +42,11 @@ def test_the_table_has_a_line_for_each_package_and_the_lines_are_named_by_file()
     assert "      5 of  100  serve_app/a.py: 7-9" in list(report.lines(measured))
 
 
-def test_what_a_killed_process_ran_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_process_ran_is_kept(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    settings = Coverage(config_file=str(ROOT / "pyproject.toml"), source=[str(tmp_path)]).config
-    settings.source_dirs = []
+    settings = Coverage(config_file=str(ROOT / "pyproject.toml")).config
+    settings.data_file, settings.source_dirs = str(tmp_path / "data"), [str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COVERAGE_PROCESS_CONFIG": settings.serialize()}
     with subprocess.Popen(
         [sys.executable, str(program)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -65,7 +63,7 @@ def until_saved(process: subprocess.Popen[bytes], folder: Path, program: Path, l
     """The lines in the process' file, once this one is among them."""
     deadline = time.monotonic() + 30 * saves.SAVE_S
     while time.monotonic() < deadline:
-        for file in (folder / "build" / "coverage").glob("data.*"):
+        for file in folder.glob("data.*"):
             data = CoverageData(str(file))
             data.read()
             if line in (found := data.lines(str(program)) or []):
