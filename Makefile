@@ -11,10 +11,11 @@ PY := $(VENV)/bin/python
 FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
 APART := tests/gpu_frontend tests/deploy tests/rehearsal
 OTHER_TESTS := $(filter-out $(FAST_TESTS) $(APART),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
+RUN = $(PY)
+# Notes which lines run, in every process that starts from here, too: each must find the plugin in tests/coverage.
+MEASURED_RUN = PYTHONPATH=$(CURDIR) $(PY) -m coverage run
 # pytest's status 5: nothing was selected.
-PYTEST = $(PY) -m pytest -q
-# Which lines run, here and in every process that starts from here: each must find the plugin in tests/coverage.
-MEASURED_PYTEST = PYTHONPATH=$(CURDIR) $(PY) -m coverage run -m pytest -q
+PYTEST = $(RUN) -m pytest -q
 
 help:
 	@echo 'make serve      check, start, and say how to use it; Ctrl-C takes everything down'
@@ -51,10 +52,10 @@ types: venv
 	@$(PY) -m mypy
 
 check: lint types
-	@$(PY) -m serve_app docs --check
+	@$(RUN) -m serve_app docs --check
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray and not slow'
 
-test: PYTEST = $(MEASURED_PYTEST)
+test: RUN = $(MEASURED_RUN)
 test: forget-coverage check install-agents
 	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray or slow' || test $$? -eq 5
 	@$(PYTEST) $(OTHER_TESTS)
