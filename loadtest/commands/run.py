@@ -111,6 +111,7 @@ async def measure_plan(plan: LoadPlan, output: OutputSpec, fleet: FleetSpec, pre
         fault_injector = FaultInjector(fleet.events)
         result = await execute(plan, output, fault_injector, separate=poller is not None or bool(fleet.events))
         await fault_injector.stop()
+        injected = sorted(fault_injector.events, key=lambda event: event.at_s)
         summary = summarize(
             run_info_of(plan, output),
             result,
@@ -119,10 +120,10 @@ async def measure_plan(plan: LoadPlan, output: OutputSpec, fleet: FleetSpec, pre
             varying=bool(plan.load.phases or plan.load.trace),
         )
         if poller is None:
-            view = FleetView(events=tuple(fault_injector.events))
+            view = FleetView(events=tuple(injected))
         else:
             await poller.wait_for_counters(summary.vllm_metrics.completed)
-            view = poller.view(result.run, summary.vllm_metrics.ttft.mean, fault_injector.events)
+            view = poller.view(result.run, summary.vllm_metrics.ttft.mean, injected)
     disturbances_s = [event.at_s for event in view.events if event.kind in ("death", "event")] + rate_increases_s(plan)
     recovered = recoveries(result.run, parse_bounds(output.summary.slo or ""), sorted(disturbances_s))
     if poller is None and not view.events and not recovered:
