@@ -1,14 +1,15 @@
-"""`python -m chaos`: loses engine replicas on purpose, under load, and tells what the clients saw.
+"""`python -m chaos`: injects faults into engine replicas under load, and checks what the clients received.
 
-    options.py            what was asked for, and whether it may be done
-    request_spec.py       the requests; `response_recorder.py` what came back, `stream.py` over which connection
-    sampling.py           which wave, which token, which replica: all from the seed
-    service.py            what Serve says of the replicas, and its metrics and logs
-    procs.py              signals to processes; `ray_agent.py` the same on other nodes, through Ray
-    fault_injector.py     one fault: made, and undone
-    rounds.py             faults in waves; `rolling.py` a closed loop through upgrades and scaling
-    analysis.py           what differs, who was hit, how long it was silent; `report.py` says so
+    options.py            the flags, checked
+    request_spec.py       draws the requests; `stream.py` sends one, `events.py` and `response_recorder.py` record it
+    client.py             the HTTP clients of a run
+    sampling.py           rounds, tokens and replicas, all from the seed
+    fleet.py, service.py  replicas, metrics and access log; `changes.py` changes of the deployment
+    fault_target.py       one fault: injected and ended
+    procs.py              signals to local processes; `ray_agent.py` the same on other nodes, through Ray
+    rounds.py             faults in rounds; `rolling.py` a closed loop through upgrades and scaling
+    analysis.py           differences, affected streams and gaps; `report.py` prints them
 
-The rule: a fault is worth nothing without knowing what the answer should have been. Every request is first asked for
-without a fault, and what comes with one is compared byte by byte.
+A fault proves something only if the right answer is known. So every request is first sent without a fault (the
+baseline), and every later answer is compared with it, character by character.
 """

@@ -11,7 +11,7 @@ from chaos import command, options
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status of `command.run`."""
-    about = "Lose engine replicas under load, and tell what the clients saw."
+    about = "Injects faults into engine replicas under load, and checks every client's answer."
     parser = argparse.ArgumentParser(prog="python -m chaos", description=about)
     options.add_flags(parser)
     return command.run(parser.parse_args(argv), _write_line)

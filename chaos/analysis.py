@@ -1,4 +1,4 @@
-"""What the run has shown: which answers differ and where, who was hit, how long it was silent. Pure."""
+"""What a run has shown: which answers differ and where, which streams a fault affected, how long they paused. Pure."""
 
 from __future__ import annotations
 
@@ -12,214 +12,222 @@ from chaos.response_recorder import Answer
 from chaos.service import Access
 from chaos.stream import Recording
 
-ON_ITS_WAY_S = 0.25
-"""How long after a fault text may still come that was sent before it: a few hops on a busy machine."""
+IN_TRANSIT_S = 0.25
+"""How long after a fault text may still arrive that was sent before it: a few hops on a busy machine."""
 
-AROUND = 24
-"""Characters that are shown on each side of where two texts part."""
+SHOWN_CHARACTERS = 24
+"""Characters shown on each side of the first difference between two texts."""
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """One stream of a wave and what became of it."""
+class StreamResult:
+    """One stream of a round and its recording."""
 
     stream: int
-    round_: int
+    round: int
     recording: Recording
 
 
 @dataclass(frozen=True)
 class InjectedFault:
-    """One fault that was made. `error`: it could not be, and why."""
+    """One fault of a run."""
 
-    round_: int
+    round: int
     fault: str
     replica_id: str
     process: str
     token: int
     stream: int
     at_s: float
-    """On the clock of the streams."""
+    """On the event loop's clock, as the recordings' times."""
     unix_s: float
     error: str = ""
+    """Why the fault was not injected; empty if it was."""
 
 
 @dataclass
 class Findings:
-    """Everything that a run has seen so far; an interrupted one is told from the same."""
+    """Everything that a run has measured so far. The report of an interrupted run is made from the same."""
 
-    undisturbed: dict[int, Recording] = field(default_factory=dict)
-    """By the number of the request."""
-    streams: list[Streamed] = field(default_factory=list)
+    baseline: dict[int, Recording] = field(default_factory=dict)
+    """Each request without a fault, by its number."""
+    streams: list[StreamResult] = field(default_factory=list)
     injected: list[InjectedFault] = field(default_factory=list)
     recovery_s: list[float] = field(default_factory=list)
     migrations: int | None = None
-    """By the service's metrics; None where they cannot be read."""
+    """By the service's metrics; None if they cannot be read."""
     access: dict[str, Access] = field(default_factory=dict)
-    """The service's own log of these requests, by request id."""
+    """The service's access log lines of these requests, by request id."""
     unfinished: int | None = None
-    """What the replicas hold when all is over; None where it cannot be asked."""
+    """Requests that the replicas still hold at the end; None if not known."""
     unstable: set[int] = field(default_factory=set)
-    """Requests that are answered differently without any fault too."""
+    """Requests that get different answers without a fault, too."""
     timeline: list[tuple[float, str]] = field(default_factory=list)
-    """(seconds since the start, replicas' states), whenever they changed."""
+    """(seconds since the start, replicas' states) at each change."""
     changes: list[AppliedChange] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What kept the run from being what was asked for."""
+    """Why the run is not the one that was requested."""
     unavailable: list[str] = field(default_factory=list)
-    """What could not be looked at, and why."""
+    """What could not be read, and why."""
 
 
-def first_difference(expected: Answer, recording: Answer) -> str:
-    """In what two answers differ, first difference first; empty where they are the same."""
-    if expected.parts != recording.parts:
-        return _parts_differ(expected.parts, recording.parts)
+def first_difference(expected: Answer, actual: Answer) -> str:
+    """The first difference between two answers; empty if they are the same."""
+    if expected.parts != actual.parts:
+        return _difference_of_parts(expected.parts, actual.parts)
     for name in ("finish", "prompt_tokens", "output_tokens"):
-        want, got = getattr(expected, name), getattr(recording, name)
+        want, got = getattr(expected, name), getattr(actual, name)
         if want != got:
             return f"{name}: {got!r} instead of {want!r}"
     return ""
 
 
-def _parts_differ(expected: Sequence[tuple[str, str]], recording: Sequence[tuple[str, str]]) -> str:
-    for want, got in zip(expected, recording, strict=False):
+def _difference_of_parts(expected: Sequence[tuple[str, str]], actual: Sequence[tuple[str, str]]) -> str:
+    for want, got in zip(expected, actual, strict=False):
         if want[0] != got[0]:
-            return f"{got[0]} where {want[0]} was due"
+            return f"{got[0]} where {want[0]} was expected"
         if want[1] != got[1]:
             at = next(
                 (n for n, (a, b) in enumerate(zip(want[1], got[1], strict=False)) if a != b),
                 min(len(want[1]), len(got[1])),
             )
-            around = slice(max(0, at - AROUND), at + AROUND)
-            return f"{want[0]}, character {at} of {len(want[1])}: {got[1][around]!r} instead of {want[1][around]!r}"
-    return f"{len(recording)} parts instead of {len(expected)}"
+            shown = slice(max(0, at - SHOWN_CHARACTERS), at + SHOWN_CHARACTERS)
+            return f"{want[0]}, character {at} of {len(want[1])}: {got[1][shown]!r} instead of {want[1][shown]!r}"
+    return f"{len(actual)} parts instead of {len(expected)}"
 
 
-def longest_silence_s(recording: Recording) -> float | None:
-    """Between two pieces of text; None where there are not two."""
+def longest_gap_s(recording: Recording) -> float | None:
+    """The longest time between two pieces of text; None if there are fewer than two."""
     return max((after - before for before, after in pairwise(recording.text_s)), default=None)
 
 
-def wait_across_s(recording: Recording, fault_s: float) -> float | None:
-    """Between the last text before a fault and the first after it; None for a stream that had none on either side.
+def gap_across_fault_s(recording: Recording, fault_s: float) -> float | None:
+    """Time between the last text before a fault and the first after it; None if there is no text on one side.
 
-    What was on its way at the fault still comes: the longest silence that began by then is meant.
+    Text that was in transit at the fault still arrives. So this is the longest gap that began by then and ended after
+    the fault.
     """
-    spans = [(before, after) for before, after in pairwise(recording.text_s) if before <= fault_s + ON_ITS_WAY_S]
-    return max((after - before for before, after in spans if after > fault_s), default=None)
+    gaps = [(before, after) for before, after in pairwise(recording.text_s) if before <= fault_s + IN_TRANSIT_S]
+    return max((after - before for before, after in gaps if after > fault_s), default=None)
 
 
 @dataclass(frozen=True)
-class Silences:
-    """How long streams were silent, at their longest."""
+class TimeStats:
+    """A time of several streams: `count` of them had one."""
 
     count: int
     median_s: float
     worst_s: float
 
 
-def silences(recording: Sequence[Recording]) -> Silences | None:
-    """Of these streams; None where none has two pieces of text."""
-    return _summed([silence for one in recording if (silence := longest_silence_s(one)) is not None])
+def longest_gaps(recordings: Sequence[Recording]) -> TimeStats | None:
+    """Longest gaps of streams; None if none has two pieces of text."""
+    return _stats([gap_s for recording in recordings if (gap_s := longest_gap_s(recording)) is not None])
 
 
-def waits_for_text(recording: Sequence[Recording]) -> Silences | None:
-    """From sending these requests to their first piece of text: what a prefill takes, and the way there and back."""
-    return _summed([one.text_s[0] - one.start_s for one in recording if one.text_s])
+def times_to_first_text(recordings: Sequence[Recording]) -> TimeStats | None:
+    """From sending each request to its first piece of text: mostly the prefill."""
+    return _stats([recording.text_s[0] - recording.start_s for recording in recordings if recording.text_s])
 
 
-def _summed(found: Sequence[float]) -> Silences | None:
-    return Silences(len(found), statistics.median(found), max(found)) if found else None
+def _stats(times_s: Sequence[float]) -> TimeStats | None:
+    return TimeStats(len(times_s), statistics.median(times_s), max(times_s)) if times_s else None
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The run in figures."""
+    """A run in figures."""
 
-    asked: int
-    recording: int
-    failed: Sequence[Streamed]
-    different: Sequence[tuple[Streamed, str]]
-    hit: Sequence[Streamed]
-    hit_is_known: bool
-    """Whether the access log told who was hit; otherwise all that were in flight count."""
+    requested: int
+    """How many streams (or requests) the run should have."""
+    completed: int
+    """How many it has; some may have failed."""
+    failed: Sequence[StreamResult]
+    different: Sequence[tuple[StreamResult, str]]
+    affected: Sequence[StreamResult]
+    affected_is_known: bool
+    """Whether the access log names the affected streams; otherwise they are all that were in flight at a fault."""
     logged_migrations: int
-    hit_waits: Silences | None
-    """Across the fault."""
-    hit_silences: Silences | None
-    undisturbed_silences: Silences | None
-    undisturbed_waits: Silences | None
-    """For the first piece of text."""
+    gap_across_fault: TimeStats | None
+    longest_gap_affected: TimeStats | None
+    longest_gap_baseline: TimeStats | None
+    first_text_baseline: TimeStats | None
 
     def finished(self) -> int:
-        """Streams with a proper answer, right or not."""
-        return self.recording - len(self.failed)
+        """Streams with a complete, well-formed answer, right or wrong."""
+        return self.completed - len(self.failed)
 
 
-def analyze(findings: Findings, asked: int) -> Analysis:
-    """Hold every stream against its undisturbed run."""
-    failed = [one for one in findings.streams if not one.recording.finished]
+def analyze(findings: Findings, requested: int) -> Analysis:
+    """Compare every stream with its baseline."""
     different = []
-    for one in findings.streams:
-        undisturbed = findings.undisturbed.get(one.recording.spec.number)
-        if one.recording.finished and undisturbed is not None:
-            where = first_difference(undisturbed.answer, one.recording.answer)
-            if where:
-                different.append((one, where))
-    hit, known = streams_hit(findings.streams, findings.injected, findings.access)
-    at_s = {one.round_: one.at_s for one in findings.injected if not one.error}
-    waits = [wait_across_s(one.recording, at_s[one.round_]) for one in hit]
+    for result in findings.streams:
+        baseline = findings.baseline.get(result.recording.spec.number)
+        if result.recording.finished and baseline is not None:
+            difference = first_difference(baseline.answer, result.recording.answer)
+            if difference:
+                different.append((result, difference))
+    affected, known = affected_streams(findings.streams, findings.injected, findings.access)
+    fault_s = {fault.round: fault.at_s for fault in findings.injected if not fault.error}
+    gaps_s = [gap_across_fault_s(result.recording, fault_s[result.round]) for result in affected]
+    baselines = list(findings.baseline.values())
     return Analysis(
-        asked=asked,
-        recording=len(findings.streams),
-        failed=failed,
+        requested=requested,
+        completed=len(findings.streams),
+        failed=[result for result in findings.streams if not result.recording.finished],
         different=different,
-        hit=hit,
-        hit_is_known=known,
-        logged_migrations=sum(one.migrations for one in findings.access.values()),
-        hit_waits=_summed([wait for wait in waits if wait is not None]),
-        hit_silences=silences([one.recording for one in hit]),
-        undisturbed_silences=silences(list(findings.undisturbed.values())),
-        undisturbed_waits=waits_for_text(list(findings.undisturbed.values())),
+        affected=affected,
+        affected_is_known=known,
+        logged_migrations=sum(line.migrations for line in findings.access.values()),
+        gap_across_fault=_stats([gap_s for gap_s in gaps_s if gap_s is not None]),
+        longest_gap_affected=longest_gaps([result.recording for result in affected]),
+        longest_gap_baseline=longest_gaps(baselines),
+        first_text_baseline=times_to_first_text(baselines),
     )
 
 
-def streams_across_changes(streams: Sequence[Streamed], changes: Sequence[AppliedChange]) -> int:
-    """How many streamed answers had begun before a change and ended after it."""
+def streams_across_changes(streams: Sequence[StreamResult], changes: Sequence[AppliedChange]) -> int:
+    """How many streamed answers began before a change and ended after it."""
     return sum(
-        one.recording.spec.stream
-        and any(one.recording.start_s < applied.clock_s < one.recording.end_s for applied in changes)
-        for one in streams
+        result.recording.spec.stream
+        and any(result.recording.start_s < applied.clock_s < result.recording.end_s for applied in changes)
+        for result in streams
     )
 
 
-def streams_hit(
-    streams: Sequence[Streamed], injected: Sequence[InjectedFault], access: Mapping[str, Access]
-) -> tuple[list[Streamed], bool]:
-    """The streams that ran where a fault struck while it did, and whether that is known.
+def affected_streams(
+    streams: Sequence[StreamResult], injected: Sequence[InjectedFault], access: Mapping[str, Access]
+) -> tuple[list[StreamResult], bool]:
+    """The streams that ran on the replica of a fault when it was injected, and whether that is known.
 
-    It is where the access log names a request's replicas. Otherwise: whoever was in flight at that moment.
+    The access log names each request's replicas. Without it: all streams in flight at that moment.
     """
-    faults = {one.round_: one for one in injected if not one.error}
-    disturbed = [one for one in streams if one.round_ in faults]
-    in_flight = [one for one in disturbed if one.recording.start_s <= faults[one.round_].at_s <= one.recording.end_s]
-    if any(one.recording.request_id not in access for one in disturbed):
+    faults = {fault.round: fault for fault in injected if not fault.error}
+    candidates = [result for result in streams if result.round in faults]
+    in_flight = [
+        result
+        for result in candidates
+        if result.recording.start_s <= faults[result.round].at_s <= result.recording.end_s
+    ]
+    if any(result.recording.request_id not in access for result in candidates):
         return in_flight, False
-    # A stream that begins just after may still be sent to the lost replica: it has a resume, and was not in flight.
-    hit = {one.stream for one in disturbed if access[one.recording.request_id].migrations}
-    hit |= {
-        one.stream for one in in_flight if faults[one.round_].replica_id in access[one.recording.request_id].replica
+    # A stream that begins just after a fault may still be sent to the lost replica: it was not in flight, but migrates.
+    affected = {result.stream for result in candidates if access[result.recording.request_id].migrations}
+    affected |= {
+        result.stream
+        for result in in_flight
+        if faults[result.round].replica_id in access[result.recording.request_id].replica
     }
-    return [one for one in disturbed if one.stream in hit], True
+    return [result for result in candidates if result.stream in affected], True
 
 
 def passed(analysis: Analysis, findings: Findings) -> bool:
-    """Whether the promise held: every stream finished, all the same, no slot lost, every fault made."""
+    """Whether every stream finished with its baseline's answer, no slot was lost, and every fault was injected."""
     return (
-        analysis.recording == analysis.asked
+        analysis.completed == analysis.requested
         and not analysis.failed
         and not analysis.different
         and not findings.unfinished
         and not findings.problems
-        and not any(one.error for one in findings.injected)
+        and not any(fault.error for fault in findings.injected)
     )

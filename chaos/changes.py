@@ -1,6 +1,6 @@
-"""What an operator changes while requests come: an upgrade, an ingress' replacement, more or fewer replicas.
+"""Changes of the deployment under load: an upgrade, new ingress replicas, more or fewer replicas.
 
-Pure: from what Serve says of itself to the configuration that makes the change, and when it is made.
+Pure: from Serve's own report to the configuration that makes the change, and to when it is made.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from chaos.fleet import ENGINE, INGRESS, Fleet
 from serve_app.cli.serve_api import DeploymentDetails, ServeDetails, StatusUnknown
 
 UPGRADE_VARIABLE = "STEP_SERVE_CHAOS_UPGRADE"
-"""What an upgrade changes in the environment. Nothing reads it; Serve replaces the replicas for it."""
+"""The environment variable that an upgrade changes. Nothing reads it; Serve replaces the replicas because of it."""
 
 KEPT_OPTIONS = ("proxy_location", "http_options", "grpc_options", "target_capacity")
 
 
 class Change(Enum):
-    """One change; the value is what `--changes` takes."""
+    """One change, by its name in `--changes`."""
 
     UPGRADE = "upgrade"
     """Every replica is replaced."""
     INGRESS = "ingress"
-    """Every ingress replica is replaced, no engine."""
+    """Every ingress replica is replaced, no engine replica."""
     INGRESS_OUT = "ingress-out"
     INGRESS_IN = "ingress-in"
     ENGINE_OUT = "engine-out"
@@ -33,14 +33,14 @@ class Change(Enum):
 
     @property
     def deployments(self) -> tuple[str, ...]:
-        """Whose replicas change."""
+        """The deployments whose replicas change."""
         if self is Change.UPGRADE:
             return (ENGINE, INGRESS)
         return (ENGINE,) if self.value.startswith(ENGINE) else (INGRESS,)
 
     @property
     def step(self) -> int:
-        """How many replicas more there are after it."""
+        """By how many the number of replicas changes."""
         return {"out": 1, "in": -1}.get(self.value.rpartition("-")[2], 0)
 
 
@@ -53,32 +53,30 @@ ROLLING = (
     Change.ENGINE_IN,
     Change.INGRESS,
 )
-"""What `--fault rolling` does by default: three replacements of the ingresses, each deployment out and in."""
+"""What `--fault rolling` does by default: three replacements of the ingresses, each deployment scaled out and in."""
 
 
 @dataclass(frozen=True)
 class AppliedChange:
-    """A change that Serve has taken."""
+    """A change that Serve has accepted."""
 
     change: Change
     at_s: float
     """Since the run began."""
     clock_s: float
-    """On the clock of the streams."""
+    """On the event loop's clock, as the recordings' times."""
 
 
 def changed_config(details: ServeDetails, application: str, change: Change, label: str) -> dict[str, object]:
-    """What `serve deploy` would send for what runs now, with this change.
+    """The configuration to deploy: the running one with this change. Raises `StatusUnknown`.
 
-    All applications are in it: Serve ends those that a configuration leaves out. Raises `StatusUnknown`.
+    It has all applications, because Serve ends those that a configuration leaves out.
     """
     configs = []
     for name, found in details.applications.items():
         config = copy.deepcopy(found.deployed_app_config)
         if config is None:
-            raise StatusUnknown(
-                f"application {name!r} was not deployed from a configuration: there is nothing to change in it"
-            )
+            raise StatusUnknown(f"application {name!r} was not deployed from a configuration, so it cannot be changed")
         if name == application and change is Change.UPGRADE:
             config.setdefault("runtime_env", {}).setdefault("env_vars", {})[UPGRADE_VARIABLE] = label
         elif name == application:
@@ -90,13 +88,13 @@ def changed_config(details: ServeDetails, application: str, change: Change, labe
 
 
 def _options(deployment: str, details: DeploymentDetails, change: Change, label: str) -> dict[str, Any]:
-    """The options of this deployment that are other than before."""
+    """The deployment's options that the change sets."""
     now = details.deployment_config or {}
     if change.step:
         count = now.get("num_replicas")
         if not isinstance(count, int):
             raise StatusUnknown(
-                f"{change.value}: the number of {deployment} replicas follows the load; "
+                f"{change.value}: the number of {deployment} replicas is autoscaled; "
                 f"leave it out of --changes, or configure a fixed number"
             )
         return {"name": deployment, "num_replicas": count + change.step}
@@ -106,7 +104,7 @@ def _options(deployment: str, details: DeploymentDetails, change: Change, label:
 
 
 def _override(config: dict[str, Any], options: dict[str, Any]) -> None:
-    """Put them into the application's configuration, beside what it says of its deployments already."""
+    """Set the deployment's options in the application's configuration, and keep its other options."""
     for entry in config.setdefault("deployments", []):
         if entry["name"] == options["name"]:
             entry.update(options)
@@ -115,17 +113,17 @@ def _override(config: dict[str, Any], options: dict[str, Any]) -> None:
 
 
 def is_done(change: Change, before: Fleet, now: Fleet) -> bool:
-    """Whether the fleet is as the change wants it. Replicas that finish their last requests do not count."""
+    """Whether Serve has made the change. Replicas that are still draining do not count."""
     for name in change.deployments:
         running = before.running(name)
         if change.step:
             if len(now.running(name)) != before.targets.get(name, len(running)) + change.step:
                 return False
-        elif not now.is_recovered({name: len(running)}, frozenset(one.replica_id for one in running)):
+        elif not now.is_recovered({name: len(running)}, frozenset(replica.replica_id for replica in running)):
             return False
     return True
 
 
 def change_points(requests: int, changes: int) -> list[int]:
-    """At which requests a change begins: evenly, neither first nor last. Two: at a third and at two thirds."""
+    """The requests at which changes begin, evenly spaced: two changes begin at a third and two thirds."""
     return [requests * (number + 1) // (changes + 1) for number in range(changes)]

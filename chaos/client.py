@@ -1,4 +1,4 @@
-"""The clients of a run: one HTTP pool, a request id for everything, and the undisturbed run that comes first."""
+"""The HTTP clients of a run, and the baseline: every request sent once without a fault."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from chaos.stream import OnText, Recording, send_request
 
 T = TypeVar("T")
 
-PROBE_S = 10.0
+PROBE_TIMEOUT_S = 10.0
 
 
 class ChaosClient:
-    """Sends requests. Their ids begin with `prefix`, by which the service's log knows them again."""
+    """Sends requests. Their ids begin with `prefix`, by which they are found in the service's access log."""
 
     def __init__(self, client: httpx.AsyncClient, deadline_s: float, prefix: str = "") -> None:
         self._client = client
@@ -29,50 +29,50 @@ class ChaosClient:
         self.prefix = prefix or f"chaos-{uuid.uuid4().hex[:8]}"
 
     async def send(self, spec: RequestSpec, name: str, on_text: OnText) -> Recording:
-        """One request, followed to its end. `name` tells it from the others of this run."""
+        """Send one request and read its response. `name` completes the request id."""
         return await send_request(self._client, spec, f"{self.prefix}-{name}", self._deadline_s, on_text)
 
     async def send_all(self, specs: Iterable[RequestSpec], concurrency: int, name: str) -> dict[int, Recording]:
-        """Each of these requests once, without a fault: by the request's number."""
-        found: dict[int, Recording] = {}
+        """Send each request once; the recordings by the requests' numbers."""
+        recordings: dict[int, Recording] = {}
 
-        async def one(spec: RequestSpec) -> None:
-            found[spec.number] = await self.send(spec, f"{name}-{spec.number}", ignore_progress)
+        async def send(spec: RequestSpec) -> None:
+            recordings[spec.number] = await self.send(spec, f"{name}-{spec.number}", ignore_progress)
 
-        await each(specs, concurrency, one)
-        return found
+        await each(specs, concurrency, send)
+        return recordings
 
     async def is_healthy(self) -> bool:
-        """Whether the endpoint says that it can serve."""
+        """Whether `/health` answers 200."""
         try:
-            return (await self._client.get("/health", timeout=PROBE_S)).status_code == 200
+            return (await self._client.get("/health", timeout=PROBE_TIMEOUT_S)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def model(self) -> str:
-        """The first served name. Raises `BadOptions`."""
+        """The first served model name. Raises `BadOptions`."""
         try:
-            answer = await self._client.get("/v1/models", timeout=PROBE_S)
-            if answer.status_code == 401:
-                raise BadOptions("the endpoint asks for a key: give --key")
-            return str(answer.json()["data"][0]["id"])
+            response = await self._client.get("/v1/models", timeout=PROBE_TIMEOUT_S)
+            if response.status_code == 401:
+                raise BadOptions("the endpoint requires an API key: give --key")
+            return str(response.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise BadOptions(f"the endpoint does not list its models ({error}): is --url right?") from error
 
 
 def ignore_progress(_characters: int) -> None:
-    """For streams whose progress nobody waits for."""
+    """An `OnText` that does nothing."""
 
 
 @asynccontextmanager
 async def open_client(
     options: ChaosOptions, prefix: str = "", tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[ChaosClient]:
-    """The clients, until the block is left. With a `prefix`: further ones of the same run."""
+    """A client with its own connections. With `prefix`, it shares the request ids' prefix with another client."""
     headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.concurrency)
-    # A stream may be silent as long as it likes: how long is what is measured. Its deadline is over all of it.
-    timeout = httpx.Timeout(None, connect=PROBE_S)
+    # No read timeout: gaps between texts are what is measured. The deadline limits the whole request.
+    timeout = httpx.Timeout(None, connect=PROBE_TIMEOUT_S)
     async with httpx.AsyncClient(
         base_url=options.url, headers=headers, limits=limits, timeout=timeout, trust_env=False, verify=tls or True
     ) as client:
@@ -80,7 +80,7 @@ async def open_client(
 
 
 async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable[None]]) -> None:
-    """Do something for every item, so many at a time."""
+    """Await `do(item)` for every item, at most `concurrency` at a time."""
     iterator = iter(items)
 
     async def worker() -> None:
@@ -92,6 +92,6 @@ async def each(items: Iterable[T], concurrency: int, do: Callable[[T], Awaitable
             group.create_task(worker())
 
 
-def failures(recording: Iterable[Recording]) -> Sequence[Recording]:
-    """Those that are no proper answers."""
-    return [one for one in recording if not one.finished]
+def failures(recordings: Iterable[Recording]) -> Sequence[Recording]:
+    """The recordings of failed requests."""
+    return [recording for recording in recordings if not recording.finished]

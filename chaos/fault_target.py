@@ -1,7 +1,8 @@
-"""The way to a replica's processes: by ourselves on this node, through `ray_agent.py` on any other.
+"""Finds the processes of a replica, injects one fault into them, and ends the fault.
 
-What is asked of `ray_agent.py` is asked in turn, with a deadline; where it cannot be had (no Ray address, no token),
-all that this machine's own processes need still works, and the report says what it could not see.
+Processes of this node are signalled directly, those of other nodes through `ray_agent.py`. Requests to the agent are
+sent one at a time, with a deadline. Without Ray's address or token, faults on this node still work, and the report
+says what is unavailable.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ import msgspec
 import psutil
 
 from chaos import procs
-from chaos.agent_protocol import AgentReply, AgentRequest, UnfinishedRequests
 from chaos.fleet import Fleet, Replica
-from chaos.options import own_addresses
-from chaos.procs import NoEngineProcess, Proc
+from chaos.options import Fault, own_addresses
+from chaos.procs import AgentReply, AgentRequest, NoEngineProcess, Proc, UnfinishedRequests
 from serve_app.cli import serve_api
 
+AGENT = (sys.executable, "-m", "chaos.ray_agent")
 REPLY_S = 90.0
-"""Starting Ray's client and a worker on a far node takes tens of seconds on a busy machine."""
+"""Starting Ray's client, and a worker on another node, takes tens of seconds on a busy machine."""
+
+SIGNALS = {
+    Fault.KILL: signal.SIGKILL,
+    Fault.KILL_ENGINE: signal.SIGKILL,
+    Fault.HANG: signal.SIGSTOP,
+    Fault.CUT: signal.SIGSTOP,
+}
 
 
 class TargetUnreachable(Exception):
@@ -43,14 +51,14 @@ class TargetProcesses:
 
 
 class FaultTarget:
-    """Use as an async context manager; leaving it ends `ray_agent.py`."""
+    """Access to the replicas' processes. Use as an async context manager; leaving it ends `ray_agent.py`."""
 
-    def __init__(self, ray_address: str, application: str) -> None:
+    def __init__(self, ray_address: str, application: str, agent: Sequence[str] = AGENT) -> None:
         self._address = ray_address
-        self._application = application
-        self._here = own_addresses()
+        self._command = (*agent, ray_address, application)
+        self._own_addresses = own_addresses()
         self._agent: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
+        self._agent_lock = asyncio.Lock()
         self._end_slow = threading.Event()
 
     async def __aenter__(self) -> Self:
@@ -59,13 +67,12 @@ class FaultTarget:
             env.setdefault("RAY_AUTH_MODE", "token")
         if self._address:
             self._agent = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "chaos.ray_agent", self._address, self._application),
+                *self._command,
                 env=env,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is ours to act on
+                start_new_session=True,  # Ctrl-C must not end it
             )
         return self
 
@@ -78,7 +85,7 @@ class FaultTarget:
 
     async def processes(self, fault: str, replica: Replica) -> TargetProcesses:
         """Find the processes. Raises `NoEngineProcess`, `TargetUnreachable`."""
-        if not self._is_here(replica):
+        if not self._is_local(replica):
             reply = await self._request(AgentRequest("find", node_id=replica.node_id, pid=replica.pid, fault=fault))
             if reply.no_engine_process:
                 raise NoEngineProcess
@@ -91,49 +98,48 @@ class FaultTarget:
             ) from error
 
     async def send(self, processes: TargetProcesses, number: signal.Signals) -> int:
-        """Signal them; returns how many there still were."""
-        if not self._is_here(processes.replica):
+        """Signal the processes; returns how many were still alive. Raises `TargetUnreachable`."""
+        if not self._is_local(processes.replica):
             node_id = processes.replica.node_id
-            return (
-                await self._request(AgentRequest("signal", node_id=node_id, procs=list(processes.procs), signal=number))
-            ).count
+            request = AgentRequest("signal", node_id=node_id, procs=list(processes.procs), signal=number)
+            return (await self._request(request)).count
         try:
             return procs.send(processes.procs, number)
         except psutil.AccessDenied as error:
             raise TargetUnreachable(f"{error}. Run this as the user that Ray runs as") from error
 
     async def slow(self, processes: TargetProcesses, for_s: float) -> None:
-        """Slow them down for so long."""
-        if not self._is_here(processes.replica):
+        """Slow the processes down for `for_s`. Raises `TargetUnreachable`."""
+        if not self._is_local(processes.replica):
             node_id = processes.replica.node_id
             await self._request(AgentRequest("slow", node_id=node_id, procs=list(processes.procs), for_s=for_s), for_s)
             return
         await asyncio.to_thread(procs.slow, processes.procs, for_s, self._end_slow)
 
     async def unfinished_requests(self) -> Sequence[UnfinishedRequests]:
-        """What every engine replica has to do. Raises `TargetUnreachable`."""
-        return (await self._request(AgentRequest("loads"))).unfinished_requests
+        """How many requests every engine replica holds. Raises `TargetUnreachable`."""
+        return (await self._request(AgentRequest("unfinished"))).unfinished_requests
 
-    def _is_here(self, replica: Replica) -> bool:
-        return replica.node_ip in self._here
+    def _is_local(self, replica: Replica) -> bool:
+        return replica.node_ip in self._own_addresses
 
     async def _request(self, request: AgentRequest, for_s: float = 0.0) -> AgentReply:
         agent = self._agent
         if agent is None or agent.stdin is None or agent.stdout is None:
             raise TargetUnreachable("Ray's address is not known: give --ray-address HOST:6379")
-        async with self._turn:
+        async with self._agent_lock:
             try:
                 async with asyncio.timeout(REPLY_S + for_s):
                     agent.stdin.write(msgspec.json.encode(request) + b"\n")
                     await agent.stdin.drain()
                     line = await agent.stdout.readline()
-                    while line and not line.startswith(b"{"):  # what a library prints
+                    while line and not line.startswith(b"{"):  # a library may print to stdout
                         line = await agent.stdout.readline()
             except (TimeoutError, ConnectionError) as error:
                 raise TargetUnreachable(f"Ray at {self._address} does not answer") from error
         if not line:
             raise TargetUnreachable(
-                f"cannot join Ray at {self._address}: is it right, and the token (docs/operations.md)?"
+                f"cannot connect to Ray at {self._address}: check the address and the token (docs/operations.md)"
             )
         reply = msgspec.json.decode(line, type=AgentReply)
         if reply.error:
@@ -141,11 +147,50 @@ class FaultTarget:
         return reply
 
 
-def find_ray(given: str | None, fleet: Fleet) -> str:
-    """The address of Ray's GCS, empty if it cannot be told: as given, by a replica on this node, or from RAY_ADDRESS.
+class FaultInjector:
+    """Injects faults. Use as an async context manager: leaving it ends all faults.
 
-    Not whatever Ray runs on this machine: it may be another one.
+    A replica that was stopped is killed when its round is over (Serve has often killed it by then). One that was slowed
+    down runs on.
+    """
+
+    def __init__(self, target: FaultTarget, slow_s: float) -> None:
+        self._target = target
+        self._slow_s = slow_s
+        self._stopped: list[tuple[Fault, TargetProcesses]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.shield(self.end_faults())
+
+    async def inject(self, fault: Fault, processes: TargetProcesses) -> None:
+        """Inject a fault. `SLOW` returns when it is over, the others at once. Raises `TargetUnreachable`."""
+        if fault is Fault.SLOW:
+            self._stopped.append((fault, processes))
+            await self._target.slow(processes, self._slow_s)
+            return
+        number = SIGNALS[fault]
+        if number is signal.SIGSTOP:
+            self._stopped.append((fault, processes))
+        if not await self._target.send(processes, number):
+            raise TargetUnreachable(f"replica {processes.replica.replica_id} ended before the fault")
+
+    async def end_faults(self) -> None:
+        """Kill what was stopped, resume what was slowed down."""
+        while self._stopped:
+            fault, processes = self._stopped.pop()
+            # An unreachable process has ended, perhaps with its node: it is not stopped any more.
+            with contextlib.suppress(TargetUnreachable):
+                await self._target.send(processes, signal.SIGCONT if fault is Fault.SLOW else signal.SIGKILL)
+
+
+def find_ray(given: str | None, fleet: Fleet) -> str:
+    """The address of Ray's GCS: as given, from a local replica, or RAY_ADDRESS. Empty if unknown.
+
+    Another Ray may run on this machine, so it is not searched for one.
     """
     here = own_addresses()
-    pids = [one.pid for one in fleet.replicas if one.pid and one.node_ip in here]
+    pids = [replica.pid for replica in fleet.replicas if replica.pid and replica.node_ip in here]
     return given or procs.gcs_address(pids) or os.environ.get("RAY_ADDRESS", "")

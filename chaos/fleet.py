@@ -1,4 +1,4 @@
-"""The application's replicas at one moment, as Serve tells of them."""
+"""The application's replicas at one moment, as Serve reports them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENGINE, INGRESS = "engine", "ingress"
 
 @dataclass(frozen=True)
 class Replica:
-    """One replica, as Serve knows it."""
+    """One replica, as Serve reports it."""
 
     replica_id: str
     deployment: str
@@ -24,7 +24,7 @@ class Replica:
 
     @property
     def is_running(self) -> bool:
-        """Whether Serve sends requests to it. It says so of a dead one too, until its next health check."""
+        """Whether Serve sends requests to it. True of a dead replica too, until its next health check."""
         return self.state == "RUNNING"
 
 
@@ -34,24 +34,24 @@ class Fleet:
 
     replicas: tuple[Replica, ...]
     targets: Mapping[str, int]
-    """How many of each deployment Serve wants now, where it says so."""
+    """Serve's target number of replicas by deployment, where it reports one."""
 
     def running(self, deployment: str) -> list[Replica]:
-        """Those that take requests."""
-        return [one for one in self.replicas if one.deployment == deployment and one.is_running]
+        """The deployment's replicas that take requests."""
+        return [replica for replica in self.replicas if replica.deployment == deployment and replica.is_running]
 
     def is_recovered(self, expected_counts: Mapping[str, int], gone: frozenset[str]) -> bool:
-        """Whether of each deployment in `like` as many run as Serve wants, or else as in `like`, and none of `gone`."""
+        """Whether each deployment runs Serve's target (else the expected number) of replicas, and none of `gone`."""
         running = {name: self.running(name) for name in expected_counts}
         return all(
             len(found) >= self.targets.get(name, expected_counts[name])
-            and not any(one.replica_id in gone for one in found)
+            and not any(replica.replica_id in gone for replica in found)
             for name, found in running.items()
         )
 
     def states(self, deployment: str) -> str:
         """`2 running, 1 starting`."""
-        found = [one.state.lower() for one in self.replicas if one.deployment == deployment]
+        found = [replica.state.lower() for replica in self.replicas if replica.deployment == deployment]
         return ", ".join(f"{found.count(state)} {state}" for state in sorted(set(found))) or "none"
 
 
@@ -81,4 +81,4 @@ def _replica(deployment: str, details: ReplicaDetails) -> Replica:
 
 def describe(replicas: Sequence[Replica]) -> str:
     """`abc123 (pid 7 on 10.0.0.1), ...`."""
-    return ", ".join(f"{one.replica_id} (pid {one.pid} on {one.node_ip})" for one in replicas)
+    return ", ".join(f"{replica.replica_id} (pid {replica.pid} on {replica.node_ip})" for replica in replicas)

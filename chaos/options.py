@@ -1,6 +1,6 @@
-"""What a run of chaos is told: flags, checked before anything is touched.
+"""The options of a run, checked before anything is done.
 
-The rule: it kills processes. So it must be told twice (`--yes`) where the endpoint is not on this machine.
+A run kills processes. So it needs `--yes` where the endpoint is not on this machine.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from urllib.parse import urlsplit
 import psutil
 
 from chaos.changes import ROLLING, Change
-from chaos.request_spec import Api, PromptKind
+from chaos.request_spec import ChaosApi, PromptKind
 
 E = TypeVar("E", bound=Enum)
 
 
 class BadOptions(Exception):
-    """The command line asks for what cannot be done. The message says what to give instead."""
+    """The command line cannot work. The message says what to give instead."""
 
 
 class Fault(Enum):
-    """What happens to a replica; the value is what `--fault` takes."""
+    """What happens to a replica, by its name in `--fault`."""
 
     KILL = "kill"
     KILL_ENGINE = "kill-engine"
@@ -39,10 +39,10 @@ class Fault(Enum):
 
 
 ENDS_REPLICA = frozenset({Fault.KILL, Fault.KILL_ENGINE, Fault.HANG, Fault.CUT})
-"""After these the replica must be replaced before the fleet is whole again."""
-
+"""Faults after which Serve must replace the replica."""
 
 IN_CLOSED_LOOP = frozenset({Fault.NONE, Fault.UPGRADE, Fault.ROLLING})
+"""Faults for which the clients may run in a closed loop (`--requests`)."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,29 @@ class ChaosOptions:
     dashboard: str
     application: str
     fault: Fault
-    apis: tuple[Api, ...]
+    apis: tuple[ChaosApi, ...]
     kinds: tuple[PromptKind, ...]
     streams: int
     concurrency: int
     faults: int | None
-    """How many; one for every wave if not given."""
+    """None: one in every round."""
     at_token: int | None
-    """None: at random."""
+    """None: a random one."""
     min_up: int | None
-    """Engines that must run for the next fault; None: all."""
+    """Engine replicas that must run before the next fault; None: all."""
     tokens: tuple[int, int]
     distinct: int | None
-    """Different requests; each is first asked for without a fault."""
+    """Different requests; each has a baseline."""
     seed: int
     slow_s: float
     deadline_s: float
     recover_s: float
     requests: int | None
-    """Closed loop instead of waves."""
+    """Requests of a closed loop; None: rounds."""
     changes: tuple[Change, ...]
-    """In a closed loop: what is changed, one after the other."""
-    rest_s: float
-    """In a closed loop: the longest that every fourth client rests between two requests."""
+    """Of a closed loop, one after the other."""
+    pause_s: float
+    """Of a closed loop: the longest pause of every fourth client between two requests."""
     long_tokens: int
     settle_s: float
     key: str | None
@@ -85,61 +85,66 @@ class ChaosOptions:
 
     @property
     def distinct_requests(self) -> int:
-        """How many different requests there are: enough that no two of a wave are the same."""
+        """How many different requests there are: enough that no two of a round are the same."""
         total = self.streams if self.requests is None else self.requests
         return min(total, self.distinct or 2 * self.concurrency)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `chaos`."""
+    """Add the command's flags."""
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="endpoint (default %(default)s)")
     add("--dashboard", default="http://127.0.0.1:8265", help="Ray's dashboard (default %(default)s)")
     add("--fault", choices=[fault.value for fault in Fault], default="kill", help="what happens (default kill)")
     add("--apis", default="chat,completions,messages,responses", help="mixed in turn (default %(default)s)")
     add("--kinds", default="text", help=f"of {','.join(kind.value for kind in PromptKind)} (default text)")
-    add("--streams", type=int, default=200, help="streams in all, in waves (default 200)")
-    add("--concurrency", type=int, default=32, help="streams of a wave, at a time (default 32)")
-    add("--faults", type=int, help="faults in all (default: one a wave)")
-    add("--min-up", type=int, help="next fault when so many engines run, the lost ones not awaited (default: all)")
-    add("--at-token", default="random", help="token of one of the wave's streams at which it happens (default random)")
-    add("--tokens", default="40-200", help="answers' lengths, SHORTEST-LONGEST (default 40-200)")
+    add("--streams", type=int, default=200, help="streams in all rounds together (default 200)")
+    add("--concurrency", type=int, default=32, help="streams at a time: of a round (default 32)")
+    add("--faults", type=int, help="faults in all rounds together (default: one in each)")
+    add("--min-up", type=int, metavar="N", help="inject the next fault when N engines run again (default: all)")
+    add("--at-token", default="random", help="token of one of the streams at which to inject (default random)")
+    add("--tokens", default="40-200", help="length of the answers, SHORTEST-LONGEST (default 40-200)")
     add("--distinct", type=int, help="different requests (default: twice the concurrency)")
-    add("--seed", type=int, default=0, help="same seed, same requests, tokens and order of replicas (default 0)")
-    add("--slow-s", type=float, default=10.0, help="how long `slow` lasts (default 10)")
-    add("--deadline-s", type=float, default=300.0, help="longest a stream may take (default 300)")
-    add("--recover-s", type=float, default=300.0, help="longest the fleet may take to be whole again (default 300)")
+    add("--seed", type=int, default=0, help="repeats requests, tokens and order of replicas (default 0)")
+    add("--slow-s", type=float, default=10.0, help="duration of --fault slow (default 10)")
+    add("--deadline-s", type=float, default=300.0, help="longest time for a stream (default 300)")
+    add("--recover-s", type=float, default=300.0, help="longest time for the fleet to recover (default 300)")
     add(
         "--requests",
         type=int,
-        help="closed loop of so many requests instead of waves; --fault none, upgrade or rolling",
+        metavar="N",
+        help="a closed loop of N requests instead of rounds; with --fault none, upgrade or rolling",
     )
     add("--upgrades", type=int, default=2, help="upgrades in a closed loop (default 2)")
-    add("--changes", default=",".join(one.value for one in ROLLING), help="of --fault rolling (default %(default)s)")
-    add("--rest-s", type=float, default=40.0, help="closed loop: every fourth client's longest rest (default 40)")
-    add("--long-tokens", type=int, default=0, help="closed loop: length of every twentieth answer (default: as others)")
-    add("--settle-s", type=float, default=120.0, help="closed loop: longest wait for the fleet to shrink (default 120)")
+    add(
+        "--changes",
+        default=",".join(change.value for change in ROLLING),
+        help="of --fault rolling (default %(default)s)",
+    )
+    add("--pause-s", type=float, default=40.0, help="closed loop: longest pause of every fourth client (default 40)")
+    add("--long-tokens", type=int, default=0, help="closed loop: tokens of every twentieth answer (default: --tokens)")
+    add("--settle-s", type=float, default=120.0, help="closed loop: longest wait for scale-down (default 120)")
     add("--application", default="step", help="Serve application (default step)")
-    add("--key", help="API key, where the endpoint asks for one")
+    add("--key", help="API key, if the endpoint requires one")
     add("--model", help="served name (default: the first of /v1/models)")
-    add("--ray-address", help="HOST:PORT of Ray's GCS (default: found by the replicas' processes, or RAY_ADDRESS)")
+    add("--ray-address", help="HOST:PORT of Ray's GCS (default: that of the local replicas, or RAY_ADDRESS)")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    add("--yes", action="store_true", help="also where the endpoint is not on this machine")
+    add("--yes", action="store_true", help="allow an endpoint that is not on this machine")
 
 
 def read(given: argparse.Namespace) -> ChaosOptions:
-    """The options that were given. Raises `BadOptions`."""
+    """Check the flags. Raises `BadOptions`."""
     fault, tokens, at_token = Fault(given.fault), _range(given.tokens), _at_token(given.at_token)
     _check(given, fault)
     if at_token is not None and at_token >= tokens[1]:
-        raise BadOptions(f"--at-token {at_token}: no answer of --tokens {given.tokens} gets there and goes on")
+        raise BadOptions(f"--at-token {at_token}: no answer of --tokens {given.tokens} continues after it")
     return ChaosOptions(
         url=given.url.rstrip("/").removesuffix("/v1"),
         dashboard=given.dashboard.rstrip("/"),
         application=given.application,
         fault=fault,
-        apis=tuple(_one_of(Api, name, "--apis") for name in given.apis.split(",")),
-        kinds=tuple(_one_of(PromptKind, name, "--kinds") for name in given.kinds.split(",")),
+        apis=tuple(_choice(ChaosApi, name, "--apis") for name in given.apis.split(",")),
+        kinds=tuple(_choice(PromptKind, name, "--kinds") for name in given.kinds.split(",")),
         streams=given.streams,
         concurrency=given.concurrency,
         faults=given.faults,
@@ -153,7 +158,7 @@ def read(given: argparse.Namespace) -> ChaosOptions:
         recover_s=given.recover_s,
         requests=given.requests,
         changes=_changes(given, fault),
-        rest_s=given.rest_s,
+        pause_s=given.pause_s,
         long_tokens=given.long_tokens,
         settle_s=given.settle_s,
         key=given.key,
@@ -171,54 +176,54 @@ def _check(given: argparse.Namespace, fault: Fault) -> None:
     if not given.yes and not is_here(given.url):
         raise BadOptions(
             f"{given.url} is not on this machine, and this command ends processes that serve others. "
-            "Add --yes if that is meant"
+            "Add --yes if you want that"
         )
     if given.requests is None and fault in (Fault.NONE, Fault.ROLLING):
         raise BadOptions(f"--fault {fault.value} is for a closed loop: give --requests N, or another fault")
     if given.requests is not None and fault not in IN_CLOSED_LOOP:
         raise BadOptions(
-            f"--requests runs a closed loop, with --fault none or upgrade or rolling, and not {fault.value}"
+            f"--requests runs a closed loop: give --fault none, upgrade or rolling instead of {fault.value}"
         )
     if given.min_up is not None and (given.min_up < 2 or given.requests is not None or fault not in ENDS_REPLICA):
         raise BadOptions(
-            f"--min-up {given.min_up}: give at least 2 (one to strike, one to stand in for it), and waves of a fault "
-            f"that ends a replica ({', '.join(sorted(one.value for one in ENDS_REPLICA))})"
+            f"--min-up {given.min_up}: give at least 2 (one gets the fault, one takes over its streams), and a fault "
+            f"that ends a replica ({', '.join(sorted(fault.value for fault in ENDS_REPLICA))})"
         )
     if given.faults is not None and given.faults > given.streams:
-        raise BadOptions(f"--faults {given.faults} is more than --streams {given.streams}: a stream gets one at most")
+        raise BadOptions(f"--faults {given.faults} is more than --streams {given.streams}: a stream gets at most one")
 
 
 def _changes(given: argparse.Namespace, fault: Fault) -> tuple[Change, ...]:
     if fault is Fault.ROLLING:
-        return tuple(_one_of(Change, name, "--changes") for name in given.changes.split(","))
+        return tuple(_choice(Change, name, "--changes") for name in given.changes.split(","))
     return (Change.UPGRADE,) * given.upgrades if fault is Fault.UPGRADE else ()
 
 
-def _one_of(kind: type[E], name: str, flag: str) -> E:
+def _choice(kind: type[E], name: str, flag: str) -> E:
     try:
         return kind(name.strip())
     except ValueError:
-        known = ", ".join(str(one.value) for one in kind)
-        raise BadOptions(f"{flag}: there is no {name.strip()!r}; there are {known}") from None
+        choices = ", ".join(str(member.value) for member in kind)
+        raise BadOptions(f"{flag}: unknown {name.strip()!r}; choose from {choices}") from None
 
 
 def _at_token(text: str) -> int | None:
     if text == "random":
         return None
     if not text.isdigit() or int(text) < 1:
-        raise BadOptions(f"--at-token {text}: give `random`, or a number from 1")
+        raise BadOptions(f"--at-token {text}: give `random`, or a number of at least 1")
     return int(text)
 
 
 def _range(text: str) -> tuple[int, int]:
     shortest, _, longest = text.partition("-")
     if not (shortest.isdigit() and longest.isdigit() and 2 <= int(shortest) <= int(longest)):
-        raise BadOptions(f"--tokens {text}: give SHORTEST-LONGEST, for example 40-200, from 2")
+        raise BadOptions(f"--tokens {text}: give SHORTEST-LONGEST, for example 40-200, of at least 2")
     return int(shortest), int(longest)
 
 
 def is_here(url: str) -> bool:
-    """Whether the URL's host is an address of this machine. A name that cannot be looked up is not."""
+    """Whether the URL's host is this machine. A name that cannot be resolved is not."""
     host = urlsplit(url if "://" in url else f"http://{url}").hostname or ""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}

@@ -1,4 +1,4 @@
-"""The run in words, and in JSON."""
+"""The results of a run as text and as JSON."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from collections.abc import Iterator
 
 import msgspec
 
-from chaos.analysis import Analysis, Findings, Silences, Streamed, longest_silence_s, passed, streams_across_changes
+from chaos.analysis import Analysis, Findings, StreamResult, TimeStats, longest_gap_s, passed, streams_across_changes
 from chaos.options import ENDS_REPLICA, ChaosOptions
 
 SHOWN = 10
-"""Failures and differences that are printed; `--json` has them all."""
+"""How many failures and differences are printed; `--json` has them all."""
 
 
 def lines(options: ChaosOptions, findings: Findings, analysis: Analysis) -> Iterator[str]:
     """What is printed at the end."""
     yield ""
-    yield from _trouble(findings, analysis)
-    yield _row("streams" if options.requests is None else "requests", f"{analysis.recording:,} of {analysis.asked:,}")
+    yield from _problems(findings, analysis)
+    yield _row(
+        "streams" if options.requests is None else "requests", f"{analysis.completed:,} of {analysis.requested:,}"
+    )
     yield _row("finished", f"{analysis.finished():,}")
-    yield _row("failed", f"{len(analysis.failed):,}{_kinds(analysis)}")
-    yield _row("not as undisturbed", f"{len(analysis.different):,}")
+    yield _row("failed", f"{len(analysis.failed):,}{_failure_counts(analysis)}")
+    yield _row("different", f"{len(analysis.different):,}")
     if options.requests is None:
         yield from _fault_rows(options, findings, analysis)
     else:
@@ -30,11 +32,11 @@ def lines(options: ChaosOptions, findings: Findings, analysis: Analysis) -> Iter
             "changes",
             ", ".join(f"{applied.change.value} at {applied.at_s:.0f} s" for applied in findings.changes) or "none",
         )
-        yield _row("streams across them", f"{streams_across_changes(findings.streams, findings.changes):,}")
+        yield _row("streams across changes", f"{streams_across_changes(findings.streams, findings.changes):,}")
     yield _row("migrations", _migrations(findings, analysis))
-    yield _row("unfinished at the end", "not known" if findings.unfinished is None else str(findings.unfinished))
+    yield _row("unfinished at the end", "unknown" if findings.unfinished is None else str(findings.unfinished))
     for what in findings.unavailable:
-        yield f"not seen: {what}"
+        yield f"unavailable: {what}"
     yield ""
     yield "PASSED" if passed(analysis, findings) else "FAILED"
 
@@ -44,100 +46,106 @@ def _row(name: str, value: str) -> str:
 
 
 def _fault_rows(options: ChaosOptions, findings: Findings, analysis: Analysis) -> Iterator[str]:
-    applied = sum(not one.error for one in findings.injected)
-    yield _row("faults", f"{applied} {options.fault.value}")
-    whose = "hit" if analysis.hit_is_known else "in flight at a fault"
-    yield _row("streams hit" if analysis.hit_is_known else whose, f"{len(analysis.hit):,}")
+    injected = sum(not fault.error for fault in findings.injected)
+    yield _row("faults", f"{injected} {options.fault.value}")
+    whose = "affected" if analysis.affected_is_known else "in flight at a fault"
+    yield _row("affected streams" if analysis.affected_is_known else whose, f"{len(analysis.affected):,}")
     if options.fault in ENDS_REPLICA:
-        yield _row("wait across the fault", f"{_silences(analysis.hit_waits)} ({whose})")
-    yield _row("longest silence", f"{_silences(analysis.hit_silences)} ({whose})")
-    yield _row("", f"{_silences(analysis.undisturbed_silences)} (undisturbed)")
-    yield _row("wait for first text", f"{_silences(analysis.undisturbed_waits)} (undisturbed)")
+        yield _row("gap across the fault", f"{_times(analysis.gap_across_fault)} ({whose})")
+    yield _row("longest gap", f"{_times(analysis.longest_gap_affected)} ({whose})")
+    yield _row("", f"{_times(analysis.longest_gap_baseline)} (baseline)")
+    yield _row("time to first text", f"{_times(analysis.first_text_baseline)} (baseline)")
     if findings.recovery_s:
-        again = findings.recovery_s
-        yield _row("whole again after", f"median {statistics.median(again):.1f} s, worst {max(again):.1f} s")
+        times_s = findings.recovery_s
+        yield _row("recovery", f"median {statistics.median(times_s):.1f} s, worst {max(times_s):.1f} s")
 
 
-def _silences(found: Silences | None) -> str:
-    if found is None:
+def _times(stats: TimeStats | None) -> str:
+    if stats is None:
         return "none"
-    return f"median {found.median_s:.2f} s, worst {found.worst_s:.2f} s, {found.count:,} streams"
+    return f"median {stats.median_s:.2f} s, worst {stats.worst_s:.2f} s, {stats.count:,} streams"
 
 
 def _migrations(findings: Findings, analysis: Analysis) -> str:
-    counted = "not known" if findings.migrations is None else f"{findings.migrations:,}"
-    logged = f"{analysis.logged_migrations:,} in its log" if findings.access else "its log was not read"
+    counted = "unknown" if findings.migrations is None else f"{findings.migrations:,}"
+    logged = f"{analysis.logged_migrations:,} by its log" if findings.access else "its log was not read"
     return f"{counted} by the service's metrics, {logged}"
 
 
-def _kinds(analysis: Analysis) -> str:
-    kinds = Counter(f"{one.recording.status or 'no status'}: {one.recording.error[:100]}" for one in analysis.failed)
-    return "".join(f"\n{'':<24}{count:>6}  {kind}" for kind, count in kinds.most_common(SHOWN))
+def _failure_counts(analysis: Analysis) -> str:
+    counts = Counter(
+        f"{result.recording.status or 'no status'}: {result.recording.error[:100]}" for result in analysis.failed
+    )
+    return "".join(f"\n{'':<24}{count:>6}  {failure}" for failure, count in counts.most_common(SHOWN))
 
 
-def _trouble(findings: Findings, analysis: Analysis) -> Iterator[str]:
+def _problems(findings: Findings, analysis: Analysis) -> Iterator[str]:
     for problem in findings.problems:
         yield f"PROBLEM  {problem}"
-    for injected in findings.injected:
-        if injected.error:
-            yield f"NOT MADE {injected.fault} in wave {injected.round_ + 1}: {injected.error}"
-    for one in analysis.failed[:SHOWN]:
-        yield f"FAILED   {_named(one)}: {one.recording.error}"
-        yield f"         {one.recording.body[-500:]!r}"
-    for one, where in analysis.different[:SHOWN]:
-        yield f"DIFFERS  {_named(one)}: {where}"
-        if one.recording.spec.number in findings.unstable:
-            yield "         it is answered differently without a fault too: not this service's doing, but its engine's"
+    for fault in findings.injected:
+        if fault.error:
+            yield f"NOT INJECTED {fault.fault} in round {fault.round + 1}: {fault.error}"
+    for result in analysis.failed[:SHOWN]:
+        yield f"FAILED   {_name(result)}: {result.recording.error}"
+        yield f"         {result.recording.body[-500:]!r}"
+    for result, difference in analysis.different[:SHOWN]:
+        yield f"DIFFERS  {_name(result)}: {difference}"
+        if result.recording.spec.number in findings.unstable:
+            yield "         its answer differs without a fault, too: the engine is not deterministic"
     more = max(0, len(analysis.failed) - SHOWN) + max(0, len(analysis.different) - SHOWN)
     if more:
         yield f"         and {more} more (--json has them all)"
 
 
-def _named(one: Streamed) -> str:
-    spec = one.recording.spec
+def _name(result: StreamResult) -> str:
+    spec = result.recording.spec
     return (
-        f"stream {one.stream} (wave {one.round_ + 1}, {spec.api.value} {spec.kind.value}, {one.recording.request_id})"
+        f"stream {result.stream} (round {result.round + 1}, {spec.api.value} {spec.kind.value}, "
+        f"{result.recording.request_id})"
     )
 
 
 def as_json(options: ChaosOptions, findings: Findings, analysis: Analysis) -> bytes:
     """Everything that was measured."""
-    where = {one.stream: text for one, text in analysis.different}
-    hit = {one.stream for one in analysis.hit}
-    text_by_channel = {
+    differences = {result.stream: difference for result, difference in analysis.different}
+    affected = {result.stream for result in analysis.affected}
+    values = {
         "passed": passed(analysis, findings),
         "options": options,
-        "asked": analysis.asked,
+        "requested": analysis.requested,
         "finished": analysis.finished(),
         "failed": len(analysis.failed),
         "different": len(analysis.different),
-        "hit": len(analysis.hit),
-        "hit_is_known": analysis.hit_is_known,
+        "affected": len(analysis.affected),
+        "affected_is_known": analysis.affected_is_known,
         "migrations": findings.migrations,
         "logged_migrations": analysis.logged_migrations,
         "unfinished": findings.unfinished,
-        "wait_across_fault": analysis.hit_waits,
-        "silence_hit": analysis.hit_silences,
-        "silence_undisturbed": analysis.undisturbed_silences,
-        "wait_for_text_undisturbed": analysis.undisturbed_waits,
-        "whole_again_s": findings.recovery_s,
+        "gap_across_fault": analysis.gap_across_fault,
+        "longest_gap_affected": analysis.longest_gap_affected,
+        "longest_gap_baseline": analysis.longest_gap_baseline,
+        "first_text_baseline": analysis.first_text_baseline,
+        "recovery_s": findings.recovery_s,
         "faults": findings.injected,
         "timeline": findings.timeline,
         "changes": findings.changes,
         "streams_across_changes": streams_across_changes(findings.streams, findings.changes),
         "problems": findings.problems,
-        "not_seen": findings.unavailable,
-        "streams": [_stream(one, findings, where.get(one.stream, ""), one.stream in hit) for one in findings.streams],
+        "unavailable": findings.unavailable,
+        "streams": [
+            _stream(result, findings, differences.get(result.stream, ""), result.stream in affected)
+            for result in findings.streams
+        ],
     }
-    return msgspec.json.format(msgspec.json.encode(text_by_channel, enc_hook=str), indent=1)
+    return msgspec.json.format(msgspec.json.encode(values, enc_hook=str), indent=1)
 
 
-def _stream(one: Streamed, findings: Findings, where: str, hit: bool) -> dict[str, object]:
-    recording = one.recording
+def _stream(result: StreamResult, findings: Findings, difference: str, affected: bool) -> dict[str, object]:
+    recording = result.recording
     access = findings.access.get(recording.request_id)
     return {
-        "stream": one.stream,
-        "wave": one.round_,
+        "stream": result.stream,
+        "round": result.round,
         "request_id": recording.request_id,
         "request": recording.spec.number,
         "api": recording.spec.api,
@@ -146,11 +154,11 @@ def _stream(one: Streamed, findings: Findings, where: str, hit: bool) -> dict[st
         "status": recording.status,
         "error": recording.error,
         "body": recording.body,
-        "differs": where,
-        "hit": hit,
+        "difference": difference,
+        "affected": affected,
         "migrations": access.migrations if access else None,
         "replicas": access.replica if access else [],
         "output_tokens": recording.answer.output_tokens,
         "total_s": recording.end_s - recording.start_s,
-        "longest_silence_s": longest_silence_s(recording),
+        "longest_gap_s": longest_gap_s(recording),
     }

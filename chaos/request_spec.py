@@ -1,7 +1,7 @@
-"""What is asked: requests drawn from a seed, so that each can be asked again and must be answered the same.
+"""Draws the requests of a run from a seed, so that each can be sent again and must get the same answer.
 
-Greedy, and for plain text with `ignore_eos` where the API has it, so that an answer's length is known. Anthropic's
-messages end where the model ends them.
+Requests sample greedily. Plain text uses `ignore_eos` where the API has it, so that an answer's length is known;
+Anthropic's messages end where the model ends them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import msgspec
 from loadtest.data.prompt import Json
 
 
-class Api(Enum):
-    """A protocol; the value is what `--apis` takes."""
+class ChaosApi(Enum):
+    """An API, by its name in `--apis`. The load test's `Api` has no responses API, so chaos has its own."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
@@ -26,7 +26,7 @@ class Api(Enum):
 
 
 class PromptKind(Enum):
-    """What the model is made to do; the value is what `--kinds` takes."""
+    """What a request makes the model do, by its name in `--kinds`."""
 
     TEXT = "text"
     REASONING = "reasoning"
@@ -36,19 +36,19 @@ class PromptKind(Enum):
 
 
 PATHS = {
-    Api.CHAT: "/v1/chat/completions",
-    Api.COMPLETIONS: "/v1/completions",
-    Api.MESSAGES: "/v1/messages",
-    Api.RESPONSES: "/v1/responses",
+    ChaosApi.CHAT: "/v1/chat/completions",
+    ChaosApi.COMPLETIONS: "/v1/completions",
+    ChaosApi.MESSAGES: "/v1/messages",
+    ChaosApi.RESPONSES: "/v1/responses",
 }
 
 ABILITIES = {
-    Api.CHAT: frozenset(PromptKind),
-    Api.COMPLETIONS: frozenset({PromptKind.TEXT}),
-    Api.MESSAGES: frozenset(PromptKind) - {PromptKind.JSON},
-    Api.RESPONSES: frozenset(PromptKind),
+    ChaosApi.CHAT: frozenset(PromptKind),
+    ChaosApi.COMPLETIONS: frozenset({PromptKind.TEXT}),
+    ChaosApi.MESSAGES: frozenset(PromptKind) - {PromptKind.JSON},
+    ChaosApi.RESPONSES: frozenset(PromptKind),
 }
-"""Which API can ask for what; what it cannot, it asks as text."""
+"""The kinds that each API supports. Other kinds become text."""
 
 LONG_EVERY = 20
 
@@ -72,7 +72,7 @@ class RequestSpec:
     """One distinct request."""
 
     number: int
-    api: Api
+    api: ChaosApi
     kind: PromptKind
     max_tokens: int
     stream: bool
@@ -80,44 +80,45 @@ class RequestSpec:
 
     @property
     def path(self) -> str:
-        """Where it is posted to."""
+        """The URL path of its API."""
         return PATHS[self.api]
 
 
 @dataclass(frozen=True)
 class RequestRules:
-    """What the requests of a run have in common. `tokens` are the answers' lengths, shortest and longest."""
+    """What the requests of a run have in common."""
 
     model: str
-    apis: Sequence[Api]
+    apis: Sequence[ChaosApi]
     kinds: Sequence[PromptKind]
     tokens: tuple[int, int]
+    """Shortest and longest answer."""
     seed: int
     streams_only: bool = True
-    """False: every other request is answered in one piece."""
+    """If False, every other request is not streamed."""
     long_tokens: int = 0
-    """Every twentieth request of each API is a stream of so many tokens; 0: none."""
+    """Output tokens of every twentieth request of each API; 0 for none."""
 
 
 def draw_requests(rules: RequestRules, count: int) -> list[RequestSpec]:
-    """`count` different requests: the APIs in turn, and for each API the kinds that it has, in turn."""
+    """`count` different requests: the APIs in turn, and for each API the kinds that it supports, in turn."""
     specs = []
     for number in range(count):
         rng = random.Random(f"{rules.seed}:{number}")
         api = rules.apis[number % len(rules.apis)]
-        lap = number // len(rules.apis)
-        kind = rules.kinds[lap % len(rules.kinds)]
+        cycle = number // len(rules.apis)
+        kind = rules.kinds[cycle % len(rules.kinds)]
         kind = kind if kind in ABILITIES[api] else PromptKind.TEXT
         max_tokens = rng.randint(*rules.tokens)
-        # Lap by lap, and not request by request: or one API would be streamed always and the other never.
-        stream = rules.streams_only or (lap // len(rules.kinds)) % 2 == 0
-        if rules.long_tokens and lap % LONG_EVERY == 0:
+        # By cycle, not by request: otherwise one API would always be streamed and the next one never.
+        stream = rules.streams_only or (cycle // len(rules.kinds)) % 2 == 0
+        if rules.long_tokens and cycle % LONG_EVERY == 0:
             kind, max_tokens, stream = PromptKind.TEXT, rules.long_tokens, True
         body: dict[str, Json] = {"model": rules.model, "temperature": 0, "stream": stream}
         body |= _BODIES[api](kind, number, rng, max_tokens)
-        if kind is PromptKind.TEXT and api is not Api.MESSAGES:
+        if kind is PromptKind.TEXT and api is not ChaosApi.MESSAGES:
             body["ignore_eos"] = True
-        if stream and api in (Api.CHAT, Api.COMPLETIONS):
+        if stream and api in (ChaosApi.CHAT, ChaosApi.COMPLETIONS):
             body["stream_options"] = {"include_usage": True}
         specs.append(RequestSpec(number, api, kind, max_tokens, stream, msgspec.json.encode(body)))
     return specs
@@ -196,8 +197,8 @@ def _image(number: int) -> str:
 
 
 _BODIES = {
-    Api.CHAT: _chat,
-    Api.COMPLETIONS: _completions,
-    Api.MESSAGES: _messages,
-    Api.RESPONSES: _responses,
+    ChaosApi.CHAT: _chat,
+    ChaosApi.COMPLETIONS: _completions,
+    ChaosApi.MESSAGES: _messages,
+    ChaosApi.RESPONSES: _responses,
 }

@@ -1,15 +1,15 @@
-"""What came back, whatever the protocol: parts of text by channel, how it ended, what it is said to have cost.
+"""Records one response of any API: text by channel, finish reason and token counts.
 
-The rule: everything that a client could tell apart is in an `Answer`, and nothing else. How a text was cut into events
-is not (a resumed stream may bring two tokens in one event), nor are random ids; but ids must not change within a
-stream, counted events must not skip or repeat, and a stream's own summary must be what it streamed.
+An `Answer` holds everything that a client could tell apart, and nothing else. It does not hold how the text was split
+into events (a resumed stream may bring two tokens in one event), nor random ids. But the id must not change within a
+stream, sequence numbers must not skip or repeat, and a closing summary must equal what was streamed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import msgspec
+from loadtest.api.event_schema import Usage
 
 
 @dataclass(frozen=True)
@@ -17,44 +17,28 @@ class Answer:
     """One answer. Two answers to the same request are the same exactly if these are equal."""
 
     parts: tuple[tuple[str, str], ...]
-    """(channel, text) in the order in which they came: `reasoning`, `content`, `tool 0` (its name, then arguments)."""
+    """(channel, text) in order of arrival. Channels: `reasoning`, `content`, `tool 0` (name, then arguments)."""
     finish: str
     prompt_tokens: int
     output_tokens: int
     flaws: tuple[str, ...] = ()
-    """What no well-formed answer has: a missing end, an error event, a summary that is not what was streamed."""
+    """Violations of the protocol: a missing end, an error event, a closing summary that differs from the stream."""
 
     @property
     def characters(self) -> int:
-        """Length of everything that was said."""
+        """Length of all text."""
         return sum(len(text) for _, text in self.parts)
 
 
-class Usage(msgspec.Struct):
-    """OpenAI's and Anthropic's names side by side."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-
-    @property
-    def prompt(self) -> int:
-        """All of the prompt: Anthropic counts what came from the cache apart, which differs from run to run."""
-        cached = (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
-        return (self.prompt_tokens or self.input_tokens or 0) + cached
-
-    @property
-    def output(self) -> int:
-        """Tokens of the answer."""
-        return self.completion_tokens or self.output_tokens or 0
+def prompt_tokens(usage: Usage) -> int:
+    """All prompt tokens. Anthropic's API counts cached tokens separately; how many are cached differs between runs."""
+    cached = (usage.cache_read_input_tokens or 0) + (usage.cache_creation_input_tokens or 0)
+    return (usage.prompt_tokens or usage.input_tokens or 0) + cached
 
 
 @dataclass
 class Recorder:
-    """Collects one answer. `text` adds to a channel; whatever a protocol says else is set directly."""
+    """Collects one response, event by event."""
 
     parts: list[tuple[str, list[str]]] = field(default_factory=list)
     finish: str = ""
@@ -62,11 +46,11 @@ class Recorder:
     ended: bool = False
     flaws: list[str] = field(default_factory=list)
     characters: int = 0
-    identity: str = ""
-    next_number: int = 0
+    id: str = ""
+    next_sequence_number: int = 0
 
     def text(self, channel: str, text: str | None) -> None:
-        """More text of a channel."""
+        """Add text to a channel."""
         if not text:
             return
         if not self.parts or self.parts[-1][0] != channel:
@@ -74,26 +58,26 @@ class Recorder:
         self.parts[-1][1].append(text)
         self.characters += len(text)
 
-    def check_identity(self, identity: str) -> None:
-        """Whom an event says it belongs to; empty where it does not say."""
-        if identity and self.identity and identity != self.identity:
-            self.flaws.append(f"the stream's id became {identity} after {self.identity}")
-        self.identity = identity or self.identity
+    def check_id(self, id_: str | None) -> None:
+        """Note a change of the response's id. Events without one are skipped."""
+        if id_ and self.id and id_ != self.id:
+            self.flaws.append(f"the stream's id became {id_} after {self.id}")
+        self.id = id_ or self.id
 
-    def check_number(self, number: int) -> None:
-        """The number that an event carries: each is one more than the last."""
-        if number != self.next_number:
-            self.flaws.append(f"event {number} came where {self.next_number} was due")
-        self.next_number = number + 1
+    def check_sequence_number(self, number: int) -> None:
+        """Note a sequence number that does not follow the one before."""
+        if number != self.next_sequence_number:
+            self.flaws.append(f"event {number} where {self.next_sequence_number} was expected")
+        self.next_sequence_number = number + 1
 
     def set_finish(self, reason: str | None) -> None:
-        """Why the answer ended; only one event may say."""
+        """Set the finish reason; only one event may have one."""
         if reason and self.finish:
             self.flaws.append(f"finished twice: {self.finish}, {reason}")
         self.finish = reason or self.finish
 
     def answer(self) -> Answer:
-        """What was said, once nothing more comes."""
+        """The answer, once the response has ended."""
         flaws = list(self.flaws)
         if not self.ended:
             flaws.append("the end marker is missing")
@@ -102,8 +86,9 @@ class Recorder:
         if self.usage is None:
             flaws.append("no usage")
         usage = self.usage or Usage()
+        output_tokens = usage.completion_tokens or usage.output_tokens or 0
         parts = tuple((channel, "".join(texts)) for channel, texts in self.parts)
-        return Answer(parts, self.finish, usage.prompt, usage.output, tuple(flaws))
+        return Answer(parts, self.finish, prompt_tokens(usage), output_tokens, tuple(flaws))
 
     def text_by_channel(self) -> dict[str, str]:
         """All text by channel."""

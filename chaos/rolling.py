@@ -1,9 +1,9 @@
-"""A closed loop: so many requests, so many at a time, while an operator makes changes and the fleet grows and shrinks.
+"""A closed loop of requests while the deployment is changed and the fleet scales out and in.
 
-The rule: no client waits for a change. Each has one connection for the whole run, keeps it as long as the service
-does, and sends its next request the moment it has its answer; every fourth rests in between, so that its connection
-outlives a change. Where the fleet follows its load, the last fifth is asked by an eighth of the clients, so that a
-fleet that grew has reason to shrink while requests still come.
+No client waits for a change. Each keeps one connection for the whole run, as long as the service does, and sends its
+next request as soon as it has an answer. Every fourth client pauses between requests, so that its connection is idle
+during a change. With autoscaling, an eighth of the clients send the last fifth of the requests, so that a fleet that
+has scaled out can scale in while requests still come.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import suppress
 import httpx
 
 from chaos import sampling
-from chaos.analysis import Findings, Streamed
+from chaos.analysis import Findings, StreamResult
 from chaos.changes import AppliedChange, Change, change_points, is_done
 from chaos.client import ChaosClient, ignore_progress, open_client
 from chaos.fleet import ENGINE, INGRESS
@@ -28,14 +28,14 @@ from serve_app.cli.serve_api import StatusUnknown
 
 POLL_S = 1.0
 PROGRESS_S = 10.0
-QUIET_SHARE, QUIET_CLIENTS = 5, 8
+SCALE_IN_REQUESTS, SCALE_IN_CLIENTS = 5, 8
 """The last fifth of the requests, by an eighth of the clients."""
-RESTS_EVERY = 4
-"""One client in so many rests between its requests."""
+PAUSING_CLIENTS = 4
+"""Every fourth client pauses between its requests."""
 
 
 class Rolling:
-    """One run as a closed loop. What it sees goes to `findings` as it happens."""
+    """One run as a closed loop. Results are added to `findings` as they come."""
 
     def __init__(
         self,
@@ -53,33 +53,35 @@ class Rolling:
         self._findings = findings
         self._write_line = write_line
         self._requests = options.requests or 0
-        self._tls = httpx.create_ssl_context()  # once: it takes longer than a request
-        self._points = frozenset(change_points(self._requests, len(options.changes)))
-        self._due = asyncio.Semaphore(0)
+        self._tls = httpx.create_ssl_context()  # created once: this takes longer than a request
+        self._change_points = frozenset(change_points(self._requests, len(options.changes)))
+        self._due_changes = asyncio.Semaphore(0)
         self._all_sent = asyncio.Event()
-        self._began_s = asyncio.get_running_loop().time()
+        self._start_s = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
-        """All requests and changes, then the wait for the fleet to be as large as it was before."""
+        """Send all requests and make all changes, then wait until the fleet is as small as before."""
         engines = len((await asyncio.to_thread(self._service.fleet)).running(ENGINE))
-        changing = asyncio.create_task(self._apply_changes(), name="changes")
-        watching = [asyncio.create_task(self._watch_fleet()), asyncio.create_task(self._report_progress())]
+        changes = asyncio.create_task(self._apply_changes(), name="changes")
+        watchers = [asyncio.create_task(self._watch_fleet()), asyncio.create_task(self._report_progress())]
         try:
             numbers = iter(range(self._requests))
             clients = self._options.concurrency
             if self._options.fault is not Fault.ROLLING:
-                await self._send_all(self._until(numbers, self._requests - self._requests // QUIET_SHARE), clients)
-                clients = max(1, clients // QUIET_CLIENTS)
+                await self._send_all(
+                    self._first(numbers, self._requests - self._requests // SCALE_IN_REQUESTS), clients
+                )
+                clients = max(1, clients // SCALE_IN_CLIENTS)
             await self._send_all(numbers, clients, last=True)
-            await changing
+            await changes
             await self._wait_for_scale_down(engines)
         finally:
-            for task in (changing, *watching):
+            for task in (changes, *watchers):
                 task.cancel()
-            await asyncio.gather(changing, *watching, return_exceptions=True)
+            await asyncio.gather(changes, *watchers, return_exceptions=True)
 
     @staticmethod
-    def _until(numbers: Iterator[int], end: int) -> Iterator[int]:
+    def _first(numbers: Iterator[int], end: int) -> Iterator[int]:
         for number in numbers:
             yield number
             if number + 1 >= end:
@@ -87,41 +89,44 @@ class Rolling:
 
     async def _send_all(self, numbers: Iterator[int], clients: int, *, last: bool = False) -> None:
         async with asyncio.TaskGroup() as group:
-            for client in range(clients):
-                group.create_task(self._client(client, numbers, last=last))
+            for number in range(clients):
+                group.create_task(self._run_client(number, numbers, last=last))
 
-    async def _client(self, client: int, numbers: Iterator[int], *, last: bool) -> None:
-        rests = self._options.rest_s > 0 and client % RESTS_EVERY == RESTS_EVERY - 1  # a single client never rests
-        rng = random.Random(f"{self._options.seed}:rest:{client}")
-        async with open_client(self._options, self._prefix, self._tls) as http:
+    async def _run_client(self, client_number: int, numbers: Iterator[int], *, last: bool) -> None:
+        # Of fewer than four clients none pauses.
+        pauses = self._options.pause_s > 0 and client_number % PAUSING_CLIENTS == PAUSING_CLIENTS - 1
+        rng = random.Random(f"{self._options.seed}:pause:{client_number}")
+        async with open_client(self._options, self._prefix, self._tls) as client:
             for number in numbers:
-                await self._one(number, http)
-                if rests:
+                await self._send(number, client)
+                if pauses:
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(rng.uniform(0, self._options.rest_s)):
+                        async with asyncio.timeout(rng.uniform(0, self._options.pause_s)):
                             await self._all_sent.wait()
         if last:
             self._all_sent.set()
 
-    async def _one(self, number: int, client: ChaosClient) -> None:
-        if number in self._points:
-            self._due.release()
+    async def _send(self, number: int, client: ChaosClient) -> None:
+        if number in self._change_points:
+            self._due_changes.release()
         recording = await client.send(sampling.spec_of(number, self._specs), str(number), ignore_progress)
-        self._findings.streams.append(Streamed(number, 0, recording))
+        self._findings.streams.append(StreamResult(number, 0, recording))
 
     # ---- changes -----------------------------------------------------------------------------------------------------
 
     async def _apply_changes(self) -> None:
-        """Each when it is due and the one before is done."""
+        """Make each change when its request is sent and the change before it is done."""
         for number, change in enumerate(self._options.changes):
-            await self._due.acquire()
+            await self._due_changes.acquire()
             if self._all_sent.is_set():
-                self._findings.problems.append(f"{change.value}: no request was left for it. Give more --requests")
+                self._findings.problems.append(
+                    f"{change.value}: all requests were sent before it. Give more --requests"
+                )
                 return
             try:
                 await self._apply(number, change)
             except StatusUnknown as error:
-                self._findings.problems.append(f"{change.value} was not made: {error}")
+                self._findings.problems.append(f"{change.value} was not applied: {error}")
 
     async def _apply(self, number: int, change: Change) -> None:
         before = await asyncio.to_thread(self._service.fleet)
@@ -136,13 +141,13 @@ class Rolling:
             await asyncio.sleep(POLL_S)
         self._findings.problems.append(f"{change.value} was not done after {self._options.recover_s:g} s")
 
-    # ---- looking -----------------------------------------------------------------------------------------------------
+    # ---- the fleet ---------------------------------------------------------------------------------------------------
 
     async def _watch_fleet(self) -> None:
         while True:
             try:
                 fleet = await asyncio.to_thread(self._service.fleet)
-            except StatusUnknown:  # between two looks; a dashboard that never answers has ended the run before
+            except StatusUnknown:  # temporary: a dashboard that never answers has ended the run before
                 pass
             else:
                 states = f"engines {fleet.states(ENGINE)}; ingresses {fleet.states(INGRESS)}"
@@ -155,9 +160,11 @@ class Rolling:
     async def _report_progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_S)
-            done = self._findings.streams
-            failed = sum(not one.recording.finished for one in done)
-            self._write_line(f"{self._now_s():7.1f} s  {len(done):,} of {self._requests:,} requests, {failed} failed")
+            results = self._findings.streams
+            failed = sum(not result.recording.finished for result in results)
+            self._write_line(
+                f"{self._now_s():7.1f} s  {len(results):,} of {self._requests:,} requests, {failed} failed"
+            )
 
     async def _wait_for_scale_down(self, engines: int) -> None:
         deadline_s = self._now_s() + self._options.settle_s
@@ -168,4 +175,4 @@ class Rolling:
             await asyncio.sleep(POLL_S)
 
     def _now_s(self) -> float:
-        return asyncio.get_running_loop().time() - self._began_s
+        return asyncio.get_running_loop().time() - self._start_s

@@ -1,4 +1,4 @@
-"""What servers say in one event: only the fields that are counted, everything else is passed over."""
+"""Stream events of the four APIs: the fields that the load test counts and that chaos compares."""
 
 from __future__ import annotations
 

@@ -92,8 +92,8 @@ class KillResult:
     streams: int
     finished: int
     silence_s: float | None
-    """The longest pause of a stream that lost its engine."""
-    whole_again_s: float | None
+    """The longest that a stream which was hit brought nothing."""
+    recovery_s: float | None
     """Until all engines ran again."""
     problem: str = ""
 

@@ -173,20 +173,20 @@ def kill(plan: RehearsalPlan, dashboard: str, out: Path, say: Say) -> KillResult
     if not result.is_file():
         return KillResult(STREAMS, 0, None, None, f"chaos ended with {status}: {last}")
     found = json.loads(result.read_text(encoding="utf-8"))
-    struck = [fault for fault in found["faults"] if not fault["error"]]
+    injected = [fault for fault in found["faults"] if not fault["error"]]
     errors = [one["error"] for one in found["streams"] if one["error"]]
-    problems = [*found["problems"], *errors[:1], *([] if struck else ["the engine core was not killed"])]
-    waits = found["wait_across_fault"] or {}
+    problems = [*found["problems"], *errors[:1], *([] if injected else ["the engine core was not killed"])]
+    gaps = found["gap_across_fault"] or {}
     return KillResult(
         streams=STREAMS,
         finished=found["finished"],
-        silence_s=waits.get("worst_s"),
-        whole_again_s=max(found["whole_again_s"], default=None),
+        silence_s=gaps.get("worst_s"),
+        recovery_s=max(found["recovery_s"], default=None),
         problem="; ".join(map(str, problems))[:500],
     )
 
 
-OF_ANSWERS = re.compile(r"DIFFERS|answered differently|^\s*(PASSED|FAILED)$")
+OF_ANSWERS = re.compile(r"DIFFERS|not deterministic|^\s*(PASSED|FAILED)$")
 
 
 def plan_memory(config: AppConfig) -> GpuMemory:

@@ -233,8 +233,8 @@ def _times(kill: KillResult) -> str:
     parts = []
     if kill.silence_s is not None:
         parts.append(f"silent for {kill.silence_s:.1f} s at most")
-    if kill.whole_again_s is not None:
-        parts.append(f"all engines up after {kill.whole_again_s:.0f} s")
+    if kill.recovery_s is not None:
+        parts.append(f"all engines up after {kill.recovery_s:.0f} s")
     return "".join(f", {part}" for part in parts)
 
 

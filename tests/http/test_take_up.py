@@ -9,8 +9,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from chaos.events import take_event, take_whole
-from chaos.request_spec import Api
+from chaos.events import record_event, record_whole_response
+from chaos.request_spec import ChaosApi
 from chaos.response_recorder import Answer, Recorder
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
@@ -21,17 +21,17 @@ from tests.http.harness import NAME, Service, service
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 HELLO = [{"role": "user", "content": "Tell me a story."}]
-ASKED: dict[Api, tuple[str, dict[str, object]]] = {
-    Api.CHAT: (
+ASKED: dict[ChaosApi, tuple[str, dict[str, object]]] = {
+    ChaosApi.CHAT: (
         "/v1/chat/completions",
         {"messages": HELLO, "max_tokens": 60, "stream_options": {"include_usage": True}},
     ),
-    Api.COMPLETIONS: (
+    ChaosApi.COMPLETIONS: (
         "/v1/completions",
         {"prompt": "Once upon a time", "max_tokens": 60, "stream_options": {"include_usage": True}},
     ),
-    Api.MESSAGES: ("/v1/messages", {"messages": HELLO, "max_tokens": 60}),
-    Api.RESPONSES: ("/v1/responses", {"input": "Tell me a story.", "max_output_tokens": 60}),
+    ChaosApi.MESSAGES: ("/v1/messages", {"messages": HELLO, "max_tokens": 60}),
+    ChaosApi.RESPONSES: ("/v1/responses", {"input": "Tell me a story.", "max_output_tokens": 60}),
 }
 KEYS = {name: f"sk-step-{name}" for name in ("alice", "bob")}
 
@@ -55,7 +55,7 @@ async def ingresses(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[t
         yield one, other
 
 
-def asking(api: Api, key: str, *, stream: bool = True, **headers: str) -> dict[str, object]:
+def asking(api: ChaosApi, key: str, *, stream: bool = True, **headers: str) -> dict[str, object]:
     path, body = ASKED[api]
     if not stream:
         body = {name: value for name, value in body.items() if name != "stream_options"}
@@ -63,7 +63,7 @@ def asking(api: Api, key: str, *, stream: bool = True, **headers: str) -> dict[s
     return {"url": path, "json": {"model": NAME, **body, "stream": stream}, "headers": headers}
 
 
-async def break_off(at: Service, api: Api, request_id: str, events: int) -> None:
+async def break_off(at: Service, api: ChaosApi, request_id: str, events: int) -> None:
     """Ask, and leave after so many events."""
     async with httpx.AsyncClient(base_url=at.url, timeout=30, trust_env=False) as client:
         asked = asking(api, "alice", **{"x-request-id": request_id})
@@ -76,7 +76,9 @@ async def break_off(at: Service, api: Api, request_id: str, events: int) -> None
     assert (await asyncio.wait_for(at.log.lines.get(), 5)).outcome is Outcome.CANCELLED
 
 
-async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, take_up: str = "") -> tuple[Answer, int]:
+async def answer(
+    at: Service, api: ChaosApi, key: str = "alice", *, stream: bool, take_up: str = ""
+) -> tuple[Answer, int]:
     """What is said, and how many tokens of it were there already."""
     async with httpx.AsyncClient(base_url=at.url, timeout=30, trust_env=False) as client:
         asked = asking(api, key, stream=stream, **({"x-resume-request-id": take_up} if take_up else {}))
@@ -86,15 +88,17 @@ async def answer(at: Service, api: Api, key: str = "alice", *, stream: bool, tak
     if stream:
         for line in response.text.splitlines():
             if line.startswith("data:"):
-                take_event(api, recorder, line.removeprefix("data:").strip().encode())
+                record_event(api, recorder, line.removeprefix("data:").strip().encode())
     else:
-        take_whole(api, recorder, response.content)
+        record_whole_response(api, recorder, response.content)
     line = await asyncio.wait_for(at.log.lines.get(), 5)
     return recorder.answer(), sum(trace.resumed_tokens for trace in line.context.sequences)
 
 
-@pytest.mark.parametrize("api", list(Api))
-async def test_what_was_said_comes_at_once_and_the_rest_follows(ingresses: tuple[Service, Service], api: Api) -> None:
+@pytest.mark.parametrize("api", list(ChaosApi))
+async def test_what_was_said_comes_at_once_and_the_rest_follows(
+    ingresses: tuple[Service, Service], api: ChaosApi
+) -> None:
     one, other = ingresses
     text_by_channel, nothing = await answer(one, api, stream=True)
     assert (text_by_channel.flaws, nothing) == ((), 0)
@@ -108,21 +112,21 @@ async def test_what_a_stream_has_said_may_be_asked_for_in_one_piece_but_is_anoth
     ingresses: tuple[Service, Service],
 ) -> None:
     one, other = ingresses
-    await break_off(one, Api.CHAT, "changed", events=12)
-    _, taken_up = await answer(other, Api.CHAT, stream=False, take_up="changed")
+    await break_off(one, ChaosApi.CHAT, "changed", events=12)
+    _, taken_up = await answer(other, ChaosApi.CHAT, stream=False, take_up="changed")
     assert taken_up == 0
 
 
 async def test_another_key_gets_nothing_of_it(ingresses: tuple[Service, Service]) -> None:
     one, other = ingresses
-    await break_off(one, Api.CHAT, "alices", events=12)
+    await break_off(one, ChaosApi.CHAT, "alices", events=12)
     for key, tokens in (("bob", False), ("alice", True)):
-        _, taken_up = await answer(other, Api.CHAT, key, stream=True, take_up="alices")
+        _, taken_up = await answer(other, ChaosApi.CHAT, key, stream=True, take_up="alices")
         assert bool(taken_up) is tokens
 
 
 async def test_an_unknown_id_is_an_ordinary_request(ingresses: tuple[Service, Service]) -> None:
     one, _ = ingresses
-    assert await answer(one, Api.CHAT, stream=True, take_up="never-heard-of") == await answer(
-        one, Api.CHAT, stream=True
+    assert await answer(one, ChaosApi.CHAT, stream=True, take_up="never-heard-of") == await answer(
+        one, ChaosApi.CHAT, stream=True
     )

@@ -41,7 +41,7 @@ async def test_no_client_notices_killed_replicas(service: Cluster, tmp_path: Pat
     assert (found["finished"], found["failed"], found["different"]) == (24, 0, 0)
     assert len(found["faults"]) == 2
     assert found["migrations"] == found["logged_migrations"] > 0
-    assert found["hit_is_known"]
+    assert found["affected_is_known"]
     assert found["unfinished"] == 0
     assert {stream["api"] for stream in found["streams"]} == {"chat", "completions", "messages", "responses"}
 

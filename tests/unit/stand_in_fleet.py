@@ -1,7 +1,7 @@
 """A service for chaos' own tests: a dashboard and an endpoint on real sockets, whose replicas are idle processes.
 
-A stream whose process dies or stands still goes on with the other one, as the true service's do; or, told to be bad,
-repeats a character or ends without a word.
+A stream whose process dies or is stopped continues on another one, as in the real service. Or it is wrong on purpose:
+it repeats a character, or it ends early.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ import psutil
 
 GAP_S = 0.005
 ALIVE = {psutil.STATUS_RUNNING, psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP}
-GONE = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+SERVER_ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\nconnection: close\r\n\r\n"
 
 
 @dataclass
-class StandIn:
-    """What serves. `manners`: `good`, `doubles` or `drops` what a lost replica had begun."""
+class StandInFleet:
+    """`behaviour` after the loss of a replica: `correct`, `doubles` a character, or `drops` the stream."""
 
-    manners: str = "good"
+    behaviour: str = "correct"
     port: int = 0
     replicas: dict[str, psutil.Popen] = field(default_factory=dict)
-    born: int = 0
+    started: int = 0
     slow_start: bool = False
-    """Dead replicas are not replaced."""
-    wanted: int = 0
+    """If set, dead replicas are not replaced."""
+    target_count: int = 0
     log: list[str] = field(default_factory=list)
     upgrades: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
-        """Endpoint and dashboard in one."""
+        """Of the endpoint and of the dashboard."""
         return f"http://127.0.0.1:{self.port}"
 
     def start_replica(self) -> None:
-        self.born += 1
-        self.replicas[f"r{self.born}"] = psutil.Popen(["sleep", "600"])
+        self.started += 1
+        self.replicas[f"r{self.started}"] = psutil.Popen(["sleep", "600"])
 
-    def lives(self, name: str) -> bool:
+    def is_alive(self, name: str) -> bool:
         try:
             return self.replicas[name].status() in ALIVE
         except (psutil.NoSuchProcess, KeyError):
@@ -56,14 +56,14 @@ class StandIn:
             process.kill()
         process.wait()
 
-    def bury(self) -> None:
-        for name in [name for name in self.replicas if not self.lives(name)]:
+    def remove_dead(self) -> None:
+        for name in [name for name in self.replicas if not self.is_alive(name)]:
             self.end(name)
 
     def replace_dead(self) -> None:
-        self.wanted = max(self.wanted, len(self.replicas))
-        self.bury()
-        while not self.slow_start and len(self.replicas) < self.wanted:
+        self.target_count = max(self.target_count, len(self.replicas))
+        self.remove_dead()
+        while not self.slow_start and len(self.replicas) < self.target_count:
             self.start_replica()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,13 +78,13 @@ class StandIn:
                 if method == "PUT":
                     self._upgrade(json.loads(body))
                 if "/api/v0/logs" in path and f"actor_id=i{len(self.upgrades)}&" not in path:
-                    writer.write(GONE)  # as Ray answers for the log of an actor that is no more
+                    writer.write(SERVER_ERROR)  # as Ray answers for the log of an actor that has ended
                 else:
-                    writer.write(HEAD % b"application/json" + self._told(path))
+                    writer.write(HEAD % b"application/json" + self._reply(path))
                 await writer.drain()
         writer.close()
 
-    def _told(self, path: str) -> bytes:
+    def _reply(self, path: str) -> bytes:
         if path.startswith("/api/serve"):
             self.replace_dead()
             return json.dumps(self._details()).encode()
@@ -111,44 +111,44 @@ class StandIn:
             self.end(name)
             self.start_replica()
 
-    async def _complete(self, writer: asyncio.StreamWriter, asked: dict[str, object], request_id: str) -> None:
-        prompt, count = str(asked["prompt"]), int(str(asked["max_tokens"]))
-        ran_on = [sorted(self.replicas)[len(prompt) % len(self.replicas)]]
+    async def _complete(self, writer: asyncio.StreamWriter, request: dict[str, object], request_id: str) -> None:
+        prompt, count = str(request["prompt"]), int(str(request["max_tokens"]))
+        replicas = [sorted(self.replicas)[len(prompt) % len(self.replicas)]]
         usage = {"prompt_tokens": len(prompt), "completion_tokens": count}
-        writer.write(HEAD % (b"text/event-stream" if asked["stream"] else b"application/json"))
-        text = ""
+        writer.write(HEAD % (b"text/event-stream" if request["stream"] else b"application/json"))
+        whole = ""
         for number in range(count):
-            said = prompt[number % len(prompt)]
-            if not self.lives(ran_on[-1]):
-                ran_on.append(next(name for name in self.replicas if self.lives(name)))
-                if self.manners == "drops":
+            text = prompt[number % len(prompt)]
+            if not self.is_alive(replicas[-1]):
+                replicas.append(next(name for name in self.replicas if self.is_alive(name)))
+                if self.behaviour == "drops":
                     return
-                said *= 2 if self.manners == "doubles" else 1
-            text += said
-            if asked["stream"]:
+                text *= 2 if self.behaviour == "doubles" else 1
+            whole += text
+            if request["stream"]:
                 finish = "length" if number == count - 1 else None
-                writer.write(event(choices=[{"text": said, "finish_reason": finish}]))
+                writer.write(event(choices=[{"text": text, "finish_reason": finish}]))
                 await writer.drain()
-            await asyncio.sleep(GAP_S)  # its pace
-        line = {"id": request_id, "migrations": len(ran_on) - 1, "replica": ran_on}
+            await asyncio.sleep(GAP_S)  # the time of a step
+        line = {"id": request_id, "migrations": len(replicas) - 1, "replica": replicas}
         self.log.append(f"serve_app.access: request {json.dumps(line)}")
-        if asked["stream"]:
+        if request["stream"]:
             writer.write(event(choices=[], usage=usage) + b"data: [DONE]\n\n")
         else:
-            choices = [{"text": text, "finish_reason": "length"}]
+            choices = [{"text": whole, "finish_reason": "length"}]
             writer.write(json.dumps({"id": "c", "choices": choices, "usage": usage}).encode())
         await writer.drain()
 
 
-def event(**said: object) -> bytes:
+def event(**values: object) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps({"id": "c", **said}).encode() + b"\n\n"
+    return b"data: " + json.dumps({"id": "c", **values}).encode() + b"\n\n"
 
 
 @asynccontextmanager
-async def stand_in(manners: str = "good") -> AsyncIterator[StandIn]:
-    """A running one, with two replicas. No process of it is left."""
-    fleet = StandIn(manners)
+async def stand_in(behaviour: str = "correct") -> AsyncIterator[StandInFleet]:
+    """A running service with two replicas. It leaves no process."""
+    fleet = StandInFleet(behaviour)
     for _ in range(2):
         fleet.start_replica()
     server = await asyncio.start_server(fleet.serve, "127.0.0.1", 0)

@@ -377,10 +377,10 @@ async def test_requests_that_nobody_answers_are_wrong_and_say_so(tmp_path: Path)
     ("told", "expected"),
     [
         ({}, KillResult(4, 4, 21.5, 30.0)),
-        ({"wait_across_fault": None, "whole_again_s": []}, KillResult(4, 4, None, None)),
+        ({"gap_across_fault": None, "recovery_s": []}, KillResult(4, 4, None, None)),
         ({"finished": 3, "streams": [{"error": "cut"}, {"error": ""}]}, KillResult(4, 3, 21.5, 30.0, "cut")),
         ({"faults": [{"error": "gone"}]}, KillResult(4, 4, 21.5, 30.0, "the engine core was not killed")),
-        ({"problems": ["the fleet is not whole again"]}, KillResult(4, 4, 21.5, 30.0, "the fleet is not whole again")),
+        ({"problems": ["the fleet has not recovered"]}, KillResult(4, 4, 21.5, 30.0, "the fleet has not recovered")),
     ],
 )
 def test_a_kill_is_what_chaos_saw(
@@ -388,7 +388,7 @@ def test_a_kill_is_what_chaos_saw(
 ) -> None:
     whole = {
         "finished": 4, "faults": [{"error": ""}], "streams": [{"error": ""}] * 4, "problems": [],
-        "wait_across_fault": {"median_s": 20.0, "worst_s": 21.5, "count": 4}, "whole_again_s": [30.0], **told,
+        "gap_across_fault": {"median_s": 20.0, "worst_s": 21.5, "count": 4}, "recovery_s": [30.0], **told,
     }  # fmt: skip
 
     def chaos(arguments: list[str], _limit_s: float, _say: object) -> tuple[int, str]:
