@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from models.training import checkpoint
@@ -22,6 +23,15 @@ from models.training.model.dimensions import ModelDimensions
 
 READY_WITHIN_S = 240.0
 """Far above the 20 s it takes alone: test machines run other things too."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """As in training: the same bits in every run, and no waiting for threads on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

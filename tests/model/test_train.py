@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -19,15 +18,6 @@ from models.training.optimizers import ADAM_RATE, MTP_FROM, make_optimizers
 from models.training.train import COPY_STEPS, TrainingOptions, TrainingRun
 
 STEPS = 50
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As in training. Sums over several threads may differ in their last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -59,7 +49,6 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_resumed_run_repeats_an_unbroken_one(run: TrainingRun, tmp_path: Path) -> None:
     first, second = islice(batches.training_chunk(0, run.encoder, 1_024, DistRank(), size=20), 2)
     run.train_step(first)
