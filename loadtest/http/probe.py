@@ -111,8 +111,8 @@ async def open_endpoint(url: str, *, verify: bool = True, ca_file: str | None = 
     raise TargetError(f"cannot reach {address.url}: {failure}", _remedy(failure, tls=address.tls))
 
 
-async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str | None) -> ServedModel:
-    """The model to use: `wanted`, or the first that the server lists. Raises TargetError."""
+async def find_model(endpoint: Endpoint, headers: Mapping[str, str], requested: str | None) -> ServedModel:
+    """The model to use: `requested`, or the first that the server lists. Raises TargetError."""
     pool = Pool(endpoint)
     try:
         reply = await get(pool, endpoint.address, "/v1/models", headers)
@@ -124,15 +124,15 @@ async def find_model(endpoint: Endpoint, headers: Mapping[str, str], wanted: str
     except msgspec.DecodeError:
         models = []
     if not models:
-        if wanted:
-            return ServedModel(wanted)
+        if requested:
+            return ServedModel(requested)
         raise TargetError(
             f"{endpoint.address.url}/v1/models lists no model (HTTP {reply.status})", "Name one with --model"
         )
-    chosen = next((model for model in models if model.id == wanted), None) if wanted else models[0]
+    chosen = next((model for model in models if model.id == requested), None) if requested else models[0]
     if chosen is None:
         names = ", ".join(model.id for model in models)
-        raise TargetError(f"the server does not list the model {wanted!r}", f"It serves: {names}")
+        raise TargetError(f"the server does not list the model {requested!r}", f"It serves: {names}")
     return ServedModel(chosen.id, chosen.root or "", chosen.max_model_len or 0)
 
 

@@ -1,4 +1,4 @@
-"""Every way a request can end has its own outcome, and keeps what the server said."""
+"""Every way a request can end has its own outcome, and keeps the server's message."""
 
 from __future__ import annotations
 

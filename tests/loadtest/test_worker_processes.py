@@ -25,7 +25,7 @@ StartMock = Callable[..., Awaitable[MockServer]]
 
 
 class RecordingObserver:
-    """Counts what it is told; calls `at_start` when the clock starts, and stops the run at the n-th answer."""
+    """Counts starts and ends; calls `at_start` when the clock starts, and stops the run at the n-th answer."""
 
     def __init__(self, at_start: Callable[[], None] | None = None, *, stop_after: int = 10**9) -> None:
         self.starts = 0
