@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 Series = tuple[str, str, frozenset[tuple[str, str]]]
-"""Server, metric and labels: what one counter is told apart by."""
+"""Server, metric and labels: the identity of a counter."""
 
 
 def _vllm_names(names: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from loadtest.api.record import Record, RunRecords, tpot_s
 from loadtest.metrics.steady_state import inflight, tokens_in
 
 MAX_POINTS = 150
-"""More could not be told apart on a page."""
+"""More points would not be visible on a page."""
 LATENCY_POINTS = 30
 """Percentiles need several requests per step, so their steps are wider."""
 STEPS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)

@@ -31,7 +31,7 @@ def test_it_starts_without_the_engines_libraries() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_run_writes_what_was_asked_for(mock_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_the_files_asked_for(mock_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {kind: tmp_path / "deep" / f"result.{kind}" for kind in ("json", "csv", "md", "html")}
     flags = [word for kind, file in files.items() for word in (f"--{kind}", str(file))]
     code = run_quick(
@@ -135,30 +135,30 @@ MISTAKES = {
 def test_a_mistake_is_one_line_that_says_what_to_do(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     code, hint = MISTAKES[words]
     assert main(words) == code
-    said = capsys.readouterr().err
-    assert said.startswith("loadtest: ")
-    assert said.count("\n") == 1
-    assert hint in said
+    printed = capsys.readouterr().err
+    assert printed.startswith("loadtest: ")
+    assert printed.count("\n") == 1
+    assert hint in printed
 
 
-def test_mistakes_that_only_the_server_can_tell(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_that_only_the_server_knows(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_quick(mock_url, "--model", "other") == 3
     assert run_quick(mock_url, "--output-len", "300000") == 2
     assert run_quick(mock_url, "--dataset-name", "random") == 4
     assert run_quick(mock_url, "--assert", "ttft_p99<1ms", "--assert", "failed<1%") == 1
-    said = capsys.readouterr().err.splitlines()
-    assert "It serves: mock" in said[0]
-    assert "do not fit" in said[1]
-    assert "--tokenizer" in said[2]
-    assert said[3].startswith("loadtest: not met: ttft_p99<1ms (is ")
+    printed = capsys.readouterr().err.splitlines()
+    assert "It serves: mock" in printed[0]
+    assert "do not fit" in printed[1]
+    assert "--tokenizer" in printed[2]
+    assert printed[3].startswith("loadtest: not met: ttft_p99<1ms (is ")
 
 
-def test_a_port_that_is_taken_is_told(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_an_error(mock_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["mock", "--port", mock_url.rpartition(":")[2]]) == 2
     assert "Address already in use). Choose another" in capsys.readouterr().err
 
 
-def test_a_key_is_asked_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_required(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with mock_process("--api-key", "s3cret", "--first-ms", "1") as url:
         assert run_quick(url) == 3
@@ -193,10 +193,10 @@ def test_every_data_set_runs(mock_url: str, flags: list[str]) -> None:
 def test_a_run_without_any_success_ends_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     with mock_process("--fail-every", "1", "--fault", "full") as url:
         assert run_quick(url) == 3
-    said = capsys.readouterr()
-    assert "6 ended as full_429. The server is full: lower --max-concurrency" in said.err
-    assert "retry after 7 s" in said.err
-    assert "no request is retried" in said.out
+    printed = capsys.readouterr()
+    assert "6 ended as full_429. The server is full: lower --max-concurrency" in printed.err
+    assert "retry after 7 s" in printed.err
+    assert "no request is retried" in printed.out
 
 
 def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -221,10 +221,10 @@ def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFix
     assert main(["selftest", "--streams", "1", "--chunks", "2", "--against", "true"]) == 4
     assert reading["chunks"] == 2 * 2 * 6, "two waves of two streams; five texts and the role"
     assert reading["failed"] == 0
-    said = capsys.readouterr()
-    assert "client adds" in said.out
-    assert "this client uses 0.00 times that" in said.out
-    assert "did not print its figures" in said.err
+    printed = capsys.readouterr()
+    assert "client adds" in printed.out
+    assert "this client uses 0.00 times that" in printed.out
+    assert "did not print its figures" in printed.err
 
 
 def test_recovery_after_a_load_step_needs_no_fleet(mock_url: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loadtest.errors import DataError
-from loadtest.metrics.compare import changes, comparison_notes
+from loadtest.metrics.compare import changes, comparison_notes, comparison_rows
 from loadtest.metrics.result_files import ResultFile, load_result
 
 DURATION_S = 60
@@ -120,3 +120,40 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(DataError):
         load_result(str(file))
+
+
+def test_a_tail_gets_an_interval_and_a_missing_figure_an_empty_cell(tmp_path: Path) -> None:
+    times = np.random.default_rng(0).gamma(20, 5, size=400)
+    content = {"output_throughput": 1.0, "p99_ttft_ms": float(np.percentile(times, 99)), "mean_e2el_ms": 5.0}
+    files = []
+    for factor in (1.0, 1.5):
+        file = tmp_path / f"{factor}.json"
+        requests = {"requests": {"ttft_ms": (times * factor).tolist(), "tpot_ms": [], "e2el_ms": [1.0, None]}}
+        found = {**content, "p99_ttft_ms": content["p99_ttft_ms"] * factor, "loadtest": requests}
+        file.write_text(
+            json.dumps({key: value for key, value in found.items() if factor == 1 or key != "mean_e2el_ms"})
+        )
+        files.append(load_result(str(file)))
+    tail = changes(*files)["p99_ttft_ms"]
+    assert tail.better is False
+    assert 1 < tail.low < tail.ratio == pytest.approx(1.5)
+    rows = {row[0]: row for row in comparison_rows(files)}
+    assert rows["E2EL mean ms"] == ("E2EL mean ms", "5.00", "", "", "")
+    assert rows["TTFT P99 ms"][3:] == ("1.500", f"{tail.low:.3f} to {tail.high:.3f}, worse")
+    assert rows["output tok/s"][3:] == ("1.000", "")
+
+
+@pytest.mark.parametrize(
+    "loadtest",
+    [{}, {"series": {}}, {"series": {"at_s": [1.0], "step_s": 1.0, "output_rate": [1.0, 2.0], "finished_rate": [1.0]}},
+     {"series": {"at_s": [0.5, 1.5], "step_s": 1.0, "output_rate": [1.0, 2.0], "finished_rate": [1.0, 1.0]}}],
+)  # fmt: skip
+def test_too_little_of_a_series_gives_no_slices(tmp_path: Path, loadtest: dict[str, object]) -> None:
+    assert written(tmp_path, "a", 10, {"loadtest": loadtest or {"x": 1}}).slices == {}
+
+
+def test_a_file_of_failures_gives_no_slices(tmp_path: Path) -> None:
+    lists = {"start_times": [1.0], "ttfts": [0.0], "output_lens": [0], "itls": [[]], "latencies": [0.0]}
+    found = written(tmp_path, "a", 10, lists)
+    assert found.slices == {}
+    assert len(found.samples["ttft"]) == 0
