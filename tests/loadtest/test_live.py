@@ -24,13 +24,13 @@ def ended(*, ok: bool = True, ago_s: float = 0.0) -> FinishedRequest:
 
 def board(total: int = 10, seconds: float = math.inf) -> ProgressBoard:
     made = ProgressBoard(total, seconds)
-    made.begin(perf_counter_ns() - 5_000_000_000, lambda: None)
+    made.on_start(perf_counter_ns() - 5_000_000_000, lambda: None)
     return made
 
 
 def test_a_line_counts_requests_and_shows_recent_latency() -> None:
     made = board()
-    made.progress(6, [ended(ago_s=60), ended(), ended(), ended(ok=False)])
+    made.on_progress(6, [ended(ago_s=60), ended(), ended(), ended(ok=False)])
     line = made.line()
     assert "4/10 done, 2 in flight, 1 failed" in line
     assert "TTFT P50 120.0 P99 120.0 ms" in line
@@ -42,7 +42,7 @@ def test_a_line_counts_requests_and_shows_recent_latency() -> None:
 
 def test_a_run_that_ends_by_the_clock_has_no_total() -> None:
     made = board(4096, seconds=20.0)
-    made.progress(1, [ended()])
+    made.on_progress(1, [ended()])
     assert " 1 done" in made.line()
     assert made.done_ratio == pytest.approx(0.25, rel=0.05)
 
@@ -54,7 +54,7 @@ def test_before_the_start_nothing_is_estimated() -> None:
 
 def test_the_panel_shows_the_same_figures_and_names_failures() -> None:
     made = board()
-    made.progress(5, [ended(), ended(ok=False), ended(ok=False)])
+    made.on_progress(5, [ended(), ended(ok=False), ended(ok=False)])
     console = Console(file=io.StringIO(), width=100)
     with console.capture() as captured:
         console.print(made.panel())

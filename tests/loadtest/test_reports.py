@@ -28,7 +28,7 @@ from loadtest.report.text import as_markdown, as_text, warnings
 from tests.loadtest.records import MS, record, run_of
 
 HEALTHY = SelfCheck(cpu_s=1.0, wall_s=10.0, loop_lag_p50_ms=0.1, loop_lag_p99_ms=1.0, loop_lag_max_ms=2.0)
-BUSY = replace(HEALTHY, cpu_s=9.5, coarse_timestamps=True)
+BUSY = replace(HEALTHY, cpu_s=9.5)
 INFO = RunInfo(Api.CHAT, "http://server:8000", "step3p7", "step3p7", None, 12, 4, float("inf"), 1.0, label="night")
 FLEET = FleetView(
     at_s=[0.0, 1.0],

@@ -166,7 +166,7 @@ def selftest_result(streams: int, added_ms: float, **changes: Any) -> SelfTestRe
     result = SelfTestResult(
         streams=streams, chunks=300, failed=0, ttft_mean_ms=50 + added_ms, ttft_p99_ms=60.0, mock_first_late_ms=0.5,
         added_ttft_ms=added_ms, gap_mean_ms=20.5, gap_p99_ms=22.0, mock_chunk_late_p99_ms=0.1, cpu_us_per_chunk=12.0,
-        cpu_ratio=0.25, loop_lag_p99_ms=1.0, end_detection_lag_ms=3.6,
+        cpu_ratio=0.25, loop_lag_p99_ms=1.0,
     )  # fmt: skip
     return replace(result, **changes)
 
@@ -179,10 +179,7 @@ def test_the_selftest_table_says_where_the_client_is_the_bottleneck() -> None:
     assert lines[2].split() == "32 51.0 ms 0.5 ms 1.0 ms 0.5 ms 22.0 ms 12.0 us 25% 1.0 ms ok".split()
     assert lines[3].endswith("  use --workers")
     assert lines[4].endswith("  2 failed")
-    assert "3.6, 3.6, 3.6 ms late on average" in lines[5]
-    assert lines[6].endswith("uses 48.0 us of CPU per chunk; this client uses 0.25 times that")
-    coarse = text_table(selftest_table([selftest_result(512, 1.0, coarse_timestamps=True)]))
-    assert "at 512 streams sockets were read every 1 to 2 ms" in coarse
+    assert lines[5].endswith("uses 48.0 us of CPU per chunk; this client uses 0.25 times that")
 
 
 def test_rounds_give_medians_and_count_every_failure() -> None:
