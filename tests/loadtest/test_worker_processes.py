@@ -123,14 +123,14 @@ async def test_a_second_interrupt_is_pythons_own() -> None:
 @pytest.mark.parametrize(
     ("requested", "load", "cores", "count", "reason"),
     [
-        (None, LoadSchedule(1), 8, 1, "1 process: 1 stream at 500 a process"),
-        (None, LoadSchedule(500), 8, 1, "1 process: 500 streams"),
-        (None, LoadSchedule(501), 8, 2, "2 processes: 501 streams"),
+        (None, LoadSchedule(1), 8, 1, "1 process: 1 stream at 250 a process"),
+        (None, LoadSchedule(250), 8, 1, "1 process: 250 streams"),
+        (None, LoadSchedule(251), 8, 2, "2 processes: 251 streams"),
         (None, LoadSchedule(4096), 2, 2, "2 processes, one a core: too few for 4096 streams"),
         (3, LoadSchedule(32), 2, 3, "3 processes, as --workers says"),
         (None, LoadSchedule(None, times_s=tuple(i / 600 for i in range(1200))), 8, 3, "600 starts in a second"),
         (None, LoadSchedule(None, times_s=(0.0, 0.5, 1.5)), 8, 1, "2 starts in a second at 250 a process"),
-        (None, LoadSchedule(2000, times_s=(0.0, 1.0)), 8, 4, "2000 streams"),
+        (None, LoadSchedule(1000, times_s=(0.0, 1.0)), 8, 4, "1000 streams"),
         (None, LoadSchedule(None, times_s=()), 8, 1, "a load of unknown size"),
     ],
 )
