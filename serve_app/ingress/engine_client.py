@@ -3,7 +3,7 @@
 `ReplicatedEngineClient` is vLLM's `AsyncLLM` with our dispatcher in place of the engine core. What `AsyncLLM` does in
 front of the core stays vLLM's code: input processing, `n` sequences per request, detokenisation, stop strings, log
 probabilities, aborts. A migration is therefore invisible here: the core only takes longer.
-See `docs/decisions/0001-the-seam.md`.
+See `docs/decisions/0001-the-engine-client-boundary.md`.
 """
 
 from __future__ import annotations
