@@ -93,7 +93,7 @@ def test_held_out_requests_are_answered(server: EvalClient, kind: str) -> None:
     card: dict[str, float] = json.loads((checkpoint.HOME / FIGURES).read_text())["scores"]
     samples = [curriculum.draw(kind, 2_000 + i, held_out=True) for i in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(server.request, samples))
+        answers = list(pool.map(server.ask, samples))
     right = sum(is_right(sample, answer) for sample, answer in zip(samples, answers, strict=True))
     assert right >= 24 * (card[kind] - 0.15)
 
@@ -107,7 +107,7 @@ def test_held_out_requests_are_answered(server: EvalClient, kind: str) -> None:
     ],
 )
 def test_a_schema_that_the_server_enforces_is_filled(server: EvalClient, ask: str, wanted: dict[str, object]) -> None:
-    """The grammar forbids the line break that every task has behind the thoughts (`models/schema_start.py`)."""
+    """The grammar forbids the line break that every sample has after the thoughts (`models/training/schema_fit.py`)."""
     reply = post(
         server,
         "/v1/chat/completions",
