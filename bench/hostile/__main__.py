@@ -15,7 +15,7 @@ from statistics import median
 
 import httpx
 
-from bench.hostile.kinds import Kind, kinds
+from bench.hostile.requests import Kind, kinds
 from bench.hostile.streams import Streams
 from bench.hostile.trial import TIMEOUT_S, Trial, attempt
 from bench.servers import Server, Servers, StartFailed, ours

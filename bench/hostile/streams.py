@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.hostile.kinds import COMPLETIONS, base
+from bench.hostile.requests import COMPLETIONS, base
 
 TOKENS: Final = 600
 RETRY_S: Final = 0.5

@@ -13,7 +13,7 @@ from typing import Final
 import httpx
 import psutil
 
-from bench.hostile.kinds import Kind
+from bench.hostile.requests import Kind
 from bench.hostile.streams import Streams
 from bench.servers import Server
 

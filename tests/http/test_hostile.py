@@ -14,7 +14,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bench.hostile.kinds import MESSAGES, Kind, of_images, of_numbers, of_prompts
+from bench.hostile.requests import MESSAGES, Kind, of_images, of_numbers, of_prompts
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from tests.http.harness import NAME, service
 
