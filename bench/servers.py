@@ -1,7 +1,7 @@
-"""The topologies: how each is started, and how all of them are taken down.
+"""The topologies: how each is started, and how all of them are stopped.
 
-Every process started here inherits a mark in its environment (`machine.RUN_MARK`), and what is taken down is what
-carries it. Nothing is ended by name: another Ray may run on this machine.
+Every process started here inherits a mark in its environment (`machine.RUN_MARK`), and exactly the processes with it
+are killed. None is killed by its name: another Ray may run on this machine.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from serve_app.config.yaml_lines import YamlDocument
 
 PROFILE = "cpu-demo"
 WITHOUT_DRAFTS: Mapping[str, object] = {"engine": {"flags": {"speculative-config": None}}}
-"""The prompts are random words, in whose continuation hardly a draft is accepted: drafting would make the engine so
-slow (a quarter of the tokens here) that nothing was seen of what stands before it."""
+"""The prompts are random words, and hardly any draft of their continuation is accepted. Drafting would slow the engine
+to a quarter of its tokens, and hide the cost of what is in front of it."""
 START_TIMEOUT_S = 300.0
 FIRST_PORT = 18100
-"""Each topology gets a block of `PORTS` from here: its endpoint, and what HAProxy and Serve bind besides."""
+"""Each topology gets a block of `PORTS` from here: its endpoint, and the other ports of HAProxy and Serve."""
 PORTS = 10
 FIRST_REPLICA_PORT = 21000
-"""Serve gives replicas behind HAProxy ports of their own, 30000 and up: a block of `REPLICA_PORTS` here."""
+"""Serve gives each replica behind HAProxy a port, by default from 30000; here a block of `REPLICA_PORTS`."""
 REPLICA_PORTS = 100
 
 FAST_OPTIONS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
 
 class StartFailed(Exception):
-    """A topology did not come up; the message names its log."""
+    """A topology did not start. The message names its log."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ PROXY = Topology(
 
 
 def ours(name: str, *, replicas: int = 1, environment: Mapping[str, str] | None = None) -> Topology:
-    """Our deployment, with what is different about it."""
+    """Our deployment, with other replicas or environment."""
     about = f"deploy.yaml: HAProxy, ingress, {replicas} engine replica{'s' if replicas > 1 else ''}"
     if environment:
         about += " and " + ", ".join(f"{key}={value}" for key, value in environment.items())
@@ -89,16 +89,16 @@ class Server:
         self._process = process
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of it, by parentage."""
+        """Its first process and all descendants."""
         root = psutil.Process(self._process.pid)
         return [root, *root.children(recursive=True)]
 
     def has_ended(self) -> bool:
-        """Whether its first process is gone: it will never answer."""
+        """Whether its first process has ended, so that it will never answer."""
         return self._process.poll() is not None
 
     def answers(self) -> bool:
-        """Whether it is healthy and knows its model."""
+        """Whether it is healthy and lists its model."""
         try:
             for path in ("/health", "/v1/models"):
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5):
@@ -109,15 +109,15 @@ class Server:
 
 
 class Servers:
-    """The topologies of one benchmark. Use as a context manager: on leaving it, nothing that it started is alive."""
+    """The topologies of one benchmark. Use as a context manager: leaving it kills every process that it started."""
 
     def __init__(self, logs: Path, settings: Mapping[str, object], start_timeout_s: float = START_TIMEOUT_S) -> None:
-        """`settings` of the application, on top of the profile's, go for every topology."""
+        """`settings` of the application, in addition to the profile's, apply to every topology."""
         self._logs = logs
         self._start_timeout_s = start_timeout_s
         self._settings = settings
         self._mark = machine.new_run_mark()
-        # Ray keeps sockets in it, whose paths may have 107 bytes.
+        # Ray keeps sockets in it, whose paths are limited to 107 bytes.
         self._scratch = tempfile.TemporaryDirectory(prefix="sb", ignore_cleanup_errors=True)
         self._started: list[Server] = []
 
@@ -133,25 +133,25 @@ class Servers:
 
     @contextlib.contextmanager
     def only(self, server: Server) -> Iterator[None]:
-        """Stop the others' processes for so long, then let them run on: to them a moment passes."""
-        held = [process for other in self._started if other is not server for process in other.processes()]
+        """Suspend the processes of the other topologies while the block runs."""
+        suspended = [process for other in self._started if other is not server for process in other.processes()]
         try:
-            for process in held:
+            for process in suspended:
                 with contextlib.suppress(psutil.Error):
                     process.suspend()
             yield
         finally:
-            for process in held:
+            for process in suspended:
                 with contextlib.suppress(psutil.Error):
                     process.resume()
 
     def start(self, topology: Topology) -> Server:
-        """Start it; returns when it answers. Raises `StartFailed`."""
+        """Start a topology; returns when it answers. Raises `StartFailed`."""
         index = len(self._started)
         port = FIRST_PORT + PORTS * index
-        holder = machine.port_holder("127.0.0.1", port)
-        if holder is not None:
-            raise StartFailed(f"port {port} is taken by {holder}")
+        user = machine.port_holder("127.0.0.1", port)
+        if user is not None:
+            raise StartFailed(f"port {port} is in use by {user}")
         folder = Path(self._scratch.name) / str(index)
         folder.mkdir()
         if topology.kind == "bare":
@@ -174,7 +174,7 @@ class Servers:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us, who then take it down
+                start_new_session=True,  # Ctrl-C must not reach it: leaving the context manager ends it
             )
         server = Server(topology, port, process, log)
         self._started.append(server)
@@ -192,7 +192,7 @@ def _wait_until_it_answers(server: Server, timeout_s: float) -> None:
 
 
 def bare_command(settings: schema.AppConfig, port: int) -> list[str]:
-    """vLLM's server with the engine flags of the profile, which leave the executor to vLLM as a user would."""
+    """vLLM's server with the engine flags of the profile, but with vLLM's default executor, as users start it."""
     argv = vllm_flags.engine_argv(settings)
     backend = argv.index("--distributed-executor-backend")
     del argv[backend : backend + 2]
@@ -202,7 +202,7 @@ def bare_command(settings: schema.AppConfig, port: int) -> list[str]:
 
 
 def ray_environment(topology: Topology, folder: Path) -> dict[str, str]:
-    """A Ray of its own: ours as `make serve` starts it; the default path too, but with Ray's own niceness."""
+    """A separate Ray: for ours as `make serve` starts it, for the default path with Ray's own niceness."""
     variables = {name: value for name, value in child_env().items() if topology.kind == "ours" or "nice" not in name}
     return {**variables, "RAY_TMPDIR": str(folder)}
 
@@ -212,18 +212,18 @@ def _profile(settings: Mapping[str, object]) -> schema.AppConfig:
 
 
 def serve_command(topology: Topology, index: int, folder: Path, settings: Mapping[str, object]) -> list[str]:
-    """`serve run` of deploy.yaml, moved to other ports."""
+    """`serve run` of deploy.yaml, on other ports."""
     file = folder / "deploy.yaml"
     document = deployment.read(profile.ROOT / "deploy.yaml").document.values
-    values = moved(document, topology, index, folder, settings)
+    values = relocated(document, topology, index, folder, settings)
     file.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
     return [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(file)]
 
 
-def moved(
+def relocated(
     document: Mapping[str, object], topology: Topology, index: int, folder: Path, settings: Mapping[str, object]
 ) -> dict[str, Any]:
-    """The deployment file of a topology: deploy.yaml but for profile, settings, ports and HAProxy's files."""
+    """A topology's deployment file: deploy.yaml with another profile, settings, ports and files of HAProxy."""
     result: dict[str, Any] = json.loads(json.dumps(copy.deepcopy(document)))
     port = FIRST_PORT + PORTS * index
     result["http_options"] = {"host": "127.0.0.1", "port": port}

@@ -1,1 +1,1 @@
-"""`python -m bench.hostile`: what a hostile request costs those beside it."""
+"""`python -m bench.hostile`: what a hostile request costs the streams beside it."""

@@ -15,20 +15,20 @@ from statistics import median
 
 import httpx
 
-from bench.hostile.requests import Kind, kinds
+from bench.hostile.requests import HostileRequest, hostile_requests
 from bench.hostile.streams import Streams
-from bench.hostile.trial import TIMEOUT_S, Trial, attempt
+from bench.hostile.trial import TIMEOUT_S, Trial, try_request
 from bench.servers import Server, Servers, StartFailed, ours
 
 MODEL = "step3p7-flash"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 where every request was refused or served, and no engine died of one; 1 where not."""
+    """Returns 0 if every request was refused or served and no engine died, else 1."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave by the `with` blocks
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
     if options.list:
-        print("\n".join(f"{kind.path}: {kind.name}" for kind in _chosen(options)))
+        print("\n".join(f"{request.path}: {request.name}" for request in _chosen(options)))
         return 0
     trials: list[Trial] = []
     failed = False
@@ -54,20 +54,20 @@ async def _run(options: argparse.Namespace, server: Server, trials: list[Trial])
         streams.run(options.streams),
         httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, trust_env=False) as http,
     ):
-        for kind in _chosen(options):
-            trial = await attempt(kind, server, streams, http)
+        for request in _chosen(options):
+            trial = await try_request(request, server, streams, http)
             trials.append(trial)
             print(f"{time.strftime('%H:%M:%S')}  {row(trial)}", file=sys.stderr, flush=True)
-    print(f"{streams.broken} of the streams beside them broke", file=sys.stderr)
+    print(f"{streams.broken} streams broke", file=sys.stderr)
 
 
-def _chosen(options: argparse.Namespace) -> Iterator[Kind]:
+def _chosen(options: argparse.Namespace) -> Iterator[HostileRequest]:
     seen = set()
-    for kind in kinds():
-        wanted = not options.only or any(part.lower() in kind.name.lower() for part in options.only)
-        if wanted and (options.every_api or kind.name not in seen):
-            seen.add(kind.name)
-            yield kind
+    for request in hostile_requests():
+        wanted = not options.only or any(part.lower() in request.name.lower() for part in options.only)
+        if wanted and (options.every_api or request.name not in seen):
+            seen.add(request.name)
+            yield request
 
 
 def row(trial: Trial) -> str:
@@ -78,7 +78,7 @@ def row(trial: Trial) -> str:
         f"{trial.answer_s:.2f}",
         trial.ingress_mib,
         trial.engine_mib,
-        f"{trial.quiet_p99_s * 1000:.0f}",
+        f"{trial.before_p99_s * 1000:.0f}",
         f"{trial.p99_s * 1000:.0f}",
         f"{trial.longest_s * 1000:.0f}",
         trial.deaths,
@@ -87,21 +87,21 @@ def row(trial: Trial) -> str:
 
 
 def report(trials: Sequence[Trial]) -> str:
-    """The table, and the streams' gaps over all of it."""
+    """The table, and the medians of the streams' gaps."""
     head = [
-        "| request | status | answer s | ingress MiB | engine MiB | p99 before | p99 beside | longest ms | deaths |",
+        "| request | status | answer s | ingress MiB | engine MiB | p99 before | p99 during | longest ms | deaths |",
         "| --- " * 9 + "|",
     ]
     if not trials:
-        return "nothing was tried"
-    quiet, beside = (
-        median(trial.quiet_p99_s for trial in trials),
+        return "no request was sent"
+    before, beside = (
+        median(trial.before_p99_s for trial in trials),
         median(trial.p99_s for trial in trials),
     )
     held = sum(trial.holds for trial in trials)
     end = (
-        f"{held} of {len(trials)} hold; p99 gap of the streams, median over all: {quiet * 1000:.0f} ms before, "
-        f"{beside * 1000:.0f} ms beside"
+        f"{held} of {len(trials)} hold; p99 gap of the streams, median over all: {before * 1000:.0f} ms before, "
+        f"{beside * 1000:.0f} ms during"
     )
     return "\n".join([*head, *map(row, trials), "", end])
 
@@ -109,10 +109,12 @@ def report(trials: Sequence[Trial]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.hostile",
-        description="Hostile requests of every kind, one after the other, beside streams on a real engine (the demo).",
+        description="Sends every kind of hostile request beside streams, on a real engine (the demo).",
     )
-    parser.add_argument("--only", action="append", metavar="TEXT", help="kinds with this in their name; again for more")
-    parser.add_argument("--list", action="store_true", help="name the kinds and end")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="only kinds with TEXT in their name; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="list the kinds and exit")
     parser.add_argument("--every-api", action="store_true", help="each kind on each API (default: on its first)")
     parser.add_argument("--streams", type=int, default=16, help="streams beside them (default 16)")
     parser.add_argument("--logs", type=Path, default=Path("build"), help="folder for the service's log")

@@ -1,4 +1,4 @@
-"""Every kind of hostile request, as a path and a body."""
+"""Every kind of hostile request: a path and a body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.hostile import grammars, images
+from bench.hostile import payloads
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
     "/v1/chat/completions",
@@ -18,17 +18,18 @@ CONTEXT: Final = 262_144
 
 
 @dataclass(frozen=True)
-class Kind:
-    """`served`: the request may have an answer. Any other must be refused."""
+class HostileRequest:
+    """One kind of hostile request, on one API."""
 
     name: str
     path: str
     body: dict[str, Any]
-    served: bool = False
+    may_be_served: bool = False
+    """Whether a 200 is allowed. Otherwise it must be refused."""
 
 
-def base(path: str, text: str = "Say yes.", max_tokens: int = 16) -> dict[str, Any]:
-    """A short, harmless request."""
+def harmless_body(path: str, text: str = "Say yes.", max_tokens: int = 16) -> dict[str, Any]:
+    """The body of a short, harmless request."""
     user = [{"role": "user", "content": text}]
     return {
         CHAT: {"messages": user, "max_tokens": max_tokens},
@@ -38,66 +39,76 @@ def base(path: str, text: str = "Say yes.", max_tokens: int = 16) -> dict[str, A
     }[path]
 
 
-def kinds() -> Iterator[Kind]:
-    """All of them. Made one at a time: some are large."""
-    yield from of_grammars()
-    yield from of_tools()
-    yield from of_numbers()
-    yield from of_prompts()
-    yield from of_images()
+def hostile_requests() -> Iterator[HostileRequest]:
+    """All kinds on all APIs, built one at a time because some are large."""
+    yield from with_grammars()
+    yield from with_tools()
+    yield from with_numbers()
+    yield from with_prompts()
+    yield from with_hostile_images()
 
 
-def of_grammars() -> Iterator[Kind]:
-    """Grammars, by the field that takes any."""
-    for refused in (grammars.CANNOT_WORK, grammars.EXPLODE):
-        for name, asked in refused.items():
-            yield Kind(name, CHAT, base(CHAT) | {"structured_outputs": asked})
-    for name, asked in grammars.BOUNDED.items():
-        yield Kind(name, CHAT, base(CHAT) | {"structured_outputs": asked}, served=True)
+def with_grammars() -> Iterator[HostileRequest]:
+    """Grammars in `structured_outputs`."""
+    for refused in (payloads.INVALID, payloads.EXPLOSIVE):
+        for name, grammar in refused.items():
+            yield HostileRequest(name, CHAT, harmless_body(CHAT) | {"structured_outputs": grammar})
+    for name, grammar in payloads.BOUNDED.items():
+        yield HostileRequest(name, CHAT, harmless_body(CHAT) | {"structured_outputs": grammar}, may_be_served=True)
 
 
-def of_tools() -> Iterator[Kind]:
-    """The same by the fields that agents use."""
-    schema = grammars.EXPLODE["schema with 100 of 200 properties"]["json"]
+def with_tools() -> Iterator[HostileRequest]:
+    """Explosive schemas in the fields that agents use."""
+    schema = payloads.EXPLOSIVE["schema with 100 of 200 properties"]["json"]
     function = {"name": "get", "description": "get", "parameters": schema}
-    needed: dict[str, dict[str, Any]] = {
+    required_tool: dict[str, dict[str, Any]] = {
         CHAT: {"tools": [{"type": "function", "function": function}], "tool_choice": "required"},
         RESPONSES: {"tools": [{"type": "function", **function}], "tool_choice": "required"},
         MESSAGES: {"tools": [{"name": "get", "input_schema": schema}], "tool_choice": {"type": "any"}},
     }
-    for path, fields in needed.items():
-        yield Kind("tool with an explosive schema", path, base(path) | fields, served=True)
-    answer: dict[str, dict[str, Any]] = {
+    for path, fields in required_tool.items():
+        yield HostileRequest("tool with an explosive schema", path, harmless_body(path) | fields, may_be_served=True)
+    answer_format: dict[str, dict[str, Any]] = {
         CHAT: {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
         COMPLETIONS: {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
         RESPONSES: {"text": {"format": {"type": "json_schema", "name": "x", "schema": schema}}},
         MESSAGES: {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
     }
-    for path, fields in answer.items():
-        yield Kind("answer with an explosive schema", path, base(path) | fields)
+    for path, fields in answer_format.items():
+        yield HostileRequest("answer with an explosive schema", path, harmless_body(path) | fields)
 
 
-def of_numbers() -> Iterator[Kind]:
-    """Counts and values of sampling parameters."""
+def with_numbers() -> Iterator[HostileRequest]:
+    """Extreme counts and values of sampling parameters."""
     many = [f"stop {number}" for number in range(10_000)]
     for path in (CHAT, COMPLETIONS):
-        yield Kind("10,000 stop strings", path, base(path) | {"stop": many})
-        yield Kind("a stop string of 1 MB", path, base(path) | {"stop": ["s" * 1_000_000]})
+        yield HostileRequest("10,000 stop strings", path, harmless_body(path) | {"stop": many})
+        yield HostileRequest("a stop string of 1 MB", path, harmless_body(path) | {"stop": ["s" * 1_000_000]})
         for name, fields in NUMBERS.items():
-            yield Kind(name, path, base(path) | fields)
-        yield Kind(
-            "logit_bias of 200,000 tokens", path, base(path) | {"logit_bias": {str(n): 1 for n in range(200_000)}}
+            yield HostileRequest(name, path, harmless_body(path) | fields)
+        yield HostileRequest(
+            "logit_bias of 200,000 tokens",
+            path,
+            harmless_body(path) | {"logit_bias": {str(n): 1 for n in range(200_000)}},
         )
-        yield Kind("1,000,000 stop_token_ids", path, base(path) | {"stop_token_ids": list(range(1_000_000))})
-        yield Kind("1,000,000 allowed_token_ids", path, base(path) | {"allowed_token_ids": list(range(1_000_000))})
-        yield Kind("10,000 bad_words", path, base(path) | {"bad_words": many})
-        yield Kind("a bad word of 100 kB", path, base(path) | {"bad_words": ["b" * 100_000]})
-    yield Kind("10,000 stop_sequences", MESSAGES, base(MESSAGES) | {"stop_sequences": many})
-    yield Kind("a stop sequence of 1 MB", MESSAGES, base(MESSAGES) | {"stop_sequences": ["s" * 1_000_000]})
-    yield Kind("top_logprobs of 10^9", CHAT, base(CHAT) | {"logprobs": True, "top_logprobs": 10**9})
-    yield Kind("logprobs of 10^9", COMPLETIONS, base(COMPLETIONS) | {"logprobs": 10**9})
-    yield Kind("top_logprobs of 10^9", RESPONSES, base(RESPONSES) | {"top_logprobs": 10**9}, served=True)  # ignored
-    yield Kind("10,000 prompts", COMPLETIONS, base(COMPLETIONS) | {"prompt": ["Say yes."] * 10_000})
+        yield HostileRequest(
+            "1,000,000 stop_token_ids", path, harmless_body(path) | {"stop_token_ids": list(range(1_000_000))}
+        )
+        yield HostileRequest(
+            "1,000,000 allowed_token_ids", path, harmless_body(path) | {"allowed_token_ids": list(range(1_000_000))}
+        )
+        yield HostileRequest("10,000 bad_words", path, harmless_body(path) | {"bad_words": many})
+        yield HostileRequest("a bad word of 100 kB", path, harmless_body(path) | {"bad_words": ["b" * 100_000]})
+    yield HostileRequest("10,000 stop_sequences", MESSAGES, harmless_body(MESSAGES) | {"stop_sequences": many})
+    yield HostileRequest(
+        "a stop sequence of 1 MB", MESSAGES, harmless_body(MESSAGES) | {"stop_sequences": ["s" * 1_000_000]}
+    )
+    yield HostileRequest("top_logprobs of 10^9", CHAT, harmless_body(CHAT) | {"logprobs": True, "top_logprobs": 10**9})
+    yield HostileRequest("logprobs of 10^9", COMPLETIONS, harmless_body(COMPLETIONS) | {"logprobs": 10**9})
+    yield HostileRequest(
+        "top_logprobs of 10^9", RESPONSES, harmless_body(RESPONSES) | {"top_logprobs": 10**9}, may_be_served=True
+    )  # ignored
+    yield HostileRequest("10,000 prompts", COMPLETIONS, harmless_body(COMPLETIONS) | {"prompt": ["Say yes."] * 10_000})
 
 
 NUMBERS: Final[dict[str, dict[str, Any]]] = {
@@ -122,44 +133,46 @@ NUMBERS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def of_prompts() -> Iterator[Kind]:
-    """More than fits."""
+def with_prompts() -> Iterator[HostileRequest]:
+    """Prompts that do not fit."""
     ids = [40 + number % 500 for number in range(CONTEXT)]
-    yield Kind("prompt of 262,144 token ids", COMPLETIONS, base(COMPLETIONS) | {"prompt": ids})
-    yield Kind("prompt with ids beyond the vocabulary", COMPLETIONS, base(COMPLETIONS) | {"prompt": [10**9]})
+    yield HostileRequest("prompt of 262,144 token ids", COMPLETIONS, harmless_body(COMPLETIONS) | {"prompt": ids})
+    yield HostileRequest(
+        "prompt with ids beyond the vocabulary", COMPLETIONS, harmless_body(COMPLETIONS) | {"prompt": [10**9]}
+    )
     text = "alpha beta gamma delta " * 20_000
     for path in (CHAT, COMPLETIONS, RESPONSES, MESSAGES):
-        yield Kind("prompt of more than 262,144 tokens", path, base(path, text))
-        yield Kind("text of 20 MB", path, base(path, "word " * 4_000_000))
-        yield Kind("text of 20 MB without a blank", path, base(path, "a" * 20_000_000))
+        yield HostileRequest("prompt of more than 262,144 tokens", path, harmless_body(path, text))
+        yield HostileRequest("text of 20 MB", path, harmless_body(path, "word " * 4_000_000))
+        yield HostileRequest("text of 20 MB without a blank", path, harmless_body(path, "a" * 20_000_000))
 
 
-def of_images() -> Iterator[Kind]:
-    """Images, on each API that takes one."""
-    for name, url in images.hostile().items():
+def with_hostile_images() -> Iterator[HostileRequest]:
+    """Images, on each API that takes images."""
+    for name, url in payloads.hostile_images().items():
         for path in (CHAT, RESPONSES, MESSAGES):
-            yield Kind(name, path, with_images(path, [url]), served=name in MAY_BE_READ)
-    large = images.data_url(images.png_of(7_900, 7_900))
-    yield Kind("20 images of 62 megapixels", CHAT, with_images(CHAT, [large] * 20))
+            yield HostileRequest(name, path, image_body(path, [url]), may_be_served=name in MAY_BE_DECODED)
+    large = payloads.data_url(payloads.png_of(7_900, 7_900))
+    yield HostileRequest("20 images of 62 megapixels", CHAT, image_body(CHAT, [large] * 20))
 
 
-MAY_BE_READ: Final = frozenset({"GIF of 3,000 frames", "image of 60,000 x 1", "PNG with a comment of 200 MiB"})
+MAY_BE_DECODED: Final = frozenset({"GIF of 3,000 frames", "image of 60,000 x 1", "PNG with a comment of 200 MiB"})
 
 
-def with_images(path: str, urls: list[str]) -> dict[str, Any]:
-    """A request with these images."""
+def image_body(path: str, urls: list[str]) -> dict[str, Any]:
+    """The body of a request with these images."""
     if path == CHAT:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         return {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
     if path == RESPONSES:
         content = [{"type": "input_image", "image_url": url, "detail": "auto"} for url in urls]
         return {"input": [{"role": "user", "content": content}], "max_output_tokens": 8}
-    heads = [url.split(",", 1) for url in urls]
+    parts = [url.split(",", 1) for url in urls]
     content = [
         {
             "type": "image",
             "source": {"type": "base64", "media_type": head[5:].split(";")[0], "data": data},
         }
-        for head, data in heads
+        for head, data in parts
     ]
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 8}

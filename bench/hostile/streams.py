@@ -1,114 +1,110 @@
-"""Streams beside which hostile requests come: endless ones, of which only the gaps between events are kept.
+"""Streams that run beside hostile requests, and the gaps between their events.
 
-`python -m bench.hostile.streams PORT MODEL COUNT` reads them, in a process of its own: the other looks at the memory of
-all processes while a request is under way, and a stream would wait for it.
+`python -m bench.hostile.streams PORT MODEL COUNT` reads them, in a process of its own: the main process samples the
+memory of all the service's processes, and would read the streams late meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.hostile.requests import COMPLETIONS, base
+from bench.hostile.requests import COMPLETIONS, harmless_body
+from bench.response_lines import DATA, DONE, RequestFailed, response_lines
 
 TOKENS: Final = 600
+TIMEOUT_S: Final = 600.0
 RETRY_S: Final = 0.5
-"""After a stream that broke: the service may be without an engine."""
+"""After a broken stream: the service may be without an engine."""
 
 
 @dataclass
 class Streams:
-    """What the streams of the other process are like. Times are of the monotonic clock, which processes share."""
+    """The gaps of the streams that the other process reads, on the monotonic clock, which processes share."""
 
     port: int
     model: str
     gaps: list[tuple[float, float]] = field(default_factory=list)
-    """Pairs: when an event came, and how long after the one before it, in seconds."""
+    """(arrival of an event, seconds since the event before it)."""
     broken: int = 0
-    """Streams that ended otherwise than with their last event."""
+    """Streams that did not end with their last event."""
 
     @contextlib.asynccontextmanager
     async def run(self, count: int) -> AsyncIterator[None]:
-        """So many run while in here."""
+        """Run this many streams while the block runs."""
         command = (sys.executable, "-m", "bench.hostile.streams", str(self.port), self.model, str(count))
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        following = asyncio.create_task(self._follow(process))
+        reading = asyncio.create_task(self._read_gaps(process))
         try:
             yield
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-            await following
+            await reading
 
     def between(self, since_s: float, until_s: float) -> list[float]:
-        """The gaps that ended in this time, in order of length."""
-        return sorted(gap for when, gap in self.gaps if since_s <= when <= until_s)
+        """The gaps that ended in this time, sorted."""
+        return sorted(gap_s for at_s, gap_s in self.gaps if since_s <= at_s <= until_s)
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        if process.stdout is None:  # it was asked for
-            return
+    async def _read_gaps(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None  # noqa: S101  # it is a pipe
         async for line in process.stdout:
-            cells = line.split()
-            if len(cells) == 2:
-                self.gaps.append((float(cells[0]), float(cells[1])))
+            words = line.split()
+            if len(words) == 2:
+                self.gaps.append((float(words[0]), float(words[1])))
             else:
                 self.broken += 1
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Prints a line for each gap, and a single word for each stream that broke."""
-
-    port: int
-    model: str
-
-    async def run(self, count: int) -> None:
-        await asyncio.gather(*(self._repeat(number) for number in range(count)))
-
-    async def _repeat(self, number: int) -> None:
-        while True:
-            try:
-                finished = await self._one(number)
-            except OSError:
-                finished = False
-            if not finished:
-                print("broken", flush=True)
-                await asyncio.sleep(RETRY_S)
-
-    async def _one(self, number: int) -> bool:
-        # Each token is an event: a chat's parsers keep back what may be a call, and special tokens have no text.
-        every = {"stream": True, "ignore_eos": True, "skip_special_tokens": False}
-        body = base(COMPLETIONS, f"Count from {number}.", TOKENS) | {"model": self.model, **every}
-        content = json.dumps(body).encode()
-        head = f"POST {COMPLETIONS} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+def run_client(url: str, model: str, number: int, over: threading.Event) -> None:
+    """Read one stream after another; write a line for each gap, and `broken` for each stream that broke."""
+    while not over.is_set():
         try:
-            writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-            last_s = None
-            async for line in reader:  # the framing of chunks has lines of its own, which begin otherwise
-                if line.startswith(b"data: [DONE]"):
-                    return True
-                if line.startswith(b"data: {"):
-                    now_s = time.monotonic()
-                    if last_s is not None:
-                        print(f"{now_s:.6f} {now_s - last_s:.6f}", flush=True)
-                    last_s = now_s
-            return False
-        finally:
-            writer.close()
+            finished = read_stream(url, model, number)
+        except RequestFailed:
+            finished = False
+        if not finished:
+            _write("broken")
+            over.wait(RETRY_S)
+
+
+def read_stream(url: str, model: str, number: int) -> bool:
+    """Whether the stream ended with its end marker. Raises `RequestFailed`."""
+    # Completions with special tokens: each token is an event. A chat's parsers hold back text that may be a tool call.
+    every_token = {"stream": True, "ignore_eos": True, "skip_special_tokens": False}
+    body = harmless_body(COMPLETIONS, f"Count from {number}.", TOKENS) | {"model": model, **every_token}
+    last_s = None
+    for line in response_lines(url, COMPLETIONS, body, TIMEOUT_S):
+        if line.startswith(DONE):
+            return True
+        if line.startswith(DATA):
+            now_s = time.monotonic()
+            if last_s is not None:
+                _write(f"{now_s:.6f} {now_s - last_s:.6f}")
+            last_s = now_s
+    return False
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")  # one write: several threads share it
+    sys.stdout.flush()
 
 
 def main(argv: Sequence[str]) -> None:
     """Read streams until killed."""
     port, model, count = argv
-    asyncio.run(_Reader(int(port), model).run(int(count)))
+    over = threading.Event()
+    with ThreadPoolExecutor(int(count)) as pool:
+        for number in range(int(count)):
+            pool.submit(run_client, f"http://127.0.0.1:{port}", model, number, over)
 
 
 if __name__ == "__main__":

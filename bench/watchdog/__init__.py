@@ -1,1 +1,1 @@
-"""`python -m bench.watchdog`: whether the watchdog lets every slow engine live, and finds every engine that hangs."""
+"""`python -m bench.watchdog`: checks that the watchdog kills no slow engine and finds every engine that hangs."""

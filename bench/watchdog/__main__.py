@@ -14,54 +14,54 @@ from pathlib import Path
 
 from bench.servers import StartFailed
 from bench.watchdog import engine, service
-from bench.watchdog.outcome import CaseOutcome, Say, table
+from bench.watchdog.outcome import CaseOutcome, WriteLine, table
 from serve_app.ingress.metrics import log_to_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0 where no slow engine was killed and every hang was found in time, 1 where not."""
+    """Returns 0 if no slow engine was killed and every hang was found in time, else 1."""
     options = _parser().parse_args(argv)
-    log_to_stderr()  # what the watchdog saw stands there
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave by the `with` blocks
+    log_to_stderr()  # has the watchdog's messages
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
     outcomes: list[CaseOutcome] = []
     failed = False
     try:
-        for outcome in _cases(options, _say):
+        for outcome in _cases(options, _write_line):
             outcomes.append(outcome)
-            _say("  " + " | ".join(outcome.cells()[1:]))
+            _write_line("  " + " | ".join(outcome.cells()[1:]))
             if options.json:
-                options.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
+                options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
     except StartFailed as error:
         print(f"error: {error}", file=sys.stderr)
         failed = True
     except KeyboardInterrupt:
         failed = True
     print(table(outcomes))
-    return 1 if failed or not outcomes or not all(one.holds for one in outcomes) else 0
+    return 1 if failed or not outcomes or not all(outcome.holds for outcome in outcomes) else 0
 
 
-def _cases(options: argparse.Namespace, say: Say) -> Iterator[CaseOutcome]:
+def _cases(options: argparse.Namespace, write_line: WriteLine) -> Iterator[CaseOutcome]:
     def wanted(name: str) -> bool:
         return not options.only or any(part.lower() in name.lower() for part in options.only)
 
-    settings = service.Settings(options.minutes, options.streams, options.beside, options.pause)
+    settings = service.CaseSettings(options.minutes, options.streams, options.beside, options.pause)
     if options.list:
-        slow_or_hung = [*(one.name for one in engine.SLOW), *(one.name for one in engine.HANGS)]
+        slow_or_hung = [*(case.name for case in engine.SLOW), *(case.name for case in engine.HANGS)]
         names = [*service.names(settings), *slow_or_hung]
         print("\n".join(names))
         sys.exit(0)
     for slow in engine.SLOW:
         if wanted(slow.name):
-            say(slow.name)
-            yield asyncio.run(engine.slow(slow, say))
+            write_line(slow.name)
+            yield asyncio.run(engine.slow(slow, write_line))
     for hang in engine.HANGS:
         if wanted(hang.name):
-            say(hang.name)
-            yield asyncio.run(engine.hang(hang, say))
-    yield from service.cases(settings, options.logs, wanted, say)
+            write_line(hang.name)
+            yield asyncio.run(engine.hang(hang, write_line))
+    yield from service.cases(settings, options.logs, wanted, write_line)
 
 
-def _say(line: str) -> None:
+def _write_line(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
@@ -70,12 +70,18 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.watchdog",
         description="Slow engines that must live, and hung ones that must be found: on real engines with empty caches.",
     )
-    parser.add_argument("--only", action="append", metavar="TEXT", help="cases with this in their name; again for more")
-    parser.add_argument("--list", action="store_true", help="name the cases and end")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of streams at saturation (default 30)")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="only cases with TEXT in their name; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="list the cases and exit")
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="duration of the streams at saturation (default 30)"
+    )
     parser.add_argument("--streams", type=int, default=64, help="streams at saturation (default 64)")
     parser.add_argument("--beside", type=int, default=4, help="small streams beside a long prompt (default 4)")
-    parser.add_argument("--pause", type=float, default=15.0, help="seconds for which everything stops (default 15)")
+    parser.add_argument(
+        "--pause", type=float, default=15.0, help="seconds for which all processes are stopped (default 15)"
+    )
     parser.add_argument("--logs", type=Path, default=Path("build"), help="folder for the services' logs")
     parser.add_argument("--json", type=Path, help="also write every outcome to this file, after each case")
     return parser

@@ -1,6 +1,6 @@
-"""Cases at one engine, watched as the service watches it: `EngineReplica` over `VllmEngine` in this process.
+"""Cases with one engine under the service's own watchdog: `EngineReplica` over `VllmEngine` in this process.
 
-Each case starts an engine of its own, with empty compile caches and without warm-up requests; `faults.py` hangs it.
+Each case starts its own engine, with empty compile caches and without warm-up requests. `faults.py` hangs it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import psutil
 
 from bench.servers import PROFILE
 from bench.watchdog import faults
-from bench.watchdog.kinds import COMPILES
-from bench.watchdog.outcome import CaseOutcome, Say
+from bench.watchdog.clients import COMPILES
+from bench.watchdog.outcome import CaseOutcome, WriteLine
 from serve_app.config import profile
 from serve_app.config.schema import AppConfig
 from serve_app.config.vllm_flags import engine_argv
@@ -37,43 +37,43 @@ from serve_app.protocol.errors import EngineDead
 from serve_app.protocol.messages import AttemptRequest, decode_frame, encode_request
 
 REPLICA, INGRESS = "replica", "bench"
-LOOK_S = 0.05
+SAMPLE_S = 0.05
 HUNG_LIMIT_S, STUCK_LIMIT_S = 30.0, 120.0
-"""How soon an engine of which nothing moves must be found, and one that spins (issue 17)."""
+"""How soon a hung engine must be found: one without CPU time, and one that spins (issue 17)."""
 
 LONG_ANSWER = 100_000
-"""Tokens: the request must be under way when the fault is made."""
+"""Tokens: the request must still run when the engine hangs."""
 
 PLAIN_TOKENS = (40, 200)
-"""The first of the demo's tokens that are plain text, and how many of them."""
+"""The first plain text token of the demo, and how many there are."""
 
 Flags = Mapping[str, object]
 
 
 @dataclass
-class Subject:
-    """A running engine with its watchdog, and what was seen of it."""
+class WatchedEngine:
+    """A running engine with its watchdog, and what was measured of it."""
 
     replica: EngineReplica
     engine: VllmEngine
     fault_file: Path
     longest_step_s: float = 0.0
     first_token_s: dict[str, float] = field(default_factory=dict)
-    answers: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the first token came."""
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at the first token."""
 
-    def tell(self, fault: str) -> None:
-        """Have the engine make this fault (`faults.py`) in its next step."""
-        told = self.fault_file.with_suffix(".new")
-        told.write_text(fault)
-        told.rename(self.fault_file)
+    def request_fault(self, fault: str) -> None:
+        """Request this fault (`faults.py`) in the engine's next step."""
+        file = self.fault_file.with_suffix(".new")
+        file.write_text(fault)
+        file.rename(self.fault_file)
 
     async def read(self) -> None:
-        """Take what comes, as an ingress does."""
+        """Read the replica's frames, as an ingress does."""
         async for data in self.replica.frames(REPLICA, INGRESS):
             for delta in decode_frame(data).deltas:
                 self.first_token_s.setdefault(delta.attempt_id, time.monotonic())
-                self.answers.set()
+                self.answering.set()
 
     async def time_steps(self) -> None:
         """Keep the longest time that one step of the busy engine took."""
@@ -83,16 +83,18 @@ class Subject:
             if stats.steps != steps or not stats.unfinished:
                 steps, began_s = stats.steps, now_s
             self.longest_step_s = max(self.longest_step_s, now_s - began_s)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(SAMPLE_S)
 
     async def run(self, attempt: AttemptRequest) -> None:
-        """Run one attempt. Raises `EngineDead` when the watchdog gives the engine up."""
+        """Run one attempt. Raises `EngineDead` when the watchdog kills the engine."""
         await self.replica.run_attempt(REPLICA, encode_request(attempt))
 
 
 @contextlib.asynccontextmanager
-async def subject(flags: Flags, environment: Mapping[str, str], say: Say) -> AsyncIterator[Subject]:
-    """Start the demo's engine, with these flags over its own."""
+async def watched_engine(
+    flags: Flags, environment: Mapping[str, str], write_line: WriteLine
+) -> AsyncIterator[WatchedEngine]:
+    """The demo's engine, started with these flags in addition to its own."""
     config = _config(flags)
     with tempfile.TemporaryDirectory(prefix="watchdog-") as folder:
         fault_file = Path(folder) / "fault"
@@ -118,11 +120,11 @@ async def subject(flags: Flags, environment: Mapping[str, str], say: Say) -> Asy
             began_s = time.monotonic()
             try:
                 await replica.start()
-                say(f"  engine up after {time.monotonic() - began_s:.0f} s")
-                one = Subject(replica, engines[0], fault_file)
-                watchers = [asyncio.create_task(work) for work in (one.read(), one.time_steps())]
+                write_line(f"  engine up after {time.monotonic() - began_s:.0f} s")
+                watched = WatchedEngine(replica, engines[0], fault_file)
+                watchers = [asyncio.create_task(work) for work in (watched.read(), watched.time_steps())]
                 try:
-                    yield one
+                    yield watched
                 finally:
                     for watcher in watchers:
                         watcher.cancel()
@@ -151,63 +153,63 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-# ---- real hangs ------------------------------------------------------------------------------------------------------
+# ---- hangs -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Hang:
-    """A way to hang. `make` does it to a running engine; `limit_s` is how soon it must be found."""
+class HangCase:
+    """A way to hang. `hang` does it to a running engine; `limit_s` is how soon it must be found."""
 
     name: str
     limit_s: float
-    make: Callable[[Subject], None]
+    hang: Callable[[WatchedEngine], None]
     flags: Flags = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _told(fault: str) -> Callable[[Subject], None]:
-    return lambda one: one.tell(fault)
+def _request(fault: str) -> Callable[[WatchedEngine], None]:
+    return lambda watched: watched.request_fault(fault)
 
 
-def _stop(*, core: bool, workers: bool) -> Callable[[Subject], None]:
-    def stop(_: Subject) -> None:
+def _stop(*, core: bool, workers: bool) -> Callable[[WatchedEngine], None]:
+    def stop(_: WatchedEngine) -> None:
         for process in engine_core_processes():
-            chosen: list[psutil.Process] = process.children(recursive=True) if workers else []
-            for one in [*chosen, *([process] if core else [])]:
-                one.suspend()
+            stopped: list[psutil.Process] = process.children(recursive=True) if workers else []
+            for member in [*stopped, *([process] if core else [])]:
+                member.suspend()
 
     return stop
 
 
 TWO_RANKS: Flags = {"tensor-parallel-size": 2}
 
-HANGS: Sequence[Hang] = (
-    Hang("SIGSTOP of the engine", HUNG_LIMIT_S, _stop(core=True, workers=True)),
-    Hang("SIGSTOP of the core", HUNG_LIMIT_S, _stop(core=True, workers=False)),
-    Hang("SIGSTOP of the worker", HUNG_LIMIT_S, _stop(core=False, workers=True)),
-    Hang("a worker blocks", HUNG_LIMIT_S, _told("worker-0 blocks")),
-    Hang("the core blocks", HUNG_LIMIT_S, _told("core blocks")),
-    Hang("core and worker in a deadlock", HUNG_LIMIT_S, _told(faults.DEADLOCK)),
-    Hang("a worker spins", STUCK_LIMIT_S, _told("worker-0 spins")),
-    Hang("the core spins", STUCK_LIMIT_S, _told("core spins")),
-    Hang("a worker polls for what never comes", STUCK_LIMIT_S, _told("worker-0 polls")),
-    # The other rank spins in the collective: that is movement.
-    Hang("one of two ranks blocks", STUCK_LIMIT_S, _told("worker-1 blocks"), TWO_RANKS),
+HANGS: Sequence[HangCase] = (
+    HangCase("SIGSTOP of the engine", HUNG_LIMIT_S, _stop(core=True, workers=True)),
+    HangCase("SIGSTOP of the core", HUNG_LIMIT_S, _stop(core=True, workers=False)),
+    HangCase("SIGSTOP of the worker", HUNG_LIMIT_S, _stop(core=False, workers=True)),
+    HangCase("a worker blocks", HUNG_LIMIT_S, _request("worker-0 blocks")),
+    HangCase("the core blocks", HUNG_LIMIT_S, _request("core blocks")),
+    HangCase("core and worker in a deadlock", HUNG_LIMIT_S, _request(faults.DEADLOCK)),
+    HangCase("a worker spins", STUCK_LIMIT_S, _request("worker-0 spins")),
+    HangCase("the core spins", STUCK_LIMIT_S, _request("core spins")),
+    HangCase("a worker polls for what never comes", STUCK_LIMIT_S, _request("worker-0 polls")),
+    # The other rank spins in the collective, which takes CPU time.
+    HangCase("one of two ranks blocks", STUCK_LIMIT_S, _request("worker-1 blocks"), TWO_RANKS),
 )
 
 
-async def hang(case: Hang, say: Say) -> CaseOutcome:
-    """Hang an engine with a request under way, and see when its watchdog gives it up."""
-    async with subject(case.flags, case.environment, say) as one:
+async def hang(case: HangCase, write_line: WriteLine) -> CaseOutcome:
+    """Hang an engine while a request runs, and measure when its watchdog kills it."""
+    async with watched_engine(case.flags, case.environment, write_line) as watched:
         attempt = attempt_of(max_tokens=LONG_ANSWER)
-        running = asyncio.create_task(one.run(attempt))
-        answering = asyncio.create_task(one.answers.wait())
+        running = asyncio.create_task(watched.run(attempt))
+        answering = asyncio.create_task(watched.answering.wait())
         await asyncio.wait({running, answering}, return_when=asyncio.FIRST_COMPLETED)
-        case.make(one)
-        made_s = time.monotonic()
-        say("  hangs now")
+        case.hang(watched)
+        hung_s = time.monotonic()
+        write_line("  the engine hangs")
         await asyncio.wait({running}, timeout=2 * case.limit_s)
-        found_s = time.monotonic() - made_s
+        found_s = time.monotonic() - hung_s
         running.cancel()
         answering.cancel()
         ended = (await asyncio.gather(running, return_exceptions=True))[0]
@@ -215,20 +217,20 @@ async def hang(case: Hang, say: Say) -> CaseOutcome:
         return CaseOutcome(
             case.name,
             kills=int(found),
-            longest_silence_s=one.longest_step_s,
+            longest_silence_s=watched.longest_step_s,
             is_hang=True,
             found_s=found_s if found else None,
             limit_s=case.limit_s,
-            note=str(ended) if ended else "it ended by itself",
+            note=str(ended) if ended else "the request ended without an error",
         )
 
 
-# ---- slow, not dead --------------------------------------------------------------------------------------------------
+# ---- slow requests ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Slow:
-    """Requests that take long, one after the other, to an engine of their own."""
+class SlowCase:
+    """Slow requests, one after the other, to their own engine."""
 
     name: str
     requests: Sequence[Mapping[str, Any]]
@@ -238,16 +240,16 @@ class Slow:
 
 LONG_STEP_TOKENS = 24_000
 GRAMMARS: Sequence[Mapping[str, object]] = ({"json": warm_up.JSON_SCHEMA}, {"regex": "[a-z]{1,8}"})
-"""What every back end takes."""
+"""Grammars that every back end supports."""
 
 
-def _grammars(backend: str) -> Slow:
+def _grammars(backend: str) -> SlowCase:
     requests = [{"max_tokens": 32, "grammar": grammar, "backend": backend} for grammar in GRAMMARS]
-    return Slow(f"grammars of {backend}", requests, {"structured-outputs-config": {"backend": backend}})
+    return SlowCase(f"grammars of {backend}", requests, {"structured-outputs-config": {"backend": backend}})
 
 
-SLOW: Sequence[Slow] = (
-    Slow(
+SLOW: Sequence[SlowCase] = (
+    SlowCase(
         f"one step of {LONG_STEP_TOKENS:,} tokens",
         [{"max_tokens": 2, "tokens": LONG_STEP_TOKENS}],
         {"max-num-batched-tokens": LONG_STEP_TOKENS + 1000, "long-prefill-token-threshold": 0},
@@ -256,22 +258,22 @@ SLOW: Sequence[Slow] = (
 )
 
 
-async def slow(case: Slow, say: Say) -> CaseOutcome:
-    """Ask for it; everything must come back."""
-    async with subject(case.flags, {}, say) as one:
+async def slow(case: SlowCase, write_line: WriteLine) -> CaseOutcome:
+    """Send the requests; all must finish."""
+    async with watched_engine(case.flags, {}, write_line) as watched:
         first_s, errors = 0.0, list[BaseException]()
         for options in case.requests:
             attempt, began_s = attempt_of(**options), time.monotonic()
-            ended = await asyncio.gather(one.run(attempt), return_exceptions=True)
+            ended = await asyncio.gather(watched.run(attempt), return_exceptions=True)
             errors += [error for error in ended if error is not None]
-            first_s = max(first_s, one.first_token_s.get(attempt.attempt_id, began_s) - began_s)
+            first_s = max(first_s, watched.first_token_s.get(attempt.attempt_id, began_s) - began_s)
         dead = any(isinstance(error, EngineDead) for error in errors)
         note = str(errors[0]) if errors else ""
         return CaseOutcome(
             case.name,
             kills=int(dead),
             lost=len(errors),
-            longest_silence_s=one.longest_step_s,
+            longest_silence_s=watched.longest_step_s,
             first_token_s=first_s,
             note=note,
         )
@@ -280,7 +282,7 @@ async def slow(case: Slow, say: Say) -> CaseOutcome:
 def attempt_of(
     *, max_tokens: int, tokens: int = 40, grammar: Mapping[str, Any] | None = None, backend: str = ""
 ) -> AttemptRequest:
-    """A greedy request as an ingress sends it, with a prompt that no other has."""
+    """A greedy request as an ingress sends it, with a unique prompt."""
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.v1.serial_utils import MsgpackEncoder
 

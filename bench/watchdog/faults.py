@@ -1,7 +1,7 @@
-"""A worker and a scheduler of vLLM that hang in a step when they are told to. They run in the engine's processes.
+"""A worker and a scheduler for vLLM that hang in a step on request. They run in the engine's processes.
 
-A file (`FAULT_FILE` in the environment) says which: `PLACE ACT`, as in `worker-0 blocks`. Places are `core` and
-`worker-N` (by rank). Without the file they do what their bases do.
+The file that the environment names (`FAULT_FILE`) requests a fault: `PLACE FAULT`, as in `worker-0 blocks`. Places are
+`core` and `worker-N` (by rank). Without the file they behave as vLLM's.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ else:
 
 FAULT_FILE = "STEP_BENCH_FAULT_FILE"
 DEADLOCK = "deadlock"
-"""An act of the core and worker 0 together, with no place before it."""
+"""A fault of the core and worker 0 together, without a place before it."""
 
 
 class FaultyWorker(Worker):  # type: ignore[misc]  # vLLM is untyped here
-    """Hangs where it would run the model."""
+    """Hangs before it runs the model."""
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """See vLLM's worker."""
-        _act(f"worker-{self.rank}")
+        _hang_if_requested(f"worker-{self.rank}")
         return super().execute_model(scheduler_output)
 
 
 class FaultyScheduler(AsyncScheduler):  # type: ignore[misc]  # vLLM is untyped here
-    """Hangs where it would plan a step."""
+    """Hangs before it schedules a step."""
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """See vLLM's scheduler."""
-        _act("core")
+        _hang_if_requested("core")
         return super().schedule(*args, **kwargs)
 
 
-def _act(place: str) -> None:
+def _hang_if_requested(place: str) -> None:
     file = Path(os.environ[FAULT_FILE])
     if not file.exists():
         return
     fault = file.read_text()
     if fault == DEADLOCK:
-        _cross(file, place)
+        _deadlock(file, place)
     elif fault == f"{place} blocks":
         threading.Event().wait()
     elif fault == f"{place} spins":
@@ -60,8 +60,8 @@ def _act(place: str) -> None:
             threading.Event().wait(0.001)
 
 
-def _cross(file: Path, place: str) -> None:
-    """The core keeps its lock and goes on; the worker takes its own and wants the core's, which then waits for it."""
+def _deadlock(file: Path, place: str) -> None:
+    """The core locks its file and goes on. The worker locks its own and waits for the core's; then the core waits."""
     of_core, of_worker = file.with_suffix(".core"), file.with_suffix(".worker")
     if place == "core":
         _lock(of_worker if of_core.exists() else of_core)

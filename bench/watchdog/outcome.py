@@ -1,11 +1,11 @@
-"""What a case of the suite showed, and the table of all of them."""
+"""The outcome of a case, and the table of all outcomes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Say = Callable[[str], None]
+WriteLine = Callable[[str], None]
 
 HEADS = (
     "case",
@@ -22,11 +22,11 @@ HEADS = (
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """Seconds, or None for what a case does not measure.
+    """What a case has shown. Times in seconds; None if the case does not measure it.
 
-    `kills` are the watchdog's, `deaths` are engines that ended by themselves; `lost` counts requests.
-    `longest_silence_s`: between two signs of any stream (over HTTP), or without a step (at the engine itself).
-    `found_s`: from the fault to the failure of its request; `limit_s` is how long it may take.
+    `kills`: engines that the watchdog killed. `deaths`: other engines that ended. `lost`: failed requests.
+    `longest_silence_s`: no client received anything (over HTTP), or the engine finished no step.
+    `found_s`: from the fault to the failure of its request; `limit_s`: how long that may take.
     """
 
     name: str
@@ -42,7 +42,7 @@ class CaseOutcome:
 
     @property
     def holds(self) -> bool:
-        """Whether a slow engine was let live with all its requests, or a hang was found in time."""
+        """Whether a slow engine survived with all its requests, or a hang was found in time."""
         if self.is_hang:
             return self.found_s is not None and self.limit_s is not None and self.found_s <= self.limit_s
         return not (self.kills or self.deaths or self.lost)
@@ -53,9 +53,9 @@ class CaseOutcome:
         if self.limit_s is not None:
             found += f" of {self.limit_s:.0f} s"
         figures = (_seconds(self.longest_silence_s), _seconds(self.first_token_s), found)
-        verdict = "ok" if self.holds else self._failure()
+        result = "ok" if self.holds else self._failure()
         counts = (str(self.kills), str(self.deaths), str(self.lost))
-        return (self.name, verdict, *counts, *figures, self.note.replace("|", "/"))
+        return (self.name, result, *counts, *figures, self.note.replace("|", "/"))
 
     def _failure(self) -> str:
         if self.is_hang:
@@ -69,5 +69,5 @@ def _seconds(value: float | None) -> str:
 
 def table(outcomes: Sequence[CaseOutcome]) -> str:
     """All outcomes as a table in Markdown."""
-    rows = [HEADS, tuple("---" for _ in HEADS), *(one.cells() for one in outcomes)]
+    rows = [HEADS, tuple("---" for _ in HEADS), *(outcome.cells() for outcome in outcomes)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

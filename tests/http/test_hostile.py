@@ -14,7 +14,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from bench.hostile.requests import MESSAGES, Kind, of_images, of_numbers, of_prompts
+from bench.hostile.requests import MESSAGES, HostileRequest, with_hostile_images, with_numbers, with_prompts
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from tests.http.harness import NAME, service
 
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]
 
-KINDS = [*of_numbers(), *of_prompts(), *of_images()]
+REQUESTS = [*with_numbers(), *with_prompts(), *with_hostile_images()]
 
 SLOWEST_STEP_S = 30
 """Nobody is timed here: an image that explodes takes minutes, and gigabytes."""
@@ -40,30 +40,30 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def ask(http: httpx.AsyncClient, kind: Kind, **fields: Any) -> httpx.Response:
-    content = json.dumps({"model": NAME, **kind.body, **fields}).encode()  # with NaN, as JavaScript would not
+async def ask(http: httpx.AsyncClient, hostile: HostileRequest, **fields: Any) -> httpx.Response:
+    content = json.dumps({"model": NAME, **hostile.body, **fields}).encode()  # with NaN, as JavaScript would not
     return await asyncio.wait_for(
-        http.post(kind.path, content=content, headers={"content-type": "application/json"}), SLOWEST_STEP_S
+        http.post(hostile.path, content=content, headers={"content-type": "application/json"}), SLOWEST_STEP_S
     )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.path[4:]} {kind.name}")
-async def test_it_is_refused_in_the_shape_of_its_api(http: httpx.AsyncClient, kind: Kind) -> None:
+@pytest.mark.parametrize("hostile", REQUESTS, ids=lambda hostile: f"{hostile.path[4:]} {hostile.name}")
+async def test_it_is_refused_in_the_shape_of_its_api(http: httpx.AsyncClient, hostile: HostileRequest) -> None:
     for fields in ({}, {"stream": True}):
-        response = await ask(http, kind, **fields)
-        if kind.served and response.status_code == 200:
+        response = await ask(http, hostile, **fields)
+        if hostile.may_be_served and response.status_code == 200:
             continue
         assert response.status_code in (400, 413), response.text[:300]
         body = response.json()
         error = body["error"]
         assert error["type"] == "invalid_request_error"
         assert len(error["message"]) < 600
-        assert (body["type"] == "error") if kind.path == MESSAGES else ("code" in error)
+        assert (body["type"] == "error") if hostile.path == MESSAGES else ("code" in error)
     harmless = await http.post("/v1/completions", json={"model": NAME, "prompt": "hello", "max_tokens": 2})
     assert harmless.status_code == 200
 
 
 async def test_an_alias_is_refused_alike(http: httpx.AsyncClient) -> None:
-    for kind in KINDS:
-        if kind.name in ("10,000 stop strings", "1,000,000 stop_token_ids", "image of 60,000 x 1"):
-            assert (await ask(http, kind, model="gpt-4o")).status_code == 400
+    for hostile in REQUESTS:
+        if hostile.name in ("10,000 stop strings", "1,000,000 stop_token_ids", "image of 60,000 x 1"):
+            assert (await ask(http, hostile, model="gpt-4o")).status_code == 400
