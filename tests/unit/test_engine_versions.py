@@ -13,7 +13,7 @@ from serve_app.protocol.messages import WIRE_VERSION, ReplicaInfo
 from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.routing import EngineVersions
-from tests.unit.test_dispatcher import IDLE, LocalReplica, LocalTransport, Results, request, turns
+from tests.unit.local_replicas import IDLE, LocalReplica, LocalTransport, Results, request, until
 
 BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install the same on every node"
 
@@ -109,6 +109,6 @@ async def test_a_refused_replica_that_goes_is_forgotten() -> None:
     async with Dispatcher(
         transport, "ingress", DispatcherLimits(5.0), Results(), refusal=EngineVersions("0.32.0+cpu").mismatch
     ) as fleet:
-        await turns(lambda: bool(fleet.replicas_refused()))
+        await until(lambda: bool(fleet.replicas_refused()))
         transport.listed = set()
-        await turns(lambda: not fleet.replicas_refused())
+        await until(lambda: not fleet.replicas_refused())

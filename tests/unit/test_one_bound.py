@@ -19,7 +19,7 @@ from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestTrace, SubmittedRequest
 from tests.http.harness import LocalTransport
-from tests.unit.test_dispatcher import Results
+from tests.unit.local_replicas import Results
 
 SLOTS, WAITING = 3, 4
 BOUND = 2 * (SLOTS + WAITING)
