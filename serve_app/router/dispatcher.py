@@ -171,8 +171,8 @@ class Dispatcher:
 
     def _take(self, delta: TokenDelta) -> tuple[str, TokenDelta] | None:
         active = self._attempts.get(delta.attempt_id)
-        if active is None:
-            return None  # of an attempt that was given up
+        if active is None or active.ended is None or active.ended.done():
+            return None  # of an attempt that has ended: its tokens are generated again
         if delta.position != len(active.emitted):
             logger.error("tokens missing or repeated", extra={"attempt": delta.attempt_id, "position": delta.position})
             del self._attempts[delta.attempt_id]

@@ -8,8 +8,9 @@ import contextlib
 import pytest
 
 from serve_app.protocol.errors import CutOff, EngineDead, ReplicaDied, ReplicaLost
-from serve_app.router.attempts import DispatcherLimits
-from tests.unit.local_replicas import LocalReplica, local_fleet, request, until
+from serve_app.protocol.messages import TokenDelta
+from serve_app.router.attempts import DispatcherLimits, End
+from tests.unit.local_replicas import STOP, LocalReplica, local_fleet, request, until
 
 
 async def test_a_request_continues_on_another_replica_when_its_own_is_killed() -> None:
@@ -144,6 +145,26 @@ async def test_a_draining_replica_finishes_its_requests_and_gets_no_new_ones() -
         await fleet.results.until_over("new")
     assert fleet.results.tokens == {"r": [100, 101], "new": [200]}
     assert draining.started.empty()
+
+
+async def test_tokens_that_arrive_after_an_attempt_was_ended_are_generated_again() -> None:
+    """Even its last ones: the end that was decided first stands, and the next attempt continues before them."""
+    async with local_fleet("ab") as fleet:
+        fleet.dispatcher.submit(request())
+        attempt, replica, other = await fleet.first_attempt()
+        replica.emit(attempt, 0)
+        await fleet.results.until_tokens("r", 1)
+        fleet.transport.listed = {other.name}
+        # In one turn of the loop, as a drain's end and a last frame may come: the request's task has not run yet.
+        fleet.dispatcher._attempts[attempt.attempt_id].end(End.MOVED)
+        fleet.dispatcher._on_deltas([TokenDelta(attempt.attempt_id, 1, [101], STOP)])
+        await until(lambda: not other.started.empty() or not replica.started.empty())
+        starting = other if not other.started.empty() else replica
+        resumed = starting.started.get_nowait()
+        assert resumed.emitted_token_ids == [100]
+        starting.finish(resumed, 1)
+        await fleet.results.until_over("r")
+    assert fleet.results.tokens["r"] == [100, 101]
 
 
 async def test_requests_that_a_drain_does_not_finish_migrate() -> None:
