@@ -5,4 +5,4 @@ its bytes are kept; everything else (framing, JSON, metrics, plots) happens afte
 torch, so it starts in about a second and runs from any machine that can reach the server.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -183,7 +183,7 @@ class IngressConfig(Section):
     keep_alive_s: Annotated[float, Field(gt=0, le=10)] = 8.0
     """A stream without an event for this long gets a comment or ping; clients and load balancers give up on silence."""
     request_deadline_s: PositiveFloat = 900.0
-    """Longest a request may take to its first token, failovers and restarts included."""
+    """A request without a new token for this long gets no further attempt: failovers and restarts count."""
     max_ongoing_requests: PositiveInt = 2048
     """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
 

@@ -130,7 +130,7 @@ class EngineReplica:
         """How many attempts had no token yet when the engine died."""
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
-        self._line_host = data_channel_host
+        self._data_channel_host = data_channel_host
         self._max_waiting = max_waiting
         self._channels = DataChannelServer(self)
         self._address: DataChannelAddress | None = None
@@ -140,8 +140,8 @@ class EngineReplica:
         self._info: EngineInfo = await self._engine.start(self._progress)
         self._service = ServiceTimes(self._info.max_num_seqs, time.monotonic())
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
-        if self._line_host is not None:
-            self._address = await self._channels.open(self._line_host)
+        if self._data_channel_host is not None:
+            self._address = await self._channels.open(self._data_channel_host)
         logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
 
     # ---- what an ingress calls ---------------------------------------------------------------------------------------

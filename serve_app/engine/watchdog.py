@@ -1,19 +1,20 @@
 """Watchdog: tells a hung engine from a slow one by what its processes do, not by the clock alone.
 
-An engine with unfinished requests makes steps. When no step comes, the watchdog reads what its processes do:
+A healthy engine with unfinished requests keeps completing steps. When no step comes, the watchdog reads what its
+processes do:
 
 working   steps come, or there is nothing to do
 busy      no step yet, but something moves: CPU time of the engine's processes, their compilers, or a GPU
-hung      no step and no movement for `hung_after_s`: stopped, deadlocked, waiting for what never comes; all
-          of the engine must have been seen for that time
+hung      no step and no movement for `hung_after_s`: stopped, deadlocked, blocked on an event that never arrives;
+          it needs readings of every engine process for the whole time
 stuck     no step for longer than any step can take, whatever moves: a loop that spins, a collective that waits
 
 A slow engine is not dead: a first step of its kind compiles kernels (minutes, where a compiler runs), and a chunk of a
-long prompt takes as long as its context is deep. So the limit for `stuck` grows with the slowest step that this engine
-has made, and a running compiler has a limit of its own.
+long prompt takes longer the longer its context is. So the limit for `stuck` grows with the slowest step that this
+engine has made, and a running compiler has a limit of its own.
 
-Time is counted in the watcher's own observations (`protocol/liveness.py`): after a machine was stopped, no engine
-counts as hung.
+Time counts only between the watchdog's own observations (`protocol/liveness.py`), so a machine that was suspended does
+not make an engine look hung.
 """
 
 from __future__ import annotations

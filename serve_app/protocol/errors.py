@@ -15,7 +15,8 @@
     `-- PoisonRequest      500  the request has crashed a replica
 
 Status, code and retry hint of an error are set here only. `ingress/error_format.py` words it for each API.
-429 means that the server is full, 503 that no replica can serve: clients and our metric treat them differently.
+429 means that the server takes no more of this client now, 503 that no replica can serve: clients and our metric treat
+them differently.
 
     ReplicaLost             an attempt lost its replica, and must run on another one
     `-- ReplicaDied             the replica's process has ended

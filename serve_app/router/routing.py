@@ -3,7 +3,7 @@
 Every request has an affinity key (its session, or the start of its prompt). Rendezvous hashing of key and replica names
 the replica that most likely has the prefix in its cache. Few keys move when replicas come and go, and there is no state
 that could drift. The preferred replica gets the request unless its utilization is above the lowest one by more than
-`AFFINITY_SLACK`: a warm cache is worth some queueing, not any.
+`AFFINITY_SLACK`: a warm cache is worth some queueing, but not an unlimited amount.
 
 A request crosses in vLLM's own encoding, whose fields are positions: two versions would misread each other without
 noticing. So the ingress sends nothing to a replica of another version, and reports which versions there are and what to
