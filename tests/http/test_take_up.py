@@ -45,7 +45,7 @@ async def ingresses(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[t
     """Two over the same replicas."""
     file = tmp_path_factory.mktemp("keys") / "keys.txt"
     file.write_text("\n".join(line_for(name, key) for name, key in KEYS.items()))
-    keys = KeyStore.client(file)
+    keys = KeyStore.load(file)
     async with (
         service({"a": slow, "b": slow}, keys=keys) as one,
         service({}, keys=keys, ingress_id="ingress-2") as other,
