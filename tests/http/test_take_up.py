@@ -100,11 +100,11 @@ async def test_what_was_said_comes_at_once_and_the_rest_follows(
     ingresses: tuple[Service, Service], api: ChaosApi
 ) -> None:
     one, other = ingresses
-    text_by_channel, nothing = await answer(one, api, stream=True)
-    assert (text_by_channel.flaws, nothing) == ((), 0)
+    whole, nothing = await answer(one, api, stream=True)
+    assert (whole.flaws, nothing) == ((), 0)
     await break_off(one, api, f"broken-{api.value}", events=12)
     again, taken_up = await answer(other, api, stream=True, take_up=f"broken-{api.value}")
-    assert again == text_by_channel
+    assert again == whole
     assert 5 <= taken_up < 60
 
 
