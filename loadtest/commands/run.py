@@ -21,7 +21,7 @@ from loadtest.http.probe import get
 from loadtest.load.plan import LoadPlan, TargetSpec, find_server, make_plan, warmup_job
 from loadtest.load.run import FinishedRequest, NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSpec, parse_phases
-from loadtest.load.worker_processes import run_in_workers
+from loadtest.load.worker_processes import run_job
 from loadtest.metrics.reference_results import BenchmarkSettings
 from loadtest.metrics.slo import Bound, evaluate_bounds, parse_bounds, recoveries
 from loadtest.metrics.summary import Summary, summarize
@@ -214,9 +214,7 @@ async def execute(plan: LoadPlan, output: OutputSpec, fault_injector: FaultInjec
     """
     async with _observer(plan, output) as (observer, live):
         fan_out = FanOutObserver(fault_injector, observer)
-        if separate or live or plan.worker_count.count > 1:
-            return await run_in_workers(plan.job, plan.endpoint, plan.worker_count.count, fan_out)
-        return await run_here(plan.job, plan.endpoint, fan_out)
+        return await run_job(plan.job, plan.endpoint, plan.worker_count.count, fan_out, separate=separate or live)
 
 
 @contextlib.asynccontextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 from loadtest.commands.run import RunSpec
 from loadtest.errors import UsageError
 from loadtest.load.plan import LoadPlan, find_server, make_plan
-from loadtest.load.run import FinishedRequest, InterruptedEarly, on_interrupt, run_here
-from loadtest.load.worker_processes import run_in_workers
+from loadtest.load.run import FinishedRequest, InterruptedEarly, on_interrupt
+from loadtest.load.worker_processes import run_job
 from loadtest.metrics.load_search import (
     EarlyStopRule,
     SearchInterrupted,
@@ -33,10 +33,7 @@ async def measure_step(plan: LoadPlan, bounds: Sequence[Bound], level: float) ->
     """Run one load. Raises SearchInterrupted if the user interrupted it."""
     observer = EarlyStopObserver(EarlyStopRule(bounds, len(plan.job.prompts)))
     try:
-        if plan.worker_count.count > 1:
-            result = await run_in_workers(plan.job, plan.endpoint, plan.worker_count.count, observer)
-        else:
-            result = await run_here(plan.job, plan.endpoint, observer)
+        result = await run_job(plan.job, plan.endpoint, plan.worker_count.count, observer)
     except InterruptedEarly:
         raise SearchInterrupted from None
     run = result.run

@@ -26,11 +26,11 @@ from loadtest.errors import DataError, TargetError
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint, Pool
 from loadtest.http.probe import get
-from loadtest.load.run import NullObserver, run_here
+from loadtest.load.run import NullObserver
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.self_check import cpu_s
 from loadtest.load.worker import WorkerJob
-from loadtest.load.worker_processes import run_in_workers
+from loadtest.load.worker_processes import run_job
 from loadtest.metrics.vllm_metrics import compute_vllm_metrics
 from loadtest.report.files import plain, write_json
 from loadtest.report.table import Table, text_table
@@ -121,10 +121,7 @@ async def measure_this_client(url: str, streams: int, chunks: int, workers: int)
     )
     await take_mock_lateness(endpoint)  # discard what was recorded before
     before_s = cpu_s()
-    if workers > 1:
-        result = await run_in_workers(job, endpoint, workers, NullObserver())
-    else:
-        result = await run_here(job, endpoint, NullObserver())
+    result = await run_job(job, endpoint, workers, NullObserver())
     records = result.run.records
     vllm_metrics = compute_vllm_metrics(records, result.run.duration_s, [99.0])
     client_cpu_s = cpu_s() - before_s + (sum(check.cpu_s for check in result.checks) if workers > 1 else 0.0)

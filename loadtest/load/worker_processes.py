@@ -25,7 +25,7 @@ import uvloop
 from loadtest.api.record import Record, RunRecords
 from loadtest.errors import LoadTestError
 from loadtest.http.pool import Endpoint
-from loadtest.load.run import FinishedRequest, InterruptedEarly, Observer, RunResult, on_interrupt
+from loadtest.load.run import FinishedRequest, InterruptedEarly, Observer, RunResult, on_interrupt, run_here
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.worker import NextSession, Worker, WorkerJob, WorkerResult, sessions_of, unix_time_at
 
@@ -146,6 +146,18 @@ def _shared_counter(counter: Synchronized[int], count: int) -> NextSession:
         return index if index < count else None
 
     return next_session
+
+
+async def run_job(
+    job: WorkerJob, endpoint: Endpoint, workers: int, observer: Observer, *, separate: bool = False
+) -> RunResult:
+    """Run a job in this process, or in worker processes if it takes several of them or must be `separate`.
+
+    Raises what `run_in_workers` does.
+    """
+    if separate or workers > 1:
+        return await run_in_workers(job, endpoint, workers, observer)
+    return await run_here(job, endpoint, observer)
 
 
 async def run_in_workers(job: WorkerJob, endpoint: Endpoint, workers: int, observer: Observer) -> RunResult:
