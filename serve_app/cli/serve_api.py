@@ -37,30 +37,13 @@ class ReplicaDetails(msgspec.Struct, frozen=True):
     actor_id: str | None = None
 
 
-class ScalingDecision(msgspec.Struct, frozen=True):
-    """One decision of Serve's autoscaler."""
-
-    timestamp_s: float = 0.0
-    reason: str = ""
-    prev_num_replicas: int = 0
-    curr_num_replicas: int = 0
-
-
-class AutoscalingDetail(msgspec.Struct, frozen=True):
-    """A deployment's decisions. Ray 2.60 declares the field and never fills it."""
-
-    decisions: tuple[ScalingDecision, ...] = ()
-
-
 class DeploymentDetails(msgspec.Struct, frozen=True):
     """One deployment: its status in Serve's words, its replicas, and its configuration as Serve holds it."""
 
     status: str = ""
     message: str | None = None
-    status_trigger: str | None = None
     replicas: tuple[ReplicaDetails, ...] = ()
     target_num_replicas: int | None = None
-    autoscaling_detail: AutoscalingDetail | None = None
     deployment_config: dict[str, Any] | None = None
 
 
