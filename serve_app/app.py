@@ -137,8 +137,8 @@ class Ingress:
 
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
             transport = ServeTransport(self._engines, ingress_id)
-            refusal = EngineVersions(vllm_device.version()).mismatch
-            return Dispatcher(transport, ingress_id, limits, sink, admission_for(config), refusal)
+            incompatibility = EngineVersions(vllm_device.version()).mismatch
+            return Dispatcher(transport, ingress_id, limits, sink, admission_for(config), incompatibility)
 
         app, client = await build_api(
             vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),
@@ -177,7 +177,7 @@ def admission_for(config: AppConfig) -> Admission:
     """What an ingress uses to refuse requests."""
     slots = flag(config.engine.flags, "max-num-seqs", 0)
     return Admission(
-        max_waiting=config.replicas.max_queued_requests,
+        max_queued_requests=config.replicas.max_queued_requests,
         slots=slots if isinstance(slots, int) else 0,
         engines=config.replicas.min,
         ingresses=config.ingress.max_replicas,

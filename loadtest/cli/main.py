@@ -23,7 +23,7 @@ from loadtest.commands.search import SearchSpec, search
 from loadtest.commands.selftest import SelfTestSpec, selftest
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.load.plan import DEFAULT_CONCURRENCY
-from loadtest.load.run import InterruptedEarly
+from loadtest.load.runner import InterruptedEarly
 from loadtest.metrics.reference_results import PRESETS, QUICK_WAVES
 from loadtest.mock.answers import MockConfig
 

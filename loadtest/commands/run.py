@@ -19,7 +19,7 @@ from loadtest.fleet.view import FleetView, TimelineEvent
 from loadtest.http.pool import Pool
 from loadtest.http.probe import get
 from loadtest.load.plan import LoadPlan, TargetSpec, find_server, make_plan, warmup_job
-from loadtest.load.run import FinishedRequest, NullObserver, Observer, RunResult, run_here
+from loadtest.load.runner import FinishedRequest, NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSpec, parse_phases
 from loadtest.load.worker_processes import run_job
 from loadtest.metrics.reference_results import BenchmarkSettings

@@ -12,7 +12,7 @@ from pathlib import Path
 from loadtest.commands.run import RunSpec
 from loadtest.errors import UsageError
 from loadtest.load.plan import LoadPlan, find_server, make_plan
-from loadtest.load.run import FinishedRequest, InterruptedEarly, on_interrupt
+from loadtest.load.runner import FinishedRequest, InterruptedEarly, on_interrupt
 from loadtest.load.worker_processes import run_job
 from loadtest.metrics.load_search import (
     EarlyStopRule,

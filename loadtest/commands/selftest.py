@@ -26,7 +26,7 @@ from loadtest.errors import DataError, TargetError
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint, Pool
 from loadtest.http.probe import get
-from loadtest.load.run import NullObserver
+from loadtest.load.runner import NullObserver
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.self_check import cpu_s
 from loadtest.load.worker import WorkerJob

@@ -25,7 +25,7 @@ import uvloop
 from loadtest.api.record import Record, RunRecords
 from loadtest.errors import LoadTestError
 from loadtest.http.pool import Endpoint
-from loadtest.load.run import FinishedRequest, InterruptedEarly, Observer, RunResult, on_interrupt, run_here
+from loadtest.load.runner import FinishedRequest, InterruptedEarly, Observer, RunResult, on_interrupt, run_here
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.worker import NextSession, Worker, WorkerJob, WorkerResult, sessions_of, unix_time_at
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from loadtest.api.record import Record
 from loadtest.errors import RequestOutcome
 from loadtest.fleet.view import FleetView
-from loadtest.load.run import RunResult
+from loadtest.load.runner import RunResult
 from loadtest.load.self_check import SelfCheck
 from loadtest.metrics.extended_metrics import ExtendedMetrics, extended_metrics_of
 from loadtest.metrics.projection import Projection, project

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.load.run import FinishedRequest
+from loadtest.load.runner import FinishedRequest
 
 RECENT_S = 10.0
 """Window of the rates and percentiles."""

@@ -29,7 +29,7 @@ FlagValue = Scalar | list[object] | dict[str, object]
 
 MIB = 1024 * 1024
 
-MAX_WAITING = 512
+MAX_QUEUED_REQUESTS = 512
 """Waiting requests of one engine, unless configured: at 20 s each (`router/admission.py`) and 256 slots, 40 s of
 work."""
 
@@ -138,7 +138,7 @@ class ReplicasConfig(Section):
     """How long the load must ask for more engines before one is started."""
     downscale_delay_s: NonNegativeFloat = 600.0
     """How long the load must allow fewer engines before one is stopped. A start takes minutes: be slow to stop one."""
-    max_queued_requests: NonNegativeInt = MAX_WAITING
+    max_queued_requests: NonNegativeInt = MAX_QUEUED_REQUESTS
     """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), from all ingresses together.
     When every engine is full, new requests are refused at once (429)."""
     drain_timeout_s: PositiveFloat = 120.0

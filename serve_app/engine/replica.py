@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serve_app.config.schema import MAX_WAITING
+from serve_app.config.schema import MAX_QUEUED_REQUESTS
 from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.partial_outputs import PartialOutputs
@@ -106,8 +106,8 @@ class EngineReplica:
     """One engine and its connections to ingresses. Call `start` first.
 
     An engine that has work and hangs or is stuck is killed (`engine/watchdog.py`). Data channels are accepted on
-    `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_waiting` attempts
-    may wait here beyond those that the engine runs at a time.
+    `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
+    attempts may wait here beyond those that the engine runs at a time.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class EngineReplica:
         engine_factory: EngineFactory,
         watchdog_limits: WatchdogLimits,
         data_channel_host: str | None = None,
-        max_waiting: int = MAX_WAITING,
+        max_queued_requests: int = MAX_QUEUED_REQUESTS,
     ) -> None:
         self._replica_id = replica_id
         self._outboxes: dict[str, Outbox] = {}
@@ -131,7 +131,7 @@ class EngineReplica:
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
         self._data_channel_host = data_channel_host
-        self._max_waiting = max_waiting
+        self._max_queued_requests = max_queued_requests
         self._channels = DataChannelServer(self)
         self._address: DataChannelAddress | None = None
 
@@ -234,12 +234,12 @@ class EngineReplica:
             previous.close()
         self._outboxes[ingress_id] = outbox
         outbox.heartbeat()
-        sequence = 0
+        frame_number = 0
         try:
             while not outbox.closed:
                 deltas = await outbox.take()
-                yield encode_frame(Frame(self._replica_id, sequence, self._load(), deltas))
-                sequence += 1
+                yield encode_frame(Frame(self._replica_id, frame_number, self._load(), deltas))
+                frame_number += 1
         finally:
             if self._outboxes.get(ingress_id) is outbox:
                 del self._outboxes[ingress_id]
@@ -272,7 +272,7 @@ class EngineReplica:
 
     @property
     def _max_unfinished(self) -> int:
-        return self._info.max_num_seqs + self._max_waiting
+        return self._info.max_num_seqs + self._max_queued_requests
 
     def _check_target(self, target: str) -> None:
         if target != self._replica_id:

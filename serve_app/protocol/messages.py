@@ -123,10 +123,10 @@ class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False):
-    """One message of the stream from a replica to an ingress. `sequence` rises by one with each frame of the stream."""
+    """One message of the stream from a replica to an ingress. `frame_number` rises by one with each of them."""
 
     replica_id: str
-    sequence: int
+    frame_number: int
     load: ReplicaLoad
     deltas: list[TokenDelta]
 

@@ -2,7 +2,7 @@
 finish.
 
 Requests wait in the replicas' own queues, where vLLM starts them as soon as it can. A replica holds as many as it runs
-plus `max_waiting`, whichever ingress they came from. It counts them itself and refuses the next one
+plus `max_queued_requests`, whichever ingress they came from. It counts them itself and refuses the next one
 (`replica.EngineReplica`), so that the bound holds for all ingresses together. An ingress predicts that refusal here: a
 request without a chance gets its 429 before it is sent anywhere.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serve_app.config.schema import MAX_WAITING
+from serve_app.config.schema import MAX_QUEUED_REQUESTS
 
 ASSUMED_SERVICE_S = 20.0
 """Assumed run time of a request until one has finished: 1,000 tokens at 50 a second."""
@@ -85,17 +85,17 @@ class RejectPermanently:
 
 @dataclass(frozen=True)
 class Admission:
-    """The configuration: `max_waiting` for each engine beyond its `slots`, at least `engines` engines, at most
+    """The configuration: `max_queued_requests` for each engine beyond its `slots`, at least `engines` engines, at most
     `ingresses` ingresses."""
 
-    max_waiting: int = MAX_WAITING
+    max_queued_requests: int = MAX_QUEUED_REQUESTS
     slots: int = 0
     engines: int = 1
     ingresses: int = 1
 
     def decide(self, facts: AdmissionFacts) -> Admit | RejectRetryable | RejectNoReplica | RejectPermanently:
         """Whether `facts.asked` more sequences may start or wait."""
-        one_room = facts.one_room or self.slots + self.max_waiting
+        one_room = facts.one_room or self.slots + self.max_queued_requests
         if not facts.slots:
             # No replica counts for all ingresses now. Each lets its share of one replica's room wait: the first
             # replica that comes then has room for all of them.

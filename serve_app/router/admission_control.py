@@ -71,7 +71,7 @@ class AdmissionControl:
 
     def _facts(self, asked: int) -> AdmissionFacts:
         connections = self._pool.taking_work()
-        rooms = [connection.room(self._admission.max_waiting) for connection in connections]
+        rooms = [connection.room(self._admission.max_queued_requests) for connection in connections]
         measured = [connection for connection in connections if connection.capacity.service_s is not None]
         # The mean of the rates, weighted by the slots.
         rate = sum(
@@ -87,5 +87,5 @@ class AdmissionControl:
             service_s=slots / rate if rate else None,
             promised=self._promises.outstanding(self._clock()),
             ingresses=max((connection.capacity.ingresses for connection in connections), default=1),
-            one_room=max(rooms, default=self._pool.last_room(self._admission.max_waiting)),
+            one_room=max(rooms, default=self._pool.last_room(self._admission.max_queued_requests)),
         )

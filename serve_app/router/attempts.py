@@ -76,7 +76,7 @@ class ReplicaConnection:
     up: bool = False
     draining_since_s: float | None = None
     deregistered: bool = False
-    sequence: int = -1
+    frame_number: int = -1
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
     clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
@@ -99,10 +99,10 @@ class ReplicaConnection:
             load = msgspec.structs.replace(load, unfinished=len(self.attempts))
         return ReplicaFacts(self.replica_id, load)
 
-    def room(self, max_waiting: int) -> int:
-        """How many attempts it may hold: what it reports, else its slots plus `max_waiting`."""
+    def room(self, max_queued_requests: int) -> int:
+        """How many attempts it may hold: what it reports, else its slots plus `max_queued_requests`."""
         limit = self.capacity.max_unfinished
-        return self.load.max_num_seqs + max_waiting if limit is None else limit
+        return self.load.max_num_seqs + max_queued_requests if limit is None else limit
 
     def note_full(self) -> None:
         """The replica has refused an attempt: until its next frame, count it as full."""

@@ -40,7 +40,7 @@ from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaConnection, ReplicaFacts, Transport
 from serve_app.router.migration_throttle import MigrationThrottle
-from serve_app.router.replica_pool import Refusal, ReplicaPool
+from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
 from serve_app.router.request_context import SubmittedRequest
 from serve_app.router.routing import affinity_key, choose_replica
 
@@ -87,7 +87,7 @@ class _ActiveRequest:
 class Dispatcher:
     """Runs requests on the replicas that are up. Use as an async context manager: leaving it ends every task.
 
-    `refusal` says which replicas must get nothing, and why (`router/routing.py`).
+    `incompatibility` says which replicas must get nothing, and why (`router/routing.py`).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Dispatcher:
         limits: DispatcherLimits,
         sink: DispatcherSink,
         admission: Admission | None = None,
-        refusal: Refusal = lambda _info: None,
+        incompatibility: FindIncompatibility = lambda _info: None,
     ) -> None:
         self._transport = transport
         self._ingress_id = ingress_id
@@ -111,7 +111,7 @@ class Dispatcher:
         self._pool = ReplicaPool(
             transport, limits, self._spawn, self._on_deltas, self._throttle.admit_waiting, self._accept_info
         )
-        self._refusal = refusal
+        self._incompatibility = incompatibility
         self._admission = AdmissionControl(admission or Admission(), self._pool, lambda: len(self._active), _loop_time)
 
     async def __aenter__(self) -> Self:
@@ -236,7 +236,7 @@ class Dispatcher:
         if so."""
         if info.quarantine:
             self._quarantine.learn(info.quarantine, asyncio.get_running_loop().time())
-        return self._refusal(info)
+        return self._incompatibility(info)
 
     def _refuse_in_quarantine(self, active: _ActiveRequest) -> None:
         """Raises `PoisonRequest` for a request that crashed a replica, `InQuarantine` for a client whose request

@@ -30,7 +30,7 @@ DISCOVERY_PERIOD_S = 1.0
 MOVES_PER_CHECK = 8
 """How many attempts leave a draining replica at a time: their prefill elsewhere competes with what runs there."""
 
-Refusal = Callable[[ReplicaInfo], str | None]
+FindIncompatibility = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where it may be used."""
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
@@ -38,7 +38,7 @@ Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 class ReplicaPool:
     """Finds and follows the replicas. `spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's
-    tokens, `on_change` is called when replicas came, `refusal` says which replicas must get nothing."""
+    tokens, `on_change` is called when replicas came, `incompatibility` says which replicas must get nothing."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class ReplicaPool:
         spawn: Spawn,
         on_deltas: Callable[[Sequence[TokenDelta]], None],
         on_change: Callable[[], None],
-        refusal: Refusal = lambda _info: None,
+        incompatibility: FindIncompatibility = lambda _info: None,
     ) -> None:
         self._transport = transport
         self._limits = limits
         self._spawn = spawn
         self._on_deltas = on_deltas
         self._on_change = on_change
-        self._refusal = refusal
+        self._incompatibility = incompatibility
         self._refused: dict[str, str] = {}
         self._connections: dict[str, ReplicaConnection] = {}
         self._last: ReplicaConnection | None = None
@@ -83,9 +83,9 @@ class ReplicaPool:
         """How many attempts of this ingress are at a replica."""
         return sum(len(connection.attempts) for connection in self._connections.values())
 
-    def last_room(self, max_waiting: int) -> int:
+    def last_room(self, max_queued_requests: int) -> int:
         """How many attempts the last replica that was found may hold; 0 if none was."""
-        return 0 if self._last is None else self._last.room(max_waiting)
+        return 0 if self._last is None else self._last.room(max_queued_requests)
 
     def no_replica(self, what: str) -> NoReplica:
         """The error for a request that no replica can take, for this reason."""
@@ -170,7 +170,7 @@ class ReplicaPool:
                 connection.task.cancel()
 
     def _is_refused(self, info: ReplicaInfo) -> bool:
-        why = self._refusal(info)
+        why = self._incompatibility(info)
         if why is None:
             return False
         if info.replica_id not in self._refused:
@@ -205,9 +205,9 @@ class ReplicaPool:
             self._drop(connection, how)
 
     def _on_frame(self, connection: ReplicaConnection, frame: Frame) -> None:
-        if frame.sequence != connection.sequence + 1:
-            raise ReplicaLost(f"frame {frame.sequence} came after {connection.sequence}")
-        connection.sequence = frame.sequence
+        if frame.frame_number != connection.frame_number + 1:
+            raise ReplicaLost(f"frame {frame.frame_number} came after {connection.frame_number}")
+        connection.frame_number = frame.frame_number
         connection.load = frame.load
         if frame.load.draining:
             self._drain(connection)
@@ -236,7 +236,7 @@ class ReplicaPool:
                 self._check_connection(connection, loop.time())
 
     def _check_connection(self, connection: ReplicaConnection, now_s: float) -> None:
-        silence_s = connection.clock.observe(now_s, connection.sequence)
+        silence_s = connection.clock.observe(now_s, connection.frame_number)
         if silence_s >= self._limits.connection_silence_s:
             logger.warning(
                 "a replica is silent", extra={"replica": connection.replica_id, "silence_s": round(silence_s, 1)}

@@ -47,7 +47,7 @@ async def test_an_agent_that_is_refused_for_want_of_room_waits_and_goes_on(
     installed(agent)
     endless = {"last": ["BUSY"], "turns": [{"say": "x", "ends": False}]}
     engine = scripted([endless, *loops_script()], max_num_seqs=1, gap_s=0.01)
-    async with recorded({"a": engine}, max_waiting=0) as running:
+    async with recorded({"a": engine}, max_queued_requests=0) as running:
         busy = asyncio.create_task(keep_busy(running))
         while running.service.client.dispatcher.in_flight == 0:  # noqa: ASYNC110  # it sets no event
             await asyncio.sleep(0)

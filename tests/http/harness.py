@@ -113,7 +113,7 @@ async def service(
     keep_alive_s: float = 10.0,
     deadline_s: float = 30.0,
     max_body_bytes: int = 1 << 20,
-    max_waiting: int = 100,
+    max_queued_requests: int = 100,
     allowed_origins: tuple[str, ...] = (),
     hang_after_s: float = 20.0,
     ingress_id: str = "ingress-1",
@@ -123,14 +123,16 @@ async def service(
     transport = LocalTransport(ingress_id)
     async with contextlib.AsyncExitStack() as stack:
         for name, factory in engines.items():
-            replica = EngineReplica(name, factory, WatchdogLimits(hang_after_s), max_waiting=max_waiting)
+            replica = EngineReplica(
+                name, factory, WatchdogLimits(hang_after_s), max_queued_requests=max_queued_requests
+            )
             stack.push_async_callback(replica.stop)
             await replica.start()
             transport.live[name] = replica
         app, client = await build_api(
             vllm_flags.parse(list(argv), vllm_flags.serve_parser()),
             lambda sink: Dispatcher(
-                transport, ingress_id, DispatcherLimits(deadline_s), sink, Admission(max_waiting, slots=16)
+                transport, ingress_id, DispatcherLimits(deadline_s), sink, Admission(max_queued_requests, slots=16)
             ),
             allowed_media_hosts,
         )

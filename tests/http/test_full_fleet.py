@@ -35,7 +35,7 @@ async def test_21_and_22_a_full_fleet_is_a_429_that_says_when_on_every_api(
         return engines[0]
 
     async with (
-        service({"a": narrow}, max_waiting=0) as running,
+        service({"a": narrow}, max_queued_requests=0) as running,
         httpx.AsyncClient(base_url=running.url, timeout=30, trust_env=False) as client,
     ):
         chat = {"model": NAME, **ASKED["/v1/chat/completions"]}

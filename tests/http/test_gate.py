@@ -322,7 +322,7 @@ async def test_a_full_house_says_429_and_when_to_come_back() -> None:
         engines.append(FakeEngine(config, sink))
         return engines[0]
 
-    async with service({"a": narrow}, max_waiting=0) as running, talking_to(running) as client:
+    async with service({"a": narrow}, max_queued_requests=0) as running, talking_to(running) as client:
         body = {"model": NAME, "messages": HELLO, "max_tokens": 4000, "stream": True}
         first = asyncio.create_task(client.post("/v1/chat/completions", json=body))
         await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)

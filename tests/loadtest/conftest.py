@@ -16,7 +16,7 @@ from loadtest.data.prompt import Prompt
 from loadtest.data.tokenizer import PromptTokenizer, load_tokenizer
 from loadtest.http.address import parse_url
 from loadtest.http.pool import Endpoint
-from loadtest.load.run import NullObserver, Observer, RunResult, run_here
+from loadtest.load.runner import NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.worker import WorkerJob
 from loadtest.mock.answers import MockConfig

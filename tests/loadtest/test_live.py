@@ -10,7 +10,7 @@ from time import perf_counter_ns
 import pytest
 from rich.console import Console
 
-from loadtest.load.run import FinishedRequest
+from loadtest.load.runner import FinishedRequest
 from loadtest.report import live
 from loadtest.report.live import ProgressBoard, show_progress
 

@@ -10,7 +10,7 @@ import pytest
 from loadtest.api.requests import Api
 from loadtest.data.prompt import Prompt
 from loadtest.errors import RequestOutcome
-from loadtest.load.run import RunResult
+from loadtest.load.runner import RunResult
 from loadtest.mock.answers import MockConfig
 from loadtest.mock.server import MockServer
 

@@ -15,7 +15,7 @@ from loadtest.api.record import Record
 from loadtest.api.requests import Api
 from loadtest.errors import RequestOutcome
 from loadtest.fleet.view import FleetView, SpecDecode, TimelineEvent, TtftBreakdown
-from loadtest.load.run import RunResult
+from loadtest.load.runner import RunResult
 from loadtest.load.self_check import SelfCheck
 from loadtest.metrics.reference_results import BenchmarkSettings
 from loadtest.metrics.summary import Summary, SummarySpec, summarize

@@ -15,7 +15,7 @@ import pytest
 
 from loadtest.data.prompt import Prompt
 from loadtest.errors import RequestOutcome
-from loadtest.load.run import FinishedRequest, RunResult
+from loadtest.load.runner import FinishedRequest, RunResult
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.self_check import TICK_S, LoopLagMonitor, gc_paused
 from loadtest.load.worker import sessions_of

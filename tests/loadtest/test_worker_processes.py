@@ -13,7 +13,7 @@ import pytest
 from loadtest.api.requests import Api, BodySpec
 from loadtest.data.prompt import Prompt
 from loadtest.errors import LoadTestError, RequestOutcome
-from loadtest.load.run import FinishedRequest, InterruptedEarly, NullObserver, on_interrupt
+from loadtest.load.runner import FinishedRequest, InterruptedEarly, NullObserver, on_interrupt
 from loadtest.load.schedule import LoadSchedule
 from loadtest.load.worker import WorkerJob
 from loadtest.load.worker_processes import choose_worker_count, run_in_workers, usable_cores

@@ -10,14 +10,14 @@ import pytest
 
 from tests.ray.cluster import Cluster, Node, Probe, fake_engine, free_ports
 
-SLOTS, MAX_WAITING = 16, 48
+SLOTS, MAX_QUEUED_REQUESTS = 16, 48
 """Of both engines together, whichever ingress the requests come by."""
 INGRESSES = 2
 
 ARGS = {
     "profile": "cpu-demo",
     "engine": {"kind": "fake", "fake": fake_engine(max_num_seqs=SLOTS // 2)},
-    "replicas": {"min": 2, "max": 2, "cpus_per_replica": 1, "max_queued_requests": MAX_WAITING // 2},
+    "replicas": {"min": 2, "max": 2, "cpus_per_replica": 1, "max_queued_requests": MAX_QUEUED_REQUESTS // 2},
     "ingress": {
         "min_replicas": INGRESSES,
         "max_replicas": INGRESSES,

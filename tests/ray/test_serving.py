@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.ray.cluster import Cluster, Probe, kill, until
-from tests.ray.conftest import INGRESSES, MAX_WAITING, SLOTS
+from tests.ray.conftest import INGRESSES, MAX_QUEUED_REQUESTS, SLOTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
 
@@ -179,7 +179,7 @@ async def test_admin_routes_do_not_exist(service: Cluster, method: str, path: st
         (400, {"messages": "not a list"}),
         (404, {"model": "nobody"}),
         (413, {"messages": [{"role": "user", "content": "x" * 100_001}]}),
-        (400, {"n": SLOTS + MAX_WAITING + 1}),
+        (400, {"n": SLOTS + MAX_QUEUED_REQUESTS + 1}),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -198,7 +198,7 @@ async def test_a_full_house_and_when_to_come_back_reach_the_client(service: Clus
         for _ in range(2 * INGRESSES):
             await held.enter_async_context(client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}))
         for stream in (False, True):
-            asked = {**HELLO, "n": SLOTS + MAX_WAITING, "stream": stream}
+            asked = {**HELLO, "n": SLOTS + MAX_QUEUED_REQUESTS, "stream": stream}
             answer = await client.post("/v1/chat/completions", json=asked)
             assert answer.status_code == 429
             assert answer.json()["error"]["code"] == "rate_limit_exceeded"

@@ -31,15 +31,15 @@ class LocalReplica:
     def __init__(self, name: str) -> None:
         self.name = name
         self.frames: asyncio.Queue[Frame | Exception] = asyncio.Queue()
-        self.sequence = 0
+        self.frame_number = 0
         self.running: dict[str, AttemptRequest] = {}
         self.ends: dict[str, asyncio.Future[None]] = {}
         self.started: asyncio.Queue[AttemptRequest] = asyncio.Queue()
         self.aborted: asyncio.Queue[str] = asyncio.Queue()
 
     def send(self, *deltas: TokenDelta) -> None:
-        self.frames.put_nowait(Frame(self.name, self.sequence, IDLE, list(deltas)))
-        self.sequence += 1
+        self.frames.put_nowait(Frame(self.name, self.frame_number, IDLE, list(deltas)))
+        self.frame_number += 1
 
     def emit(self, attempt: AttemptRequest, at: int, count: int = 1, *, last: bool = False) -> None:
         tokens = [attempt.spec.prompt_token_ids[0] + at + offset for offset in range(count)]

@@ -117,7 +117,7 @@ def test_what_would_not_fit_an_empty_fleet_is_not_asked_back() -> None:
 
 @given(st.integers(0, 600), st.integers(0, 600), st.integers(1, 8), st.integers(1, 16))
 def test_what_waits_for_the_first_replica_has_room_in_it(waiting: int, slots: int, ingresses: int, asked: int) -> None:
-    admission = Admission(max_waiting=64, slots=slots, ingresses=ingresses)
+    admission = Admission(max_queued_requests=64, slots=slots, ingresses=ingresses)
     verdict = admission.decide(AdmissionFacts(asked=asked, waiting=waiting))
     if isinstance(verdict, Admit):
         assert waiting + asked == 1 or (waiting + asked) * ingresses <= slots + 64

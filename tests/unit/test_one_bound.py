@@ -75,7 +75,10 @@ async def site(gap_s: float = 0.001) -> AsyncIterator[Site]:
         for name in ("a", "b"):
             config = FakeEngineConfig(gap_s=gap_s, max_num_seqs=SLOTS)
             replicas[name] = Counting(
-                name, lambda sink, config=config: FakeEngine(config, sink), WatchdogLimits(), max_waiting=WAITING
+                name,
+                lambda sink, config=config: FakeEngine(config, sink),
+                WatchdogLimits(),
+                max_queued_requests=WAITING,
             )
             stack.push_async_callback(replicas[name].stop)
             await replicas[name].start()
