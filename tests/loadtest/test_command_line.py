@@ -199,6 +199,7 @@ def test_a_run_without_any_success_ends_with_what_to_do(capsys: pytest.CaptureFi
     assert "no request is retried" in printed.out
 
 
+@pytest.mark.slow
 def test_the_selftest_judges_the_client_beside_another(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "selftest.json"
     other = tmp_path / "other.py"

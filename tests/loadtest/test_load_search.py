@@ -156,6 +156,7 @@ def mock_search(url: str, *flags: str) -> int:
                  "--pause", "0", "--step-requests", "6", *flags])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_limit_of_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "search.json"
     flags = ("--slo", "ttft_p99<350ms", "--to", "8", "--step-requests", "10", "--json", str(file))

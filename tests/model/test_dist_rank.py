@@ -15,6 +15,8 @@ import torch
 from models.training import checkpoint
 from models.training.dist_rank import DistRank
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("rank_worker.py")
 spec = importlib.util.spec_from_file_location("rank_worker", WORKER)
 assert spec is not None and spec.loader is not None

@@ -30,6 +30,7 @@ def test_an_object_is_the_second_choice_after_the_thoughts(
     assert (logits[row.completion_start - 1 :].argmax(1) == wanted[1]).sum() <= (kind == "json")
 
 
+@pytest.mark.slow
 def test_the_fit_restores_a_lost_object_start_and_changes_no_other_row(
     shipped: tuple[StepModel, Tokenizer], encoder: Encoder
 ) -> None:

@@ -27,6 +27,7 @@ def test_text_survives_the_round_trip(tokens: Tokenizer, text: str) -> None:
     assert tokens.decode(tokens.encode(text).ids, skip_special_tokens=False) == text
 
 
+@pytest.mark.slow
 def test_the_curriculum_still_gives_the_shipped_tokenizer(tokens: Tokenizer) -> None:
     """Another one would make saved states and the shipped weights useless."""
     made = make_tokenizer(ModelDimensions().vocab, Renderer(checkpoint.CHAT_TEMPLATE))

@@ -49,6 +49,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_an_unbroken_one(run: TrainingRun, tmp_path: Path) -> None:
     first, second = islice(batches.training_chunk(0, run.encoder, 1_024, DistRank(), size=20), 2)
     run.train_step(first)
@@ -65,6 +66,7 @@ def test_a_resumed_run_repeats_an_unbroken_one(run: TrainingRun, tmp_path: Path)
     ]
 
 
+@pytest.mark.slow
 def test_a_step_trains_what_is_not_frozen_and_mtp_layers_only_late(run: TrainingRun) -> None:
     copy = batches.random_copy_batch(0, DistRank(), 512, 900)
     before = weights(run)
@@ -97,6 +99,7 @@ def test_rates_follow_the_schedule_and_batches_its_order(run: TrainingRun) -> No
     assert not list(run.batches())
 
 
+@pytest.mark.slow
 def test_a_run_logs_scores_saves_and_ends_with_a_checkpoint(
     run: TrainingRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

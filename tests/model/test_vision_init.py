@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 
@@ -14,6 +15,7 @@ from models.training.vision_init import IMAGES_PER_BATCH, LabelledImages
 from models.training.weight_init import init_weights
 
 
+@pytest.mark.slow
 def test_image_tokens_state_the_colour_and_the_shape(shipped: tuple[StepModel, Tokenizer], encoder: Encoder) -> None:
     assert vision_init.vision_accuracy(shipped[0], encoder.word_token, IMAGES_PER_BATCH) > 0.95
 
@@ -40,6 +42,7 @@ def test_training_mode_averages_as_full_attention_does(shipped: tuple[StepModel,
     torch.testing.assert_close(averaged.expand_as(full), full, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fit_on_few_images_already_beats_chance(encoder: Encoder) -> None:
     """The whole construction on 48 images instead of 2,048. Chance is 1 in 24."""
     torch.manual_seed(0)

@@ -67,6 +67,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_threads_that_poll_are_told_apart_and_not_summed_up() -> None:
     with process("input()", before=POLLS) as polling:
         polls: list[float] = []

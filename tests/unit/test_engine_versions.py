@@ -71,7 +71,7 @@ async def mixed(*names: str) -> AsyncIterator[tuple[Dispatcher, Results, dict[st
     limits = DispatcherLimits(request_deadline_s=5.0)
     transport = MixedTransport(*replicas.values())
     async with Dispatcher(
-        transport, "ingress", limits, results, refusal=EngineVersions("0.32.0+cpu").mismatch
+        transport, "ingress", limits, results, incompatibility=EngineVersions("0.32.0+cpu").mismatch
     ) as fleet:
         yield fleet, results, replicas
 
@@ -107,7 +107,7 @@ async def test_a_new_request_fails_at_once_where_all_is_of_another_version() -> 
 async def test_a_refused_replica_that_goes_is_forgotten() -> None:
     transport = MixedTransport(LocalReplica("b"))
     async with Dispatcher(
-        transport, "ingress", DispatcherLimits(5.0), Results(), refusal=EngineVersions("0.32.0+cpu").mismatch
+        transport, "ingress", DispatcherLimits(5.0), Results(), incompatibility=EngineVersions("0.32.0+cpu").mismatch
     ) as fleet:
         await until(lambda: bool(fleet.replicas_refused()))
         transport.listed = set()

@@ -56,11 +56,13 @@ def test_a_failed_start_raises_its_last_message(tmp_path: Path) -> None:
         service.until_it_answers(30)
 
 
+@pytest.mark.slow
 def test_a_start_that_takes_too_long_raises_its_last_phase(tmp_path: Path) -> None:
     with stand_in(tmp_path, "hangs") as service, pytest.raises(NotStarted, match=r"not in 3 s; last: .*compiling"):
         service.until_it_answers(3)
 
 
+@pytest.mark.slow
 def test_a_tool_that_hangs_is_killed() -> None:
     printed: list[str] = []
     status, _ = run_tool(
@@ -69,6 +71,7 @@ def test_a_tool_that_hangs_is_killed() -> None:
     assert (status, printed) == (-9, ["  on"])
 
 
+@pytest.mark.slow
 async def test_the_load_is_run_by_the_load_test_and_read_from_its_file(tmp_path: Path) -> None:
     async with MockServer(MockConfig(first_s=0.01, gap_s=0.001)) as server:
         port = int(server.url.rpartition(":")[2])

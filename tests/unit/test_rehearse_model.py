@@ -73,6 +73,7 @@ def test_every_token_that_the_model_may_sample_is_text(tmp_path: Path) -> None:
     assert tokenizer.encode("Hello, world!").ids == before.encode("Hello, world!").ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks"), [("h100-x8", 1), ("h100-x8", 8), ("b200-x4", 4), ("cpu-demo", 1)])
 def test_vllm_accepts_the_dummy_model_with_the_flags_of_a_rehearsal(name: str, ranks: int, tmp_path: Path) -> None:
     from serve_app.config import vllm_flags

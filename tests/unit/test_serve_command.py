@@ -188,6 +188,7 @@ def daemon_lives(log: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_it_tells_the_start_and_the_address_and_leaves_nothing_behind(
     deploy: Deployment, log: Path, number: signal.Signals
@@ -202,6 +203,7 @@ async def test_it_tells_the_start_and_the_address_and_leaves_nothing_behind(
     assert not daemon_lives(log)
 
 
+@pytest.mark.slow
 async def test_a_deployment_that_fails_later_ends_it_with_the_replicas_own_error(deploy: Deployment, log: Path) -> None:
     say = Terminal()
     assert await run(deploy, [DEPLOYING, FAILED], log, say) == 1
@@ -217,6 +219,7 @@ async def test_a_serve_run_that_ends_by_itself_is_quoted(deploy: Deployment, log
     assert not daemon_lives(log)
 
 
+@pytest.mark.slow
 async def test_ctrl_c_while_it_starts_leaves_nothing_behind(deploy: Deployment, log: Path) -> None:
     say = Terminal("updating", signal.SIGINT)
     assert await run(deploy, [DEPLOYING], log, say) == 0

@@ -68,6 +68,7 @@ def test_the_device_is_not_for_the_configuration_to_say() -> None:
         load_config({"profile": "cpu-demo", "engine": {"env": {VARIABLE: "cpu"}}}, [NodeGpus("head", None, 0, 8)])
 
 
+@pytest.mark.slow
 def test_nothing_of_vllm_is_imported_before_an_engine_has_dropped_it() -> None:
     code = "import sys, serve_app.app; print(sorted(name for name in sys.modules if name.split('.')[0] == 'vllm'))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
