@@ -43,9 +43,12 @@ def front_end(run: BenchRun) -> float:
 
 
 def above_idle(result: BenchResult, run: BenchRun) -> float:
-    """Front-end CPU seconds for 1,000 output tokens, less its CPU time without load."""
-    idle = sum(cores for role, cores in result.idle_cores[run.topology].items() if role != ENGINE)
-    return run.front_end_cpu_s_per_1k - idle * run.duration_s * 1000 / run.output_tokens
+    """Front-end CPU seconds for 1,000 output tokens, less its CPU time without load. No role counts as less than
+    nothing: what is idle work without load may be left out under load."""
+    idle = result.idle_cores[run.topology]
+    roles = (role for role in run.cpu_s if role != ENGINE)
+    above_s = (max(0.0, run.cpu_s[role] - idle.get(role, 0.0) * run.duration_s) for role in roles)
+    return sum(above_s) * 1000 / run.output_tokens
 
 
 def targets(result: BenchResult) -> list[BenchTarget]:

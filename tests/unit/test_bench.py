@@ -60,6 +60,11 @@ def test_front_end_cpu_excludes_the_engine_and_idle_time_is_subtracted() -> None
     assert report.above_idle(result_of(run), run) == pytest.approx((2.0 - 0.1 * 5) / 10)
 
 
+def test_no_more_idle_time_is_subtracted_than_a_process_burned() -> None:
+    run = run_of("ours", 0, 2000, 0.3)
+    assert report.above_idle(result_of(run), run) == 0.0
+
+
 def test_cpu_time_is_that_between_the_samples_around_a_run() -> None:
     clock = CpuClock([])
     clock._samples = [CpuSample(at_s, {"proxy": at_s * 2}) for at_s in (1.0, 1.1, 1.2, 1.3)]
