@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import report
 from bench.client import RunFailed
+from bench.front_end import command as front_end
 from bench.measure import BenchLoad, measure
 from bench.servers import BARE, OURS, PROXY, WITHOUT_DRAFTS, StartFailed, Topology, ours
 
@@ -19,8 +20,11 @@ QUICK = BenchLoad(prompts=32, rounds=1)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if the targets are met, 1 if not or if a run failed."""
-    options = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
+    if words[:1] == ["front-end"]:
+        return front_end.main(words[1:])
+    options = _parser().parse_args(words)
     default = QUICK if options.quick else BenchLoad()
     load = BenchLoad(prompts=options.prompts or default.prompts, rounds=options.rounds or default.rounds)
     try:
