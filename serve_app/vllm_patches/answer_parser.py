@@ -30,7 +30,8 @@ from vllm.parser.step3p5 import step3p5_config
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.tool_parsers.utils import coerce_to_schema_type, extract_types_from_schema, find_tool_properties
 
-from serve_app.vllm_patches.parsers import SpecialTokenScanner
+from serve_app.vllm_patches.chunks import Delta
+from serve_app.vllm_patches.parsers import ReasoningCounter, SpecialTokenScanner
 from serve_app.vllm_patches.tool_arguments import ToolArguments
 
 AROUND_FUNCTION: Final = EventType.REASONING_START
@@ -66,16 +67,14 @@ class _Delta:
     content: str = ""
     calls: dict[int, DeltaToolCall] = field(default_factory=dict)
 
-    def message(self, *, with_reasoning: bool) -> DeltaMessage | None:
+    def message(self, *, with_reasoning: bool) -> DeltaMessage | Delta | None:
         """The delta as vLLM's serving code takes it. Absent fields are left out: every set field is sent."""
-        parts: dict[str, Any] = {}
-        if self.reasoning and with_reasoning:
-            parts["reasoning"] = self.reasoning
+        parts: dict[str, Any] = {"reasoning": self.reasoning} if self.reasoning and with_reasoning else {}
         if self.content:
             parts["content"] = self.content
         if self.calls:
-            parts["tool_calls"] = list(self.calls.values())
-        return DeltaMessage(**parts) if parts else None
+            return DeltaMessage(**parts, tool_calls=list(self.calls.values()))
+        return Delta(**parts) if parts else None
 
 
 class _Answer:
@@ -215,6 +214,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
     _answer: _Answer | None = None
     _prompt: Sequence[int] | None = None
     _reasons = False
+    _counter: ReasoningCounter
     _engine: StreamingParserEngine
     _scanner: SpecialTokenScanner
 
@@ -230,7 +230,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         prompt_token_ids: list[int] | None = None,
         *,
         finished: bool,
-    ) -> DeltaMessage | None:
+    ) -> DeltaMessage | Delta | None:
         """See `Parser`."""
         if self._answer is None:
             self._answer = self._begin(request, prompt_token_ids or self._prompt)
@@ -255,13 +255,11 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         return delta.reasoning or None, delta.content or None, calls or None
 
     def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
-        """How many tokens of the answer are reasoning."""
+        """How many tokens of the answer are reasoning. A stream may ask after each delta, with all tokens so far."""
         if self._reasoning_parser is None or not self._reasons:
             return 0
-        end = self._reasoning_parser.find_reasoning_end(token_ids)
-        reasoning = token_ids if end is None else token_ids[: end.offset]
         special = self._engine_of_the_grammar()._resolved_token_ids  # noqa: SLF001  # the same table that parses
-        return sum(token_id not in special for token_id in reasoning)
+        return self._counter.count(token_ids, self._reasoning_parser.find_reasoning_end, special)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -276,7 +274,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         self._scanner = SpecialTokenScanner(engine._resolved_token_ids, self.model_tokenizer)  # noqa: SLF001  # as above
         engine._scanner = self._scanner  # noqa: SLF001  # vLLM's looks for the text of a tag
         engine.reset(ParserState.REASONING if reasoning else ParserState.CONTENT)
-        self._engine = engine
+        self._engine, self._counter = engine, ReasoningCounter()
         return _Answer(tools, may_call=may_call, reasoning=reasoning, first_whole=self.first_whole)
 
     def _engine_of_the_grammar(self) -> StreamingParserEngine:

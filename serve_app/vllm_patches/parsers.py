@@ -10,7 +10,7 @@ behind its tokens only by what a character or a stop string may still become, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -106,3 +106,25 @@ class SpecialTokenScanner(TokenIDScanner):  # type: ignore[misc]  # vLLM is not 
     def _text_of(self, token_ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(token_ids))
         return text.lstrip(REPLACEMENT)
+
+
+class ReasoningCounter:
+    """Counts the tokens of an answer that are reasoning. With each call the answer has grown: only new tokens are
+    read."""
+
+    def __init__(self) -> None:
+        self._read = 0
+        self._reasoning = 0
+        self._is_over = False
+
+    def count(self, token_ids: Sequence[int], find_end: Callable[[Sequence[int]], Any], special: Container[int]) -> int:
+        """How many of all tokens so far are reasoning. `find_end` is a reasoning parser's `find_reasoning_end`;
+        `special` tokens are not counted."""
+        if not self._is_over:
+            new = token_ids[self._read :]
+            self._read = len(token_ids)
+            end = find_end(new)
+            if end is not None and end.offset < len(new):
+                new, self._is_over = new[: end.offset], True
+            self._reasoning += sum(token_id not in special for token_id in new)
+        return self._reasoning

@@ -39,7 +39,7 @@ class UnexpectedVllmError(RuntimeError):
 @dataclass(frozen=True)
 class PatchTarget:
     """A function of vLLM that we replace: its module, class ("" for one of the module's own), name, and the parameters
-    that the replacement relies on."""
+    that the replacement relies on. Or a class, as the module calls it to make an object."""
 
     module: str
     owner: str
@@ -74,10 +74,14 @@ def _replace_in(module: ModuleType, target: PatchTarget, make: MakeReplacement) 
         raise UnexpectedVllmError(f"there is no {target} to change")
     if hasattr(function, _MARK):
         return
-    missing = set(target.parameters) - set(inspect.signature(function).parameters)
+    # A pydantic model with a reference to a later class has no signature yet.
+    fields = getattr(function, "model_fields", None)
+    missing = set(target.parameters) - set(inspect.signature(function).parameters if fields is None else fields)
     if missing:
         raise UnexpectedVllmError(f"{target} does not take {', '.join(sorted(missing))}")
-    replacement = functools.wraps(function)(make(function, module))
+    replacement = make(function, module)
+    if not isinstance(function, type):
+        functools.wraps(function)(replacement)
     setattr(replacement, _MARK, True)
     setattr(owner, target.name, classmethod(replacement) if is_classmethod else replacement)
     logger.debug("replaced %s", target)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.vllm_patches import answers, cpu, grammars, resume, vllm_api
+from serve_app.vllm_patches import answers, chunk_classes, cpu, grammars, resume, vllm_api
 from serve_app.vllm_patches.patching import PatchTarget
 from serve_app.vllm_patches.source_tree import Definition, SourceTree
 
@@ -25,6 +25,7 @@ PACKAGE = "vllm"
 
 TARGETS = (
     *answers.TARGETS,
+    *chunk_classes.TARGETS,
     *vllm_api.TARGETS,
     *cpu.TARGETS,
     *grammars.TARGETS,

@@ -78,6 +78,16 @@ async def test_none_of_a_continued_answer_is_counted_as_reasoning(client: Asking
     assert usage["completion_tokens_details"]["reasoning_tokens"] == 6
 
 
+async def test_each_chunk_counts_the_reasoning_so_far(client: Asking) -> None:
+    options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    plain = await client.ask(CHAT, {"messages": [QUESTION], "stream": True, **options})
+    usages = [event["usage"] for event in events(plain) if event.get("usage")]
+    counts = [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages]
+    assert counts == [usage["completion_tokens"] for usage in usages]  # all of this answer is reasoning
+    assert counts[0] == 0
+    assert counts[-1] == 6
+
+
 @APIS
 async def test_parts_are_one_beginning(client: Asking, path: str) -> None:
     kind = "output_text" if path == RESPONSES else "text"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
 from vllm.parser.engine import streaming_parser_engine
 
-from serve_app.vllm_patches.parsers import TABLES, keep_tables, keeping
+from serve_app.vllm_patches.parsers import TABLES, ReasoningCounter, keep_tables, keeping
 
 
 class Counted:
@@ -46,3 +50,24 @@ def test_vllm_builds_its_tables_through_it_and_only_once() -> None:
     keep_tables()
     assert streaming_parser_engine._build_drop_info is build
     assert hasattr(build, "__wrapped__")
+
+
+THINK_END, SPECIAL = 7, {7, 8}
+
+
+class End:
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+
+def find_end(token_ids: Sequence[int]) -> End:
+    return End(token_ids.index(THINK_END) if THINK_END in token_ids else len(token_ids))
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=12))
+def test_counting_as_an_answer_grows_is_counting_all_of_it(deltas: list[list[int]]) -> None:
+    growing, so_far = ReasoningCounter(), list[int]()
+    for delta in deltas:
+        so_far.extend(delta)
+        whole = so_far[: find_end(so_far).offset]
+        assert growing.count(tuple(so_far), find_end, SPECIAL) == sum(one not in SPECIAL for one in whole)
