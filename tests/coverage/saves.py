@@ -5,7 +5,6 @@ Ray ends its workers with SIGKILL or without Python's exit, and so do tests; cov
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import threading
@@ -30,15 +29,15 @@ def coverage_init(_: Plugins, __: Mapping[str, str]) -> None:
     """Called by coverage.py in each process that it measures. The first one, pytest's, saves at its end."""
     is_child, words = "COVERAGE_PROCESS_CONFIG" in os.environ, sys.orig_argv
     if is_child and FORKS not in words and ("-c" not in words or SPAWNED in words):
-        ends = threading.Event()
-        thread = threading.Thread(target=_save_often, args=(ends,), name="coverage saves", daemon=True)
-        thread.start()
-        # A daemon thread that Python's exit stops within a C library takes the process down.
-        atexit.register(lambda: (ends.set(), thread.join()))
+        # Not a daemon: Python waits for it before it calls what is registered for its exit. There coverage.py saves and
+        # closes its data, which this thread must not be saving at the same time.
+        threading.Thread(target=_save_often, name="coverage saves").start()
 
 
-def _save_often(ends: threading.Event) -> None:
-    while not ends.wait(SAVE_S):
+def _save_often() -> None:
+    main = threading.main_thread()
+    while main.is_alive():
+        main.join(SAVE_S)
         measured = Coverage.current()
-        if measured is not None:
+        if measured is not None and main.is_alive():
             measured.save()
