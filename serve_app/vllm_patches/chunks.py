@@ -29,6 +29,11 @@ class Chunk(msgspec.Struct, kw_only=True):
         """See pydantic. vLLM leaves out what was not set, which is what encoding a struct does."""
         return _ENCODER.encode(self).decode()
 
+    def model_dump(self, **_options: Any) -> dict[str, Any]:
+        """See pydantic."""
+        values: dict[str, Any] = msgspec.to_builtins(self, enc_hook=_dump)
+        return values
+
 
 class Delta(msgspec.Struct, omit_defaults=True, kw_only=True):
     """vLLM's `DeltaMessage`. No field is ever set to null, and an empty list of calls is left out."""

@@ -220,3 +220,4 @@ def test_an_event_of_the_responses_api(said: str) -> None:
         ours.sequence_number = theirs.sequence_number = 9
         assert (ours.type, hasattr(ours, "sequence_number")) == (theirs.type, True)
         assert ours.model_dump_json(indent=None, by_alias=True) == theirs.model_dump_json(indent=None, by_alias=True)
+        assert ours.model_dump() == theirs.model_dump()
