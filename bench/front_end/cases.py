@@ -19,8 +19,8 @@ from bench.front_end.streams import Job
 MODEL = "bench"
 STEPS_PER_S = 20
 SHORT_STEPS = 3
-BEGIN_PER_S = 64
-"""How many streams a front end can begin in a second, about: 8 to 15 ms each."""
+BEGIN_PER_S = 128
+"""How many streams a front end can begin in a second, about."""
 IMAGES = 4
 IMAGE_PX = 1600
 WORDS = (
