@@ -48,7 +48,7 @@ APIS = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. `steps` of the engine for each request; `prompt` names what the requests ask."""
+    """One measurement. The engine takes `steps` for each request; the requests have these `bodies` in turn."""
 
     name: str
     api: Api

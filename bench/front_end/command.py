@@ -192,12 +192,9 @@ def as_text(found: Sequence[Measured]) -> str:
         runs = [one for one in found if one.case == case]
         bare = [one.total_ms for one in runs if one.server == BARE.name]
         lines.append(f"{case} (per {runs[0].per})")
-        lines += [_line([one for one in runs if one.server == name], bare) for name in _servers(runs)]
+        servers = sorted({one.server for one in runs})
+        lines += [_line([one for one in runs if one.server == name], bare) for name in servers]
     return "\n".join(lines)
-
-
-def _servers(runs: Sequence[Measured]) -> Sequence[str]:
-    return list(dict.fromkeys(sorted(one.server for one in runs)))
 
 
 def _line(runs: Sequence[Measured], bare: Sequence[float]) -> str:
