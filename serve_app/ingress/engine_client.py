@@ -9,7 +9,8 @@ See `docs/decisions/0001-the-engine-client-boundary.md`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from copy import copy
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
+from serve_app.ingress.repeated_chunks import RepeatedChunks
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
@@ -211,6 +213,19 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
             except ServeError as error:
                 raise ServeHTTPError(error) from error
         return await super().add_request(request_id, prompt, params, *args, **named)
+
+    async def generate(self, prompt: Any, sampling_params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        """See `AsyncLLM`. Chunks that only repeat others with another text are sent from here."""
+        repeated: RepeatedChunks | None = None
+        async with contextlib.aclosing(super().generate(prompt, sampling_params, *args, **named)) as outputs:
+            async for output in outputs:
+                repeated = repeated or RepeatedChunks.of(CURRENT.get())
+                if repeated is None:
+                    yield output
+                elif not await repeated.send(output):
+                    repeated.before_vllm(output)
+                    yield output
+                    repeated.after_vllm()
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
         """Raise `ServeHTTPError` for a request that no replica would take, before any header is sent."""

@@ -305,6 +305,7 @@ class _RequestCycle:
         """Replace aliases by the served name and efforts by those of the model; repair or leave out what agents send
         and vLLM does not take (`ingress/requests/preparation.py`). Raises `RequestRefused`."""
         path = self._scope["path"]
+        self._context.is_plain_text = path == routes.COMPLETIONS
         if path not in preparation.WITH_BODY:
             return body
         request, repaired = json_body.decode(body)
@@ -347,7 +348,7 @@ class _RequestCycle:
             content_type = next((v for k, v in message["headers"] if k.lower() == b"content-type"), b"")
             if content_type.startswith(b"text/event-stream"):
                 keep_alive_s = self._middleware.settings.keep_alive_s
-                self._stream = EventStream(
+                self._stream = self._context.stream = EventStream(
                     message, self._send_raw, self._raw_send, self._refuse, self._api, self._context, keep_alive_s
                 )
                 return

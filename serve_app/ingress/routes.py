@@ -47,10 +47,11 @@ def _route(
 
 
 MODELS = "/v1/models"
+COMPLETIONS = "/v1/completions"
 
 SERVED = (
     _route("POST", "/v1/chat/completions", prompt="messages"),
-    _route("POST", "/v1/completions", prompt="prompt"),
+    _route("POST", COMPLETIONS, prompt="prompt"),
     _route("POST", "/v1/responses", prompt="input"),
     _route("GET", "/v1/responses/[^/]+"),
     _route("POST", "/v1/responses/[^/]+/cancel"),

@@ -63,6 +63,9 @@ class EventStream:
         self._at_boundary = True
         self._message_started = False
         self._over = False
+        self.chunks = 0
+        """How many ordinary chunks have been sent: neither the first one nor errors."""
+        self.last_chunk = b""
         self.failed = False
         """Whether the stream carried an error event, or turned into an error response."""
         self._lock = asyncio.Lock()
@@ -78,6 +81,8 @@ class EventStream:
         body = message.get("body", b"")
         if self._is_plain(message, body):
             # Every token passes here: no lock, no message of our own.
+            self.chunks += 1
+            self.last_chunk = body
             self._at_boundary = False  # nothing in between, however slowly the client reads
             await self._pass_on(message)
             self._sent(body)

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.messages import RequestSpec
@@ -52,6 +53,17 @@ class SubmittedRequest:
     """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
 
 
+class ChunkStream(Protocol):
+    """The stream of events to the client (`ingress/sse.py`)."""
+
+    chunks: int
+    """How many ordinary chunks have been sent: neither the first one nor errors."""
+    last_chunk: bytes
+
+    async def body(self, message: Any) -> None:
+        """Send the body of an ASGI message."""
+
+
 @dataclass(eq=False)
 class RequestContext:
     """One HTTP request. `sequences` has an entry for each (`n`, or several prompts)."""
@@ -74,6 +86,12 @@ class RequestContext:
     """Why the request failed outside the dispatcher, if it did."""
     answer_begun: bool = False
     """Whether the head of the response has been sent: an error can then be an event only."""
+    stream: ChunkStream | None = None
+    """The answer, if it is streamed and its head is known."""
+    repeated_chunks: int = 0
+    """How many of its chunks were made by repetition (`ingress/repeated_chunks.py`)."""
+    is_plain_text: bool = False
+    """Whether the answer is not parsed (`/v1/completions`)."""
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the first sequence has been submitted: it is rendered, valid and admitted, and its prompt tokens are
     known."""

@@ -17,25 +17,20 @@ read it once, and the events become deltas in their order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from vllm.entrypoints.generate.base.protocol import DeltaFunctionCall, DeltaMessage, DeltaToolCall, FunctionCall
+from vllm.entrypoints.generate.base.protocol import DeltaMessage, FunctionCall
 from vllm.parser.abstract_parser import DelegatingParser
-from vllm.parser.engine.events import EventType, SemanticEvent
 from vllm.parser.engine.parser_engine_config import ParserEngineConfig, ParserState
 from vllm.parser.engine.streaming_parser_engine import StreamingParserEngine
 from vllm.parser.step3p5 import step3p5_config
-from vllm.renderers.chat_utils import make_tool_call_id
-from vllm.tool_parsers.utils import coerce_to_schema_type, extract_types_from_schema, find_tool_properties
 
+from serve_app.vllm_patches.answer_state import AROUND_FUNCTION, Answer, AnswerDelta
 from serve_app.vllm_patches.chunks import Delta
 from serve_app.vllm_patches.parsers import ReasoningCounter, SpecialTokenScanner
-from serve_app.vllm_patches.tool_arguments import ToolArguments
-
-AROUND_FUNCTION: Final = EventType.REASONING_START
-"""Text inside `<tool_call>` but outside `<function=...>`. This model's grammar has no other use for the event."""
 
 CALL_STATES: Final = frozenset({ParserState.TOOL_PREAMBLE, ParserState.TOOL_NAME, ParserState.TOOL_ARGS})
 """States in which a call has not ended."""
@@ -49,160 +44,8 @@ def grammar() -> ParserEngineConfig:
     return replace(known, content_events={**known.content_events, **around})
 
 
-@dataclass
-class _Call:
-    """A call in progress. `index` is its position among the reported ones."""
-
-    name: str = ""
-    preamble: str = ""
-    arguments: ToolArguments | None = None
-    index: int | None = None
-
-
-@dataclass
-class _Delta:
-    """What is new for the client."""
-
-    reasoning: str = ""
-    content: str = ""
-    calls: dict[int, DeltaToolCall] = field(default_factory=dict)
-
-    def message(self, *, with_reasoning: bool) -> DeltaMessage | Delta | None:
-        """The delta as vLLM's serving code takes it. Absent fields are left out: every set field is sent."""
-        parts: dict[str, Any] = {"reasoning": self.reasoning} if self.reasoning and with_reasoning else {}
-        if self.content:
-            parts["content"] = self.content
-        if self.calls:
-            return DeltaMessage(**parts, tool_calls=list(self.calls.values()))
-        return Delta(**parts) if parts else None
-
-
-class _Answer:
-    """The state of one answer, from events to deltas."""
-
-    def __init__(self, tools: Sequence[Any], *, may_call: bool, reasoning: bool, first_whole: bool) -> None:
-        self._tools = tools
-        self._may_call = may_call
-        self._first_whole = first_whole
-        self._delta = _Delta()
-        self._call: _Call | None = None
-        self._reported = 0
-        self._held = ""
-        """White space that may turn out to stand before a call, or to end the reasoning."""
-        self._at_start = reasoning
-        """Directly behind `<think>` or `</think>`."""
-        self._behind_function = False
-
-    def take(self, events: Sequence[SemanticEvent]) -> None:
-        """Add what these events say to the delta."""
-        for event in events:
-            match event.type:
-                case EventType.TEXT_CHUNK:
-                    self._say(event.value)
-                case EventType.REASONING_CHUNK:
-                    self._think(event.value)
-                case EventType.REASONING_END:
-                    self._held, self._at_start = "", True
-                case EventType.TOOL_CALL_START:
-                    self._call, self._behind_function = _Call(), False
-                case EventType.TOOL_NAME if self._call is not None:
-                    self._call.name += event.value
-                case EventType.ARG_VALUE_CHUNK if self._call is not None:
-                    self._argue(self._call, event.value)
-                case EventType.TOOL_CALL_END if self._call is not None:
-                    self._end(self._call)
-                case EventType.REASONING_START:
-                    self._around_function(event.value)
-
-    def finish(self, *, thinking: bool, by_model: bool) -> None:
-        """The answer is complete. An open call stays as it is, unless the model ended the answer after a parameter: it
-        forgot `</function>`."""
-        call = self._call
-        if by_model and call is not None and call.arguments is not None and call.arguments.is_between:
-            self._end(call)
-        if not (thinking or self._reported or self._call):
-            self._delta.content += self._held
-        self._held = ""
-
-    def pop(self) -> _Delta:
-        """What is new since the last time."""
-        delta, self._delta = self._delta, _Delta()
-        return delta
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-
-    def _think(self, text: str) -> None:
-        if self._at_start:
-            text = text.lstrip("\n")
-            self._at_start = not text
-        text = self._held + text
-        said = text.rstrip()
-        self._held = text[len(said) :]
-        self._delta.reasoning += said
-
-    def _say(self, text: str) -> None:
-        if self._at_start:
-            text = text.lstrip("\n")
-            self._at_start = not text
-        if not self._may_call:
-            self._delta.content += text
-            return
-        text = self._held + text
-        said = text.rstrip()
-        self._held = text[len(said) :]
-        self._delta.content += said
-
-    def _around_function(self, text: str) -> None:
-        if self._call is not None:
-            self._call.preamble += text
-            return
-        if not self._behind_function:
-            text = text.lstrip()
-            self._behind_function = bool(text)
-        self._say(text)
-
-    def _argue(self, call: _Call, text: str) -> None:
-        if call.arguments is None:
-            call.arguments = self._arguments_of(call)
-        if json := call.arguments.feed(text):
-            self._report(call, json)
-
-    def _end(self, call: _Call) -> None:
-        self._call, self._behind_function = None, False
-        if not call.name.strip():
-            if call.arguments is None:
-                self._say(f"<tool_call>{call.preamble}</tool_call>")
-            return
-        arguments = call.arguments or self._arguments_of(call)
-        self._report(call, arguments.close())
-
-    def _arguments_of(self, call: _Call) -> ToolArguments:
-        properties = find_tool_properties(self._tools, call.name.strip())
-
-        def types(key: str) -> list[str]:
-            schema = properties.get(key)
-            return extract_types_from_schema(schema) if isinstance(schema, dict) else ["string"]
-
-        return ToolArguments(
-            lambda key, text: coerce_to_schema_type(text, types(key)),
-            lambda key: set(types(key)) == {"string"},
-            first_whole=self._first_whole,
-        )
-
-    def _report(self, call: _Call, arguments: str) -> None:
-        if not call.name.strip():
-            return
-        if call.index is None:
-            call.index, self._reported = self._reported, self._reported + 1
-            self._held, self._at_start = "", False
-            function = DeltaFunctionCall(name=call.name.strip(), arguments=arguments)
-            made = DeltaToolCall(index=call.index, id=make_tool_call_id(), type="function", function=function)
-            self._delta.calls[call.index] = made
-        elif (known := self._delta.calls.get(call.index)) is not None and known.function is not None:
-            known.function.arguments = (known.function.arguments or "") + arguments
-        else:
-            more = DeltaToolCall(index=call.index, function=DeltaFunctionCall(arguments=arguments))
-            self._delta.calls[call.index] = more
+STREAM_PARSER: ContextVar[AnswerParser | None] = ContextVar("serve_app_stream_parser", default=None)
+"""What parses the stream that the running task makes."""
 
 
 class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read by mypy
@@ -211,7 +54,13 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
     first_whole = False
     """Whether a call is reported only once its first parameter is complete (see `ToolArguments`)."""
 
-    _answer: _Answer | None = None
+    last_delta: DeltaMessage | Delta | None = None
+    """The last delta of a stream that was parsed."""
+
+    _is_parsed = False
+    """Whether vLLM has not yet asked for it."""
+    _with_reasoning = True
+    _answer: Answer | None = None
     _prompt: Sequence[int] | None = None
     _reasons = False
     _counter: ReasoningCounter
@@ -231,11 +80,26 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         *,
         finished: bool,
     ) -> DeltaMessage | Delta | None:
-        """See `Parser`."""
+        """See `Parser`. The delta that was parsed ahead, if there is one."""
+        if self._is_parsed:
+            self._is_parsed = False
+            return self.last_delta
         if self._answer is None:
             self._answer = self._begin(request, prompt_token_ids or self._prompt)
-        delta = self._read(self._answer, delta_text, delta_token_ids, finished=finished)
-        return delta.message(with_reasoning=request.include_reasoning)
+            self._with_reasoning = request.include_reasoning
+            STREAM_PARSER.set(self)
+        return self._parse_next(self._answer, delta_text, delta_token_ids, finished=finished)
+
+    def parse_ahead(self, text: str, token_ids: Sequence[int], *, finished: bool) -> DeltaMessage | Delta | None:
+        """Parse a delta before vLLM asks for it, if it ever does (`forget_parsed`). Not the first one."""
+        if self._answer is None:
+            raise RuntimeError("nothing has been parsed")
+        self._is_parsed = True
+        return self._parse_next(self._answer, text, token_ids, finished=finished)
+
+    def forget_parsed(self) -> None:
+        """vLLM will not ask for the delta that was parsed ahead."""
+        self._is_parsed = False
 
     def parse(
         self,
@@ -263,7 +127,14 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, request: Any, prompt: Sequence[int] | None) -> _Answer:
+    def _parse_next(
+        self, answer: Answer, text: str, token_ids: Sequence[int], *, finished: bool
+    ) -> DeltaMessage | Delta | None:
+        delta = self._read(answer, text, token_ids, finished=finished)
+        self.last_delta = delta.message(with_reasoning=self._with_reasoning)
+        return self.last_delta
+
+    def _begin(self, request: Any, prompt: Sequence[int] | None) -> Answer:
         tools = request.tools or ()
         may_call = self._tool_parser is not None and bool(tools) and request.tool_choice != "none"
         reasoning = self._reasons = not self._begins_with_content(prompt)
@@ -275,7 +146,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         engine._scanner = self._scanner  # noqa: SLF001  # vLLM's looks for the text of a tag
         engine.reset(ParserState.REASONING if reasoning else ParserState.CONTENT)
         self._engine, self._counter = engine, ReasoningCounter()
-        return _Answer(tools, may_call=may_call, reasoning=reasoning, first_whole=self.first_whole)
+        return Answer(tools, may_call=may_call, reasoning=reasoning, first_whole=self.first_whole)
 
     def _engine_of_the_grammar(self) -> StreamingParserEngine:
         """One of the two parser engines that vLLM made for this request; the other stays unused."""
@@ -285,7 +156,7 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
     def _begins_with_content(self, prompt: Sequence[int] | None) -> bool:
         return self._reasoning_parser is None or (prompt is not None and self.is_reasoning_end(prompt))
 
-    def _read(self, answer: _Answer, text: str, token_ids: Sequence[int], *, finished: bool) -> _Delta:
+    def _read(self, answer: Answer, text: str, token_ids: Sequence[int], *, finished: bool) -> AnswerDelta:
         engine = self._engine
         answer.take(engine.feed(text, token_ids))
         if finished:
