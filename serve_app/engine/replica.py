@@ -17,6 +17,7 @@ import msgspec
 from serve_app.config.schema import MAX_QUEUED_REQUESTS
 from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
+from serve_app.engine.image_store import ImageStore
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
@@ -107,7 +108,8 @@ class EngineReplica:
 
     An engine that has work and hangs or is stuck is killed (`engine/watchdog.py`). Data channels are accepted on
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
-    attempts may wait here beyond those that the engine runs at a time.
+    attempts may wait here beyond those that the engine runs at a time. `image_bytes` of the images that were sent here
+    are kept.
     """
 
     def __init__(
@@ -117,8 +119,10 @@ class EngineReplica:
         watchdog_limits: WatchdogLimits,
         data_channel_host: str | None = None,
         max_queued_requests: int = MAX_QUEUED_REQUESTS,
+        image_bytes: int = 0,
     ) -> None:
         self._replica_id = replica_id
+        self._images = ImageStore(image_bytes)
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._partial_outputs = PartialOutputs()
@@ -154,6 +158,7 @@ class EngineReplica:
             service_s=self._service.mean_s(now_s),
             ingresses=len(self._outboxes),
             start_s=self._info.start_s,
+            image_bytes=self._images.max_bytes,
         )
         return encode_info(
             ReplicaInfo(
@@ -177,12 +182,13 @@ class EngineReplica:
         """Run one attempt (`AttemptRequest`); its deltas go out on the connection of its ingress.
 
         Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new
-        request beyond the bound, `AttemptRefused` as the engine does, and `EngineDead` when the engine died or hung
-        with the attempt in it.
+        request beyond the bound, `ImagesMissing` where an image must be sent again, `AttemptRefused` as the engine
+        does, and `EngineDead` when the engine died or hung with the attempt in it.
         """
         self._check_target(target)
         try:
-            attempt = decode_request(data)
+            # Nothing is awaited before: the next attempt of this ingress may name the images of this one.
+            attempt = self._images.complete(decode_request(data))
         except OtherWireVersion as error:
             raise WrongReplica(str(error)) from error
         if attempt.ingress_id not in self._outboxes:

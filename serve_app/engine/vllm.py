@@ -5,7 +5,8 @@ the outputs of a step leave unchanged, observed at `AsyncLLM`'s engine core (`vl
 
 An engine has no image cache (`--mm-processor-cache-gb 0`, set in `vllm_process.py`): it would mirror the cache of
 exactly one front end. A front end may keep a cache without a mirror (vLLM's `MultiModalProcessorOnlyCache`); it gets
-one if its configuration says that it is one of several: `_api_process_count = 2`.
+one if its configuration says that it is one of several: `_api_process_count = 2`. The replica keeps what ingresses
+have sent it (`image_store.py`).
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class _Live:
     max_model_len: int
     encoder: MsgpackEncoder
     decoder: MsgpackDecoder
+    image_decoder: MsgpackDecoder
 
 
 class VllmEngine:
@@ -148,12 +150,16 @@ class VllmEngine:
         return engine_info(started.vllm_config, time.monotonic() - began_s)
 
     def _go_live(self, started: Started) -> None:
+        from vllm.multimodal.inputs import MultiModalKwargsItem
         from vllm.v1.engine import EngineCoreRequest
         from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-        max_model_len = started.vllm_config.model_config.max_model_len
         live = self._live = _Live(
-            started.llm, max_model_len, encoder=MsgpackEncoder(), decoder=MsgpackDecoder(EngineCoreRequest)
+            started.llm,
+            started.vllm_config.model_config.max_model_len,
+            encoder=MsgpackEncoder(),
+            decoder=MsgpackDecoder(EngineCoreRequest),
+            image_decoder=MsgpackDecoder(MultiModalKwargsItem),
         )
         self._dead = None
         parallel = started.vllm_config.parallel_config
@@ -246,7 +252,7 @@ class VllmEngine:
     async def run(self, attempt: AttemptRequest) -> None:
         """See `contract.Engine`."""
         live = self._must_live()
-        request = engine_request(attempt, live.max_model_len, live.decoder)
+        request = engine_request(attempt, live.max_model_len, live.decoder, live.image_decoder)
         if len(attempt.emitted_token_ids) >= attempt.spec.max_tokens:
             self._sink([TokenDelta(attempt.attempt_id, len(attempt.emitted_token_ids), [], finish_reason=LENGTH)])
             return

@@ -36,8 +36,16 @@ BEYOND_TOKENS = (
 """Fields of an `EngineCoreOutput` without a field in `TokenDelta`. If one is set, the whole output is sent along."""
 
 
-def engine_request(attempt: AttemptRequest, max_model_len: int, decoder: MsgpackDecoder) -> EngineCoreRequest:
-    """The `EngineCoreRequest` of an attempt, by a decoder of that type.
+def image_name(feature: Any) -> str:
+    """What a processed image (`MultiModalFeatureSpec`) is called between ingress and replica: vLLM's hash of it."""
+    name: str = feature.mm_hash or feature.identifier
+    return name
+
+
+def engine_request(
+    attempt: AttemptRequest, max_model_len: int, decoder: MsgpackDecoder, image_decoder: MsgpackDecoder
+) -> EngineCoreRequest:
+    """The `EngineCoreRequest` of an attempt, by decoders of that type and of `MultiModalKwargsItem`.
 
     Raises `AttemptRefused` for one that the engine could never run.
     """
@@ -47,7 +55,10 @@ def engine_request(attempt: AttemptRequest, max_model_len: int, decoder: Msgpack
     buffers = [bytearray(buffer) for buffer in attempt.spec.payload]
     try:
         request: EngineCoreRequest = decoder.decode(buffers)
-    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        for feature in request.mm_features or ():
+            if feature.data is None:
+                feature.data = image_decoder.decode(attempt.images[image_name(feature)])
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise AttemptRefused(f"not a request of this vLLM: {error}") from error
     return as_attempt(request, attempt)
 

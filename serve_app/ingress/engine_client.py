@@ -12,11 +12,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from copy import copy
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.inputs import MultiModalKwargsItem
 from vllm.renderers import renderer_from_config
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest, FinishReason
@@ -26,6 +29,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+from serve_app.engine.vllm_io import image_name
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
@@ -99,10 +103,12 @@ class ReplicatedEngineCore:
         # Partial outputs hold tokens only, no log probabilities.
         resumable = params.logprobs is None and params.prompt_logprobs is None
         resume_key, resumes_key = context.resume_keys(request.prompt_token_ids) if context and resumable else ("", "")
+        images = {image_name(one): partial(self._encode, one.data) for one in request.mm_features or ()}
         self.dispatcher.submit(
             SubmittedRequest(
                 self._spec(request, resume_key),
                 trace,
+                images=images,
                 session_id=request.session_id or (context.session_id if context else None),
                 client=(context.key_name if context else None) or "",
                 resumes_key=resumes_key,
@@ -116,6 +122,8 @@ class ReplicatedEngineCore:
     def _spec(self, request: EngineCoreRequest, resume_key: str) -> RequestSpec:
         payload = copy(request)
         payload.prompt_token_ids = []
+        features = request.mm_features or ()
+        payload.mm_features = [replace(one, data=None) for one in features] or None
         params = request.sampling_params
         return RequestSpec(
             request_id=request.request_id,
@@ -127,7 +135,13 @@ class ReplicatedEngineCore:
             priority=request.priority,
             payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
             resume_key=resume_key,
+            images=[image_name(one) for one in features],
         )
+
+    def _encode(self, image: MultiModalKwargsItem) -> list[bytearray]:
+        """A processed image. The buffers of its tensors are not copied: they go into a message, and nobody writes to
+        them."""
+        return cast("list[bytearray]", self._encoder.encode(image))
 
     @staticmethod
     def _check_limits(params: SamplingParams, prompt_tokens: int) -> None:
@@ -148,7 +162,7 @@ class ReplicatedEngineCore:
         return ("generate",)
 
     async def reset_mm_cache_async(self) -> None:
-        """Nothing to do: replicas have no cache of processed images."""
+        """Nothing to do: what replicas keep of images is named by their content."""
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Nothing to do: `app.py` closes the dispatcher, which it opened."""

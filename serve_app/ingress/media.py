@@ -16,7 +16,7 @@ import ipaddress
 import re
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 import aiohttp
@@ -28,6 +28,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.media.image import ImageMediaIO
 from yarl import URL
 
+from serve_app.ingress.seen_images import Load, SeenImages
 from serve_app.router.request_context import CURRENT, RequestContext
 
 NAME: Final = "http"
@@ -214,7 +215,9 @@ class RefusingConnector(MediaConnector):  # type: ignore[misc]  # vLLM is not re
         """See vLLM's. Raises `ValueError` for an image that is too large, before it is decoded."""
         if isinstance(media_io, ImageMediaIO):
             # Its own methods decode through this attribute.
-            media_io.load_bytes = functools.partial(_load, media_io.load_bytes, CURRENT.get(), _decoding())
+            decode = functools.partial(_decode, media_io.load_bytes, _decoding())
+            settings = repr((media_io.image_mode, media_io.rgba_background_color))
+            media_io.load_bytes = functools.partial(_load, decode, settings, _seen(), CURRENT.get())
         return await super().load_from_url_async(url, media_io, **options)
 
 
@@ -224,9 +227,13 @@ def _decoding() -> threading.Semaphore:
     return threading.Semaphore(DECODERS)
 
 
-def _load(
-    load: Callable[[bytes], Any], context: RequestContext | None, decoding: threading.Semaphore, data: bytes
-) -> Any:
+@functools.cache
+def _seen() -> SeenImages:
+    """One for the process, as vLLM's cache of processed images is."""
+    return SeenImages()
+
+
+def _load(decode: Load, settings: str, seen: SeenImages, context: RequestContext | None, data: bytes) -> Any:
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     check_size(width, height)
@@ -237,6 +244,10 @@ def _load(
             raise ValueError(
                 f"the request's images have more than {limit} megapixels in all; send fewer or smaller ones"
             )
+    return seen.load(decode, settings, data)
+
+
+def _decode(load: Load, decoding: threading.Semaphore, data: bytes) -> Any:
     with decoding:
         return load(data)
 

@@ -23,6 +23,7 @@ them differently.
     WrongReplica            the attempt did not run: the call reached another replica than the one meant
     `-- ReplicaStopping         the replica is being stopped
     ReplicaFull             the attempt did not run: the replica holds as many as it may
+    ImagesMissing           the attempt did not run: the replica no longer has an image that was not sent again
     EngineDead              the engine died with the attempt in it
     |-- EngineDeadByRequest     and the evidence points at this attempt
     `-- EngineDeadBeside        and nothing points at this attempt
@@ -273,6 +274,10 @@ class ReplicaStopping(WrongReplica):
 
 class ReplicaFull(Exception):
     """The replica holds as many attempts as it may, and did not take this one. Another replica may have room."""
+
+
+class ImagesMissing(Exception):
+    """The replica does not have an image that the attempt names without sending it, and did not take the attempt."""
 
 
 class EngineDead(Exception):

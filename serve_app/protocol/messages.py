@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised when a message changes: its fields are positions. During a rolling upgrade an old ingress may meet a new
 replica. Messages of another version are not read beyond the version; the ingress then uses a replica of its own."""
 
@@ -18,8 +18,9 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an engine must know of one sequence, the same in every attempt to run it.
 
     `max_tokens` and `min_tokens` count from the first token of the first attempt. `payload` is vLLM's request (without
-    the token ids), in the buffers of vLLM's encoder. `resume_key` names the partial output of a broken stream
-    (`engine/partial_outputs.py`); empty: it is not kept.
+    the token ids and without its images), in the buffers of vLLM's encoder. `resume_key` names the partial output of a
+    broken stream (`engine/partial_outputs.py`); empty: it is not kept. `images` are vLLM's hashes of its images, which
+    travel with the attempt (`AttemptRequest.images`).
     """
 
     request_id: str
@@ -31,13 +32,15 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     priority: int
     payload: list[bytes]
     resume_key: str = ""
+    images: list[str] = []
 
 
 class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One attempt to finish one request on one replica.
 
     `emitted_token_ids` are the tokens from earlier attempts: the engine continues as if it had produced them itself.
-    `admitted`: a replica has taken the request before, so no replica refuses it for lack of room.
+    `admitted`: a replica has taken the request before, so no replica refuses it for lack of room. `images` are those of
+    `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
     """
 
     wire_version: int
@@ -46,6 +49,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     spec: RequestSpec
     emitted_token_ids: list[int]
     admitted: bool = False
+    images: dict[str, list[bytearray]] = {}
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -97,12 +101,14 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `max_unfinished` attempts may run and wait there; None: the ingress assumes its own configuration. One runs for
     `service_s` on average (None: not measured yet). `ingresses` are connected. The engine took `start_s` to start.
+    It keeps `image_bytes` of the images that were sent to it (`engine/image_store.py`).
     """
 
     max_unfinished: int | None = None
     service_s: float | None = None
     ingresses: int = 1
     start_s: float | None = None
+    image_bytes: int = 0
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -24,6 +24,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
+from serve_app.router.sent_images import SentImages
 
 WATCH_PERIOD_S = 1.0
 """How often connections are checked for silence, and draining replicas for attempts that must move."""
@@ -45,6 +46,8 @@ class End(Enum):
     """Its replica is stopping, or did not take it: nothing died."""
     REFUSED = "refused"
     """Its replica was full."""
+    IMAGES_MISSING = "images missing"
+    """Its replica does not have images that it was sent before."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class ReplicaConnection:
     deregistered: bool = False
     frame_number: int = -1
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
+    images: SentImages = field(default_factory=SentImages)
     task: asyncio.Task[None] | None = None
     clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
 
@@ -149,7 +153,8 @@ class Transport(Protocol):
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
 
-        Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`, `ReplicaFull`, `EngineDead`, `AttemptRefused`.
+        Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`, `ReplicaFull`, `ImagesMissing`, `EngineDead`,
+        `AttemptRefused`.
         """
 
 

@@ -25,6 +25,7 @@ from serve_app.protocol.errors import (
     AttemptRefused,
     CutOff,
     EngineDead,
+    ImagesMissing,
     InQuarantine,
     PoisonRequest,
     ReplicaFull,
@@ -47,6 +48,9 @@ from serve_app.router.routing import affinity_key, choose_replica
 logger = logging.getLogger(__name__)
 
 BLAME = {End.NAMED: Blame.NAMED, End.DIED: Blame.SUSPECT, End.BESIDE: Blame.BESIDE}
+
+NOT_TAKEN = (End.REFUSED, End.IMAGES_MISSING)
+"""Ends of attempts that their replica did not take: they do not count."""
 
 LAST_FRAME_S = 5.0
 """How long the last tokens of a finished attempt may come after its control call, which goes another way. A longer wait
@@ -315,8 +319,10 @@ class Dispatcher:
         had = len(active.emitted)
         self._attempts[attempt_id] = active
         connection.attempts[attempt_id] = active
+        request = active.request
+        images = connection.images.to_send(request.images, connection.capacity.image_bytes)
         attempt = AttemptRequest(
-            WIRE_VERSION, attempt_id, self._ingress_id, active.request.spec, list(active.emitted), active.admitted
+            WIRE_VERSION, attempt_id, self._ingress_id, request.spec, list(active.emitted), active.admitted, images
         )
         call = self._transport.run_attempt(connection.replica_id, attempt)
         control = loop.create_task(call, name=f"attempt {attempt_id}", context=Context())
@@ -330,7 +336,7 @@ class Dispatcher:
         if len(active.emitted) > had:
             active.last_token_s = loop.time()
             active.cut.clear()
-        if how is End.REFUSED:
+        if how in NOT_TAKEN:
             active.attempts -= 1
             trace.replicas.pop()
             trace.dispatched_s = trace.dispatched_s if active.attempts else None
@@ -360,6 +366,9 @@ class Dispatcher:
                 active.full.add(connection.replica_id)
                 connection.note_full()
                 return End.REFUSED
+            except ImagesMissing:
+                connection.images.forget(active.request.images)
+                return End.IMAGES_MISSING
             except (WrongReplica, ReplicaLost, EngineDead) as error:
                 active.admitted |= not isinstance(error, WrongReplica) or isinstance(error, ReplicaStopping)
                 logger.warning(
@@ -386,7 +395,7 @@ class Dispatcher:
             return
         control.cancel()
         with contextlib.suppress(
-            asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, EngineDead, AttemptRefused
+            asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, ImagesMissing, EngineDead, AttemptRefused
         ):
             await control
 

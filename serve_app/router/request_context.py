@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.messages import RequestSpec
+from serve_app.router.sent_images import ImageEncoder
 
 
 @dataclass
@@ -44,6 +45,8 @@ class SubmittedRequest:
 
     spec: RequestSpec
     trace: RequestTrace
+    images: Mapping[str, ImageEncoder] = field(default_factory=dict)
+    """The images of `spec.images`: they are sent where they are not yet."""
     session_id: str | None = None
     client: str = ""
     """The name of its client's API key; empty where there are no keys."""

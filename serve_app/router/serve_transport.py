@@ -26,7 +26,15 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.protocol.data_channel import DataChannel
-from serve_app.protocol.errors import AttemptRefused, EngineDead, ReplicaDied, ReplicaFull, ReplicaLost, WrongReplica
+from serve_app.protocol.errors import (
+    AttemptRefused,
+    EngineDead,
+    ImagesMissing,
+    ReplicaDied,
+    ReplicaFull,
+    ReplicaLost,
+    WrongReplica,
+)
 from serve_app.protocol.messages import (
     AttemptRequest,
     DataChannelAddress,
@@ -50,7 +58,7 @@ reason."""
 PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
 """Only bytes and errors cross. Serve's default serializer can also carry functions, and takes several times as long."""
 
-OUR_ERRORS = (WrongReplica, ReplicaFull, AttemptRefused, EngineDead)
+OUR_ERRORS = (WrongReplica, ReplicaFull, ImagesMissing, AttemptRefused, EngineDead)
 
 CALL_FAILED = (RayError, RayServeException, grpc.RpcError)
 """How a call ends without the replica's answer. Serve passes gRPC's errors other than UNAVAILABLE on as they are."""

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
+import torch
 from PIL import Image
+from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from serve_app.engine.vllm import VllmEngine
+from serve_app.engine.vllm_io import engine_request, image_name
 from serve_app.engine.vllm_process import parse_engine_args, wait_gone
-from serve_app.protocol.errors import EngineDead
-from tests.contracts.harness import ENVIRONMENT, MTP_ARGV, START_TIMEOUT_S, VLLM_ARGV, ignore_step, start_vllm
+from serve_app.protocol.errors import AttemptRefused, EngineDead
+from serve_app.protocol.messages import AttemptRequest
+from tests.contracts.harness import (
+    ENVIRONMENT,
+    MTP_ARGV,
+    START_TIMEOUT_S,
+    VLLM_ARGV,
+    Subject,
+    ignore_step,
+    start_vllm,
+    vllm_payload,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(START_TIMEOUT_S)]
 
@@ -36,7 +53,7 @@ async def test_two_ranks_with_expert_parallelism_speculation_and_an_image(monkey
     subject = await start_vllm(*TWO_RANKS_ARGV)
     try:
         attempts = [
-            subject.attempt(max_tokens=12, prompt=prompt, mm_features=features),
+            images_apart(subject, prompt, features),
             subject.attempt(max_tokens=12, prompt=prompt, mm_features=features),
         ]
         first, second = [await subject.run(attempt) for attempt in attempts]
@@ -55,6 +72,31 @@ async def test_two_ranks_with_expert_parallelism_speculation_and_an_image(monkey
         assert await asyncio.to_thread(wait_gone, ranks, 5.0) == []
     finally:
         await subject.engine.shutdown()
+
+
+def images_apart(subject: Subject, prompt: list[int], features: Any) -> AttemptRequest:
+    """The attempt as a replica has it: the images beside the rest of the request."""
+    encoder = MsgpackEncoder()
+    without = [dataclasses.replace(feature, data=None) for feature in features]
+    attempt = subject.attempt(max_tokens=12, prompt=prompt, mm_features=without)
+    images = {image_name(one): [bytearray(b) for b in encoder.encode(one.data)] for one in features}
+    assert sum(map(len, attempt.spec.payload)) < sum(map(len, next(iter(images.values()))))
+    return msgspec.structs.replace(attempt, images=images)
+
+
+async def test_an_image_that_travels_apart_is_the_same_image() -> None:
+    prompt, features = image_request()
+    subject = Subject(object(), object(), object(), object(), vllm_payload)  # type: ignore[arg-type]  # payloads only
+    attempt = images_apart(subject, prompt, features)
+    decoders = MsgpackDecoder(EngineCoreRequest), MsgpackDecoder(MultiModalKwargsItem)
+    found = engine_request(attempt, 8192, *decoders).mm_features
+    for one, original in zip(found, features, strict=True):
+        assert one.mm_position == original.mm_position
+        assert one.data.keys() == original.data.keys()
+        for name, element in original.data.items():
+            assert torch.equal(one.data[name].data, element.data)
+    with pytest.raises(AttemptRefused, match="not a request"):
+        engine_request(msgspec.structs.replace(attempt, images={}), 8192, *decoders)
 
 
 def image_request() -> tuple[list[int], Any]:

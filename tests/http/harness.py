@@ -118,13 +118,18 @@ async def service(
     hang_after_s: float = 20.0,
     ingress_id: str = "ingress-1",
     allowed_media_hosts: Sequence[str] = (),
+    image_bytes: int = 64 << 20,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
     async with contextlib.AsyncExitStack() as stack:
         for name, factory in engines.items():
             replica = EngineReplica(
-                name, factory, WatchdogLimits(hang_after_s), max_queued_requests=max_queued_requests
+                name,
+                factory,
+                WatchdogLimits(hang_after_s),
+                max_queued_requests=max_queued_requests,
+                image_bytes=image_bytes,
             )
             stack.push_async_callback(replica.stop)
             await replica.start()

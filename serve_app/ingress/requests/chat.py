@@ -143,6 +143,10 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         return [part]
+    if part.get("uuid") is not None:
+        # vLLM takes it for the content's name in caches that all clients share: one client could see another's image.
+        part = {name: value for name, value in part.items() if name != "uuid"}
+        edits.note(f"{path}.uuid", "known by its content")
     made = _other_part(part, kind, path, edits)
     if made is None:
         return [part]
