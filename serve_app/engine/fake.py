@@ -39,7 +39,7 @@ class _Running:
 
     @property
     def tokens(self) -> int:
-        return len(self.attempt.spec.prompt_token_ids) + self.position
+        return self.attempt.spec.prompt_tokens + self.position
 
 
 @dataclass(eq=False)
@@ -159,7 +159,7 @@ class FakeEngine:
 
     def _admit(self, attempt: AttemptRequest) -> _Running:
         limit = self._config.max_model_len
-        if (tokens := len(attempt.spec.prompt_token_ids)) >= limit:
+        if (tokens := attempt.spec.prompt_tokens) >= limit:
             raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {limit} with the answer")
         if attempt.attempt_id in self._queues:
             raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")

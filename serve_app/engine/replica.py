@@ -178,7 +178,7 @@ class EngineReplica:
         yield b""
         await asyncio.Event().wait()
 
-    async def run_attempt(self, target: str, data: bytes) -> None:
+    async def run_attempt(self, target: str, data: bytes | memoryview) -> None:
         """Run one attempt (`AttemptRequest`); its deltas go out on the connection of its ingress.
 
         Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new

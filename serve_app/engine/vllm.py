@@ -302,7 +302,7 @@ class VllmEngine:
     def _admit(self, attempt: AttemptRequest) -> _Running:
         if attempt.attempt_id in self._attempts:
             raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")
-        emitted, prompt = len(attempt.emitted_token_ids), len(attempt.spec.prompt_token_ids)
+        emitted, prompt = len(attempt.emitted_token_ids), attempt.spec.prompt_tokens
         ended = asyncio.get_running_loop().create_future()
         running = _Running(attempt.attempt_id, position=emitted, prompt_tokens=prompt + emitted, ended=ended)
         self._attempts[attempt.attempt_id] = running

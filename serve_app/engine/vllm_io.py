@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from serve_app.protocol.errors import AttemptRefused
-from serve_app.protocol.messages import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, TokenDelta, count_tokens
 from serve_app.vllm_patches import resume
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
@@ -49,7 +49,7 @@ def engine_request(
 
     Raises `AttemptRefused` for one that the engine could never run.
     """
-    if (tokens := len(attempt.spec.prompt_token_ids)) >= max_model_len:
+    if (tokens := attempt.spec.prompt_tokens) >= max_model_len:
         raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {max_model_len} with the answer")
     # Tensors are views on their buffer, which torch wants to be writable.
     buffers = [bytearray(buffer) for buffer in attempt.spec.payload]
@@ -64,11 +64,11 @@ def engine_request(
 
 
 def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCoreRequest:
-    """vLLM's request, made the request of this attempt."""
+    """vLLM's request, made the request of this attempt. Its token ids are encoded where they go on as they came."""
     emitted = attempt.emitted_token_ids
     request.request_id = attempt.attempt_id
     request.external_req_id = attempt.spec.request_id
-    request.prompt_token_ids = attempt.spec.prompt_token_ids + emitted
+    request.prompt_token_ids = attempt.spec.prompt_token_ids + emitted if emitted else attempt.spec.prompt
     request.priority = attempt.spec.priority
     # The engine's metrics count from here: another machine's clock would falsify them.
     request.arrival_time = time.time()
@@ -154,6 +154,8 @@ async def add_request(llm: AsyncLLM, request: EngineCoreRequest) -> None:
     params.logprobs = params.prompt_logprobs = None
     followed = copy.copy(request)
     followed.sampling_params = params
+    if isinstance(request.prompt_token_ids, msgspec.Raw):
+        followed.prompt_token_ids = range(count_tokens(request.prompt_token_ids))  # for their number
     collector = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request.request_id)
     llm.output_processor.add_request(followed, None, None, 0, collector)
     await llm.engine_core.add_request_async(request)

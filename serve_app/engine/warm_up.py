@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_tokens
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.config import VllmConfig
@@ -141,7 +141,7 @@ def attempt_of(request: EngineCoreRequest, encoder: MsgpackEncoder) -> AttemptRe
         ingress_id="warm-up",
         spec=RequestSpec(
             request_id=request.request_id,
-            prompt_token_ids=list(request.prompt_token_ids or ()),
+            prompt=encode_tokens(request.prompt_token_ids or ()),
             max_tokens=params.max_tokens,
             min_tokens=params.min_tokens,
             ignore_eos=params.ignore_eos,

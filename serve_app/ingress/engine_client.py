@@ -17,6 +17,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalKwargsItem
@@ -37,7 +38,7 @@ from serve_app.ingress.repeated_chunks import RepeatedChunks
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
-from serve_app.protocol.messages import RequestSpec, TokenDelta
+from serve_app.protocol.messages import RequestSpec, TokenDelta, encode_tokens
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import CURRENT, RequestTrace, SubmittedRequest
 from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
@@ -102,12 +103,14 @@ class ReplicatedEngineCore:
             self._grammars[request.request_id] = context.grammar_source if context is not None else "structured_outputs"
         # Partial outputs hold tokens only, no log probabilities.
         resumable = params.logprobs is None and params.prompt_logprobs is None
-        resume_key, resumes_key = context.resume_keys(request.prompt_token_ids) if context and resumable else ("", "")
+        prompt = encode_tokens(request.prompt_token_ids)
+        resume_key, resumes_key = context.resume_keys(prompt) if context and resumable else ("", "")
         images = {image_name(one): partial(self._encode, one.data) for one in request.mm_features or ()}
         self.dispatcher.submit(
             SubmittedRequest(
-                self._spec(request, resume_key),
+                self._spec(request, prompt, resume_key),
                 trace,
+                prompt_token_ids=request.prompt_token_ids,
                 images=images,
                 session_id=request.session_id or (context.session_id if context else None),
                 client=(context.key_name if context else None) or "",
@@ -119,7 +122,7 @@ class ReplicatedEngineCore:
             context.sequences.append(trace)
             context.submitted.set()
 
-    def _spec(self, request: EngineCoreRequest, resume_key: str) -> RequestSpec:
+    def _spec(self, request: EngineCoreRequest, prompt: msgspec.Raw, resume_key: str) -> RequestSpec:
         payload = copy(request)
         payload.prompt_token_ids = []
         features = request.mm_features or ()
@@ -127,7 +130,7 @@ class ReplicatedEngineCore:
         params = request.sampling_params
         return RequestSpec(
             request_id=request.request_id,
-            prompt_token_ids=request.prompt_token_ids,
+            prompt=prompt,
             max_tokens=params.max_tokens or 0,
             min_tokens=params.min_tokens,
             ignore_eos=params.ignore_eos,

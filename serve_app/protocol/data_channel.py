@@ -32,7 +32,7 @@ from serve_app.protocol.errors import (
     ReplicaStopping,
     WrongReplica,
 )
-from serve_app.protocol.messages import DataChannelAddress, Frame, decode_frame
+from serve_app.protocol.messages import AttemptRequest, DataChannelAddress, Frame, decode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,12 @@ OPEN_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 1 << 30
 """Our messages are shorter: a longer one is from something else."""
 
+HEAD_BYTES = 5
+
 OPEN, RUN, STOP, ENDED, FRAME = range(5)
 """Kinds of messages: `Handshake`, `StartAttempt`, a number, `AttemptEnded`, a frame."""
+
+_ENCODER = msgspec.msgpack.Encoder()
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
@@ -70,10 +74,10 @@ class Handshake(msgspec.Struct, array_like=True):
 
 
 class StartAttempt(msgspec.Struct, array_like=True):
-    """An attempt (`AttemptRequest`, encoded). `number` counts those of this channel."""
+    """An attempt (`AttemptRequest`). `number` counts those of this channel."""
 
     number: int
-    attempt: bytes
+    attempt: msgspec.Raw
 
 
 class AttemptEnded(msgspec.Struct, array_like=True):
@@ -87,8 +91,8 @@ class AttemptEnded(msgspec.Struct, array_like=True):
 class Runner(Protocol):
     """What the server runs attempts on: `EngineReplica`."""
 
-    async def run_attempt(self, target: str, data: bytes) -> None:
-        """Run an attempt to its end; cancelling it aborts the attempt."""
+    async def run_attempt(self, target: str, data: bytes | memoryview) -> None:
+        """Run an attempt (`AttemptRequest`, encoded) to its end; cancelling it aborts the attempt."""
 
     def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
         """Frames for an ingress, until closed."""
@@ -156,7 +160,7 @@ class DataChannelServer:
         try:
             async with contextlib.aclosing(self._runner.frames(handshake.target, handshake.ingress_id)) as frames:
                 async for frame in frames:
-                    writer.write(_message(FRAME, frame))
+                    writer.write((len(frame) + 1).to_bytes(4, "big") + bytes((FRAME,)) + frame)
                     # Waits while the ingress does not read: steps are then merged (`replica.Outbox`).
                     await writer.drain()
         except (OSError, WrongReplica) as error:
@@ -167,13 +171,13 @@ class DataChannelServer:
     async def _run(self, writer: asyncio.StreamWriter, target: str, start: StartAttempt) -> None:
         ended = AttemptEnded(start.number)
         try:
-            await self._runner.run_attempt(target, start.attempt)
+            await self._runner.run_attempt(target, memoryview(start.attempt))
         except tuple(ERRORS.values()) as error:
             ended = AttemptEnded(start.number, type(error).__name__, str(error))
         except Exception as error:  # whatever it is, the ingress must not wait forever
             logger.exception("an attempt failed")
             ended = AttemptEnded(start.number, AttemptRefused.__name__, f"{type(error).__name__}: {error}")
-        writer.write(_message(ENDED, msgspec.msgpack.encode(ended)))
+        writer.write(_message(ENDED, ended))
 
 
 class DataChannel:
@@ -191,7 +195,7 @@ class DataChannel:
         """Raises `OSError`, `TimeoutError` where nothing answers."""
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(_message(OPEN, msgspec.msgpack.encode(Handshake(address.secret, target, ingress_id))))
+        writer.write(_message(OPEN, Handshake(address.secret, target, ingress_id)))
         return cls(reader, writer)
 
     async def frames(self) -> AsyncGenerator[Frame, None]:
@@ -204,18 +208,18 @@ class DataChannel:
                 elif kind == ENDED:
                     self._end(msgspec.msgpack.decode(body, type=AttemptEnded))
 
-    async def run(self, attempt: bytes) -> None:
+    async def run(self, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended. Raises the error that it ended with, or the reason given to
         `close`."""
         if self._broken is not None:
             raise _again(self._broken)
         number = next(self._numbers)
         ended = self._running[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(_message(RUN, msgspec.msgpack.encode(StartAttempt(number, attempt))))
+        self._writer.write(_message(RUN, (number, attempt)))
         try:
             await ended
         except asyncio.CancelledError:
-            self._writer.write(_message(STOP, msgspec.msgpack.encode(number)))
+            self._writer.write(_message(STOP, number))
             raise
         finally:
             del self._running[number]
@@ -247,8 +251,12 @@ def _again(error: Exception) -> Exception:
     return type(error)(*error.args)
 
 
-def _message(kind: int, body: bytes) -> bytes:
-    return (len(body) + 1).to_bytes(4, "big") + bytes((kind,)) + body
+def _message(kind: int, body: object) -> bytearray:
+    """Encoded in one go: an attempt may have a hundred megabytes of images."""
+    message = bytearray(HEAD_BYTES)
+    _ENCODER.encode_into(body, message, HEAD_BYTES)
+    message[:HEAD_BYTES] = (len(message) - HEAD_BYTES + 1).to_bytes(4, "big") + bytes((kind,))
+    return message
 
 
 async def _read(reader: asyncio.StreamReader, longest: int = MAX_MESSAGE_BYTES) -> tuple[int, memoryview]:

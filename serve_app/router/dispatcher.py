@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from array import array
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -132,9 +131,9 @@ class Dispatcher:
 
     def submit(self, request: SubmittedRequest) -> None:
         """Start a request. Its deltas, or its failure, go to the sink."""
-        active = _ActiveRequest(request, affinity_key(request.session_id, request.spec.prompt_token_ids))
+        active = _ActiveRequest(request, affinity_key(request.session_id, request.prompt_token_ids))
         request.trace.submitted_s = active.last_token_s = asyncio.get_running_loop().time()
-        request.trace.prompt_tokens = len(request.spec.prompt_token_ids)
+        request.trace.prompt_tokens = request.spec.prompt_tokens
         self._active[request.spec.request_id] = active
         active.task = self._spawn(self._dispatch(active), f"request {request.spec.request_id}")
         active.task.add_done_callback(lambda task: self._complete(active, task))
@@ -259,7 +258,7 @@ class Dispatcher:
         """The names that a quarantine may hold: the prompt's, and the client's where it is known."""
         client = [f"client {request.client}"] if request.client else []
         return [
-            f"prompt {hashlib.blake2b(array('i', request.spec.prompt_token_ids), digest_size=16).hexdigest()}",
+            f"prompt {hashlib.blake2b(request.spec.prompt, digest_size=16).hexdigest()}",
             *client,
         ]
 
@@ -295,7 +294,7 @@ class Dispatcher:
             async with asyncio.timeout_at(now_s + left_s):
                 if active.attempts:
                     self._throttle.leave(active)
-                    tokens = len(active.request.spec.prompt_token_ids) + len(active.emitted)
+                    tokens = active.request.spec.prompt_tokens + len(active.emitted)
                     await self._throttle.enter(active, tokens)
                 else:
                     await self._throttle.until_nobody_waits()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.messages import RequestSpec
@@ -45,6 +46,8 @@ class SubmittedRequest:
 
     spec: RequestSpec
     trace: RequestTrace
+    prompt_token_ids: Sequence[int]
+    """Those of `spec.prompt`."""
     images: Mapping[str, ImageEncoder] = field(default_factory=dict)
     """The images of `spec.images`: they are sent where they are not yet."""
     session_id: str | None = None
@@ -99,7 +102,7 @@ class RequestContext:
     """Set when the first sequence has been submitted: it is rendered, valid and admitted, and its prompt tokens are
     known."""
 
-    def resume_keys(self, prompt_token_ids: Sequence[int]) -> tuple[str, str]:
+    def resume_keys(self, prompt: msgspec.Raw) -> tuple[str, str]:
         """The key under which the next sequence keeps its partial output, and the key of the one that it continues.
 
         A key is a digest of all that must be the same: client, body, request id, prompt, and the sequence's number (of
@@ -108,14 +111,14 @@ class RequestContext:
         if not self.body_digest:
             return "", ""
         return (
-            self._resume_key(self.request_id, prompt_token_ids),
-            self._resume_key(self.resume_request_id, prompt_token_ids) if self.resume_request_id else "",
+            self._resume_key(self.request_id, prompt),
+            self._resume_key(self.resume_request_id, prompt) if self.resume_request_id else "",
         )
 
-    def _resume_key(self, request_id: str, prompt_token_ids: Sequence[int]) -> str:
+    def _resume_key(self, request_id: str, prompt: msgspec.Raw) -> str:
         digest = hashlib.blake2b(self.body_digest, digest_size=16)
         digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.sequences)}\0".encode())
-        digest.update(array("i", prompt_token_ids))
+        digest.update(prompt)
         return digest.hexdigest()
 
     def fail(self, error: ServeError) -> None:

@@ -199,7 +199,7 @@ class ServeTransport:
         """See `Transport`."""
         channel = self._channels.get(replica_id)
         if channel is not None:
-            await channel.run(encode_request(attempt))
+            await channel.run(attempt)
             return
         response = self._run.remote(replica_id, encode_request(attempt))
         try:

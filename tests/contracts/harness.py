@@ -14,7 +14,7 @@ from typing import Any
 from serve_app.engine import warm_up
 from serve_app.engine.contract import Engine, EngineInfo
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta, encode_tokens
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 
@@ -105,7 +105,7 @@ class Subject:
             ingress_id="test",
             spec=RequestSpec(
                 request_id=request_id or f"request-{number}",
-                prompt_token_ids=list(prompt),
+                prompt=encode_tokens(list(prompt)),
                 max_tokens=max_tokens,
                 min_tokens=min_tokens,
                 ignore_eos=True,

@@ -16,6 +16,7 @@ from serve_app.protocol.messages import (
     ReplicaLoad,
     RequestSpec,
     TokenDelta,
+    encode_tokens,
 )
 from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
@@ -184,8 +185,8 @@ async def local_fleet(
 
 
 def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> SubmittedRequest:
-    spec = RequestSpec(request_id, [first], max_tokens, 0, False, [], 0, [b""])
-    return SubmittedRequest(spec, RequestTrace())
+    spec = RequestSpec(request_id, encode_tokens([first]), max_tokens, 0, False, [], 0, [b""])
+    return SubmittedRequest(spec, RequestTrace(), [first])
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -11,9 +11,26 @@ import pytest
 
 from serve_app.protocol.data_channel import ERRORS, DataChannel, DataChannelServer
 from serve_app.protocol.errors import AttemptRefused, EngineDead, ReplicaLost, WrongReplica
-from serve_app.protocol.messages import DataChannelAddress, Frame, ReplicaLoad, TokenDelta, encode_frame
+from serve_app.protocol.messages import (
+    WIRE_VERSION,
+    AttemptRequest,
+    DataChannelAddress,
+    Frame,
+    ReplicaLoad,
+    RequestSpec,
+    TokenDelta,
+    decode_request,
+    encode_frame,
+    encode_tokens,
+)
 
 LOAD = ReplicaLoad(0, 8, 0.0, draining=False)
+
+
+def attempt(name: str) -> AttemptRequest:
+    return AttemptRequest(
+        WIRE_VERSION, name, "ingress", RequestSpec(name, encode_tokens([1]), 8, 0, False, [], 0, [b""]), []
+    )
 
 
 @dataclass
@@ -26,9 +43,9 @@ class Replica:
     cancelled: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def run_attempt(self, target: str, data: bytes) -> None:
+    async def run_attempt(self, target: str, data: bytes | memoryview) -> None:
         assert target == "a"
-        name = data.decode()
+        name = decode_request(data).attempt_id
         self.ends[name] = asyncio.get_running_loop().create_future()
         self.started.put_nowait(name)
         try:
@@ -89,7 +106,7 @@ async def read(
 
 
 async def attempt_that_fails(replica: Replica, line: DataChannel, error: Exception) -> asyncio.Task[None]:
-    running = asyncio.create_task(line.run(b"one"))
+    running = asyncio.create_task(line.run(attempt("one")))
     await replica.started.get()
     replica.ends["one"].set_exception(error)
     return running
@@ -98,7 +115,7 @@ async def attempt_that_fails(replica: Replica, line: DataChannel, error: Excepti
 async def test_frames_come_and_attempts_go_on_one_line() -> None:
     replica = Replica()
     async with served(replica) as (_, address), read(address) as (line, reader, _):
-        running = [asyncio.create_task(line.run(name.encode())) for name in ("one", "two")]
+        running = [asyncio.create_task(line.run(attempt(name))) for name in ("one", "two")]
         assert [await replica.started.get() for _ in running] == ["one", "two"]
         replica.say(0, [7, 8])
         replica.say(1, [9])
@@ -125,7 +142,7 @@ async def test_a_fault_of_the_replica_refuses_the_attempt_and_not_the_line() -> 
         running = await attempt_that_fails(replica, line, ZeroDivisionError("oops"))
         with pytest.raises(AttemptRefused, match="ZeroDivisionError: oops"):
             await running
-        running = asyncio.create_task(line.run(b"two"))
+        running = asyncio.create_task(line.run(attempt("two")))
         assert await replica.started.get() == "two"
         replica.ends["two"].set_result(None)
         await running
@@ -134,7 +151,7 @@ async def test_a_fault_of_the_replica_refuses_the_attempt_and_not_the_line() -> 
 async def test_a_cancelled_attempt_is_cancelled_there() -> None:
     replica = Replica()
     async with served(replica) as (_, address), read(address) as (line, _, _):
-        running = asyncio.create_task(line.run(b"one"))
+        running = asyncio.create_task(line.run(attempt("one")))
         await replica.started.get()
         running.cancel()
         assert await replica.cancelled.get() == "one"
@@ -144,20 +161,20 @@ async def test_an_ingress_that_goes_takes_its_attempts_along() -> None:
     replica = Replica()
     async with served(replica) as (_, address):
         async with read(address) as (line, _, _):
-            running = asyncio.create_task(line.run(b"one"))
+            running = asyncio.create_task(line.run(attempt("one")))
             await replica.started.get()
         with pytest.raises(ReplicaLost, match="the test is over"):
             await running
         assert await replica.cancelled.get() == "one"
         await replica.let_go.wait()
         with pytest.raises(ReplicaLost):
-            await line.run(b"too late")
+            await line.run(attempt("too late"))
 
 
 async def test_a_replica_that_goes_ends_the_line_and_the_fleet_says_why() -> None:
     replica = Replica()
     async with served(replica) as (server, address), read(address) as (line, _, reading):
-        running = asyncio.create_task(line.run(b"one"))
+        running = asyncio.create_task(line.run(attempt("one")))
         await replica.started.get()
         await server.close()
         await reading

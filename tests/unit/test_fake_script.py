@@ -14,7 +14,7 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig, fake_engine_config
 from serve_app.engine.fake_script import AnswerScript, FaultKind, load_conversations, load_tokenizer
 from serve_app.protocol.errors import EngineDead
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta, encode_tokens
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 
@@ -135,7 +135,11 @@ async def run(config: FakeEngineConfig, emitted: Sequence[int] = ()) -> list[int
     engine = FakeEngine(config, sink)
     await engine.start(lambda _: None)
     attempt = AttemptRequest(
-        WIRE_VERSION, "a", "i", RequestSpec("r", ids(chat(ASKED)), 500, 0, False, [], 0, [b""]), list(emitted)
+        WIRE_VERSION,
+        "a",
+        "i",
+        RequestSpec("r", encode_tokens(ids(chat(ASKED))), 500, 0, False, [], 0, [b""]),
+        list(emitted),
     )
     try:
         async with asyncio.timeout(10):

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from serve_app.engine.image_store import ImageStore
 from serve_app.protocol.errors import ImagesMissing
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, decode_request, encode_request
+from serve_app.protocol.messages import (
+    WIRE_VERSION,
+    AttemptRequest,
+    RequestSpec,
+    decode_request,
+    encode_request,
+    encode_tokens,
+)
 from serve_app.router.sent_images import SentImages
 
 SIZE = 100
@@ -23,7 +30,7 @@ def content(name: str) -> list[bytearray]:
 
 
 def attempt(names: Sequence[str], sent: Sequence[str]) -> AttemptRequest:
-    spec = RequestSpec("r", [1], 8, 0, False, [], 0, [b""], images=list(names))
+    spec = RequestSpec("r", encode_tokens([1]), 8, 0, False, [], 0, [b""], images=list(names))
     request = AttemptRequest(WIRE_VERSION, "a", "ingress", spec, [], images={name: content(name) for name in sent})
     return decode_request(encode_request(request))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serve_app.protocol.messages import (
     WIRE_VERSION,
@@ -12,13 +16,15 @@ from serve_app.protocol.messages import (
     ReplicaInfo,
     ReplicaLoad,
     RequestSpec,
+    count_tokens,
     decode_info,
     decode_request,
     encode_info,
     encode_request,
+    encode_tokens,
 )
 
-SPEC = RequestSpec("r", [1, 2], 8, 0, False, [], 0, [b""], "key")
+SPEC = RequestSpec("r", encode_tokens([1, 2]), 8, 0, False, [], 0, [b""], "key")
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
@@ -48,3 +54,19 @@ def test_of_an_info_of_another_version_only_that_and_the_name_are_read() -> None
 def test_bytes_that_are_no_info_are_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_info(msgspec.msgpack.encode(["replica", [0, 0]]))
+
+
+@given(st.lists(st.integers(0, 200_000)) | st.sampled_from([0, 15, 16, 65_535, 65_536]).map(range))
+def test_tokens_are_counted_without_decoding_them(token_ids: Sequence[int]) -> None:
+    tokens = encode_tokens(list(token_ids))
+    assert count_tokens(tokens) == len(token_ids)
+    spec = msgspec.structs.replace(SPEC, prompt=tokens)
+    assert (spec.prompt_tokens, spec.prompt_token_ids) == (len(token_ids), list(token_ids))
+
+
+def test_a_decoded_request_does_not_keep_its_message() -> None:
+    """The message may have a hundred megabytes of images."""
+    message = bytearray(encode_request(AttemptRequest(WIRE_VERSION, "a", "ingress", SPEC, [])))
+    request = decode_request(memoryview(message))
+    message.clear()  # fails while something refers to it
+    assert request.spec.prompt_token_ids == [1, 2]

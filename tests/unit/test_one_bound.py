@@ -13,7 +13,7 @@ from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.protocol.errors import NoReplica, QueueFull, ReplicaFull, TooManySequences
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request, encode_tokens
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
@@ -63,8 +63,9 @@ class Site:
         for number in range(count):
             for index, fleet in enumerate(self.fleets):
                 one = f"{name}-{index}-{number}"
-                spec = RequestSpec(one, [len(one) + number], tokens, 0, True, [], 0, [b""])
-                fleet.submit(SubmittedRequest(spec, RequestTrace(), answer_begun=lambda: begun))
+                prompt = [len(one) + number]
+                spec = RequestSpec(one, encode_tokens(prompt), tokens, 0, True, [], 0, [b""])
+                fleet.submit(SubmittedRequest(spec, RequestTrace(), prompt, answer_begun=lambda: begun))
 
 
 @asynccontextmanager
@@ -163,7 +164,7 @@ async def test_a_replica_refuses_the_new_one_and_takes_what_one_had_before() -> 
 
 
 def _attempt(attempt_id: str, *, admitted: bool = False) -> bytes:
-    spec = RequestSpec(attempt_id, [1], 8, 0, False, [], 0, [b""])
+    spec = RequestSpec(attempt_id, encode_tokens([1]), 8, 0, False, [], 0, [b""])
     return encode_request(AttemptRequest(WIRE_VERSION, attempt_id, "ingress-0", spec, [], admitted))
 
 

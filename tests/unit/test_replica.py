@@ -12,12 +12,18 @@ from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.protocol.errors import EngineDead, WrongReplica
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request, encode_tokens
 
 
 def attempt(attempt_id: str) -> bytes:
     return encode_request(
-        AttemptRequest(WIRE_VERSION, attempt_id, "ingress", RequestSpec(attempt_id, [1], 8, 0, False, [], 0, [b""]), [])
+        AttemptRequest(
+            WIRE_VERSION,
+            attempt_id,
+            "ingress",
+            RequestSpec(attempt_id, encode_tokens([1]), 8, 0, False, [], 0, [b""]),
+            [],
+        )
     )
 
 

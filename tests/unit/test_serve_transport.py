@@ -24,6 +24,7 @@ from serve_app.protocol.messages import (
     RequestSpec,
     decode_info,
     encode_info,
+    encode_tokens,
 )
 from serve_app.router.serve_transport import ServeTransport
 
@@ -144,7 +145,9 @@ async def service(*, offers: bool = True, gap_s: float = 0.0) -> AsyncIterator[t
 
 
 def attempt() -> AttemptRequest:
-    return AttemptRequest(WIRE_VERSION, "one", "ingress", RequestSpec("one", [1], 8, 0, False, [], 0, [b""]), [])
+    return AttemptRequest(
+        WIRE_VERSION, "one", "ingress", RequestSpec("one", encode_tokens([1]), 8, 0, False, [], 0, [b""]), []
+    )
 
 
 @pytest.mark.parametrize(("offers", "calls"), [(True, ["lease"]), (False, ["frames", "run_attempt"])])
