@@ -50,6 +50,7 @@ RAY_IMPORTERS = {
 PURE = (
     *("protocol/errors", "protocol/messages"),
     *("router/admission", "protocol/poison", "router/routing"),
+    *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     "ingress/validation_errors",
 )
