@@ -37,7 +37,9 @@ from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.auth import KeyStore
+from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
+from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
 from serve_app.protocol.errors import EngineDead
@@ -55,10 +57,6 @@ HEALTH_CHECK_PERIOD_S = 2.0
 UNBOUNDED = 1_000_000
 """Serve's own limit of calls per engine replica. The ingress decides what waits; a second, lower limit inside Serve
 would queue requests invisibly."""
-
-INGRESS_STREAMS = 256
-"""Concurrent requests per ingress replica at which Serve starts another. One process forwards some 15,000 tokens a
-second: three hundred of the published streams of 50 tokens a second."""
 
 QUIET = LoggingConfig(enable_access_log=False)
 """Our log line for a request says more (`ingress/metrics.py`) than the two that Serve would write."""
@@ -160,7 +158,10 @@ class Ingress:
             sets_request_id=False,
             cors=Cors(config.ingress.allowed_origins),
         )
-        return IngressMiddleware(app, settings, keys, IngressMetrics())
+        metrics = IngressMetrics()
+        self._event_loop = EventLoopSampler(asyncio.get_running_loop(), metrics.event_loop)
+        self._closing.enter_context(self._event_loop)
+        return IngressMiddleware(app, settings, keys, metrics)
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces
@@ -168,6 +169,10 @@ class Ingress:
         client = getattr(self, "_client", None)
         if client is not None and client.errored:
             raise client.dead_error
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What this replica's event loop did, for `EventLoopPolicy`; nothing in its first seconds."""
+        return self._event_loop.stats()
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -275,11 +280,12 @@ def _ingress_deployment(config: AppConfig) -> serve.Deployment:
     ingress = config.ingress
     size: dict[str, Any] = {"num_replicas": ingress.min_replicas}
     if ingress.max_replicas > ingress.min_replicas:
+        policy_kwargs = {"target_load": ingress.target_load, "max_ongoing_requests": ingress.max_ongoing_requests}
         size = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=ingress.min_replicas,
                 max_replicas=ingress.max_replicas,
-                target_ongoing_requests=INGRESS_STREAMS,
+                policy=AutoscalingPolicy(policy_function=EventLoopPolicy, policy_kwargs=policy_kwargs),
             )
         }
     return serve.deployment(serve.ingress()(Ingress)).options(

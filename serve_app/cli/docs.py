@@ -158,8 +158,9 @@ Ray adds labels of its own (`NodeAddress`, `WorkerId`, `SessionName` ...).
 
 ## Ours
 
-From the ingress replicas: whole requests, as their clients saw them. Serve adds `application`, `deployment` and
-`replica`. `route` is a pattern of the routes that are served, or `unserved`; no label comes from a user.
+From the ingress replicas: whole requests, as their clients saw them, and each replica's event loop. Serve adds
+`application`, `deployment` and `replica`. `route` is a pattern of the routes that are served, or `unserved`; no label
+comes from a user.
 """
 
 VLLM_METRICS = {
@@ -204,7 +205,7 @@ def _our_metrics() -> Iterator[str]:
     yield from ("| metric | labels | |", "| --- | --- | --- |")
     for metric in vars(IngressMetrics()).values():
         about = metric.info
-        kind = "histogram" if "boundaries" in about else "counter"
+        kind = type(metric).__name__.lower()
         name = f"ray_{about['name']}{'_total' if kind == 'counter' else ''}"
         labels = ", ".join(f"`{key}`" for key in about["tag_keys"]) or "none"
         yield f"| `{name}` ({kind}) | {labels} | {about['description']} |"

@@ -166,7 +166,11 @@ class IngressConfig(Section):
     min_replicas: PositiveInt = 1
     """Fewest ingress replicas. Two or more keep the endpoint up while one restarts."""
     max_replicas: PositiveInt = 4
-    """Most ingress replicas."""
+    """Most ingress replicas. Above `min_replicas`, their number follows what they have to do."""
+    target_load: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of one core's time that the event loop of an ingress, which is one thread, should use on average, and of
+    `max_ongoing_requests` that it should hold. Beyond it more ingresses are started: a busier loop hands tokens on
+    later."""
     cpus_per_replica: PositiveFloat = 1.0
     """Ray CPUs reserved by one ingress replica."""
     keys_file: str | None = None
@@ -185,7 +189,8 @@ class IngressConfig(Section):
     request_deadline_s: PositiveFloat = 900.0
     """A request without a new token for this long gets no further attempt: failovers and restarts count."""
     max_ongoing_requests: PositiveInt = 2048
-    """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503."""
+    """Requests that one ingress replica holds at a time, waiting ones included. Beyond it Serve itself answers 503,
+    so it also limits `replicas.max_queued_requests`: no more requests wait at the engines than all ingresses hold."""
 
     @model_validator(mode="after")
     def _origins_are_origins(self) -> IngressConfig:

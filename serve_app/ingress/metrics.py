@@ -17,6 +17,7 @@ import sys
 import msgspec
 from ray.serve import metrics
 
+from serve_app.ingress.event_loop import LoopUse
 from serve_app.protocol.errors import Outcome
 from serve_app.router.request_context import RequestContext
 
@@ -37,7 +38,7 @@ RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
 
 
 class IngressMetrics:
-    """Counts and logs requests at one ingress replica."""
+    """Counts and logs requests at one ingress replica, and what its event loop does."""
 
     def __init__(self) -> None:
         self._requests = metrics.Counter(
@@ -59,6 +60,14 @@ class IngressMetrics:
             tag_keys=("outcome", "basis"),
         )
         self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
+        self._busy_ratio = metrics.Gauge(
+            "step_event_loop_busy_ratio",
+            description="Share of one core's time that the ingress' event loop used, over ten seconds.",
+        )
+        self._lag_s = metrics.Gauge(
+            "step_event_loop_lag_seconds",
+            description="How late the ingress' event loop ran a timer, the worst of ten seconds.",
+        )
 
     @staticmethod
     def _histogram(name: str, description: str) -> metrics.Histogram:
@@ -107,6 +116,11 @@ class IngressMetrics:
                 "migrations": migrations,
             },
         )
+
+    def event_loop(self, use: LoopUse) -> None:
+        """What the event loop did in the last period (`event_loop.EventLoopSampler`)."""
+        self._busy_ratio.set(use.busy_ratio)
+        self._lag_s.set(use.lag_s)
 
     def _observe_retry_after(self, context: RequestContext, outcome: Outcome) -> None:
         error = context.error

@@ -407,7 +407,14 @@ async def test_ray_exports_our_metrics_with_the_replica_they_come_from(service: 
             text = (await client.get(service.metrics_url)).text
             return [line for line in text.splitlines() if re.match(r"ray_step_requests(_total)?\{", line)]
 
+        async def event_loops() -> list[str]:
+            text = (await client.get(service.metrics_url)).text
+            lines = [line for line in text.splitlines() if line.startswith("ray_step_event_loop_")]
+            return lines if len(lines) == 2 * INGRESSES else []
+
         lines = await until(exported, 20, "ray_step_requests at Ray's metrics endpoint")
+        gauges = await until(event_loops, 30, "the gauges of both event loops")
+    assert all(float(line.rsplit(" ", 1)[1]) > 0 for line in gauges if "busy_ratio" in line)
     ok = [line for line in lines if 'outcome="ok"' in line and 'route="/v1/chat/completions"' in line]
     assert ok
     for label in ('deployment="ingress"', 'application="step"', 'replica="'):
