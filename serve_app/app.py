@@ -33,6 +33,7 @@ from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
+from serve_app.engine.image_store import image_bytes
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
@@ -100,7 +101,7 @@ class EngineDeployment(EngineReplica):
             WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
             data_channel_host(),
             config.replicas.max_queued_requests,
-            image_bytes(config),
+            image_bytes(config.engine.flags),
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -212,12 +213,6 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         )
 
     return fake if config.engine.kind == "fake" else vllm
-
-
-def image_bytes(config: AppConfig) -> int:
-    """How many bytes of processed images a replica keeps: as many as an ingress, by vLLM's flag for it."""
-    asked_gb = flag(config.engine.flags, "mm-processor-cache-gb", 4)  # vLLM's default
-    return int(asked_gb * (1 << 30)) if isinstance(asked_gb, int | float) else 0
 
 
 def join_this_ray() -> None:

@@ -11,8 +11,15 @@ from collections import OrderedDict
 
 import msgspec
 
+from serve_app.config.schema import FlagValue, flag
 from serve_app.protocol.errors import ImagesMissing
 from serve_app.protocol.messages import AttemptRequest
+
+
+def image_bytes(flags: dict[str, FlagValue]) -> int:
+    """How many bytes of images a replica keeps: as many as an ingress, by vLLM's flag for its cache (GiB)."""
+    asked_gb = flag(flags, "mm-processor-cache-gb", 4)  # vLLM's default
+    return int(float(asked_gb) * (1 << 30)) if isinstance(asked_gb, int | float | str) else 0
 
 
 class ImageStore:
