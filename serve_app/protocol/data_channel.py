@@ -5,7 +5,7 @@ Serve. Serve still manages the pair (`router/serve_transport.py`): the ingress k
 channel. Serve waits for that call before it stops a replica, and it reports how the replica ended when the channel
 breaks.
 
-A message is its length (4 bytes), its kind (1 byte) and its body. Bodies are msgpack; a frame arrives encoded.
+The bodies of messages (`protocol/message_stream.py`) are msgpack; a frame arrives encoded.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from serve_app.protocol.errors import (
     ReplicaStopping,
     WrongReplica,
 )
+from serve_app.protocol.message_stream import MAX_MESSAGE_BYTES, MessageStream
 from serve_app.protocol.messages import AttemptRequest, DataChannelAddress, Frame, decode_frame
 
 logger = logging.getLogger(__name__)
@@ -39,15 +40,11 @@ logger = logging.getLogger(__name__)
 OPEN_TIMEOUT_S = 5.0
 """Longer without an answer: a firewall drops the packets, or the replica is in trouble."""
 
-MAX_MESSAGE_BYTES = 1 << 30
-"""Our messages are shorter: a longer one is from something else."""
-
-HEAD_BYTES = 5
+MAX_HANDSHAKE_BYTES = 4096
+"""What a connection may send before it has proved that it was offered."""
 
 OPEN, RUN, STOP, ENDED, FRAME = range(5)
 """Kinds of messages: `Handshake`, `StartAttempt`, a number, `AttemptEnded`, a frame."""
-
-_ENCODER = msgspec.msgpack.Encoder()
 
 ERRORS: dict[str, type[Exception]] = {
     kind.__name__: kind
@@ -109,7 +106,8 @@ class DataChannelServer:
 
     async def open(self, host: str) -> DataChannelAddress:
         """Listen on any free port of that host. Raises `OSError` where that is not possible."""
-        self._server = await asyncio.start_server(self._take, host, 0)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: MessageStream(self._connected, MAX_HANDSHAKE_BYTES), host, 0)
         return DataChannelAddress(host, self._server.sockets[0].getsockname()[1], self._secret)
 
     async def close(self) -> None:
@@ -120,55 +118,56 @@ class DataChannelServer:
             channel.cancel()
         await asyncio.gather(*self._channels, return_exceptions=True)
 
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        channel = asyncio.current_task()
-        if channel is None:  # asyncio runs it as a task
-            return
+    def _connected(self, stream: MessageStream) -> None:
+        channel = asyncio.get_running_loop().create_task(self._take(stream), name="data channel")
         self._channels.add(channel)
+        channel.add_done_callback(self._channels.discard)
+
+    async def _take(self, stream: MessageStream) -> None:
         attempts: dict[int, asyncio.Task[None]] = {}
         pump: asyncio.Task[None] | None = None
         try:
-            handshake = await self._handshake(reader)
-            pump = asyncio.create_task(self._pump(writer, handshake), name=f"channel to {handshake.ingress_id}")
+            handshake = await self._handshake(stream)
+            stream.longest = MAX_MESSAGE_BYTES
+            pump = asyncio.create_task(self._pump(stream, handshake), name=f"channel to {handshake.ingress_id}")
             while True:
-                kind, body = await _read(reader)
+                kind, body = await stream.read()
                 if kind == RUN:
                     start = msgspec.msgpack.decode(body, type=StartAttempt)
-                    attempts[start.number] = asyncio.create_task(self._run(writer, handshake.target, start))
+                    attempts[start.number] = asyncio.create_task(self._run(stream, handshake.target, start))
                     attempts = {number: task for number, task in attempts.items() if not task.done()}
                 elif kind == STOP and (stopped := attempts.get(msgspec.msgpack.decode(body, type=int))) is not None:
                     stopped.cancel()
         except (OSError, EOFError, TimeoutError, ConnectionError, msgspec.MsgspecError) as error:
             logger.debug("a data channel ended", extra={"error": str(error)})
         finally:
-            writer.transport.abort()
+            stream.abort()
             left = [*attempts.values(), *([pump] if pump is not None else [])]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-            self._channels.discard(channel)
 
-    async def _handshake(self, reader: asyncio.StreamReader) -> Handshake:
+    async def _handshake(self, stream: MessageStream) -> Handshake:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
-            kind, body = await _read(reader, longest=4096)
+            kind, body = await stream.read()
         handshake = msgspec.msgpack.decode(body, type=Handshake)
         if kind != OPEN or not hmac.compare_digest(handshake.secret, self._secret):
             raise ConnectionError("the secret is wrong")
         return handshake
 
-    async def _pump(self, writer: asyncio.StreamWriter, handshake: Handshake) -> None:
+    async def _pump(self, stream: MessageStream, handshake: Handshake) -> None:
         try:
             async with contextlib.aclosing(self._runner.frames(handshake.target, handshake.ingress_id)) as frames:
                 async for frame in frames:
-                    writer.write((len(frame) + 1).to_bytes(4, "big") + bytes((FRAME,)) + frame)
+                    stream.write_encoded(FRAME, frame)
                     # Waits while the ingress does not read: steps are then merged (`replica.Outbox`).
-                    await writer.drain()
+                    await stream.drain()
         except (OSError, WrongReplica) as error:
             logger.debug("a data channel ended", extra={"error": str(error)})
         finally:
-            writer.transport.abort()
+            stream.abort()
 
-    async def _run(self, writer: asyncio.StreamWriter, target: str, start: StartAttempt) -> None:
+    async def _run(self, stream: MessageStream, target: str, start: StartAttempt) -> None:
         ended = AttemptEnded(start.number)
         try:
             await self._runner.run_attempt(target, memoryview(start.attempt))
@@ -177,15 +176,14 @@ class DataChannelServer:
         except Exception as error:  # whatever it is, the ingress must not wait forever
             logger.exception("an attempt failed")
             ended = AttemptEnded(start.number, AttemptRefused.__name__, f"{type(error).__name__}: {error}")
-        writer.write(_message(ENDED, ended))
+        stream.write(ENDED, ended)
 
 
 class DataChannel:
     """The ingress' end of a channel. Read `frames` all the time: the ends of attempts come with them."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, stream: MessageStream) -> None:
+        self._stream = stream
         self._numbers = itertools.count()
         self._running: dict[int, asyncio.Future[None]] = {}
         self._broken: Exception | None = None
@@ -194,15 +192,15 @@ class DataChannel:
     async def open(cls, address: DataChannelAddress, target: str, ingress_id: str) -> DataChannel:
         """Raises `OSError`, `TimeoutError` where nothing answers."""
         async with asyncio.timeout(OPEN_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(address.host, address.port)
-        writer.write(_message(OPEN, Handshake(address.secret, target, ingress_id)))
-        return cls(reader, writer)
+            _, stream = await asyncio.get_running_loop().create_connection(MessageStream, address.host, address.port)
+        stream.write(OPEN, Handshake(address.secret, target, ingress_id))
+        return cls(stream)
 
     async def frames(self) -> AsyncGenerator[Frame, None]:
         """Frames until the channel ends, for whatever reason."""
         with contextlib.suppress(OSError, EOFError):
             while True:
-                kind, body = await _read(self._reader)
+                kind, body = await self._stream.read()
                 if kind == FRAME:
                     yield decode_frame(body)
                 elif kind == ENDED:
@@ -215,18 +213,18 @@ class DataChannel:
             raise _again(self._broken)
         number = next(self._numbers)
         ended = self._running[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(_message(RUN, (number, attempt)))
+        self._stream.write(RUN, (number, attempt))
         try:
             await ended
         except asyncio.CancelledError:
-            self._writer.write(_message(STOP, number))
+            self._stream.write(STOP, number)
             raise
         finally:
             del self._running[number]
 
     def disconnect(self) -> None:
         """Close the connection: `frames` ends. Attempts on it wait for `close`, which tells them why."""
-        self._writer.transport.abort()
+        self._stream.abort()
 
     def close(self, reason: Exception) -> None:
         """Close the connection; attempts on it end with `reason`."""
@@ -249,20 +247,3 @@ class DataChannel:
 def _again(error: Exception) -> Exception:
     """A copy: one exception must not be raised in several tasks, for each adds to its traceback."""
     return type(error)(*error.args)
-
-
-def _message(kind: int, body: object) -> bytearray:
-    """Encoded in one go: an attempt may have a hundred megabytes of images."""
-    message = bytearray(HEAD_BYTES)
-    _ENCODER.encode_into(body, message, HEAD_BYTES)
-    message[:HEAD_BYTES] = (len(message) - HEAD_BYTES + 1).to_bytes(4, "big") + bytes((kind,))
-    return message
-
-
-async def _read(reader: asyncio.StreamReader, longest: int = MAX_MESSAGE_BYTES) -> tuple[int, memoryview]:
-    """Kind and body of the next message. Raises `OSError`, `EOFError` at the end of the stream."""
-    length = int.from_bytes(await reader.readexactly(4), "big")
-    if not 0 < length <= longest:
-        raise ConnectionError(f"a message of {length} bytes")
-    data = memoryview(await reader.readexactly(length))
-    return data[0], data[1:]
