@@ -21,6 +21,7 @@ VLLM_IMPORTERS = {
     "serve_app/ingress/engine_client.py": "vLLM's AsyncLLM over our dispatcher",
     "serve_app/ingress/vllm_*": "vLLM's errors and limits, as ours",
     "serve_app/ingress/media.py": "vLLM's image fetching, with refusals instead of failures",
+    "serve_app/ingress/seen_images.py": "vLLM's decoded image, with pixels on demand",
     "serve_app/ingress/responses_api.py": "vLLM's Responses API, with OpenAI's end of a stream",
     "serve_app/ingress/grammars/*": "vLLM's check of grammars, and its back ends, with which each is tried",
     "serve_app/config/vllm_*": "vLLM's parser of its flags, and its version",

@@ -1,8 +1,8 @@
 """The processed images that were sent to this replica: an agent's turn repeats those of all turns before it.
 
 An ingress sends an image once and then names it, by vLLM's hash of its content and of how it was processed
-(`router/sent_images.py`). Where the store has let it go the replica says so, and it is sent again. The engine itself
-has no such cache: vLLM's mirrors the cache of exactly one front end, and here there are several.
+(`router/sent_images.py`). Where the store has let it go the replica says so, and it is sent again. vLLM's own cache in
+the engine core cannot do that: it follows exactly one front end, and here there are several.
 """
 
 from __future__ import annotations

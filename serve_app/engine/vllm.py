@@ -3,10 +3,9 @@
 The ingress runs vLLM's input and output processors. So a request arrives here as vLLM's own `EngineCoreRequest`, and
 the outputs of a step leave unchanged, observed at `AsyncLLM`'s engine core (`vllm_io.py`).
 
-An engine has no image cache (`--mm-processor-cache-gb 0`, set in `vllm_process.py`): it would mirror the cache of
-exactly one front end. A front end may keep a cache without a mirror (vLLM's `MultiModalProcessorOnlyCache`); it gets
-one if its configuration says that it is one of several: `_api_process_count = 2`. The replica keeps what ingresses
-have sent it (`image_store.py`).
+vLLM's cache of images in the engine core is mirrored by exactly one front end: this process. An ingress keeps a cache
+without a mirror (vLLM's `MultiModalProcessorOnlyCache`); it gets one because its configuration says that it is one of
+several: `_api_process_count = 2`. What ingresses have sent is kept here, too (`image_store.py`).
 """
 
 from __future__ import annotations

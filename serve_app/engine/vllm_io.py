@@ -158,4 +158,20 @@ async def add_request(llm: AsyncLLM, request: EngineCoreRequest) -> None:
         followed.prompt_token_ids = range(count_tokens(request.prompt_token_ids))  # for their number
     collector = RequestOutputCollector(RequestOutputKind.FINAL_ONLY, request.request_id)
     llm.output_processor.add_request(followed, None, None, 0, collector)
+    leave_out_cached_images(llm.renderer.mm_processor_cache, request)
     await llm.engine_core.add_request_async(request)
+
+
+def leave_out_cached_images(cache: Any, request: EngineCoreRequest) -> None:
+    """Take those images out of the request that its engine core has cached. Call it directly before the request is
+    sent: `cache` is vLLM's mirror of the core's cache, and has to see the same requests in the same order. It is no
+    mirror where an engine has several cores (data parallelism); then nothing is left out."""
+    from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
+
+    if not request.mm_features or not isinstance(cache, LruKeyReplicatedSenderCache):
+        return
+    for feature in request.mm_features:
+        cache.touch_sender_cache_item(image_name(feature))
+    for feature in request.mm_features:
+        # The prompt's placeholders, which vLLM keeps beside the item, were filled by the ingress.
+        feature.data, _ = cache.get_and_update_item((feature.data, ()), image_name(feature))

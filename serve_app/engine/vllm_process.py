@@ -143,9 +143,8 @@ def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: Progress
 
     say("reading the configuration")
     engine_args = parse_engine_args(argv)
-    # Images arrive processed, with their tensors. An engine-side cache would be the shadow of the cache of *one* front
-    # end; here there are several. See `vllm.py` for the cache that they may keep.
-    engine_args.mm_processor_cache_gb = 0
+    # The kind of cache that `vllm_io.leave_out_cached_images` mirrors.
+    engine_args.mm_processor_cache_type = "lru"
     # The server's usage context, not the embedded one: it decides the default batch limits.
     vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     say("starting the engine's processes")

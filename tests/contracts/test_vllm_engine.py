@@ -59,6 +59,9 @@ async def test_two_ranks_with_expert_parallelism_speculation_and_an_image(monkey
         first, second = [await subject.run(attempt) for attempt in attempts]
         assert len(first) == 12
         assert first == second
+        # The core has the image in its cache now, and gets its name only.
+        await subject.engine._must_live().llm.reset_prefix_cache()
+        assert await subject.run(images_apart(subject, prompt, features)) == first
         resumed = subject.attempt(max_tokens=12, prompt=prompt, emitted=first[:5], mm_features=features)
         assert await subject.run(resumed) == first[5:]
         scored = subject.attempt(max_tokens=2, logprobs=2)
