@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serve_app.engine.partial_outputs import PartialOutputs
+from serve_app.protocol.messages import encode_tokens
 from serve_app.router.request_context import RequestContext
 
 
@@ -36,7 +37,7 @@ def test_a_claim_is_of_the_same_key_the_same_body_and_the_same_prompt() -> None:
     def resume_key(
         request_id: str = "r", key: str | None = "alice", body: bytes = b"1", prompt: tuple[int, ...] = (1, 2)
     ) -> str:
-        return RequestContext(request_id, key_name=key, body_digest=body).resume_keys(prompt)[0]
+        return RequestContext(request_id, key_name=key, body_digest=body).resume_keys(encode_tokens(prompt))[0]
 
     assert resume_key() == resume_key()
     others = {
@@ -54,7 +55,7 @@ def test_a_claim_is_of_the_same_key_the_same_body_and_the_same_prompt() -> None:
 def test_a_request_continues_what_the_broken_one_kept() -> None:
     broken = RequestContext("broken", key_name="alice", body_digest=b"1")
     again = RequestContext("again", resume_request_id="broken", key_name="alice", body_digest=b"1")
-    kept, _ = broken.resume_keys([1, 2])
-    own, continues = again.resume_keys([1, 2])
+    kept, _ = broken.resume_keys(encode_tokens([1, 2]))
+    own, continues = again.resume_keys(encode_tokens([1, 2]))
     assert continues == kept != own
-    assert broken.resume_keys([1, 2])[1] == ""
+    assert broken.resume_keys(encode_tokens([1, 2]))[1] == ""
