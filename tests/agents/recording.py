@@ -119,6 +119,6 @@ async def recorded(engines: dict[str, EngineFactory], **options: Any) -> AsyncIt
     """The service over these engines, by replica name."""
     options = {"argv": argv(), "max_body_bytes": 64 << 20, **options}
     async with service(engines, **options) as running:
-        recorder = Recorder(running.gate)
+        recorder = Recorder(running.middleware)
         async with _listening(recorder) as url:
             yield Recorded(url, recorder, running)

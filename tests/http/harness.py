@@ -1,4 +1,4 @@
-"""The whole service in one process, without Ray: gate, vLLM's API app, fleet, wire, replicas. Real sockets."""
+"""The whole service in one process, without Ray: from the middleware to the engine replicas. Real sockets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MTP = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}']
 
 @dataclass
 class LocalTransport:
-    """`fleet.Transport` to replicas in this process, through the same bytes as between processes."""
+    """`attempts.Transport` to replicas in this process, through the same bytes as between processes."""
 
     ingress_id: str
     live: dict[str, EngineReplica] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class Service:
 
     url: str
     log: Log
-    gate: IngressMiddleware
+    middleware: IngressMiddleware
     client: ReplicatedEngineClient
     transport: LocalTransport
 
@@ -148,13 +148,13 @@ async def service(
             await client.dispatcher.wait_for_replica(30)
         log = Log()
         settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
-        gate = IngressMiddleware(app, settings, keys, log)
-        yield Service(await stack.enter_async_context(_listening(gate)), log, gate, client, transport)
+        middleware = IngressMiddleware(app, settings, keys, log)
+        yield Service(await stack.enter_async_context(_listening(middleware)), log, middleware, client, transport)
 
 
 @contextlib.asynccontextmanager
-async def _listening(gate: IngressMiddleware) -> AsyncIterator[str]:
-    server = uvicorn.Server(uvicorn.Config(gate, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+async def _listening(middleware: IngressMiddleware) -> AsyncIterator[str]:
+    server = uvicorn.Server(uvicorn.Config(middleware, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     sockets = [server.config.bind_socket()]
     task = asyncio.create_task(server.serve(sockets))
     host, port = sockets[0].getsockname()

@@ -205,7 +205,7 @@ async def test_a_text_of_more_characters_than_could_fit_is_refused_with_an_estim
     served: Service, http: httpx.AsyncClient
 ) -> None:
     longest = served.client.renderer.tokenizer.max_chars_per_token
-    assert longest * LIMIT < served.gate.settings.max_body_bytes
+    assert longest * LIMIT < served.middleware.settings.max_body_bytes
     response = await http.post(MESSAGES, json=asking(MESSAGES, "w" * (longest * LIMIT + 1)))
     found = re.fullmatch(r"prompt is too long: (\d+) tokens > (\d+) maximum", error_of(response)["message"])
     assert found

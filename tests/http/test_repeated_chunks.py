@@ -58,7 +58,7 @@ async def asking() -> AsyncIterator[Asking]:
     async with (
         service({"a": saying.engine}) as running,
         httpx.AsyncClient(base_url=running.url) as http,
-        httpx.AsyncClient(transport=httpx.ASGITransport(running.gate.app), base_url="http://bare") as bare,
+        httpx.AsyncClient(transport=httpx.ASGITransport(running.middleware.app), base_url="http://bare") as bare,
     ):
         yield Asking(running, saying, http, bare)
 

@@ -68,7 +68,7 @@ def saying() -> Saying:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def apis(saying: Saying) -> AsyncIterator[Apis]:
     async with service({"a": saying.engine}) as running:
-        yield Apis(running.gate.app)
+        yield Apis(running.middleware.app)
 
 
 @pytest.fixture

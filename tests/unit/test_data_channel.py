@@ -1,4 +1,4 @@
-"""Lines over real sockets: what crosses, how it ends, and what an end on one side does to the other."""
+"""Data channels over real sockets: what crosses, how it ends, and what an end on one side does to the other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attempt(name: str) -> AttemptRequest:
 
 @dataclass
 class Replica:
-    """A `line.Runner` whose attempts wait until they are told how to end."""
+    """A `data_channel.Runner` whose attempts wait until they are told how to end."""
 
     outbox: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     ends: dict[str, asyncio.Future[None]] = field(default_factory=dict)
@@ -70,13 +70,13 @@ class Replica:
 
 @dataclass
 class Reader:
-    """Reads a line as the fleet does."""
+    """Reads a channel as the transport does."""
 
-    line: DataChannel
+    channel: DataChannel
     seen: asyncio.Queue[Frame] = field(default_factory=asyncio.Queue)
 
     async def read(self) -> None:
-        async with aclosing(self.line.frames()) as frames:
+        async with aclosing(self.channel.frames()) as frames:
             async for frame in frames:
                 self.seen.put_nowait(frame)
 
@@ -95,18 +95,18 @@ async def served(replica: Replica) -> AsyncIterator[tuple[DataChannelServer, Dat
 async def read(
     address: DataChannelAddress, target: str = "a"
 ) -> AsyncIterator[tuple[DataChannel, Reader, asyncio.Task[None]]]:
-    line = await DataChannel.open(address, target, "ingress")
-    reader = Reader(line)
+    channel = await DataChannel.open(address, target, "ingress")
+    reader = Reader(channel)
     reading = asyncio.create_task(reader.read())
     try:
-        yield line, reader, reading
+        yield channel, reader, reading
     finally:
-        line.close(ReplicaLost("the test is over"))
+        channel.close(ReplicaLost("the test is over"))
         await reading
 
 
-async def attempt_that_fails(replica: Replica, line: DataChannel, error: Exception) -> asyncio.Task[None]:
-    running = asyncio.create_task(line.run(attempt("one")))
+async def attempt_that_fails(replica: Replica, channel: DataChannel, error: Exception) -> asyncio.Task[None]:
+    running = asyncio.create_task(channel.run(attempt("one")))
     await replica.started.get()
     replica.ends["one"].set_exception(error)
     return running
@@ -114,8 +114,8 @@ async def attempt_that_fails(replica: Replica, line: DataChannel, error: Excepti
 
 async def test_frames_come_and_attempts_go_on_one_line() -> None:
     replica = Replica()
-    async with served(replica) as (_, address), read(address) as (line, reader, _):
-        running = [asyncio.create_task(line.run(attempt(name))) for name in ("one", "two")]
+    async with served(replica) as (_, address), read(address) as (channel, reader, _):
+        running = [asyncio.create_task(channel.run(attempt(name))) for name in ("one", "two")]
         assert [await replica.started.get() for _ in running] == ["one", "two"]
         replica.say(0, [7, 8])
         replica.say(1, [9])
@@ -130,19 +130,19 @@ async def test_frames_come_and_attempts_go_on_one_line() -> None:
 @pytest.mark.parametrize("kind", ERRORS.values())
 async def test_how_an_attempt_failed_crosses_with_its_kind(kind: type[Exception]) -> None:
     replica = Replica()
-    async with served(replica) as (_, address), read(address) as (line, _, _):
-        running = await attempt_that_fails(replica, line, kind("this is why"))
+    async with served(replica) as (_, address), read(address) as (channel, _, _):
+        running = await attempt_that_fails(replica, channel, kind("this is why"))
         with pytest.raises(kind, match="this is why"):
             await running
 
 
 async def test_a_fault_of_the_replica_refuses_the_attempt_and_not_the_line() -> None:
     replica = Replica()
-    async with served(replica) as (_, address), read(address) as (line, _, _):
-        running = await attempt_that_fails(replica, line, ZeroDivisionError("oops"))
+    async with served(replica) as (_, address), read(address) as (channel, _, _):
+        running = await attempt_that_fails(replica, channel, ZeroDivisionError("oops"))
         with pytest.raises(AttemptRefused, match="ZeroDivisionError: oops"):
             await running
-        running = asyncio.create_task(line.run(attempt("two")))
+        running = asyncio.create_task(channel.run(attempt("two")))
         assert await replica.started.get() == "two"
         replica.ends["two"].set_result(None)
         await running
@@ -150,8 +150,8 @@ async def test_a_fault_of_the_replica_refuses_the_attempt_and_not_the_line() -> 
 
 async def test_a_cancelled_attempt_is_cancelled_there() -> None:
     replica = Replica()
-    async with served(replica) as (_, address), read(address) as (line, _, _):
-        running = asyncio.create_task(line.run(attempt("one")))
+    async with served(replica) as (_, address), read(address) as (channel, _, _):
+        running = asyncio.create_task(channel.run(attempt("one")))
         await replica.started.get()
         running.cancel()
         assert await replica.cancelled.get() == "one"
@@ -160,26 +160,26 @@ async def test_a_cancelled_attempt_is_cancelled_there() -> None:
 async def test_an_ingress_that_goes_takes_its_attempts_along() -> None:
     replica = Replica()
     async with served(replica) as (_, address):
-        async with read(address) as (line, _, _):
-            running = asyncio.create_task(line.run(attempt("one")))
+        async with read(address) as (channel, _, _):
+            running = asyncio.create_task(channel.run(attempt("one")))
             await replica.started.get()
         with pytest.raises(ReplicaLost, match="the test is over"):
             await running
         assert await replica.cancelled.get() == "one"
         await replica.let_go.wait()
         with pytest.raises(ReplicaLost):
-            await line.run(attempt("too late"))
+            await channel.run(attempt("too late"))
 
 
 async def test_a_replica_that_goes_ends_the_line_and_the_fleet_says_why() -> None:
     replica = Replica()
-    async with served(replica) as (server, address), read(address) as (line, _, reading):
-        running = asyncio.create_task(line.run(attempt("one")))
+    async with served(replica) as (server, address), read(address) as (channel, _, reading):
+        running = asyncio.create_task(channel.run(attempt("one")))
         await replica.started.get()
         await server.close()
         await reading
         assert not running.done()  # not before it is known what became of the replica
-        line.close(EngineDead("it died"))
+        channel.close(EngineDead("it died"))
         with pytest.raises(EngineDead, match="it died"):
             await running
 

@@ -305,7 +305,7 @@ async def test_a_request_that_serve_cancels_stops_in_the_engine(path: str, asked
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "root_path": ""}
     async with service({"a": endless}) as running:
-        task = asyncio.create_task(running.gate(scope, receive, send))
+        task = asyncio.create_task(running.middleware(scope, receive, send))
         await asyncio.wait_for(engines[0].first_token_sent.wait(), 5)
         task.cancel()
         await asyncio.wait_for(engines[0].aborted.wait(), 1)
@@ -367,7 +367,7 @@ async def test_nothing_is_counted_for_a_metrics_page_that_is_not_served(
     served: Service, http: httpx.AsyncClient
 ) -> None:
     assert (await http.get("/health")).status_code == 200  # the first request builds what it goes through
-    layer = getattr(served.gate.app, "middleware_stack")  # noqa: B009  # `App` may be any callable
+    layer = getattr(served.middleware.app, "middleware_stack")  # noqa: B009  # `App` may be any callable
     modules = []
     while layer is not None:
         modules.append(type(layer).__module__)
