@@ -152,10 +152,12 @@ class StreamClient:
 def serve() -> None:
     """Run the jobs from stdin until it ends."""
     use_realtime_priority()
-    for line in sys.stdin.buffer:
-        streams = uvloop.run(_run(msgspec.json.decode(line, type=Job)))
-        sys.stdout.buffer.write(msgspec.json.encode(Result(streams)) + b"\n")
-        sys.stdout.buffer.flush()
+    # With PYTHONUNBUFFERED, `sys.stdout.buffer` is the bare file: of a long line it may write a part only.
+    with open(sys.stdout.fileno(), "wb", closefd=False) as output:
+        for line in sys.stdin.buffer:
+            streams = uvloop.run(_run(msgspec.json.decode(line, type=Job)))
+            output.write(msgspec.json.encode(Result(streams)) + b"\n")
+            output.flush()
 
 
 if __name__ == "__main__":
