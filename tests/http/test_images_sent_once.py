@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.fake_script import Fault, FaultKind
 from serve_app.protocol.messages import AttemptRequest
 from tests.http.harness import NAME, Service, service
+
+Part = dict[str, Any]
 
 ANSWER = FakeEngineConfig(plain_token_ids=(40, 90))
 
@@ -103,9 +106,7 @@ async def test_an_image_that_the_replica_has_let_go_is_sent_again() -> None:
     async with service({"a": seen.engine("a")}) as running:
         seen.watch(running)
         await ask(running.url, picture("red"))
-        store = running.transport.live["a"]._images
-        store._images.clear()
-        store.size_bytes = 0
+        running.transport.live["a"]._images.clear()
         await ask(running.url, picture("red"))
     assert [len(attempt.images) for attempt in seen.sent["a"]] == [1, 0, 1]
     assert [attempt.images for attempt in seen.run["a"]] == [seen.run["a"][0].images] * 2
@@ -136,13 +137,20 @@ async def test_a_migration_takes_the_images_along() -> None:
     assert [len(attempts) for attempts in seen.run.values()] == [1, 1]
 
 
+def without_type(part: Part) -> Part:
+    return {"image_url": part["image_url"]["url"]}
+
+
+@pytest.mark.parametrize("form", [dict, without_type])
 @pytest.mark.asyncio
-async def test_a_name_that_a_client_gives_an_image_is_not_used() -> None:
+async def test_a_name_that_a_client_gives_an_image_is_not_used(
+    form: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
     """vLLM's `uuid` would let one client name the image of another, or put its own in its place."""
     seen = Seen()
     async with service({"a": seen.engine("a")}) as running:
-        await ask(running.url, {**picture("red"), "uuid": "mine"})
-        response = await ask(running.url, {**picture("blue"), "uuid": "mine"})
+        await ask(running.url, {**form(picture("red")), "uuid": "mine"})
+        response = await ask(running.url, {**form(picture("blue")), "uuid": "mine"})
     red, blue = seen.run["a"]
     assert red.spec.images != blue.spec.images
     assert "mine" not in json.dumps([red.spec.images, blue.spec.images])

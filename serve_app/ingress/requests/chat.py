@@ -137,16 +137,16 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
     if isinstance(part, str):
         edits.changed = True
         return [{"type": "text", "text": part}]
+    if isinstance(part, dict) and part.get("uuid") is not None:
+        # vLLM takes it for the content's name in caches that all clients share: one client could see another's image.
+        part = {name: value for name, value in part.items() if name != "uuid"}
+        edits.note(f"{path}.uuid", "known by its content")
     if isinstance(part, dict) and part.get("type") is None and isinstance(part.get("text"), str):
         edits.changed = True
         return [{**part, "type": "text"}]
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         return [part]
-    if part.get("uuid") is not None:
-        # vLLM takes it for the content's name in caches that all clients share: one client could see another's image.
-        part = {name: value for name, value in part.items() if name != "uuid"}
-        edits.note(f"{path}.uuid", "known by its content")
     made = _other_part(part, kind, path, edits)
     if made is None:
         return [part]
