@@ -41,7 +41,8 @@ OPEN_TIMEOUT_S = 5.0
 """Longer without an answer: a firewall drops the packets, or the replica is in trouble."""
 
 MAX_HANDSHAKE_BYTES = 4096
-"""What a connection may send before it has proved that it was offered."""
+"""What a connection may send before it has proved that it was offered. An ingress sends nothing more before the first
+frame, which comes after that."""
 
 OPEN, RUN, STOP, ENDED, FRAME = range(5)
 """Kinds of messages: `Handshake`, `StartAttempt`, a number, `AttemptEnded`, a frame."""

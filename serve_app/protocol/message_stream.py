@@ -48,7 +48,6 @@ class MessageStream(asyncio.BufferedProtocol):
         """The message that did not fit into it."""
         self._filled = 0
         self._waiting: deque[memoryview] = deque()
-        self._paused = False
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -60,13 +59,12 @@ class MessageStream(asyncio.BufferedProtocol):
         """Kind and body of the next message. Raises `EOFError` or `OSError` when there is none any more."""
         while not self._waiting:
             if self._ended is not None:
-                raise type(self._ended)(*self._ended.args)
+                raise self._ended
             self._readable.clear()
             await self._readable.wait()
         message = self._waiting.popleft()
-        if self._paused and self._transport is not None and len(self._waiting) <= MAX_WAITING // 2:
-            self._paused = False
-            self._transport.resume_reading()
+        if len(self._waiting) == MAX_WAITING // 2:
+            self._read_on(wanted=True)
         return message[0], message[1:]
 
     def write(self, kind: int, body: object) -> None:
@@ -86,7 +84,8 @@ class MessageStream(asyncio.BufferedProtocol):
             raise ConnectionResetError("the connection has ended")
 
     def abort(self) -> None:
-        """End the connection at once."""
+        """End the connection at once. What was received before can still be read."""
+        self._end(ConnectionAbortedError("this side has ended the connection"))
         if self._transport is not None:
             self._transport.abort()
 
@@ -165,9 +164,13 @@ class MessageStream(asyncio.BufferedProtocol):
     def _put(self, message: memoryview) -> None:
         self._waiting.append(message)
         self._readable.set()
-        if len(self._waiting) > MAX_WAITING and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if len(self._waiting) > MAX_WAITING:
+            self._read_on(wanted=False)
+
+    def _read_on(self, *, wanted: bool) -> None:
+        # uvloop raises on a connection that has ended. Otherwise to ask twice is the same as once.
+        if self._transport is not None and self._ended is None:
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
 
     def _end(self, reason: Exception) -> None:
         if self._ended is None:

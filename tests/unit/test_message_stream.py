@@ -34,6 +34,7 @@ class FakeTransport(asyncio.Transport):
         self.reading = False
 
     def resume_reading(self) -> None:
+        assert not self.aborted  # uvloop raises
         self.reading = True
 
     def abort(self) -> None:
@@ -126,6 +127,17 @@ async def test_who_does_not_read_is_sent_nothing_more() -> None:
     for _ in range(MAX_WAITING + 1):
         await to.read()
     assert transport.reading
+
+
+async def test_what_was_received_is_read_after_the_end_too() -> None:
+    to, transport = stream()
+    receive(to, message(1) * (MAX_WAITING + 1), [1 << 20])
+    to.abort()
+    for _ in range(MAX_WAITING + 1):
+        await to.read()
+    with pytest.raises(ConnectionError):
+        await to.read()
+    assert transport.aborted
 
 
 async def test_a_writer_waits_for_the_other_side() -> None:
