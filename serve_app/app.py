@@ -28,12 +28,11 @@ from serve_app.cli import abort_serve_run
 from serve_app.cli.preflight import checked_config
 from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
-from serve_app.config.schema import AppConfig, ConfigError, flag
+from serve_app.config.schema import AppConfig, ConfigError, flag, image_bytes
 from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
-from serve_app.engine.image_store import image_bytes
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits

@@ -247,3 +247,9 @@ def flag(flags: dict[str, FlagValue], name: str, default: FlagValue = None) -> F
         if spelling in flags:
             return flags[spelling]
     return default
+
+
+def image_bytes(flags: dict[str, FlagValue]) -> int:
+    """How many bytes of processed images a replica keeps: as many as an ingress, by vLLM's flag for its cache (GiB)."""
+    asked_gb = flag(flags, "mm-processor-cache-gb", 4)  # vLLM's default
+    return int(float(asked_gb) * (1 << 30)) if isinstance(asked_gb, int | float | str) else 0

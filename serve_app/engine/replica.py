@@ -17,7 +17,6 @@ import msgspec
 from serve_app.config.schema import MAX_QUEUED_REQUESTS
 from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
-from serve_app.engine.image_store import ImageStore
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
@@ -31,6 +30,7 @@ from serve_app.protocol.errors import (
     ReplicaStopping,
     WrongReplica,
 )
+from serve_app.protocol.images import ImageStore
 from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,

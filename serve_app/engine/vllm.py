@@ -5,7 +5,7 @@ the outputs of a step leave unchanged, observed at `AsyncLLM`'s engine core (`vl
 
 vLLM's cache of images in the engine core is mirrored by exactly one front end: this process. An ingress keeps a cache
 without a mirror (vLLM's `MultiModalProcessorOnlyCache`); it gets one because its configuration says that it is one of
-several: `_api_process_count = 2`. What ingresses have sent is kept here, too (`image_store.py`).
+several: `_api_process_count = 2`. What ingresses have sent is kept here, too (`protocol/images.py`).
 """
 
 from __future__ import annotations

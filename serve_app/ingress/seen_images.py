@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from PIL import Image
 from vllm.multimodal.media import MediaWithBytes
+
+from serve_app.protocol.lru import LruCache
 
 MAX_IMAGES: Final = 50_000
 """How many are remembered: some 300 bytes each."""
@@ -56,8 +57,7 @@ class SeenImages:
     """The files of images that this process has decoded without an error. Used by the threads that decode."""
 
     def __init__(self, max_images: int = MAX_IMAGES) -> None:
-        self._max_images = max_images
-        self._seen: OrderedDict[bytes, _Seen] = OrderedDict()
+        self._seen: LruCache[bytes, _Seen] = LruCache(max_images)
         self._lock = threading.Lock()
 
     def load(self, load: Load, decoding: str, data: bytes) -> MediaWithBytes[Image.Image]:
@@ -68,15 +68,8 @@ class SeenImages:
             seen = self._seen.get(key)
         if seen is None:
             loaded = load(data)
-            self._remember(key, _Seen(loaded.media.size, loaded.media.mode, loaded.io_config))
+            with self._lock:
+                self._seen.put(key, _Seen(loaded.media.size, loaded.media.mode, loaded.io_config), size=1)
             return loaded
-        self._remember(key, seen)
         image = DeferredImage(seen.size, seen.mode, lambda: load(data).media)
         return MediaWithBytes(image, data, seen.io_config)
-
-    def _remember(self, key: bytes, seen: _Seen) -> None:
-        with self._lock:
-            self._seen[key] = seen
-            self._seen.move_to_end(key)
-            while len(self._seen) > self._max_images:
-                self._seen.popitem(last=False)

@@ -116,7 +116,7 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `max_unfinished` attempts may run and wait there; None: the ingress assumes its own configuration. One runs for
     `service_s` on average (None: not measured yet). `ingresses` are connected. The engine took `start_s` to start.
-    It keeps `image_bytes` of the images that were sent to it (`engine/image_store.py`).
+    It keeps `image_bytes` of the images that were sent to it (`protocol/images.py`).
     """
 
     max_unfinished: int | None = None

@@ -22,9 +22,9 @@ from serve_app.protocol.errors import (
     ServeError,
     WrongReplica,
 )
+from serve_app.protocol.images import SentImages
 from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
-from serve_app.router.sent_images import SentImages
 
 WATCH_PERIOD_S = 1.0
 """How often connections are checked for silence, and draining replicas for attempts that must move."""
@@ -81,9 +81,12 @@ class ReplicaConnection:
     deregistered: bool = False
     frame_number: int = -1
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
-    images: SentImages = field(default_factory=SentImages)
+    images: SentImages = field(init=False)
     task: asyncio.Task[None] | None = None
     clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
+
+    def __post_init__(self) -> None:
+        self.images = SentImages(self.capacity.image_bytes)
 
     @property
     def draining(self) -> bool:

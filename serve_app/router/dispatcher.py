@@ -319,7 +319,7 @@ class Dispatcher:
         self._attempts[attempt_id] = active
         connection.attempts[attempt_id] = active
         request = active.request
-        images = connection.images.to_send(request.images, connection.capacity.image_bytes)
+        images = connection.images.to_send(request.images)
         attempt = AttemptRequest(
             WIRE_VERSION, attempt_id, self._ingress_id, request.spec, list(active.emitted), active.admitted, images
         )

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import msgspec
 
 from serve_app.protocol.errors import ServeError
+from serve_app.protocol.images import ImageEncoder
 from serve_app.protocol.messages import RequestSpec
-from serve_app.router.sent_images import ImageEncoder
 
 
 @dataclass
@@ -47,7 +47,7 @@ class SubmittedRequest:
     spec: RequestSpec
     trace: RequestTrace
     prompt_token_ids: Sequence[int]
-    """Those of `spec.prompt`."""
+    """Those of `spec.prompt`, which would have to be decoded: routing reads the first ones."""
     images: Mapping[str, ImageEncoder] = field(default_factory=dict)
     """The images of `spec.images`: they are sent where they are not yet."""
     session_id: str | None = None

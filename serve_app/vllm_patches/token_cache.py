@@ -13,12 +13,12 @@ import json
 import re
 import threading
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from serve_app.protocol.lru import LruCache
 from serve_app.vllm_patches.patching import Function, PatchTarget, replace
 
 TOKENIZE: Final = PatchTarget("vllm.renderers.base", "BaseRenderer", "_tokenize_prompt", ("prompt", "params"))
@@ -98,10 +98,13 @@ class TokenCache:
     def __init__(self, cuts: SafeCuts, encode: Encode, limit_bytes: int = CACHE_BYTES) -> None:
         self._cuts = cuts
         self._encode = encode
-        self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._entries: OrderedDict[str, array[int]] = OrderedDict()
-        self.size_bytes = 0
+        self._known: LruCache[str, array[int]] = LruCache(limit_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of what is kept."""
+        return self._known.size
 
     def tokenize(self, text: str, longest: int | None = None) -> list[int]:
         """The token ids of the text; of a text with more than `longest`, at least so many of the first ones."""
@@ -121,24 +124,16 @@ class TokenCache:
         known: dict[str, array[int]] = {}
         with self._lock:
             for text in texts:
-                if (ids := self._entries.get(text)) is not None:
-                    self._entries.move_to_end(text)
+                if (ids := self._known.get(text)) is not None:
                     known[text] = ids
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
             made = {text: array("i", ids) for text, ids in zip(missing, self._encode(missing), strict=True)}
             known |= made
             with self._lock:
-                self._keep(made)
+                for text, ids in made.items():
+                    self._known.put(text, ids, _bytes_of(text, ids))
         return known
-
-    def _keep(self, made: Mapping[str, array[int]]) -> None:
-        for text, ids in made.items():
-            if text not in self._entries:
-                self._entries[text] = ids
-                self.size_bytes += _bytes_of(text, ids)
-        while self.size_bytes > self._limit_bytes:
-            self.size_bytes -= _bytes_of(*self._entries.popitem(last=False))
 
 
 def _batches(pieces: Sequence[str]) -> Iterator[list[str]]:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.image_store import ImageStore
 from serve_app.protocol.errors import ImagesMissing
+from serve_app.protocol.images import ImageStore, SentImages
 from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
@@ -19,7 +19,6 @@ from serve_app.protocol.messages import (
     encode_request,
     encode_tokens,
 )
-from serve_app.router.sent_images import SentImages
 
 SIZE = 100
 NAMES = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4)
@@ -74,24 +73,24 @@ def test_a_request_with_more_than_the_store_holds_gets_them_all() -> None:
 @given(st.lists(st.tuples(NAMES, st.integers(0, 1)), max_size=40), st.integers(0, 5 * SIZE))
 def test_two_ingresses_get_every_request_through(requests: list[tuple[list[str], int]], max_bytes: int) -> None:
     """However small the store: the second try at the latest, with the content that belongs to each name."""
-    store, ingresses = ImageStore(max_bytes), (SentImages(), SentImages())
+    store, ingresses = ImageStore(max_bytes), (SentImages(max_bytes), SentImages(max_bytes))
     for names, ingress in requests:
         sent = ingresses[ingress]
         images = {name: lambda name=name: content(name) for name in names}
         try:
-            found = store.complete(attempt(names, list(sent.to_send(images, max_bytes))))
+            found = store.complete(attempt(names, list(sent.to_send(images))))
         except ImagesMissing:
             sent.forget(images)
-            found = store.complete(attempt(names, list(sent.to_send(images, max_bytes))))
+            found = store.complete(attempt(names, list(sent.to_send(images))))
         assert found.images == {name: content(name) for name in names}
-        assert store.size_bytes == sum(len(b) for one in store._images.values() for b in one) <= max_bytes
+        assert store.size_bytes == sum(len(b) for one, _ in store._images._entries.values() for b in one) <= max_bytes
 
 
 def test_with_one_ingress_nothing_is_sent_twice_and_nothing_missed() -> None:
     """The ingress lets go of the same images as the store."""
-    store, sent, count = ImageStore(3 * SIZE), SentImages(), 0
+    store, sent, count = ImageStore(3 * SIZE), SentImages(3 * SIZE), 0
     for names in ("ab", "bc", "ca", "d", "ca", "b", "db", "ca"):
-        going = sent.to_send({name: lambda name=name: content(name) for name in names}, 3 * SIZE)
+        going = sent.to_send({name: lambda name=name: content(name) for name in names})
         store.complete(attempt(names, list(going)))
         count += len(going)
     assert count == 7
