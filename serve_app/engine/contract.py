@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from serve_app.engine.watchdog import EngineActivity
-from serve_app.protocol.messages import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, CacheChanges, TokenDelta
 
 FAILED_BY_ITSELF: Final = "failed by itself"
 """Part of an engine's error where it is known that nothing killed it: it reported an error, or crashed."""
@@ -31,6 +31,7 @@ class EngineInfo:
     """The settings of a started engine. Token counts, and names as vLLM gives them.
 
     `engine_version` is vLLM's (`config/vllm_device.version`), or `fake`, which matches every ingress.
+    `reports_cache`: `cache_changes` says what the prefix cache holds.
     """
 
     max_model_len: int
@@ -40,6 +41,7 @@ class EngineInfo:
     model: str
     engine_version: str
     start_s: float
+    reports_cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Engine(Protocol):
 
     def under_way(self) -> str:
         """Its work in words for the log: requests, the longest context, tokens that wait for prefill."""
+
+    def cache_changes(self) -> CacheChanges | None:
+        """What the prefix cache has stored and removed since the last call; None where nothing changed. `reset` is
+        set where changes were missed: then the cache counts as empty but for `stored`."""
 
     async def shutdown(self) -> None:
         """End the engine and every process of it. May be called twice, and before `start` has returned."""

@@ -16,7 +16,7 @@ from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig, RandomA
 from serve_app.engine.fake_script import Fault, FaultKind, ScriptedAnswer
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.protocol.errors import AttemptRefused, EngineDead
-from serve_app.protocol.messages import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, CacheChanges, TokenDelta
 
 __all__ = ["FakeEngine", "FakeEngineConfig", "Fault", "FaultKind"]
 
@@ -146,6 +146,10 @@ class FakeEngine:
         """See `contract.Engine`."""
         longest = max((running.tokens for running in self._queues.all()), default=0)
         return f"{len(self._queues.all())} requests, longest context {longest:,} tokens"
+
+    def cache_changes(self) -> CacheChanges | None:
+        """See `contract.Engine`."""
+        return None
 
     async def shutdown(self) -> None:
         """See `contract.Engine`."""

@@ -38,7 +38,7 @@ from serve_app.engine.vllm_process import (
 )
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.protocol.errors import AttemptRefused, EngineDead
-from serve_app.protocol.messages import AttemptRequest, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, CacheChanges, TokenDelta
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
     from vllm.v1.engine import EngineCoreOutputs
@@ -215,6 +215,10 @@ class VllmEngine:
             f"{len(attempts)} requests, {prefilling} without a token yet ({self._queued_prompt_tokens:,} tokens), "
             f"longest {longest:,} tokens"
         )
+
+    def cache_changes(self) -> CacheChanges | None:
+        """See `contract.Engine`."""
+        return None
 
     async def shutdown(self) -> None:
         """See `contract.Engine`."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Raised when a message changes: its fields are positions. During a rolling upgrade an old ingress may meet a new
 replica. Messages of another version are not read beyond the version; the ingress then uses a replica of its own."""
 
@@ -56,6 +56,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `emitted_token_ids` are the tokens from earlier attempts: the engine continues as if it had produced them itself.
     `admitted`: a replica has taken the request before, so no replica refuses it for lack of room. `images` are those of
     `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
+    `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as the ingress knows.
     """
 
     wire_version: int
@@ -65,6 +66,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     emitted_token_ids: list[int]
     admitted: bool = False
     images: dict[str, list[bytearray]] = {}
+    prefill_tokens: int = 0
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -86,15 +88,20 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
 
 
 class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The load of a replica, sent with every frame. `unfinished` counts attempts that run or wait there.
+    """The load of a replica, sent with every frame. `unfinished` counts attempts that run or wait there, of all
+    ingresses; `recent_unfinished` is its mean over the last minute.
 
-    A `draining` replica takes no new work: it is about to stop, or its engine is dead.
+    A `draining` replica takes no new work: it is about to stop, or its engine is dead. `queued_prefill_tokens` of its
+    attempts have yet to be computed; it computes `prefill_tokens_per_s` (None: not measured yet).
     """
 
     unfinished: int
     max_num_seqs: int
     kv_usage_ratio: float
     draining: bool
+    queued_prefill_tokens: int = 0
+    prefill_tokens_per_s: float | None = None
+    recent_unfinished: float = 0.0
 
     @property
     def utilization(self) -> float:
@@ -116,7 +123,8 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `max_unfinished` attempts may run and wait there; None: the ingress assumes its own configuration. One runs for
     `service_s` on average (None: not measured yet). `ingresses` are connected. The engine took `start_s` to start.
-    It keeps `image_bytes` of the images that were sent to it (`protocol/images.py`).
+    It keeps `image_bytes` of the images that were sent to it (`protocol/images.py`). Its KV cache holds
+    `kv_cache_tokens`. `reports_cache`: its frames say what its prefix cache holds (`Frame.cache`).
     """
 
     max_unfinished: int | None = None
@@ -124,6 +132,8 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ingresses: int = 1
     start_s: float | None = None
     image_bytes: int = 0
+    kv_cache_tokens: int = 0
+    reports_cache: bool = False
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -143,13 +153,28 @@ class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     quarantine: dict[str, float] = {}
 
 
-class Frame(msgspec.Struct, array_like=True, gc=False):
-    """One message of the stream from a replica to an ingress. `frame_number` rises by one with each of them."""
+class CacheChanges(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
+    """What a prefix cache has stored and removed, by the hashes of pages of tokens (`protocol/pages.py`).
+
+    `reset`: whatever was known of the cache is void; it holds what is in `stored`. A page in both `removed` and
+    `stored` was removed first."""
+
+    stored: list[int]
+    removed: list[int] = []
+    reset: bool = False
+
+
+class Frame(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
+    """One message of the stream from a replica to an ingress. `frame_number` rises by one with each of them.
+
+    `cache` says how its prefix cache has changed since the last frame (None: not at all). The first frame of a
+    connection has `reset` set, and everything that the cache holds."""
 
     replica_id: str
     frame_number: int
     load: ReplicaLoad
     deltas: list[TokenDelta]
+    cache: CacheChanges | None = None
 
 
 class OtherWireVersion(Exception):
