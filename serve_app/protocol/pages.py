@@ -8,31 +8,27 @@ prompts that it sends, a replica from its engine's reports of stored blocks, whi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
 
-import msgspec
-
-PAGE_TOKENS = 128
+PAGE_TOKENS = 256
 """vLLM's blocks have 16 to 128 tokens. A larger page makes decisions and reports cheaper and matches less exactly: at
 most a page of each prompt is counted as computed although it is cached."""
 
 ROOT = 0
 """The parent of a prompt's first page."""
 
-_encode = msgspec.msgpack.Encoder().encode
-_PREFIX = len(_encode([0] * PAGE_TOKENS)) - PAGE_TOKENS
 
-
-def page_hash(parent: int, token_ids: Sequence[int], keys: Iterable[str] = ()) -> int:
+def page_hash(parent: int, token_ids: Sequence[int], keys: Sequence[str] = ()) -> int:
     """The hash, a 64-bit integer, of the page with these tokens after the page `parent` (`ROOT` at the start).
 
-    `keys` is what the tokens do not say: the hashes of the images that reach into the page, in order, and before them
-    the request's cache salt in the first page."""
-    return _digest(parent, _encode(token_ids), keys)
+    `keys` is what the tokens do not say: the request's cache salt in the first page, then the hashes of the images that
+    reach into the page, in their order."""
+    return _hash(parent, memoryview(array("I", token_ids)).cast("B"), keys)
 
 
-def _digest(parent: int, encoded: bytes, keys: Iterable[str]) -> int:
-    digest = hashlib.blake2b(encoded, digest_size=8, key=parent.to_bytes(8, "little"))
-    for name in keys:
-        digest.update(b"\0" + name.encode())
+def _hash(parent: int, tokens: memoryview, keys: Sequence[str]) -> int:
+    digest = hashlib.blake2b(tokens, digest_size=8, salt=parent.to_bytes(8, "little"))
+    for key in keys:
+        digest.update(b"\0" + key.encode())
     return int.from_bytes(digest.digest(), "little")
