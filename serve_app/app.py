@@ -28,7 +28,7 @@ from serve_app.cli import abort_serve_run
 from serve_app.cli.preflight import checked_config
 from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
-from serve_app.config.schema import AppConfig, ConfigError, flag, image_bytes
+from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.autoscaling import UtilizationPolicy
@@ -46,8 +46,10 @@ from serve_app.protocol.errors import EngineDead
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
-from serve_app.router.routing import EngineVersions
+from serve_app.router.replica_choice import ReplicaChoice
+from serve_app.router.routing import RoutingPolicy
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
+from serve_app.router.versions import EngineVersions
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,8 @@ class Ingress:
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
             transport = ServeTransport(self._engines, ingress_id)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
-            return Dispatcher(transport, ingress_id, limits, sink, admission_for(config), incompatibility)
+            choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
+            return Dispatcher(transport, ingress_id, limits, sink, Admission.of(config), incompatibility, choice)
 
         app, client = await build_api(
             vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),
@@ -177,17 +180,6 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()
-
-
-def admission_for(config: AppConfig) -> Admission:
-    """What an ingress uses to refuse requests."""
-    slots = flag(config.engine.flags, "max-num-seqs", 0)
-    return Admission(
-        max_queued_requests=config.replicas.max_queued_requests,
-        slots=slots if isinstance(slots, int) else 0,
-        engines=config.replicas.min,
-        ingresses=config.ingress.max_replicas,
-    )
 
 
 def engine_factory(config: AppConfig) -> EngineFactory:

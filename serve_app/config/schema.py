@@ -173,6 +173,9 @@ class IngressConfig(Section):
     later."""
     cpus_per_replica: PositiveFloat = 1.0
     """Ray CPUs reserved by one ingress replica."""
+    routing: Literal["cost", "session-hash", "round-robin", "power-of-two"] = "cost"
+    """How an engine is chosen for a request. `cost`: the one where prefill that its cache does not save, what waits
+    there and what it delays take the least time. The others are for comparison (`python -m bench routing`)."""
     keys_file: str | None = None
     """File of hashed API keys (`python -m serve_app hash-key`). None: no key is required."""
     max_body_bytes: PositiveInt = 64 * MIB

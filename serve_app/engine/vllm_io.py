@@ -16,6 +16,7 @@ import msgspec
 
 from serve_app.protocol.errors import AttemptRefused
 from serve_app.protocol.messages import AttemptRequest, TokenDelta, count_tokens
+from serve_app.protocol.pages import PromptImage, prompt_pages
 from serve_app.vllm_patches import resume
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
@@ -40,6 +41,15 @@ def image_name(feature: Any) -> str:
     """What a processed image (`MultiModalFeatureSpec`) is called between ingress and replica: vLLM's hash of it."""
     name: str = feature.mm_hash or feature.identifier
     return name
+
+
+def pages_of(request: EngineCoreRequest) -> list[int]:
+    """The pages of its prompt, with what vLLM hashes into a block beside the tokens: images, and a cache salt."""
+    images = [
+        PromptImage(one.identifier, one.mm_position.offset, one.mm_position.offset + one.mm_position.length)
+        for one in request.mm_features or ()
+    ]
+    return prompt_pages(request.prompt_token_ids or [], images, request.cache_salt)
 
 
 def engine_request(

@@ -30,7 +30,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from serve_app.engine.vllm_io import image_name
+from serve_app.engine.vllm_io import image_name, pages_of
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
@@ -110,7 +110,7 @@ class ReplicatedEngineCore:
             SubmittedRequest(
                 self._spec(request, prompt, resume_key),
                 trace,
-                prompt_token_ids=request.prompt_token_ids,
+                pages=pages_of(request),
                 images=images,
                 session_id=request.session_id or (context.session_id if context else None),
                 client=(context.key_name if context else None) or "",

@@ -56,7 +56,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `emitted_token_ids` are the tokens from earlier attempts: the engine continues as if it had produced them itself.
     `admitted`: a replica has taken the request before, so no replica refuses it for lack of room. `images` are those of
     `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
-    `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as the ingress knows.
+    `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as its ingress
+    knows.
     """
 
     wire_version: int

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serve_app.config.schema import MAX_QUEUED_REQUESTS
+from serve_app.config.schema import MAX_QUEUED_REQUESTS, AppConfig, flag
 
 ASSUMED_SERVICE_S = 20.0
 """Assumed run time of a request until one has finished: 1,000 tokens at 50 a second."""
@@ -92,6 +92,17 @@ class Admission:
     slots: int = 0
     engines: int = 1
     ingresses: int = 1
+
+    @classmethod
+    def of(cls, config: AppConfig) -> Admission:
+        """That of this configuration."""
+        slots = flag(config.engine.flags, "max-num-seqs", 0)
+        return cls(
+            max_queued_requests=config.replicas.max_queued_requests,
+            slots=slots if isinstance(slots, int) else 0,
+            engines=config.replicas.min,
+            ingresses=config.ingress.max_replicas,
+        )
 
     def decide(self, facts: AdmissionFacts) -> Admit | RejectRetryable | RejectNoReplica | RejectPermanently:
         """Whether `facts.asked` more sequences may start or wait."""

@@ -25,6 +25,8 @@ from serve_app.protocol.errors import (
 from serve_app.protocol.images import SentImages
 from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
+from serve_app.router.prefix_index import ReplicaCache
+from serve_app.router.routing import ReplicaFacts
 
 WATCH_PERIOD_S = 1.0
 """How often connections are checked for silence, and draining replicas for attempts that must move."""
@@ -50,14 +52,6 @@ class End(Enum):
     """Its replica does not have images that it was sent before."""
 
 
-@dataclass(frozen=True)
-class ReplicaFacts:
-    """What routing must know of a replica. Its `load` counts the attempts just sent and not yet reported, too."""
-
-    replica_id: str
-    load: ReplicaLoad
-
-
 class AttemptHandle(Protocol):
     """An attempt on its connection."""
 
@@ -67,8 +61,8 @@ class AttemptHandle(Protocol):
 
 @dataclass(eq=False)
 class ReplicaConnection:
-    """The connection to one replica. `attempts` are this ingress' own, by id; `draining_since_s` is a `loop.time()`
-    stamp.
+    """The connection to one replica. `attempts` are this ingress' own, by id; `prefilling` has, of those without a
+    token, how many tokens must be computed; `draining_since_s` is a `loop.time()` stamp.
 
     `deregistered`: Serve no longer routes to it, and may end its process.
     """
@@ -81,12 +75,15 @@ class ReplicaConnection:
     deregistered: bool = False
     frame_number: int = -1
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
+    prefilling: dict[str, int] = field(default_factory=dict)
     images: SentImages = field(init=False)
+    cache: ReplicaCache = field(init=False)
     task: asyncio.Task[None] | None = None
     clock: SilenceClock = field(default_factory=lambda: SilenceClock(WATCH_PERIOD_S))
 
     def __post_init__(self) -> None:
         self.images = SentImages(self.capacity.image_bytes)
+        self.cache = ReplicaCache(self.capacity.kv_cache_tokens, reports=self.capacity.reports_cache)
 
     @property
     def draining(self) -> bool:
@@ -98,13 +95,30 @@ class ReplicaConnection:
         """Whether a new attempt may be sent here."""
         return self.up and not self.draining
 
-    def facts(self) -> ReplicaFacts:
-        """The replica, as routing sees it."""
+    def facts(self, pages: Sequence[int] = ()) -> ReplicaFacts:
+        """The replica, as routing sees it for a prompt with these pages."""
         # The last frame does not count what was sent since; this ingress does.
         load = self.load
-        if len(self.attempts) > load.unfinished:
-            load = msgspec.structs.replace(load, unfinished=len(self.attempts))
-        return ReplicaFacts(self.replica_id, load)
+        unfinished, queued = len(self.attempts), sum(self.prefilling.values())
+        if unfinished > load.unfinished or queued > load.queued_prefill_tokens:
+            load = msgspec.structs.replace(
+                load,
+                unfinished=max(unfinished, load.unfinished),
+                queued_prefill_tokens=max(queued, load.queued_prefill_tokens),
+            )
+        return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages))
+
+    def begin(self, attempt_id: str, attempt: AttemptHandle, pages: Sequence[int], prefill_tokens: int) -> None:
+        """An attempt for a prompt with these pages is sent there."""
+        self.attempts[attempt_id] = attempt
+        self.prefilling[attempt_id] = prefill_tokens
+        self.cache.expect(pages)
+
+    def finish(self, attempt_id: str, pages: Sequence[int]) -> None:
+        """That attempt has ended."""
+        self.attempts.pop(attempt_id, None)
+        self.prefilling.pop(attempt_id, None)
+        self.cache.release(pages)
 
     def room(self, max_queued_requests: int) -> int:
         """How many attempts it may hold: what it reports, else its slots plus `max_queued_requests`."""

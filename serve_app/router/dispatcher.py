@@ -38,11 +38,12 @@ from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInf
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
-from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaConnection, ReplicaFacts, Transport
+from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaConnection, Transport
 from serve_app.router.migration_throttle import MigrationThrottle
+from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
 from serve_app.router.request_context import SubmittedRequest
-from serve_app.router.routing import affinity_key, choose_replica
+from serve_app.router.routing import Decision, PromptFacts, ReplicaFacts
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,9 @@ connection has one so often."""
 @dataclass(eq=False)
 class _ActiveRequest:
     request: SubmittedRequest
-    key: bytes
+    prompt: PromptFacts
+    connection: ReplicaConnection | None = None
+    """Where its current attempt runs."""
     emitted: list[int] = field(default_factory=list)
     attempts: int = 0
     """Attempts that a replica refused for lack of room are not counted."""
@@ -101,6 +104,7 @@ class Dispatcher:
         sink: DispatcherSink,
         admission: Admission | None = None,
         incompatibility: FindIncompatibility = lambda _info: None,
+        choice: ReplicaChoice | None = None,
     ) -> None:
         self._transport = transport
         self._ingress_id = ingress_id
@@ -115,6 +119,7 @@ class Dispatcher:
             transport, limits, self._spawn, self._on_deltas, self._throttle.admit_waiting, self._accept_info
         )
         self._incompatibility = incompatibility
+        self._choice = choice or ReplicaChoice()
         self._admission = AdmissionControl(admission or Admission(), self._pool, lambda: len(self._active), _loop_time)
 
     async def __aenter__(self) -> Self:
@@ -131,7 +136,7 @@ class Dispatcher:
 
     def submit(self, request: SubmittedRequest) -> None:
         """Start a request. Its deltas, or its failure, go to the sink."""
-        active = _ActiveRequest(request, affinity_key(request.session_id, request.prompt_token_ids))
+        active = _ActiveRequest(request, self._choice.facts(request))
         request.trace.submitted_s = active.last_token_s = asyncio.get_running_loop().time()
         request.trace.prompt_tokens = request.spec.prompt_tokens
         self._active[request.spec.request_id] = active
@@ -182,6 +187,8 @@ class Dispatcher:
             active.end(End.CUT)
             return None
         active.emitted.extend(delta.token_ids)
+        if active.connection is not None:
+            active.connection.prefilling.pop(delta.attempt_id, None)
         trace = active.request.trace
         if trace.first_token_s is None and delta.token_ids:
             trace.first_token_s = asyncio.get_running_loop().time()
@@ -203,7 +210,7 @@ class Dispatcher:
             self._refuse_in_quarantine(active)
             if active.request.resumes_key:
                 await self._resume_partial_output(active)
-            while not await self._attempt(active, await self._choose(active)):
+            while not await self._attempt(active, *await self._choose(active)):
                 self._check_losses(active)
         except ServeError as error:
             self._fail(active, error)
@@ -276,9 +283,10 @@ class Dispatcher:
         active.request.trace.error = error
         self._sink.failed(active.request.spec.request_id, error)
 
-    async def _choose(self, active: _ActiveRequest) -> ReplicaConnection:
-        """The replica for the next attempt, when it is this request's turn. Raises `NoReplica` at its deadline, and
-        `QueueFull` where all replicas have refused it."""
+    async def _choose(self, active: _ActiveRequest) -> tuple[ReplicaConnection, Decision]:
+        """The replica for the next attempt, and why, when it is this request's turn.
+
+        Raises `NoReplica` at its deadline, and `QueueFull` where all replicas have refused it."""
         if active.full and all(facts.replica_id in active.full for facts in self._pool.up()):
             if not active.request.answer_begun():
                 raise self._admission.refusal()
@@ -301,28 +309,28 @@ class Dispatcher:
                 await self._pool.wait_for_one(left_s)  # they may be gone since
         except TimeoutError:
             raise self._pool.no_replica(f"waited {left_s:.0f} s") from None
-        up = self._pool.up()
-        return self._pool[choose_replica([one for one in up if one.replica_id not in active.full] or up, active.key)]
+        up = self._pool.taking_work()
+        candidates = [one for one in up if one.replica_id not in active.full] or up
+        decision = self._choice.choose(candidates, active.prompt, len(active.emitted))
+        return self._pool[decision.replica_id], decision
 
-    async def _attempt(self, active: _ActiveRequest, connection: ReplicaConnection) -> bool:
+    async def _attempt(self, active: _ActiveRequest, connection: ReplicaConnection, decision: Decision) -> bool:
         """One attempt on one replica. True when the request is complete."""
         active.attempts += 1
         attempt_id = f"{active.request.spec.request_id}:{active.attempts}"
         trace = active.request.trace
         trace.replicas.append(connection.replica_id)
         trace.migrations = active.attempts - 1
+        trace.routing = decision
         loop = asyncio.get_running_loop()
         if trace.dispatched_s is None:
             trace.dispatched_s = loop.time()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
         self._attempts[attempt_id] = active
-        connection.attempts[attempt_id] = active
-        request = active.request
-        images = connection.images.to_send(request.images)
-        attempt = AttemptRequest(
-            WIRE_VERSION, attempt_id, self._ingress_id, request.spec, list(active.emitted), active.admitted, images
-        )
+        active.connection = connection
+        connection.begin(attempt_id, active, active.request.pages, decision.missing_tokens)
+        attempt = self._attempt_request(active, attempt_id, connection, decision.missing_tokens)
         call = self._transport.run_attempt(connection.replica_id, attempt)
         control = loop.create_task(call, name=f"attempt {attempt_id}", context=Context())
         how = End.CUT
@@ -330,7 +338,7 @@ class Dispatcher:
             how = await self._await_end(active, connection, control, ended)
         finally:
             self._attempts.pop(attempt_id, None)
-            connection.attempts.pop(attempt_id, None)
+            connection.finish(attempt_id, active.request.pages)
             await self._settle(control, finished=how is End.FINISHED)
         if len(active.emitted) > had:
             active.last_token_s = loop.time()
@@ -346,6 +354,21 @@ class Dispatcher:
         elif how is End.CUT:
             active.cut.append(connection.replica_id)
         return how is End.FINISHED
+
+    def _attempt_request(
+        self, active: _ActiveRequest, attempt_id: str, connection: ReplicaConnection, prefill_tokens: int
+    ) -> AttemptRequest:
+        request = active.request
+        return AttemptRequest(
+            WIRE_VERSION,
+            attempt_id,
+            self._ingress_id,
+            request.spec,
+            list(active.emitted),
+            active.admitted,
+            connection.images.to_send(request.images),
+            prefill_tokens,
+        )
 
     async def _await_end(
         self,

@@ -20,7 +20,8 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.messages import Frame, ReplicaInfo, TokenDelta
 from serve_app.router.admission import start_wait
-from serve_app.router.attempts import WATCH_PERIOD_S, DispatcherLimits, End, ReplicaConnection, ReplicaFacts, Transport
+from serve_app.router.attempts import WATCH_PERIOD_S, DispatcherLimits, End, ReplicaConnection, Transport
+from serve_app.router.routing import ReplicaFacts
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +210,8 @@ class ReplicaPool:
             raise ReplicaLost(f"frame {frame.frame_number} came after {connection.frame_number}")
         connection.frame_number = frame.frame_number
         connection.load = frame.load
+        if frame.cache is not None:
+            connection.cache.apply(frame.cache)
         if frame.load.draining:
             self._drain(connection)
         if not connection.up:

@@ -19,6 +19,7 @@ import msgspec
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.images import ImageEncoder
 from serve_app.protocol.messages import RequestSpec
+from serve_app.router.routing import Decision
 
 
 @dataclass
@@ -34,6 +35,8 @@ class RequestTrace:
     resumed_tokens: int = 0
     """Tokens of the output that come from a broken stream."""
     replicas: list[str] = field(default_factory=list)
+    routing: Decision | None = None
+    """Why the last attempt went where it did."""
     migrations: int = 0
     inexact: tuple[str, ...] = ()
     """What a migration of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
@@ -46,8 +49,8 @@ class SubmittedRequest:
 
     spec: RequestSpec
     trace: RequestTrace
-    prompt_token_ids: Sequence[int]
-    """Those of `spec.prompt`, which would have to be decoded: routing reads the first ones."""
+    pages: Sequence[int] = ()
+    """The hashes of the pages of its prompt (`protocol/pages.py`), by which caches are known."""
     images: Mapping[str, ImageEncoder] = field(default_factory=dict)
     """The images of `spec.images`: they are sent where they are not yet."""
     session_id: str | None = None

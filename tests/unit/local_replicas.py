@@ -186,7 +186,7 @@ async def local_fleet(
 
 def request(request_id: str = "r", first: int = 100, max_tokens: int = 8) -> SubmittedRequest:
     spec = RequestSpec(request_id, encode_tokens([first]), max_tokens, 0, False, [], 0, [b""])
-    return SubmittedRequest(spec, RequestTrace(), [first])
+    return SubmittedRequest(spec, RequestTrace())
 
 
 async def until(condition: Callable[[], bool]) -> None:

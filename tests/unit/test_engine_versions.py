@@ -12,7 +12,7 @@ from serve_app.protocol.errors import OtherVersion
 from serve_app.protocol.messages import WIRE_VERSION, ReplicaInfo
 from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
-from serve_app.router.routing import EngineVersions
+from serve_app.router.versions import EngineVersions
 from tests.unit.local_replicas import IDLE, LocalReplica, LocalTransport, Results, request, until
 
 BOTH = "the ingress runs vLLM 0.32.0 (CPU build), replica b runs 0.33.0: install the same on every node"

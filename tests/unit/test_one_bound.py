@@ -65,7 +65,7 @@ class Site:
                 one = f"{name}-{index}-{number}"
                 prompt = [len(one) + number]
                 spec = RequestSpec(one, encode_tokens(prompt), tokens, 0, True, [], 0, [b""])
-                fleet.submit(SubmittedRequest(spec, RequestTrace(), prompt, answer_begun=lambda: begun))
+                fleet.submit(SubmittedRequest(spec, RequestTrace(), answer_begun=lambda: begun))
 
 
 @asynccontextmanager
