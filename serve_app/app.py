@@ -162,7 +162,9 @@ class Ingress:
             cors=Cors(config.ingress.allowed_origins),
         )
         metrics = IngressMetrics()
-        self._event_loop = EventLoopSampler(asyncio.get_running_loop(), metrics.event_loop)
+        self._event_loop = EventLoopSampler(
+            asyncio.get_running_loop(), lambda use: metrics.process(use, client.dispatcher.index_bytes())
+        )
         self._closing.enter_context(self._event_loop)
         return IngressMiddleware(app, settings, keys, metrics)
 

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import msgspec
 from ray.serve import metrics
 
 from serve_app.ingress.event_loop import LoopUse
 from serve_app.protocol.errors import Outcome
-from serve_app.router.request_context import RequestContext
+from serve_app.router.request_context import RequestContext, RequestTrace
 
 LOGGED_IGNORED = 20
 """How many ignored parts of a request its line lists: a long history holds hundreds."""
@@ -48,6 +49,15 @@ class IngressMetrics:
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )
         self._migrations = metrics.Counter("step_migrations", description="Attempts that took over from a lost one.")
+        self._routing = metrics.Counter(
+            "step_routing_decisions",
+            description="Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is "
+            "busier), new (none has any), only (there was no other), policy (not by cost).",
+            tag_keys=("reason",),
+        )
+        self._index_bytes = metrics.Gauge(
+            "step_prefix_index_bytes", description="About how much memory the index of the replicas' caches takes."
+        )
         self._total_s = self._histogram("step_request_duration_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
             "step_time_to_first_token_seconds",
@@ -83,14 +93,12 @@ class IngressMetrics:
             sum(getattr(sequence, name) for sequence in sequences)
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
         )
-        migrations = sum(sequence.migrations for sequence in sequences)
+        self._count(sequences)
         self._requests.inc(tags={"route": route, "outcome": outcome.value})
         self._total_s.observe(total_s, tags={"route": route})
         for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
-        if migrations:
-            self._migrations.inc(migrations)
         self._observe_retry_after(context, outcome)
         for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
             if value is not None:
@@ -113,12 +121,21 @@ class IngressMetrics:
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
                 **_path_fields(context),
-                "migrations": migrations,
+                "migrations": sum(sequence.migrations for sequence in sequences),
             },
         )
 
-    def event_loop(self, use: LoopUse) -> None:
-        """What the event loop did in the last period (`event_loop.EventLoopSampler`)."""
+    def _count(self, sequences: Sequence[RequestTrace]) -> None:
+        for sequence in sequences:
+            if sequence.migrations:
+                self._migrations.inc(sequence.migrations)
+            if sequence.routing is not None:
+                self._routing.inc(tags={"reason": sequence.routing.reason.value})
+
+    def process(self, use: LoopUse, index_bytes: int) -> None:
+        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the index of the
+        replicas' caches takes."""
+        self._index_bytes.set(index_bytes)
         self._busy_ratio.set(use.busy_ratio)
         self._lag_s.set(use.lag_s)
 
@@ -136,6 +153,8 @@ def _path_fields(context: RequestContext) -> dict[str, object]:
     return {
         "ignored": context.ignored[:LOGGED_IGNORED],
         "replica": [replica for sequence in sequences for replica in sequence.replicas],
+        "routing": [sequence.routing.reason.value for sequence in sequences if sequence.routing is not None],
+        "prefill_tokens": sum(one.routing.missing_tokens for one in sequences if one.routing is not None),
         "inexact": sorted({name for sequence in sequences if sequence.migrations for name in sequence.inexact}),
         "resumed_tokens": sum(sequence.resumed_tokens for sequence in sequences),
     }

@@ -166,6 +166,10 @@ class Dispatcher:
         """Why some replicas get nothing, a sentence for each."""
         return self._pool.refused
 
+    def index_bytes(self) -> int:
+        """About how much memory the index of the replicas' caches takes."""
+        return self._choice.size_bytes() + sum(one.cache.size_bytes() for one in self._pool.taking_work())
+
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
         await self._pool.wait_for_one(timeout_s)
