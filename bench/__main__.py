@@ -13,6 +13,7 @@ from bench import report
 from bench.client import RunFailed
 from bench.front_end import command as front_end
 from bench.measure import BenchLoad, measure
+from bench.routing import command as routing
 from bench.servers import BARE, OURS, PROXY, WITHOUT_DRAFTS, StartFailed, Topology, ours
 
 QUICK = BenchLoad(prompts=32, rounds=1)
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
     if words[:1] == ["front-end"]:
         return front_end.main(words[1:])
+    if words[:1] == ["routing"]:
+        return routing.main(words[1:])
     options = _parser().parse_args(words)
     default = QUICK if options.quick else BenchLoad()
     load = BenchLoad(prompts=options.prompts or default.prompts, rounds=options.rounds or default.rounds)
