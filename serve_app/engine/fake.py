@@ -2,18 +2,18 @@
 
 Its tokens are a pure function of the prompt and the position, so an attempt that continues another gives the same
 tokens as an undisturbed one. It batches as a real engine does: one loop of steps, `max_num_seqs` requests in it and the
-rest waiting, one call of the sink per step. It imports neither torch nor vLLM.
+rest waiting, one call of the sink per step (`fake_scheduler.py`). It imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
-from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig, RandomAnswer
-from serve_app.engine.fake_script import Fault, FaultKind, ScriptedAnswer
+from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig
+from serve_app.engine.fake_scheduler import FakeRequest, FakeScheduler
+from serve_app.engine.fake_script import Fault, FaultKind
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.protocol.errors import AttemptRefused, EngineDead
 from serve_app.protocol.messages import AttemptRequest, CacheChanges, TokenDelta
@@ -27,36 +27,6 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
 
 
-@dataclass(eq=False)
-class _Running:
-    attempt: AttemptRequest
-    answer: RandomAnswer | ScriptedAnswer
-    faults: tuple[Fault, ...]
-    ended: asyncio.Future[None]
-    position: int
-    first_token_due_s: float = 0.0
-    has_token: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return self.attempt.spec.prompt_tokens + self.position
-
-
-@dataclass(eq=False)
-class _Queues:
-    waiting: dict[str, _Running] = field(default_factory=dict)
-    running: dict[str, _Running] = field(default_factory=dict)
-
-    def __contains__(self, attempt_id: str) -> bool:
-        return attempt_id in self.running or attempt_id in self.waiting
-
-    def all(self) -> list[_Running]:
-        return [*self.running.values(), *self.waiting.values()]
-
-    def take(self, attempt_id: str) -> _Running | None:
-        return self.running.pop(attempt_id, None) or self.waiting.pop(attempt_id, None)
-
-
 class FakeEngine:
     """`contract.Engine` without a model. `clock` and `sleep` are the event loop's unless a test drives its own."""
 
@@ -68,7 +38,7 @@ class FakeEngine:
         self._clock: Clock = clock if clock is not None else lambda: asyncio.get_running_loop().time()
         self._sleep = sleep
         self._answers = AnswerSource(config)
-        self._queues = _Queues()
+        self._scheduler = FakeScheduler(config)
         self._work = asyncio.Event()
         self._dead: str | None = "it has not been started"
         self._loop_task: asyncio.Task[None] | None = None
@@ -91,11 +61,12 @@ class FakeEngine:
         return EngineInfo(
             max_model_len=self._config.max_model_len,
             max_num_seqs=self._config.max_num_seqs,
-            max_num_batched_tokens=self._config.max_model_len,
-            kv_cache_tokens=self._config.max_num_seqs * self._config.max_model_len,
+            max_num_batched_tokens=self._config.step_tokens,
+            kv_cache_tokens=self._config.capacity_tokens,
             model="fake",
             engine_version="fake",
             start_s=self._config.start_s,
+            reports_cache=self._config.prefix_caching,
         )
 
     async def run(self, attempt: AttemptRequest) -> None:
@@ -130,11 +101,10 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         """See `contract.Engine`."""
-        held = sum(running.tokens for running in self._queues.running.values())
         return EngineStats(
-            running=len(self._queues.running),
-            unfinished=len(self._queues.all()),
-            kv_usage_ratio=held / (self._config.max_num_seqs * self._config.max_model_len),
+            running=len(self._scheduler.running),
+            unfinished=len(self._scheduler.all()),
+            kv_usage_ratio=self._scheduler.kv_usage_ratio,
             steps=self._steps,
         )
 
@@ -144,12 +114,12 @@ class FakeEngine:
 
     def under_way(self) -> str:
         """See `contract.Engine`."""
-        longest = max((running.tokens for running in self._queues.all()), default=0)
-        return f"{len(self._queues.all())} requests, longest context {longest:,} tokens"
+        longest = max((running.tokens for running in self._scheduler.all()), default=0)
+        return f"{len(self._scheduler.all())} requests, longest context {longest:,} tokens"
 
     def cache_changes(self) -> CacheChanges | None:
         """See `contract.Engine`."""
-        return None
+        return self._scheduler.cache.log.take()
 
     async def shutdown(self) -> None:
         """See `contract.Engine`."""
@@ -161,23 +131,24 @@ class FakeEngine:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _admit(self, attempt: AttemptRequest) -> _Running:
+    def _admit(self, attempt: AttemptRequest) -> FakeRequest:
         limit = self._config.max_model_len
         if (tokens := attempt.spec.prompt_tokens) >= limit:
             raise AttemptRefused(f"the prompt has {tokens} tokens; the engine holds {limit} with the answer")
-        if attempt.attempt_id in self._queues:
+        if attempt.attempt_id in self._scheduler:
             raise AttemptRefused(f"attempt {attempt.attempt_id} is already running")
         self._admitted += 1
         answer = self._answers.answer(attempt.spec.prompt_token_ids)
         scripted = (fault for fault in answer.faults if fault.on_resume or not attempt.emitted_token_ids)
-        running = _Running(
+        running = FakeRequest(
             attempt,
             answer,
             (*scripted, *(fault for fault in self._config.faults if self._strikes(fault, attempt))),
             asyncio.get_running_loop().create_future(),
             position=len(attempt.emitted_token_ids),
+            pages=self._scheduler.pages(attempt),
         )
-        self._queues.waiting[attempt.attempt_id] = running
+        self._scheduler.add(running)
         self._work.set()
         return running
 
@@ -186,26 +157,27 @@ class FakeEngine:
             return False
         return attempt.spec.request_id in fault.request_ids or (fault.every > 0 and self._admitted % fault.every == 0)
 
-    def _forget(self, attempt_id: str) -> _Running | None:
-        running = self._queues.take(attempt_id)
-        if not self._queues.all():
+    def _forget(self, attempt_id: str) -> FakeRequest | None:
+        running = self._scheduler.take(attempt_id)
+        if not self._scheduler.all():
             self._work.clear()
         return running
 
     def _die(self, reason: str) -> None:
         if self._dead is None:
             self._dead = reason
-        for running in self._queues.all():
+        for running in self._scheduler.all():
             if not running.ended.done():
                 running.ended.set_exception(EngineDead(self._dead))
 
     async def _run_steps(self) -> None:
         while True:
             await self._work.wait()
-            self._fill()
-            await self._sleep(self._until_next_step_s())
-            due = [running for running in self._queues.running.values() if running.first_token_due_s <= self._clock()]
+            prefilled = self._scheduler.schedule(self._clock())
+            await self._sleep(self._step_s(prefilled))
+            due = self._scheduler.due(self._clock())
             if not due:
+                self._steps += bool(prefilled)
                 continue
             struck = [fault.kind for running in due for fault in self._present_faults(running)]
             if FaultKind.CRASH in struck:
@@ -217,30 +189,24 @@ class FakeEngine:
                 return  # healthy to `check`, but no further step comes
             self._step(due)
 
-    def _fill(self) -> None:
-        queues = self._queues
-        while queues.waiting and len(queues.running) < self._config.max_num_seqs:
-            attempt_id = next(iter(queues.waiting))
-            running = queues.waiting.pop(attempt_id)
-            running.first_token_due_s = self._clock() + self._config.first_token_s
-            queues.running[attempt_id] = running
-
-    def _until_next_step_s(self) -> float:
-        running = self._queues.running.values()
-        if any(one.has_token for one in running):
+    def _step_s(self, prefilled: int) -> float:
+        """How long a step takes that computes so many tokens of prompts; without work, until the next token is due."""
+        running, rate = self._scheduler.running.values(), self._config.prefill_tokens_per_s
+        prefill_s = prefilled / rate if rate else 0.0
+        if prefill_s or any(one.has_token for one in running):
             slow = [fault.factor for one in running for fault in one.faults if self._is_slowed(one, fault)]
-            return self._config.gap_s * max(slow, default=1.0)
+            return (self._config.gap_s + prefill_s) * max(slow, default=1.0)
         return max(0.0, min((one.first_token_due_s for one in running), default=0.0) - self._clock())
 
     @staticmethod
-    def _is_slowed(running: _Running, fault: Fault) -> bool:
+    def _is_slowed(running: FakeRequest, fault: Fault) -> bool:
         return fault.kind is FaultKind.SLOW and running.position >= fault.at_token
 
     @staticmethod
-    def _present_faults(running: _Running) -> list[Fault]:
+    def _present_faults(running: FakeRequest) -> list[Fault]:
         return [fault for fault in running.faults if fault.at_token == running.position]
 
-    def _step(self, due: Sequence[_Running]) -> None:
+    def _step(self, due: Sequence[FakeRequest]) -> None:
         self._steps += 1
         deltas = [self._advance(running) for running in due]
         self._sink(deltas)
@@ -251,9 +217,10 @@ class FakeEngine:
                 if running is not None and not running.ended.done():
                     running.ended.set_result(None)
 
-    def _advance(self, running: _Running) -> TokenDelta:
+    def _advance(self, running: FakeRequest) -> TokenDelta:
         attempt, start = running.attempt, running.position
-        delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if running.has_token or start else 0)
+        told = running.has_token or start > 0
+        delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if told else running.cached_tokens)
         faults_ahead = [fault.at_token - start for fault in running.faults if fault.at_token > start]
         for _ in range(min([self._config.tokens_per_step, *faults_ahead])):
             if running.position < attempt.spec.max_tokens:
@@ -263,16 +230,17 @@ class FakeEngine:
             if delta.finish_reason is not None:
                 break
         running.has_token = True
+        self._scheduler.grow(running, delta.token_ids)
         return delta
 
-    def _next_token(self, running: _Running) -> int:
+    def _next_token(self, running: FakeRequest) -> int:
         attempt, position = running.attempt, running.position
         may_end = not attempt.spec.ignore_eos and position + 1 >= attempt.spec.min_tokens
         if may_end and running.answer.eos_token_id is not None and position >= running.answer.length:
             return running.answer.eos_token_id
         return running.answer.token(position)
 
-    def _finish(self, running: _Running, new_token_ids: Sequence[int]) -> tuple[int | None, int | None]:
+    def _finish(self, running: FakeRequest, new_token_ids: Sequence[int]) -> tuple[int | None, int | None]:
         attempt = running.attempt
         token = new_token_ids[-1] if new_token_ids else None
         if token is not None and running.position >= attempt.spec.min_tokens:

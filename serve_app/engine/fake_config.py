@@ -28,6 +28,14 @@ class FakeEngineConfig:
 
     Prompts that a conversation of `script` recognises get its answer instead (`fake_script.py`); they are read with
     `tokenizer`, the model's folder. In a YAML file `script` may also be the path of a file of its own.
+
+    A step takes `gap_s`, and the time of the prompt tokens that it computes at `prefill_tokens_per_s` (0: none, then
+    each prompt is computed in one step). It has `max_num_batched_tokens` (None: `max_model_len`) for its running
+    requests, of which each takes `tokens_per_step`, and then for prompts. No first token comes within `first_token_s`.
+
+    With `prefix_caching` it keeps full pages (`protocol/pages.py`) of prompts and answers, and does not compute them
+    again. `kv_cache_tokens` (None: enough for `max_num_seqs` of the longest requests) bound what it keeps and what runs
+    at a time; a request that runs is never stopped for lack of room.
     """
 
     plain_token_ids: tuple[int, int] = (100, 999)
@@ -41,9 +49,23 @@ class FakeEngineConfig:
     max_num_seqs: int = 16
     max_model_len: int = 8192
     start_s: float = 0.0
+    prefill_tokens_per_s: float = 0.0
+    max_num_batched_tokens: int | None = None
+    prefix_caching: bool = False
+    kv_cache_tokens: int | None = None
     faults: tuple[Fault, ...] = ()
     script: tuple[Conversation, ...] = ()
     tokenizer: str | None = None
+
+    @property
+    def step_tokens(self) -> int:
+        """How many tokens one step computes at most."""
+        return self.max_model_len if self.max_num_batched_tokens is None else self.max_num_batched_tokens
+
+    @property
+    def capacity_tokens(self) -> int:
+        """How many tokens the KV cache holds."""
+        return self.max_num_seqs * self.max_model_len if self.kv_cache_tokens is None else self.kv_cache_tokens
 
 
 def fake_token(config: FakeEngineConfig, prompt_token_ids: Sequence[int], position: int) -> int:

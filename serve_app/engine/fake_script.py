@@ -218,6 +218,8 @@ class FaultKind(Enum):
     SPIN = "spin"
     """It makes no further step, and uses CPU time all the same."""
     SLOW = "slow"
+    EVICT = "evict"
+    """The prefix cache loses everything that no running request uses, when the request starts, whatever `at_token`."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.engine import warm_up
+from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import Engine, EngineInfo
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta, encode_tokens
+from serve_app.protocol.pages import PAGE_TOKENS, ROOT, page_hash
 
 MODEL = Path(__file__).parents[2] / "models" / "step-tiny"
 
@@ -33,6 +35,9 @@ MTP_ARGV = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}
 
 CRASHES = "crashes-at-5"
 """A request with this id ends the fake engine when it is about to give its sixth token."""
+
+EVICTS = "evicts"
+"""A request with this id empties the fake engine's prefix cache when it starts."""
 
 START_TIMEOUT_S = 1200
 """For the first test of a module. A start takes 20 s alone on a machine, and many times that beside other work."""
@@ -77,13 +82,15 @@ class Recorder:
 
 @dataclass
 class Subject:
-    """An engine under test. `kill` ends it as a crash would."""
+    """An engine under test. `kill` ends it as a crash would; `evict` empties the prefix cache of an idle engine."""
 
     engine: Engine
     info: EngineInfo
     sink: Recorder
     kill: Callable[[], Awaitable[None]]
     make_payload: Callable[..., list[bytes]]
+    evict: Callable[[], Awaitable[None]] | None = None
+    pages: CacheMirror = field(default_factory=CacheMirror)
     ids: Any = field(default_factory=itertools.count)
 
     def attempt(
@@ -123,8 +130,29 @@ class Subject:
         await self.engine.run(attempt)
         return self.sink.tokens(attempt.attempt_id)
 
+    def cached_tokens(self, attempt: AttemptRequest) -> int | None:
+        """What its first delta says."""
+        return self.sink.deltas[attempt.attempt_id][0].cached_tokens
+
+    async def wait_for_pages(self, *, held: Sequence[int] = (), gone: Sequence[int] = ()) -> None:
+        """Follow the prefix cache until it holds these pages, or none of those."""
+        async with asyncio.timeout(60):
+            while not (self.pages.pages.issuperset(held) and self.pages.pages.isdisjoint(gone)):
+                if (changes := self.engine.cache_changes()) is not None:
+                    self.pages.apply(changes)
+                await asyncio.sleep(0)
+
     def last(self, attempt: AttemptRequest) -> TokenDelta:
         return self.sink.deltas[attempt.attempt_id][-1]
+
+
+def pages_of(token_ids: Sequence[int], keys: Mapping[int, Sequence[str]] | None = None) -> list[int]:
+    """The hashes of the full pages of a prompt; `keys` of pages by their number."""
+    pages: list[int] = []
+    for number in range(len(token_ids) // PAGE_TOKENS):
+        page = token_ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
+        pages.append(page_hash(pages[-1] if pages else ROOT, page, (keys or {}).get(number, ())))
+    return pages
 
 
 def ignore_step(deltas: Sequence[TokenDelta]) -> None:
@@ -138,7 +166,11 @@ async def start_fake() -> Subject:
         max_num_seqs=MAX_NUM_SEQS,
         max_model_len=MAX_MODEL_LEN,
         tokens_per_step=2,
-        faults=(Fault(FaultKind.CRASH, at_token=5, request_ids=frozenset({CRASHES})),),
+        prefix_caching=True,
+        faults=(
+            Fault(FaultKind.CRASH, at_token=5, request_ids=frozenset({CRASHES})),
+            Fault(FaultKind.EVICT, at_token=0, request_ids=frozenset({EVICTS})),
+        ),
     )
     engine = FakeEngine(config, sink)
     info = await engine.start(print)
@@ -146,7 +178,13 @@ async def start_fake() -> Subject:
     async def kill() -> None:
         engine._die("killed by the test")
 
-    return Subject(engine, info, sink, kill, lambda **_: [])
+    subject = Subject(engine, info, sink, kill, lambda **_: [])
+
+    async def evict() -> None:
+        await subject.run(subject.attempt(max_tokens=1, request_id=EVICTS))
+
+    subject.evict = evict
+    return subject
 
 
 async def start_vllm(*argv: str, warms_up: bool = False, progress: Callable[[str], object] = print) -> Subject:
@@ -162,7 +200,10 @@ async def start_vllm(*argv: str, warms_up: bool = False, progress: Callable[[str
         for core in cores:
             os.kill(core.pid, signal.SIGKILL)
 
-    return Subject(engine, info, sink, kill, vllm_payload)
+    async def evict() -> None:
+        await engine._must_live().llm.reset_prefix_cache()
+
+    return Subject(engine, info, sink, kill, vllm_payload, evict)
 
 
 def vllm_payload(

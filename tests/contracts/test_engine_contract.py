@@ -11,6 +11,7 @@ import pytest_asyncio
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.vllm_process import engine_core_processes, is_alive
 from serve_app.protocol.errors import AttemptRefused, EngineDead
+from serve_app.protocol.pages import PAGE_TOKENS
 from tests.contracts.harness import (
     CRASHES,
     LENGTH,
@@ -20,6 +21,7 @@ from tests.contracts.harness import (
     START_TIMEOUT_S,
     STOP,
     Subject,
+    pages_of,
     start_fake,
     start_vllm,
 )
@@ -133,6 +135,45 @@ async def expect_no_more_deltas(subject: Subject, attempt_id: str) -> None:
     assert subject.engine.stats().running == MAX_NUM_SEQS
     await running
     assert len(subject.sink.tokens(attempt_id)) == seen
+
+
+async def test_a_prefix_that_was_computed_is_not_computed_again(subject: Subject) -> None:
+    prompt = [100 + number % 700 for number in range(400)]
+    first, again = subject.attempt(max_tokens=4, prompt=prompt), subject.attempt(max_tokens=4, prompt=[*prompt, 90, 91])
+    tokens = await subject.run(first)
+    assert subject.cached_tokens(first) == 0
+    await subject.run(again)
+    cached = subject.cached_tokens(again)
+    assert cached is not None and PAGE_TOKENS <= cached <= len(prompt)
+    assert await subject.run(subject.attempt(max_tokens=4, prompt=prompt)) == tokens
+
+
+async def test_the_cache_is_named_page_by_page_until_it_is_evicted(subject: Subject) -> None:
+    assert subject.info.reports_cache
+    assert subject.evict is not None
+    prompt = [800 - number % 700 for number in range(300)]
+    pages = pages_of(prompt)
+    await subject.run(subject.attempt(max_tokens=4, prompt=prompt))
+    await subject.wait_for_pages(held=pages)
+    await subject.evict()
+    await subject.wait_for_pages(gone=pages)
+    assert not subject.pages.pages
+    assert subject.engine.cache_changes() is None
+    again = subject.attempt(max_tokens=4, prompt=prompt)
+    await subject.run(again)
+    assert subject.cached_tokens(again) == 0
+    await subject.wait_for_pages(held=pages)
+
+
+async def test_pages_of_an_answer_are_cached_like_those_of_a_prompt(subject: Subject) -> None:
+    prompt = [300 + number % 500 for number in range(200)]
+    attempt = subject.attempt(max_tokens=100, prompt=prompt)
+    tokens = await subject.run(attempt)
+    await subject.wait_for_pages(held=pages_of([*prompt, *tokens]))
+    following = subject.attempt(max_tokens=2, prompt=[*prompt, *tokens, 90, 91, 92])
+    await subject.run(following)
+    cached = subject.cached_tokens(following)
+    assert cached is not None and cached >= PAGE_TOKENS
 
 
 async def test_a_prompt_that_fills_the_context_is_refused(subject: Subject) -> None:
