@@ -77,7 +77,7 @@ def _name(scenario: Scenario) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench routing",
-        description="Compares routing policies: agents' sessions over fake engines with prefix caches, in virtual time.",
+        description="Compares routing policies: agents' sessions over fake engines with caches, in virtual time.",
     )
     parser.add_argument("--policies", nargs="+", type=RoutingPolicy, default=POLICIES, metavar="POLICY")
     parser.add_argument("--changes", nargs="+", type=Change, default=tuple(Change), metavar="CHANGE")

@@ -58,6 +58,7 @@ class FleetSize:
             tokens_per_step=self.tokens_per_step,
             max_num_seqs=self.max_num_seqs,
             max_model_len=262_144,
+            prefix_caching=True,
             kv_cache_tokens=int(self.kv_cache_tokens * scale),
             prefill_tokens_per_s=self.prefill_tokens_per_s * scale,
             max_num_batched_tokens=int(self.max_num_batched_tokens * scale),

@@ -38,5 +38,3 @@ def run(main: Coroutine[Any, Any, Result]) -> Result:
     """`asyncio.run`, in virtual time."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
-
-

@@ -121,6 +121,10 @@ class FakeEngine:
         """See `contract.Engine`."""
         return self._scheduler.cache.log.take()
 
+    def reset_prefix_cache(self) -> None:
+        """Give up everything that is cached and that no request uses, as vLLM does when it is told to."""
+        self._scheduler.cache.clear()
+
     async def shutdown(self) -> None:
         """See `contract.Engine`."""
         self._die("it has been shut down")
