@@ -1,0 +1,181 @@
+"""Whose request an engine starts next."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve_app.engine.fair_queue import MAX_ACCOUNTS, OUTPUT_COST, FairQueue, Flow, prompt_cost
+
+
+def served(queue: FairQueue, count: int) -> list[str]:
+    """The clients whose requests start, one slot after the other; each request ends at once."""
+    clients = []
+    for _ in range(count):
+        request_id = queue.next()
+        assert request_id is not None
+        queue.start(request_id)
+        queue.leave(request_id)
+        clients.append(request_id.split(":")[0])
+    return clients
+
+
+def fill(queue: FairQueue, client: str, count: int, cost: float = 100.0, **flow: object) -> None:
+    for number in range(count):
+        session = flow.get("session", "")
+        queue.put(f"{client}:{session}:{number}", Flow(client, **flow), cost)  # type: ignore[arg-type]
+
+
+def test_a_flood_does_not_delay_others() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "flood", 500)
+    served(queue, 20)
+    fill(queue, "alice", 3)
+    assert served(queue, 6).count("alice") == 3
+
+
+def test_tokens_count_and_not_requests() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "long", 50, cost=1000)
+    fill(queue, "short", 500, cost=100)
+    counts = served(queue, 220)
+    assert 15 <= counts.count("long") <= 25
+
+
+def test_a_weight_is_a_share() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "gold", 400, weight=3.0)
+    fill(queue, "plain", 400)
+    assert 140 <= served(queue, 200).count("gold") <= 160
+
+
+def test_a_rank_goes_first() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "batch", 5, rank=-1)
+    fill(queue, "normal", 5)
+    fill(queue, "urgent", 5, rank=1)
+    assert served(queue, 15) == ["urgent"] * 5 + ["normal"] * 5 + ["batch"] * 5
+
+
+def test_sessions_of_a_client_share_what_it_has() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "alice", 50, session="busy")
+    fill(queue, "alice", 2, session="calm")
+    fill(queue, "bob", 50)
+    order = []
+    for _ in range(8):
+        request_id = queue.next()
+        assert request_id is not None
+        queue.start(request_id)
+        queue.leave(request_id)
+        order.append(request_id.rsplit(":", 1)[0])
+    assert order.count("alice:calm") == 2
+    assert order.count("bob:") == 4
+
+
+def test_idle_time_is_not_saved_up() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "busy", 1000)
+    served(queue, 500)
+    fill(queue, "new", 100)
+    assert 90 <= served(queue, 200).count("busy") <= 110
+
+
+def test_answers_are_charged_as_they_grow() -> None:
+    queue = FairQueue(slots=3)
+    fill(queue, "talker", 5)
+    fill(queue, "quiet", 5)
+    queue.start("talker::0")
+    queue.charge("talker::0", OUTPUT_COST * 1000)
+    queue.start("quiet::0")
+    assert queue.next() == "quiet::1"
+
+
+def test_a_request_that_ran_before_goes_first() -> None:
+    queue = FairQueue(slots=2)
+    fill(queue, "alice", 3)
+    queue.put("moved", Flow("bob"), 1e6, first=True)
+    assert queue.next() == "moved"
+
+
+def test_the_last_slots_are_kept_while_others_come() -> None:
+    queue = FairQueue(slots=64)
+    fill(queue, "flood", 200)
+    for _ in range(64):  # alone it gets all of them
+        queue.start(str(queue.next()))
+    assert queue.next() is None
+    fill(queue, "alice", 1)
+    for number in range(3):
+        queue.leave(f"flood::{number}")
+    assert queue.next() == "alice::0"
+    queue.start("alice::0")
+    queue.leave("alice::0")
+    queue.start(str(queue.next()))
+    assert len(queue) == 135
+    assert queue.next() is None  # two are left, and alice was here a moment ago
+    fill(queue, "bob", 1)
+    assert queue.next() == "bob::0"
+
+
+def test_a_prompt_that_is_cached_costs_little() -> None:
+    assert prompt_cost(3_000, 139_000) < 10_000 < prompt_cost(142_000, 0)
+
+
+def test_who_is_gone_is_forgotten() -> None:
+    queue = FairQueue(slots=4)
+    for number in range(3 * MAX_ACCOUNTS):
+        queue.put(f"r{number}", Flow(f"client-{number}"), 1.0)
+        queue.start(f"r{number}")
+        queue.leave(f"r{number}")
+    assert len(queue.used()) == MAX_ACCOUNTS
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(1, 1000)), min_size=1, max_size=60),
+    st.integers(1, 8),
+    st.randoms(),
+)
+def test_every_request_starts_once_and_slots_hold(
+    requests: list[tuple[str, str, int]], slots: int, rng: random.Random
+) -> None:
+    queue = FairQueue(slots)
+    for number, (client, session, cost) in enumerate(requests):
+        queue.put(str(number), Flow(client, session), cost)
+    running: list[str] = []
+    started = []
+    while len(started) < len(requests):
+        request_id = queue.next()
+        if request_id is None:
+            assert running, "nothing runs and nothing starts"
+            queue.leave(running.pop(rng.randrange(len(running))))
+            continue
+        queue.start(request_id)
+        running.append(request_id)
+        started.append(request_id)
+        assert len(running) <= slots
+    assert sorted(started, key=int) == [str(number) for number in range(len(requests))]
+
+
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=200), st.integers(0, 1000))
+def test_who_waits_gets_within_one_request_of_the_others(costs: list[int], seed: int) -> None:
+    """The bound of the paper: of two clients that both wait, none is ahead by more than the largest request."""
+    rng = random.Random(seed)
+    queue = FairQueue(slots=1)
+    waiting = {"a": 0, "b": 0}
+    by_id = {}
+    for number, cost in enumerate(costs):
+        client = rng.choice("ab")
+        queue.put(f"{client}{number}", Flow(client), cost)
+        by_id[f"{client}{number}"] = cost
+        waiting[client] += 1
+    used = {"a": 0, "b": 0}
+    while all(waiting.values()):
+        request_id = queue.next()
+        assert request_id is not None
+        queue.start(request_id)
+        queue.leave(request_id)
+        used[request_id[0]] += by_id[request_id]
+        waiting[request_id[0]] -= 1
+        assert abs(used["a"] - used["b"]) <= max(costs)
