@@ -16,7 +16,10 @@ import msgspec
 
 from serve_app.config.schema import MAX_QUEUED_REQUESTS
 from serve_app.engine.autoscaling import UTILIZATION
+from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
+from serve_app.engine.load_facts import PrefillQueue, RecentMean
+from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
@@ -64,43 +67,16 @@ EngineFactory = Callable[[StepSink], Engine]
 @dataclass(eq=False)
 class Attempt:
     """An attempt that runs here. `output_token_ids` are the sequence's tokens so far, earlier attempts' included; they
-    are collected only while it has a `resume_key`."""
+    are collected only while it has a `resume_key`. It came with `tokens`, of which its ingress takes `prefill_tokens`
+    for not cached."""
 
     ingress_id: str
     resume_key: str
     output_token_ids: list[int]
+    tokens: int
+    prefill_tokens: int
     has_token: bool = False
     """Whether this engine has produced a token for it."""
-
-
-class Outbox:
-    """Deltas that wait to be sent to one ingress. Steps that the connection cannot take yet become one frame."""
-
-    def __init__(self) -> None:
-        self._deltas: list[TokenDelta] = []
-        self._ready = asyncio.Event()
-        self.closed = False
-
-    def put(self, delta: TokenDelta) -> None:
-        """Add a delta; it goes out with the next frame."""
-        self._deltas.append(delta)
-        self._ready.set()
-
-    def heartbeat(self) -> None:
-        """Send a frame even if it has no deltas."""
-        self._ready.set()
-
-    def close(self) -> None:
-        """End it after what waits has been sent."""
-        self.closed = True
-        self._ready.set()
-
-    async def take(self) -> list[TokenDelta]:
-        """Everything that waits, as soon as there is something or a heartbeat is due."""
-        await self._ready.wait()
-        self._ready.clear()
-        deltas, self._deltas = self._deltas, []
-        return deltas
 
 
 class EngineReplica:
@@ -127,6 +103,7 @@ class EngineReplica:
         self._attempts: dict[str, Attempt] = {}
         self._partial_outputs = PartialOutputs()
         self._quarantine = Quarantine()
+        self._cache = CacheMirror()
         self._engine = engine_factory(self._on_step)
         self._engine_dead = False
         self._stopping = False
@@ -142,7 +119,10 @@ class EngineReplica:
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
-        self._service = ServiceTimes(self._info.max_num_seqs, time.monotonic())
+        now_s = time.monotonic()
+        self._service = ServiceTimes(self._info.max_num_seqs, now_s)
+        self._prefill = PrefillQueue(self._info.max_num_seqs, now_s)
+        self._recent_unfinished = RecentMean(now_s)
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._data_channel_host is not None:
             self._address = await self._channels.open(self._data_channel_host)
@@ -159,6 +139,8 @@ class EngineReplica:
             ingresses=len(self._outboxes),
             start_s=self._info.start_s,
             image_bytes=self._images.max_bytes,
+            kv_cache_tokens=self._info.kv_cache_tokens,
+            reports_cache=self._info.reports_cache,
         )
         return encode_info(
             ReplicaInfo(
@@ -202,9 +184,10 @@ class EngineReplica:
         await self._run(attempt)
 
     async def _run(self, attempt: AttemptRequest) -> None:
-        running = Attempt(attempt.ingress_id, attempt.spec.resume_key, list(attempt.emitted_token_ids))
-        self._attempts[attempt.attempt_id] = running
-        self._service.enter(time.monotonic())
+        emitted = attempt.emitted_token_ids
+        tokens = attempt.spec.prompt_tokens + len(emitted)
+        running = Attempt(attempt.ingress_id, attempt.spec.resume_key, list(emitted), tokens, attempt.prefill_tokens)
+        self._enter(attempt.attempt_id, running)
         served = False
         try:
             await self._engine.run(attempt)
@@ -215,11 +198,23 @@ class EngineReplica:
                 raise ReplicaStopping("it is being stopped") from error
             raise self._blamed(running, error) from error
         finally:
-            del self._attempts[attempt.attempt_id]
             # A cancelled attempt with tokens counts: the ingress may have found a stop string.
-            served = served or len(running.output_token_ids) > len(attempt.emitted_token_ids)
-            self._service.leave(time.monotonic(), served=served)
+            self._leave(attempt.attempt_id, served=served or len(running.output_token_ids) > len(emitted))
             self._keep(running)
+
+    def _enter(self, attempt_id: str, attempt: Attempt) -> None:
+        now_s = time.monotonic()
+        self._attempts[attempt_id] = attempt
+        self._service.enter(now_s)
+        self._prefill.enter(attempt_id, attempt.prefill_tokens, now_s)
+        self._recent_unfinished.set(len(self._attempts), now_s)
+
+    def _leave(self, attempt_id: str, *, served: bool) -> None:
+        now_s = time.monotonic()
+        del self._attempts[attempt_id]
+        self._service.leave(now_s, served=served)
+        self._prefill.leave(attempt_id, now_s)
+        self._recent_unfinished.set(len(self._attempts), now_s)
 
     async def fetch_partial_output(self, resume_key: str) -> bytes:
         """The token ids of the broken stream with this resume key; none if it is not known here."""
@@ -240,11 +235,13 @@ class EngineReplica:
             previous.close()
         self._outboxes[ingress_id] = outbox
         outbox.heartbeat()
+        if self._info.reports_cache:
+            outbox.put_cache(self._cache.everything())
         frame_number = 0
         try:
             while not outbox.closed:
-                deltas = await outbox.take()
-                yield encode_frame(Frame(self._replica_id, frame_number, self._load(), deltas))
+                deltas, cache = await outbox.take()
+                yield encode_frame(Frame(self._replica_id, frame_number, self._load(), deltas, cache))
                 frame_number += 1
         finally:
             if self._outboxes.get(ingress_id) is outbox:
@@ -285,11 +282,13 @@ class EngineReplica:
             raise WrongReplica(f"this is {self._replica_id}, not {target}")
 
     def _on_step(self, deltas: Sequence[TokenDelta]) -> None:
+        now_s = time.monotonic()
         for delta in deltas:
             attempt = self._attempts.get(delta.attempt_id)
             if attempt is None:
                 continue
-            attempt.has_token = True
+            if not attempt.has_token:
+                self._take_first(attempt, delta, now_s)
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)
                 if delta.finish_reason is not None:
@@ -297,6 +296,24 @@ class EngineReplica:
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
+        self._share_cache()
+
+    def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> None:
+        attempt.has_token = True
+        if not delta.token_ids:
+            computed = 0  # there was nothing left to do
+        elif delta.cached_tokens is None:
+            computed = attempt.prefill_tokens  # of an attempt that continues another, no engine says it
+        else:
+            computed = attempt.tokens - delta.cached_tokens
+        self._prefill.first_token(delta.attempt_id, computed, now_s)
+
+    def _share_cache(self) -> None:
+        if (changes := self._engine.cache_changes()) is None:
+            return
+        self._cache.apply(changes)
+        for outbox in self._outboxes.values():
+            outbox.put_cache(changes)
 
     def _blamed(self, attempt: Attempt, error: EngineDead) -> EngineDead:
         """The engine's death as it concerns this attempt. The count of newcomers is kept: attempts leave one by one."""
@@ -311,13 +328,22 @@ class EngineReplica:
             self._partial_outputs.keep(attempt.resume_key, attempt.output_token_ids, time.monotonic())
 
     def _load(self) -> ReplicaLoad:
-        stats = self._engine.stats()
-        return ReplicaLoad(stats.unfinished, self._info.max_num_seqs, stats.kv_usage_ratio, self._engine_dead)
+        stats, now_s = self._engine.stats(), time.monotonic()
+        return ReplicaLoad(
+            stats.unfinished,
+            self._info.max_num_seqs,
+            stats.kv_usage_ratio,
+            self._engine_dead,
+            queued_prefill_tokens=self._prefill.queued_tokens(now_s),
+            prefill_tokens_per_s=self._prefill.tokens_per_s,
+            recent_unfinished=self._recent_unfinished.mean(now_s),
+        )
 
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._check_engine()
+            self._share_cache()
             for outbox in self._outboxes.values():
                 outbox.heartbeat()
 

@@ -161,7 +161,7 @@ class DataChannelServer:
             async with contextlib.aclosing(self._runner.frames(handshake.target, handshake.ingress_id)) as frames:
                 async for frame in frames:
                     stream.write_encoded(FRAME, frame)
-                    # Waits while the ingress does not read: steps are then merged (`replica.Outbox`).
+                    # Waits while the ingress does not read: steps are then merged (`engine/outbox.py`).
                     await stream.drain()
         except (OSError, WrongReplica) as error:
             logger.debug("a data channel ended", extra={"error": str(error)})

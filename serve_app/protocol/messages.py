@@ -169,7 +169,8 @@ class Frame(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """One message of the stream from a replica to an ingress. `frame_number` rises by one with each of them.
 
     `cache` says how its prefix cache has changed since the last frame (None: not at all). The first frame of a
-    connection has `reset` set, and everything that the cache holds."""
+    connection has `reset` set, and everything that the cache holds; none has `cache` where the replica does not report
+    it (`ReplicaCapacity.reports_cache`)."""
 
     replica_id: str
     frame_number: int
