@@ -43,7 +43,7 @@ class FleetSize:
     """How many engines there are, and what each can do at full size (8 GPUs of the H100's kind, about)."""
 
     replicas: int = 4
-    kv_cache_tokens: int = 2_000_000
+    kv_cache_tokens: int = 4_000_000
     prefill_tokens_per_s: float = 20_000.0
     tokens_per_step: int = 3
     step_s: float = 0.025

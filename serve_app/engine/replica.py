@@ -85,7 +85,7 @@ class EngineReplica:
     An engine that has work and hangs or is stuck is killed (`engine/watchdog.py`). Data channels are accepted on
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time. `image_bytes` of the images that were sent here
-    are kept.
+    are kept. `clock` gives seconds.
     """
 
     def __init__(
@@ -96,8 +96,10 @@ class EngineReplica:
         data_channel_host: str | None = None,
         max_queued_requests: int = MAX_QUEUED_REQUESTS,
         image_bytes: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replica_id = replica_id
+        self._clock = clock
         self._images = ImageStore(image_bytes)
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
@@ -119,7 +121,7 @@ class EngineReplica:
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
-        now_s = time.monotonic()
+        now_s = self._clock()
         self._service = ServiceTimes(self._info.max_num_seqs, now_s)
         self._prefill = PrefillQueue(self._info.max_num_seqs, now_s)
         self._recent_unfinished = RecentMean(now_s)
@@ -132,7 +134,7 @@ class EngineReplica:
 
     async def info(self) -> bytes:
         """This replica's `ReplicaInfo`, encoded."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         capacity = ReplicaCapacity(
             max_unfinished=self._max_unfinished,
             service_s=self._service.mean_s(now_s),
@@ -203,14 +205,14 @@ class EngineReplica:
             self._keep(running)
 
     def _enter(self, attempt_id: str, attempt: Attempt) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         self._attempts[attempt_id] = attempt
         self._service.enter(now_s)
         self._prefill.enter(attempt_id, attempt.prefill_tokens, now_s)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
     def _leave(self, attempt_id: str, *, served: bool) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         del self._attempts[attempt_id]
         self._service.leave(now_s, served=served)
         self._prefill.leave(attempt_id, now_s)
@@ -220,12 +222,12 @@ class EngineReplica:
         """The token ids of the broken stream with this resume key; none if it is not known here."""
         # The client may notice the break and ask before this replica notices it.
         running = [attempt.output_token_ids for attempt in self._attempts.values() if attempt.resume_key == resume_key]
-        kept = self._partial_outputs.find(resume_key, time.monotonic())
+        kept = self._partial_outputs.find(resume_key, self._clock())
         return msgspec.msgpack.encode(max([kept, *running], key=len))
 
     async def share_quarantine(self, quarantine: bytes) -> None:
         """Keep a quarantine for the other ingresses: each learns it from the next `info`."""
-        self._quarantine.learn(msgspec.msgpack.decode(quarantine, type=dict[str, float]), time.monotonic())
+        self._quarantine.learn(msgspec.msgpack.decode(quarantine, type=dict[str, float]), self._clock())
 
     async def frames(self, target: str, ingress_id: str) -> AsyncGenerator[bytes, None]:
         """The frames for one ingress: one per engine step, a heartbeat when idle, until the ingress closes it."""
@@ -282,7 +284,7 @@ class EngineReplica:
             raise WrongReplica(f"this is {self._replica_id}, not {target}")
 
     def _on_step(self, deltas: Sequence[TokenDelta]) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         for delta in deltas:
             attempt = self._attempts.get(delta.attempt_id)
             if attempt is None:
@@ -325,10 +327,10 @@ class EngineReplica:
 
     def _keep(self, attempt: Attempt) -> None:
         if attempt.resume_key and attempt.output_token_ids:
-            self._partial_outputs.keep(attempt.resume_key, attempt.output_token_ids, time.monotonic())
+            self._partial_outputs.keep(attempt.resume_key, attempt.output_token_ids, self._clock())
 
     def _load(self) -> ReplicaLoad:
-        stats, now_s = self._engine.stats(), time.monotonic()
+        stats, now_s = self._engine.stats(), self._clock()
         return ReplicaLoad(
             stats.unfinished,
             self._info.max_num_seqs,
@@ -351,9 +353,7 @@ class EngineReplica:
         stats = self._engine.stats()
         if self._engine_dead:
             return
-        judgement = self._watchdog.observe(
-            time.monotonic(), stats.steps, self._engine.activity, busy=stats.unfinished > 0
-        )
+        judgement = self._watchdog.observe(self._clock(), stats.steps, self._engine.activity, busy=stats.unfinished > 0)
         if judgement.state in (EngineState.HUNG, EngineState.STUCK):
             reason = f"{judgement.state}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
