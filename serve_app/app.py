@@ -103,6 +103,7 @@ class EngineDeployment(EngineReplica):
             data_channel_host(),
             config.replicas.max_queued_requests,
             image_bytes(config.engine.flags),
+            config.replicas.max_queue_wait_s,
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -163,7 +164,7 @@ class Ingress:
         )
         metrics = IngressMetrics()
         self._event_loop = EventLoopSampler(
-            asyncio.get_running_loop(), lambda use: metrics.process(use, client.dispatcher.index_bytes())
+            asyncio.get_running_loop(), lambda use: metrics.process(use, client.dispatcher)
         )
         self._closing.enter_context(self._event_loop)
         return IngressMiddleware(app, settings, keys, metrics)

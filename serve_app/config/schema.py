@@ -33,6 +33,10 @@ MAX_QUEUED_REQUESTS = 512
 """Waiting requests of one engine, unless configured: at 20 s each (`router/admission.py`) and 256 slots, 40 s of
 work."""
 
+MAX_QUEUE_WAIT_S = 300.0
+"""Longest wait for an engine, unless configured: what clients wait for an answer to begin, by their own timeouts, is
+ten minutes at most (OpenAI's and Anthropic's SDKs)."""
+
 
 class ConfigError(Exception):
     """The configuration cannot work. The message has a line for each fault, with the file and line to change."""
@@ -141,6 +145,8 @@ class ReplicasConfig(Section):
     max_queued_requests: NonNegativeInt = MAX_QUEUED_REQUESTS
     """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), from all ingresses together.
     When every engine is full, new requests are refused at once (429)."""
+    max_queue_wait_s: PositiveFloat = MAX_QUEUE_WAIT_S
+    """How long a request may wait before an engine starts it. After that it is refused (429)."""
     drain_timeout_s: PositiveFloat = 120.0
     """How long a replica that is being stopped may finish its requests; what is left then moves to another replica."""
     longest_stream_s: PositiveFloat = 3600.0

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serve_app.config.schema import MAX_QUEUED_REQUESTS
+from serve_app.config.schema import MAX_QUEUE_WAIT_S, MAX_QUEUED_REQUESTS
 from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
+from serve_app.engine.fair_queue import Flow
 from serve_app.engine.load_facts import PrefillQueue, RecentMean
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
+from serve_app.engine.start_queue import Abandoned, StartQueue
 from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
 from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.errors import (
@@ -75,8 +77,12 @@ class Attempt:
     output_token_ids: list[int]
     tokens: int
     prefill_tokens: int
+    has_started: bool = False
+    """Whether it is in the engine."""
     has_token: bool = False
     """Whether this engine has produced a token for it."""
+    queue_wait_s: float = 0.0
+    """How long it waited before its start."""
 
 
 class EngineReplica:
@@ -84,8 +90,8 @@ class EngineReplica:
 
     An engine that has work and hangs or is stuck is killed (`engine/watchdog.py`). Data channels are accepted on
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
-    attempts may wait here beyond those that the engine runs at a time. `image_bytes` of the images that were sent here
-    are kept. `clock` gives seconds.
+    attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
+    order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
     """
 
     def __init__(
@@ -96,10 +102,12 @@ class EngineReplica:
         data_channel_host: str | None = None,
         max_queued_requests: int = MAX_QUEUED_REQUESTS,
         image_bytes: int = 0,
+        max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replica_id = replica_id
         self._clock = clock
+        self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
@@ -124,6 +132,9 @@ class EngineReplica:
         now_s = self._clock()
         self._service = ServiceTimes(self._info.max_num_seqs, now_s)
         self._prefill = PrefillQueue(self._info.max_num_seqs, now_s)
+        self._starts = StartQueue(
+            self._info.max_num_seqs, self._info.max_num_batched_tokens, self._max_queue_wait_s, self._clock
+        )
         self._recent_unfinished = RecentMean(now_s)
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._data_channel_host is not None:
@@ -192,10 +203,14 @@ class EngineReplica:
         self._enter(attempt.attempt_id, running)
         served = False
         try:
+            running.queue_wait_s = await self._turn(attempt, tokens)
+            running.has_started = True
             await self._engine.run(attempt)
             served = True
+        except Abandoned:
+            return
         except EngineDead as error:
-            self._engine_dead = True
+            self._lose_engine(error)
             if self._stopping:  # the engine was shut down: the attempt is not the cause
                 raise ReplicaStopping("it is being stopped") from error
             raise self._blamed(running, error) from error
@@ -203,6 +218,19 @@ class EngineReplica:
             # A cancelled attempt with tokens counts: the ingress may have found a stop string.
             self._leave(attempt.attempt_id, served=served or len(running.output_token_ids) > len(emitted))
             self._keep(running)
+
+    async def _turn(self, attempt: AttemptRequest, tokens: int) -> float:
+        """Wait until the engine may start it. Raises as `StartQueue.turn`."""
+        spec = attempt.spec
+        # A client may ask for less than others, as vLLM means it: a higher number is a lower priority.
+        flow = Flow(spec.client, spec.session, rank=-1 if spec.priority > 0 else 0)
+        cached = max(tokens - attempt.prefill_tokens, 0)
+        return await self._starts.turn(attempt.attempt_id, flow, attempt.prefill_tokens, cached, first=attempt.admitted)
+
+    def _lose_engine(self, error: Exception) -> None:
+        """The engine is dead. What waits was not in it, and goes elsewhere."""
+        self._engine_dead = True
+        self._starts.fail(WrongReplica(f"its engine died before it could start: {error}"))
 
     def _enter(self, attempt_id: str, attempt: Attempt) -> None:
         now_s = self._clock()
@@ -216,6 +244,7 @@ class EngineReplica:
         del self._attempts[attempt_id]
         self._service.leave(now_s, served=served)
         self._prefill.leave(attempt_id, now_s)
+        self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
     async def fetch_partial_output(self, resume_key: str) -> bytes:
@@ -256,8 +285,8 @@ class EngineReplica:
         """Raises when the engine is dead: Serve then replaces this replica."""
         try:
             await self._engine.check()
-        except EngineDead:
-            self._engine_dead = True
+        except EngineDead as error:
+            self._lose_engine(error)
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -291,6 +320,7 @@ class EngineReplica:
                 continue
             if not attempt.has_token:
                 self._take_first(attempt, delta, now_s)
+            self._starts.generated(delta.attempt_id, len(delta.token_ids))
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)
                 if delta.finish_reason is not None:
@@ -302,6 +332,8 @@ class EngineReplica:
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> None:
         attempt.has_token = True
+        delta.queue_wait_s = attempt.queue_wait_s
+        self._starts.first_token(delta.attempt_id)
         if not delta.token_ids:
             computed = 0  # there was nothing left to do
         elif delta.cached_tokens is None:
@@ -320,7 +352,7 @@ class EngineReplica:
     def _blamed(self, attempt: Attempt, error: EngineDead) -> EngineDead:
         """The engine's death as it concerns this attempt. The count of newcomers is kept: attempts leave one by one."""
         if self._newcomers is None:
-            self._newcomers = sum(not one.has_token for one in self._attempts.values())
+            self._newcomers = sum(one.has_started and not one.has_token for one in self._attempts.values())
         by_itself = FAILED_BY_ITSELF in str(error)
         verdict = blame(is_newcomer=not attempt.has_token, newcomers=self._newcomers, failed_by_itself=by_itself)
         return BLAMED[verdict](str(error))
@@ -332,13 +364,14 @@ class EngineReplica:
     def _load(self) -> ReplicaLoad:
         stats, now_s = self._engine.stats(), self._clock()
         return ReplicaLoad(
-            stats.unfinished,
+            max(stats.unfinished, len(self._attempts)),
             self._info.max_num_seqs,
             stats.kv_usage_ratio,
             self._engine_dead,
             queued_prefill_tokens=self._prefill.queued_tokens(now_s),
             prefill_tokens_per_s=self._prefill.tokens_per_s,
             recent_unfinished=self._recent_unfinished.mean(now_s),
+            queued=len(self._starts),
         )
 
     async def _heartbeat(self) -> None:
@@ -357,8 +390,8 @@ class EngineReplica:
         if judgement.state in (EngineState.HUNG, EngineState.STUCK):
             reason = f"{judgement.state}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
-            self._engine_dead = True
             self._engine.fail(reason)
+            self._lose_engine(EngineDead(reason))
         elif judgement.silence_s >= SLOW_STEP_S and not self._slow:
             self._slow = True
             facts = {"evidence": judgement.evidence, "under_way": self._engine.under_way()}
@@ -370,6 +403,7 @@ class EngineReplica:
         """Abort the attempts of an ingress that is gone."""
         orphans = [name for name, attempt in self._attempts.items() if attempt.ingress_id == ingress_id]
         for attempt_id in orphans:
+            self._starts.abandon(attempt_id)
             with contextlib.suppress(AttemptRefused):
                 await self._engine.abort(attempt_id)
 

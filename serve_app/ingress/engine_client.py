@@ -128,6 +128,7 @@ class ReplicatedEngineCore:
         features = request.mm_features or ()
         payload.mm_features = [replace(one, data=None) for one in features] or None
         params = request.sampling_params
+        context = CURRENT.get()
         return RequestSpec(
             request_id=request.request_id,
             prompt=prompt,
@@ -139,6 +140,8 @@ class ReplicatedEngineCore:
             payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
             resume_key=resume_key,
             images=[image_name(one) for one in features],
+            client=(context.key_name if context else None) or "",
+            session=request.session_id or (context.session_id if context else None) or "",
         )
 
     def _encode(self, image: MultiModalKwargsItem) -> list[bytearray]:

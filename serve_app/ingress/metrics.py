@@ -20,6 +20,7 @@ from ray.serve import metrics
 
 from serve_app.ingress.event_loop import LoopUse
 from serve_app.protocol.errors import Outcome
+from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext, RequestTrace
 
 LOGGED_IGNORED = 20
@@ -69,6 +70,13 @@ class IngressMetrics:
             boundaries=RETRY_BUCKETS_S,
             tag_keys=("outcome", "basis"),
         )
+        self._engine_queue_s = self._histogram(
+            "step_engine_queue_wait_seconds", "Wait at the replica before the engine got the request."
+        )
+        self._queued = metrics.Gauge(
+            "step_queued_requests",
+            description="Requests of all ingresses that wait at the replicas, as this ingress last heard.",
+        )
         self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
         self._busy_ratio = metrics.Gauge(
             "step_event_loop_busy_ratio",
@@ -100,7 +108,12 @@ class IngressMetrics:
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
         self._observe_retry_after(context, outcome)
-        for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
+        engine_queue_s = first.engine_queue_s if first is not None else None
+        for histogram, value in (
+            (self._queue_s, queue_s),
+            (self._engine_queue_s, engine_queue_s),
+            (self._first_token_s, first_token_s),
+        ):
             if value is not None:
                 histogram.observe(value, tags={"route": route})
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
@@ -118,6 +131,7 @@ class IngressMetrics:
                 "cached_tokens": cached,
                 "output_tokens": output,
                 "queue_s": _round(queue_s),
+                "engine_queue_s": _round(engine_queue_s),
                 "first_token_s": _round(first_token_s),
                 "total_s": _round(total_s),
                 **_path_fields(context),
@@ -132,10 +146,10 @@ class IngressMetrics:
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 
-    def process(self, use: LoopUse, index_bytes: int) -> None:
-        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the index of the
-        replicas' caches takes."""
-        self._index_bytes.set(index_bytes)
+    def process(self, use: LoopUse, dispatcher: Dispatcher) -> None:
+        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the dispatcher knows."""
+        self._index_bytes.set(dispatcher.index_bytes())
+        self._queued.set(dispatcher.queued())
         self._busy_ratio.set(use.busy_ratio)
         self._lag_s.set(use.lag_s)
 

@@ -30,6 +30,7 @@ from serve_app.protocol.errors import (
     ReplicaFull,
     ReplicaLost,
     ReplicaStopping,
+    WaitedTooLong,
     WrongReplica,
 )
 from serve_app.protocol.message_stream import MAX_MESSAGE_BYTES, MessageStream
@@ -53,6 +54,7 @@ ERRORS: dict[str, type[Exception]] = {
         WrongReplica,
         ReplicaStopping,
         ReplicaFull,
+        WaitedTooLong,
         ImagesMissing,
         AttemptRefused,
         EngineDead,

@@ -276,6 +276,10 @@ class ReplicaFull(Exception):
     """The replica holds as many attempts as it may, and did not take this one. Another replica may have room."""
 
 
+class WaitedTooLong(ReplicaFull):
+    """The attempt has waited in the replica for as long as one may, and did not run."""
+
+
 class ImagesMissing(Exception):
     """The replica does not have an image that the attempt names without sending it, and did not take the attempt."""
 

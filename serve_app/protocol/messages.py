@@ -25,7 +25,8 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `max_tokens` and `min_tokens` count from the first token of the first attempt. `payload` is vLLM's request (without
     the token ids and without its images), in the buffers of vLLM's encoder. `resume_key` names the partial output of a
     broken stream (`engine/partial_outputs.py`); empty: it is not kept. `images` are vLLM's hashes of its images, which
-    travel with the attempt (`AttemptRequest.images`).
+    travel with the attempt (`AttemptRequest.images`). `client` (the name of its API key) and `session` say whom it
+    belongs to where requests wait (`engine/fair_queue.py`).
     """
 
     request_id: str
@@ -38,6 +39,8 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     payload: list[bytes]
     resume_key: str = ""
     images: list[str] = []
+    client: str = ""
+    session: str = ""
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -75,7 +78,8 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
 
     `position` is the number of tokens that the request had before this delta, earlier attempts included: a gap or an
     overlap shows at once. `finish_reason` is vLLM's `FinishReason` as an int, None while the attempt runs.
-    `cached_tokens` and `cache_creation_tokens` come with the first delta. `extra` is vLLM's whole `EngineCoreOutput` in
+    `cached_tokens`, `cache_creation_tokens` and `queue_wait_s`, how long the attempt waited before its engine got it,
+    come with the first delta. `extra` is vLLM's whole `EngineCoreOutput` in
     its own encoding, sent only when it holds more than tokens (log probabilities, prompt log probabilities)."""
 
     attempt_id: str
@@ -86,11 +90,12 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     cached_tokens: int | None = None
     cache_creation_tokens: int | None = None
     extra: list[bytes] | None = None
+    queue_wait_s: float | None = None
 
 
 class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The load of a replica, sent with every frame. `unfinished` counts attempts that run or wait there, of all
-    ingresses; `recent_unfinished` is its mean over the last minute.
+    ingresses, and `queued` those that are not in the engine yet; `recent_unfinished` is its mean over the last minute.
 
     A `draining` replica takes no new work: it is about to stop, or its engine is dead. `queued_prefill_tokens` of its
     attempts have yet to be computed; it computes `prefill_tokens_per_s` (None: not measured yet).
@@ -103,6 +108,7 @@ class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
     queued_prefill_tokens: int = 0
     prefill_tokens_per_s: float | None = None
     recent_unfinished: float = 0.0
+    queued: int = 0
 
     @property
     def utilization(self) -> float:

@@ -31,6 +31,7 @@ from serve_app.protocol.errors import (
     ReplicaLost,
     ReplicaStopping,
     ServeError,
+    WaitedTooLong,
     WrongReplica,
     refused_by_engine,
 )
@@ -170,6 +171,10 @@ class Dispatcher:
         """About how much memory the index of the replicas' caches takes."""
         return self._choice.size_bytes() + sum(one.cache.size_bytes() for one in self._pool.taking_work())
 
+    def queued(self) -> int:
+        """How many requests, of all ingresses, wait at the replicas."""
+        return sum(one.load.queued for one in self._pool.taking_work())
+
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
         await self._pool.wait_for_one(timeout_s)
@@ -199,6 +204,8 @@ class Dispatcher:
         trace.output_tokens = len(active.emitted)
         if delta.cached_tokens is not None and delta.position == 0:
             trace.cached_tokens = delta.cached_tokens
+        if delta.queue_wait_s is not None:
+            trace.engine_queue_s = delta.queue_wait_s
         if active.attempts > 1:
             self._throttle.leave(active)
         if delta.finish_reason is not None:
@@ -388,6 +395,8 @@ class Dispatcher:
                 control.result()
             except AttemptRefused as error:
                 raise refused_by_engine(str(error)) from error
+            except WaitedTooLong as error:
+                raise self._admission.refusal() from error
             except ReplicaFull:
                 active.full.add(connection.replica_id)
                 connection.note_full()

@@ -28,6 +28,8 @@ class RequestTrace:
 
     submitted_s: float = 0.0
     dispatched_s: float | None = None
+    engine_queue_s: float | None = None
+    """How long its last attempt waited at the replica before the engine got it. A duration, not a stamp."""
     first_token_s: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -1,0 +1,99 @@
+"""Attempts that wait to be started in the engine, in the order of `fair_queue.py`.
+
+The engine gets as many as it runs at a time, and of prompts only as much as keeps it busy. What it has, it runs in the
+order in which it came: whatever waits there could be overtaken by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cost
+from serve_app.protocol.errors import WaitedTooLong
+
+STEPS_AHEAD = 2
+"""How many steps' worth of prompts the engine has at a time: the one that it computes, and the next."""
+
+
+class Abandoned(Exception):
+    """Nobody waits for this attempt any more."""
+
+
+class StartQueue:
+    """The attempts of one engine with that many `slots`, which computes `step_tokens` of prompts in a step. None waits
+    longer than `max_wait_s`. `clock` gives seconds."""
+
+    def __init__(self, slots: int, step_tokens: int, max_wait_s: float, clock: Callable[[], float]) -> None:
+        self._queue = FairQueue(slots)
+        self._max_prefill_tokens = STEPS_AHEAD * step_tokens
+        self._max_wait_s = max_wait_s
+        self._clock = clock
+        self._waiters: dict[str, asyncio.Future[None]] = {}
+        self._tokens: dict[str, int] = {}
+        self._prefilling: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    async def turn(
+        self, attempt_id: str, flow: Flow, prefill_tokens: int, cached_tokens: int, *, first: bool = False
+    ) -> float:
+        """Return when it may start: after how many seconds. Call `leave` when it has ended, however `turn` ends.
+
+        Raises `WaitedTooLong` after `max_wait_s`, `Abandoned`, and what `fail` was given.
+        """
+        since_s = self._clock()
+        waiter = self._waiters[attempt_id] = asyncio.get_running_loop().create_future()
+        self._tokens[attempt_id] = prefill_tokens
+        self._queue.put(attempt_id, flow, prompt_cost(prefill_tokens, cached_tokens), first=first)
+        self._start_next()
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await waiter
+        except TimeoutError:
+            raise WaitedTooLong(f"it has waited {self._max_wait_s:.0f} s") from None
+        return self._clock() - since_s
+
+    def first_token(self, attempt_id: str) -> None:
+        """Its prompt has been computed."""
+        if self._prefilling.pop(attempt_id, None) is not None:
+            self._start_next()
+
+    def generated(self, attempt_id: str, tokens: int) -> None:
+        """It has so many more tokens."""
+        self._queue.charge(attempt_id, OUTPUT_COST * tokens)
+
+    def leave(self, attempt_id: str) -> None:
+        """It has ended, or waits no more."""
+        self._waiters.pop(attempt_id, None)
+        self._tokens.pop(attempt_id, None)
+        self._prefilling.pop(attempt_id, None)
+        self._queue.leave(attempt_id)
+        self._start_next()
+
+    def abandon(self, attempt_id: str) -> None:
+        """If it waits, it waits no more."""
+        self._end(attempt_id, Abandoned())
+
+    def fail(self, error: Exception) -> None:
+        """Nothing starts any more: whoever waits gets this error."""
+        for attempt_id in list(self._waiters):
+            self._end(attempt_id, error)
+
+    def _end(self, attempt_id: str, error: Exception) -> None:
+        waiter = self._waiters.get(attempt_id)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def _start_next(self) -> None:
+        while (attempt_id := self._queue.next()) is not None:
+            tokens, waiter = self._tokens[attempt_id], self._waiters[attempt_id]
+            # The longest prompt does not count: it would keep short ones waiting for as long as it takes.
+            others = sum(self._prefilling.values()) - max(self._prefilling.values(), default=0)
+            if self._prefilling and min(tokens, *self._prefilling.values()) + others > self._max_prefill_tokens:
+                return
+            self._queue.start(attempt_id)
+            self._prefilling[attempt_id] = tokens
+            if not waiter.done():
+                waiter.set_result(None)
