@@ -129,7 +129,7 @@ class Ingress:
         """Serve calls this after the constructor and serves what it returns."""
         # Not at the top: the process that builds the application does not need vLLM's server.
         from serve_app.ingress.api import build_api
-        from serve_app.ingress.metrics import IngressMetrics
+        from serve_app.ingress.metrics import IngressMetrics, ProcessGauges
 
         config = self._config
         ingress_id = uuid.uuid4().hex
@@ -162,12 +162,10 @@ class Ingress:
             sets_request_id=False,
             cors=Cors(config.ingress.allowed_origins),
         )
-        metrics = IngressMetrics()
-        self._event_loop = EventLoopSampler(
-            asyncio.get_running_loop(), lambda use: metrics.process(use, client.dispatcher)
-        )
+        gauges = ProcessGauges()
+        self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, metrics)
+        return IngressMiddleware(app, settings, keys, IngressMetrics())
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces

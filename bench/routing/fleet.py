@@ -10,6 +10,7 @@ from typing import Self
 
 import msgspec
 
+from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
@@ -160,8 +161,8 @@ class Fleet:
         """Start one more engine."""
         name = f"engine-{len(self._engines)}"
 
-        def build(sink: object) -> FakeEngine:
-            self._engines[name] = FakeEngine(self.size.engine(self.scale), sink)  # type: ignore[arg-type]
+        def build(sink: StepSink) -> FakeEngine:
+            self._engines[name] = FakeEngine(self.size.engine(self.scale), sink)
             return self._engines[name]
 
         replica = EngineReplica(

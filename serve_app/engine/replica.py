@@ -230,7 +230,7 @@ class EngineReplica:
     def _lose_engine(self, error: Exception) -> None:
         """The engine is dead. What waits was not in it, and goes elsewhere."""
         self._engine_dead = True
-        self._starts.fail(WrongReplica(f"its engine died before it could start: {error}"))
+        self._starts.fail(ReplicaStopping(f"its engine died before it could start: {error}"))
 
     def _enter(self, attempt_id: str, attempt: Attempt) -> None:
         now_s = self._clock()

@@ -40,7 +40,7 @@ RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
 
 
 class IngressMetrics:
-    """Counts and logs requests at one ingress replica, and what its event loop does."""
+    """Counts and logs requests at one ingress replica."""
 
     def __init__(self) -> None:
         self._requests = metrics.Counter(
@@ -56,9 +56,6 @@ class IngressMetrics:
             "busier), new (none has any), only (there was no other), policy (not by cost).",
             tag_keys=("reason",),
         )
-        self._index_bytes = metrics.Gauge(
-            "step_prefix_index_bytes", description="About how much memory the index of the replicas' caches takes."
-        )
         self._total_s = self._histogram("step_request_duration_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
             "step_time_to_first_token_seconds",
@@ -73,19 +70,7 @@ class IngressMetrics:
         self._engine_queue_s = self._histogram(
             "step_engine_queue_wait_seconds", "Wait at the replica before the engine got the request."
         )
-        self._queued = metrics.Gauge(
-            "step_queued_requests",
-            description="Requests of all ingresses that wait at the replicas, as this ingress last heard.",
-        )
         self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
-        self._busy_ratio = metrics.Gauge(
-            "step_event_loop_busy_ratio",
-            description="Share of one core's time that the ingress' event loop used, over ten seconds.",
-        )
-        self._lag_s = metrics.Gauge(
-            "step_event_loop_lag_seconds",
-            description="How late the ingress' event loop ran a timer, the worst of ten seconds.",
-        )
 
     @staticmethod
     def _histogram(name: str, description: str) -> metrics.Histogram:
@@ -108,12 +93,9 @@ class IngressMetrics:
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
         self._observe_retry_after(context, outcome)
-        engine_queue_s = first.engine_queue_s if first is not None else None
-        for histogram, value in (
-            (self._queue_s, queue_s),
-            (self._engine_queue_s, engine_queue_s),
-            (self._first_token_s, first_token_s),
-        ):
+        engine_queue_s = first.engine_queue_s if first else None
+        waits = (self._queue_s, queue_s), (self._engine_queue_s, engine_queue_s)
+        for histogram, value in (*waits, (self._first_token_s, first_token_s)):
             if value is not None:
                 histogram.observe(value, tags={"route": route})
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
@@ -146,18 +128,39 @@ class IngressMetrics:
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 
-    def process(self, use: LoopUse, dispatcher: Dispatcher) -> None:
-        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the dispatcher knows."""
-        self._index_bytes.set(dispatcher.index_bytes())
-        self._queued.set(dispatcher.queued())
-        self._busy_ratio.set(use.busy_ratio)
-        self._lag_s.set(use.lag_s)
-
     def _observe_retry_after(self, context: RequestContext, outcome: Outcome) -> None:
         error = context.error
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
+
+
+class ProcessGauges:
+    """What one ingress replica is like at the moment."""
+
+    def __init__(self) -> None:
+        self._index_bytes = metrics.Gauge(
+            "step_prefix_index_bytes", description="About how much memory the index of the replicas' caches takes."
+        )
+        self._queued = metrics.Gauge(
+            "step_queued_requests",
+            description="Requests of all ingresses that wait at the replicas, as this ingress last heard.",
+        )
+        self._busy_ratio = metrics.Gauge(
+            "step_event_loop_busy_ratio",
+            description="Share of one core's time that the ingress' event loop used, over ten seconds.",
+        )
+        self._lag_s = metrics.Gauge(
+            "step_event_loop_lag_seconds",
+            description="How late the ingress' event loop ran a timer, the worst of ten seconds.",
+        )
+
+    def set(self, use: LoopUse, dispatcher: Dispatcher) -> None:
+        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the dispatcher knows."""
+        self._index_bytes.set(dispatcher.index_bytes())
+        self._queued.set(dispatcher.queued())
+        self._busy_ratio.set(use.busy_ratio)
+        self._lag_s.set(use.lag_s)
 
 
 def _path_fields(context: RequestContext) -> dict[str, object]:
