@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import BooleanOptionalAction
+from typing import Any
 
 from loadtest.api.requests import Api
 from loadtest.cli import flags as check
@@ -13,7 +14,8 @@ from loadtest.commands.run import RunSpec
 from loadtest.commands.search import SearchSpec
 from loadtest.commands.selftest import SelfTestSpec
 from loadtest.data.datasets import DATASETS
-from loadtest.data.prompt import DatasetSpec
+from loadtest.data.prompt import AgentsSpec, DatasetSpec
+from loadtest.data.session_ids import SessionIds
 from loadtest.errors import UsageError
 from loadtest.fleet.poller import FleetSpec
 from loadtest.load.plan import TargetSpec
@@ -27,7 +29,8 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "pres
 FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "silent")
 
 PRESET = FlagGroup(None, RunSpec, (
-    flag("preset", "--preset", choices=sorted(PRESETS), help="the published benchmark; other flags override it"),
+    flag("preset", "--preset", choices=sorted([*PRESETS, "agents"]),
+         help="the published benchmark, or sessions of coding agents; other flags override it"),
     flag("quick", "--quick", action="store_true", help="with --preset: three waves instead of sixteen"),
 ))  # fmt: skip
 TARGET = FlagGroup("server", TargetSpec, (
@@ -63,8 +66,17 @@ DATA = FlagGroup("data", DatasetSpec, (
     *(flag(name, f"--{name.replace('_', '-')}", type=int if name == "top_k" else float, help=argparse.SUPPRESS)
       for name in SAMPLING),
 ))  # fmt: skip
+AGENTS = FlagGroup("sessions of coding agents (--preset agents, --dataset-name agents)", AgentsSpec, (
+    flag("scale", "--agents-scale", type=positive, help="multiplies all token counts, for small machines"),
+    flag("total_sessions", "--total-sessions", type=whole(1), help="sessions (default: as many as the load needs)"),
+    flag("session_ids", "--session-ids", choices=[kind.value for kind in SessionIds],
+         help="how a session names itself: as this CLI, the CLIs in turn, by prompt_cache_key only, or not at all"),
+    flag("programs", "--agent-programs", type=whole(1), help="different system prompts"),
+    flag("child_ratio", "--child-ratio", type=check.ratio, help="share of sessions that start child agents"),
+))  # fmt: skip
 LOAD = FlagGroup("load", LoadSpec, (
-    flag("concurrency", "--max-concurrency", type=whole(1), help="closed loop: requests at a time; open loop: a cap"),
+    flag("concurrency", "--max-concurrency", "--sessions", type=whole(1),
+         help="closed loop: requests at a time, or sessions, which have one request at a time; open loop: a cap"),
     flag("rate", "--request-rate", type=positive, help="open loop: requests per second"),
     flag("burstiness", "--burstiness", type=positive, help="1 is Poisson, less is burstier, inf is constant"),
     flag("phases", "--phases", help="open loop in phases, e.g. '30s@2,60s@2-8,10s@20,60s@2'"),
@@ -152,7 +164,8 @@ def target_spec(args: argparse.Namespace) -> TargetSpec:
 def data_spec(args: argparse.Namespace) -> DatasetSpec:
     """The prompts; sampling parameters go into the body."""
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    lengths = {"input_range_ratio": args.range_ratio[0], "output_range_ratio": args.range_ratio[-1]}
+    lengths: dict[str, Any] = {"input_range_ratio": args.range_ratio[0], "output_range_ratio": args.range_ratio[-1]}
+    lengths |= {"agents": AgentsSpec(**AGENTS.values(args))}
     return DatasetSpec(**DATA.values(args) | lengths | {"extra_body": sampling | dict(args.extra_body)})
 
 
