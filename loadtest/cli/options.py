@@ -92,11 +92,14 @@ FLEET = FlagGroup("fleet", FleetSpec, (
     flag("server_metrics", "--server-metrics", action=BooleanOptionalAction, help="read the server's own /metrics"),
     flag("events", "--at", action="append", type=check.timed_command, metavar="S:COMMAND",
          help="run a shell command S seconds into the run; repeatable"),
+    flag("access_logs", "--access-log", nargs="+", metavar="FILE",
+         help="logs of this project's ingress, for the replica of each request, where the response does not name it"),
 ))  # fmt: skip
 SUMMARY = FlagGroup("metrics", SummarySpec, (
     flag("percentiles", "--metric-percentiles", type=check.percentiles, help="default 50,90,95,99"),
     flag("goodput_ms", "--goodput", nargs="*", type=check.goodput_limit, metavar="METRIC:MS",
          help="as in vLLM: ttft, tpot, e2el"),
+    flag("window_s", "--window-s", type=positive, metavar="S", help="sessions of agents: figures for each S seconds"),
     flag("slo", "--slo", type=check.bounds_text, help="objectives, e.g. 'ttft_p99<3s,tpot_p99<30ms'"),
 ))  # fmt: skip
 OUTPUT = FlagGroup("output", OutputSpec, (
@@ -139,6 +142,8 @@ MOCK = FlagGroup(None, MockConfig, (
     flag("root", "--root", help="the model's root in /v1/models"),
     flag("api_key", "--api-key", help="require this key"),
     flag("max_inflight", "--max-inflight", type=whole(1), help="more requests wait (default: no limit)"),
+    flag("replicas", "--replicas", type=whole(0), help="replicas with a prefix cache each; 0: neither"),
+    flag("routing", "--routing", choices=["session", "round-robin"], help="how one of them is chosen"),
     flag("fail_every", "--fail-every", type=whole(0), help="apply --fault to every n-th request; 0: to none"),
     flag("fault", "--fault", choices=["", *FAULTS], help="how these requests fail"),
 ))  # fmt: skip
@@ -180,7 +185,9 @@ def load_spec(args: argparse.Namespace) -> LoadSpec:
 def fleet_spec(args: argparse.Namespace) -> FleetSpec:
     """The fleet, with the token of Ray's own variable."""
     token = args.token or os.environ.get("RAY_AUTH_TOKEN")
-    return FleetSpec(**FLEET.values(args) | {"token": token, "events": tuple(args.events)})
+    return FleetSpec(
+        **FLEET.values(args) | {"token": token, "events": tuple(args.events), "access_logs": tuple(args.access_logs)}
+    )
 
 
 def output_spec(args: argparse.Namespace) -> OutputSpec:

@@ -49,8 +49,8 @@ CHILD_TURNS_RATIO = 0.2
 START_THINKS = 6.0
 """A session starts after a uniform pause of at most this multiple of the median pause, so that the first ones do not
 start at one moment."""
-TURN_OVERHEAD_TOKENS = 12
-"""What the chat template adds to a turn: the marks of two messages and of the thinking."""
+TURN_OVERHEAD_TOKENS = 19
+"""What the model's chat template adds to a turn: the marks of two messages and of the thinking."""
 MIN_NEW_TOKENS, MIN_OUTPUT_TOKENS, MIN_SYSTEM_TOKENS = 6, 2, 24
 
 
@@ -211,7 +211,7 @@ def agents(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> 
     programs = []
     for number, length in enumerate(longest):
         tokens = max(MIN_SYSTEM_TOKENS, round(float(length)))
-        system = source.after(f"Program {number} of {spec.seed}: rules and tools.\n", tokens)
+        system = source.after(f"{spec.seed}: rules and tools of program {number}.\n", tokens)
         programs.append(_Program(f"program-{number}", system, tokens))
     sampler = _Sampler(spec, rng, source, programs)
     for number in range(count):
