@@ -171,8 +171,8 @@ def _agent_session_count(data: DatasetSpec, load: LoadSpec) -> int:
         return max(1, math.ceil(min(load.duration_s, 600.0) * load.rate * 1.2))
     waves = 2.0
     if not math.isinf(load.duration_s):
-        # Half of the median pauses alone: half of the sessions are shorter than the median.
-        waves += min(load.duration_s / max(1.0, data.turns * data.think_s / 2), MAX_AGENT_WAVES)
+        # The means of turns and pauses are 1.2 and 1.65 times their medians; answers take time beside the pauses.
+        waves += min(load.duration_s / max(1.0, data.turns * data.think_s * 2), MAX_AGENT_WAVES)
     return math.ceil((load.concurrency or DEFAULT_CONCURRENCY) * waves)
 
 

@@ -106,9 +106,8 @@ def test_a_session_names_itself_as_its_program_does(kind: SessionIds) -> None:
 
 def test_mixed_takes_the_programs_in_turn() -> None:
     found = [session_name(SessionIds.MIXED, number, "own", "root") for number in range(4)]
-    assert (
-        found == [NAMES[kind] for kind in (SessionIds.CLAUDE_CODE, SessionIds.CODEX, SessionIds.OPENCODE)] + found[:1]
-    )
+    in_turn = (SessionIds.CLAUDE_CODE, SessionIds.CODEX, SessionIds.OPENCODE, SessionIds.CLAUDE_CODE)
+    assert found == [NAMES[kind] for kind in in_turn]
 
 
 async def test_a_prompt_is_the_one_before_its_answer_and_a_new_message(start_mock: StartMock, run_job: RunJob) -> None:
