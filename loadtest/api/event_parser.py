@@ -29,6 +29,7 @@ class ParsedResponse:
     has_token: list[bool] = field(default_factory=list)
     text: list[bytes] = field(default_factory=list)
     """Answer text without reasoning, UTF-8."""
+    reasoning: list[bytes] = field(default_factory=list)
     visible_read_index: int = -1
     reasoning_read_index: int = -1
     usage: Usage | None = None
@@ -58,8 +59,7 @@ def parse_openai(feed: EventFeed, reads: list[bytes], parsed: ParsedResponse) ->
             if between_events and fast_path is not None and (texts := fast_path.texts_of(reads[index:end])):
                 parsed.chunk_read_index.extend(range(index, index + len(texts)))
                 parsed.has_token.extend(map(bool, texts))
-                if fast_path.visible:
-                    parsed.text.extend(texts)
+                (parsed.text if fast_path.visible else parsed.reasoning).extend(texts)
                 index += len(texts)
             else:
                 for event in feed.feed(reads[index], index):
@@ -77,8 +77,7 @@ def parse_openai(feed: EventFeed, reads: list[bytes], parsed: ParsedResponse) ->
 def _add_text(parsed: ParsedResponse, fast_path: FastPath, text: bytes, read_index: int) -> None:
     parsed.chunk_read_index.append(read_index)
     parsed.has_token.append(bool(text))
-    if fast_path.visible:
-        parsed.text.append(text)
+    (parsed.text if fast_path.visible else parsed.reasoning).append(text)
 
 
 def _openai_event(event: Event, parsed: ParsedResponse, *, chunked: bool) -> FastPath | None:
@@ -134,6 +133,8 @@ def _add_choice(parsed: ParsedResponse, choice: Choice, read_index: int) -> None
     text = choice.text if delta is None else delta.content
     if text:
         parsed.text.append(text.encode())
+    if delta is not None and reasoning:
+        parsed.reasoning.append(reasoning.encode())
     if choice.finish_reason:
         parsed.finish_reason = choice.finish_reason
 
@@ -164,6 +165,7 @@ def _messages_event(event: Event, parsed: ParsedResponse, usage: Usage) -> None:
     if delta.thinking and parsed.reasoning_read_index < 0:
         parsed.reasoning_read_index = event.read_index
     parsed.text.append((delta.text or "").encode())
+    parsed.reasoning.append((delta.thinking or "").encode())
 
 
 def _message_frame(parsed: ParsedResponse, message: MessageEvent, usage: Usage) -> None:

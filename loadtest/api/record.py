@@ -73,6 +73,7 @@ class Record:
     vllm_success: bool = False
     """Whether vLLM's client would count this as a success."""
     text: str = ""
+    reasoning: str = ""
 
     @property
     def ok(self) -> bool:

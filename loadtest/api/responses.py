@@ -42,6 +42,7 @@ def parse_response(
         record.body = _body_start(exchange)
     if keep_text:
         record.text = b"".join(parsed.text).decode(errors="replace")
+        record.reasoning = b"".join(parsed.reasoning).decode(errors="replace")
 
 
 def _body_start(exchange: Exchange) -> str:

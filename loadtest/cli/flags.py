@@ -133,6 +133,14 @@ def ratios(text: str) -> tuple[float, ...]:
     return values
 
 
+def ratio(text: str) -> float:
+    """A share from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"takes a share from 0 to 1, not {text}")
+    return value
+
+
 def percentiles(text: str) -> tuple[float, ...]:
     """Comma-separated percentiles."""
     values = tuple(_number(part) for part in text.split(","))

@@ -21,13 +21,14 @@ from loadtest.commands.mock import mock
 from loadtest.commands.run import run
 from loadtest.commands.search import SearchSpec, search
 from loadtest.commands.selftest import SelfTestSpec, selftest
+from loadtest.data.agents import AGENTS_PRESET
 from loadtest.errors import LoadTestError, UsageError
 from loadtest.load.plan import DEFAULT_CONCURRENCY
 from loadtest.load.runner import InterruptedEarly
 from loadtest.metrics.reference_results import PRESETS, QUICK_WAVES
 from loadtest.mock.answers import MockConfig
 
-LOADED = (options.TARGET, options.DATA, options.LOAD)
+LOADED = (options.TARGET, options.DATA, options.AGENTS, options.LOAD)
 MEASURED = (options.SUMMARY, options.OUTPUT, vllm_command.FLAGS)
 COMMANDS: Mapping[str, tuple[str, tuple[FlagGroup, ...]]] = {
     "run": ("measure a server under one load", (options.PRESET, *LOADED, options.FLEET, *MEASURED)),
@@ -89,7 +90,9 @@ def read_args(argv: Sequence[str]) -> argparse.Namespace:
         if getattr(args, "quick", False):
             raise UsageError("--quick shortens a preset", "Name one with --preset")
     else:
-        values = dict(PRESETS[preset])
+        values = dict(AGENTS_PRESET if preset == "agents" else PRESETS[preset])
+        if args.quick and preset == "agents":
+            raise UsageError("--quick shortens the published benchmark", "Use --total-sessions or --duration")
         if args.quick:
             values["num_prompts"] = QUICK_WAVES * (args.concurrency or DEFAULT_CONCURRENCY)
         args = build_parser(values).parse_args(argv)
@@ -119,4 +122,5 @@ def command(args: argparse.Namespace) -> Coroutine[None, None, int]:
         case "search":
             return search(options.run_spec(args), SearchSpec(**options.SEARCH.values(args)))
         case _:
-            return run(replace(options.run_spec(args), fleet=options.fleet_spec(args), preset=args.preset))
+            published = args.preset if args.preset in PRESETS else None
+            return run(replace(options.run_spec(args), fleet=options.fleet_spec(args), preset=published))

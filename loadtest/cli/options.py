@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from argparse import BooleanOptionalAction
+from typing import Any
 
 from loadtest.api.requests import Api
 from loadtest.cli import flags as check
@@ -13,7 +14,8 @@ from loadtest.commands.run import RunSpec
 from loadtest.commands.search import SearchSpec
 from loadtest.commands.selftest import SelfTestSpec
 from loadtest.data.datasets import DATASETS
-from loadtest.data.prompt import DatasetSpec
+from loadtest.data.prompt import AgentsSpec, DatasetSpec
+from loadtest.data.session_ids import SessionIds
 from loadtest.errors import UsageError
 from loadtest.fleet.poller import FleetSpec
 from loadtest.load.plan import TargetSpec
@@ -27,7 +29,8 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "pres
 FAULTS = ("full", "unavailable", "error", "event", "cut", "short", "garbage", "silent")
 
 PRESET = FlagGroup(None, RunSpec, (
-    flag("preset", "--preset", choices=sorted(PRESETS), help="the published benchmark; other flags override it"),
+    flag("preset", "--preset", choices=sorted([*PRESETS, "agents"]),
+         help="the published benchmark, or sessions of coding agents; other flags override it"),
     flag("quick", "--quick", action="store_true", help="with --preset: three waves instead of sixteen"),
 ))  # fmt: skip
 TARGET = FlagGroup("server", TargetSpec, (
@@ -63,8 +66,17 @@ DATA = FlagGroup("data", DatasetSpec, (
     *(flag(name, f"--{name.replace('_', '-')}", type=int if name == "top_k" else float, help=argparse.SUPPRESS)
       for name in SAMPLING),
 ))  # fmt: skip
+AGENTS = FlagGroup("sessions of coding agents (--preset agents, --dataset-name agents)", AgentsSpec, (
+    flag("scale", "--agents-scale", type=positive, help="multiplies all token counts, for small machines"),
+    flag("total_sessions", "--total-sessions", type=whole(1), help="sessions (default: as many as the load needs)"),
+    flag("session_ids", "--session-ids", choices=[kind.value for kind in SessionIds],
+         help="how a session names itself: as this CLI, the CLIs in turn, by prompt_cache_key only, or not at all"),
+    flag("programs", "--agent-programs", type=whole(1), help="different system prompts"),
+    flag("child_ratio", "--child-ratio", type=check.ratio, help="share of sessions that start child agents"),
+))  # fmt: skip
 LOAD = FlagGroup("load", LoadSpec, (
-    flag("concurrency", "--max-concurrency", type=whole(1), help="closed loop: requests at a time; open loop: a cap"),
+    flag("concurrency", "--max-concurrency", "--sessions", type=whole(1),
+         help="closed loop: requests at a time, or sessions, which have one request at a time; open loop: a cap"),
     flag("rate", "--request-rate", type=positive, help="open loop: requests per second"),
     flag("burstiness", "--burstiness", type=positive, help="1 is Poisson, less is burstier, inf is constant"),
     flag("phases", "--phases", help="open loop in phases, e.g. '30s@2,60s@2-8,10s@20,60s@2'"),
@@ -80,11 +92,14 @@ FLEET = FlagGroup("fleet", FleetSpec, (
     flag("server_metrics", "--server-metrics", action=BooleanOptionalAction, help="read the server's own /metrics"),
     flag("events", "--at", action="append", type=check.timed_command, metavar="S:COMMAND",
          help="run a shell command S seconds into the run; repeatable"),
+    flag("access_logs", "--access-log", nargs="+", metavar="FILE",
+         help="logs of this project's ingress, for the replica of each request, where the response does not name it"),
 ))  # fmt: skip
 SUMMARY = FlagGroup("metrics", SummarySpec, (
     flag("percentiles", "--metric-percentiles", type=check.percentiles, help="default 50,90,95,99"),
     flag("goodput_ms", "--goodput", nargs="*", type=check.goodput_limit, metavar="METRIC:MS",
          help="as in vLLM: ttft, tpot, e2el"),
+    flag("window_s", "--window-s", type=positive, metavar="S", help="sessions of agents: figures for each S seconds"),
     flag("slo", "--slo", type=check.bounds_text, help="objectives, e.g. 'ttft_p99<3s,tpot_p99<30ms'"),
 ))  # fmt: skip
 OUTPUT = FlagGroup("output", OutputSpec, (
@@ -127,6 +142,8 @@ MOCK = FlagGroup(None, MockConfig, (
     flag("root", "--root", help="the model's root in /v1/models"),
     flag("api_key", "--api-key", help="require this key"),
     flag("max_inflight", "--max-inflight", type=whole(1), help="more requests wait (default: no limit)"),
+    flag("replicas", "--replicas", type=whole(0), help="replicas with a prefix cache each; 0: neither"),
+    flag("routing", "--routing", choices=["session", "round-robin"], help="how one of them is chosen"),
     flag("fail_every", "--fail-every", type=whole(0), help="apply --fault to every n-th request; 0: to none"),
     flag("fault", "--fault", choices=["", *FAULTS], help="how these requests fail"),
 ))  # fmt: skip
@@ -152,7 +169,8 @@ def target_spec(args: argparse.Namespace) -> TargetSpec:
 def data_spec(args: argparse.Namespace) -> DatasetSpec:
     """The prompts; sampling parameters go into the body."""
     sampling = {name: value for name in SAMPLING if (value := getattr(args, name)) is not None}
-    lengths = {"input_range_ratio": args.range_ratio[0], "output_range_ratio": args.range_ratio[-1]}
+    lengths: dict[str, Any] = {"input_range_ratio": args.range_ratio[0], "output_range_ratio": args.range_ratio[-1]}
+    lengths |= {"agents": AgentsSpec(**AGENTS.values(args))}
     return DatasetSpec(**DATA.values(args) | lengths | {"extra_body": sampling | dict(args.extra_body)})
 
 
@@ -167,7 +185,9 @@ def load_spec(args: argparse.Namespace) -> LoadSpec:
 def fleet_spec(args: argparse.Namespace) -> FleetSpec:
     """The fleet, with the token of Ray's own variable."""
     token = args.token or os.environ.get("RAY_AUTH_TOKEN")
-    return FleetSpec(**FLEET.values(args) | {"token": token, "events": tuple(args.events)})
+    return FleetSpec(
+        **FLEET.values(args) | {"token": token, "events": tuple(args.events), "access_logs": tuple(args.access_logs)}
+    )
 
 
 def output_spec(args: argparse.Namespace) -> OutputSpec:

@@ -14,6 +14,7 @@ from pathlib import Path
 from loadtest.api.record import Record
 from loadtest.data.prompt import DatasetSpec
 from loadtest.errors import AssertionUnmet, LoadTestError, TargetError
+from loadtest.fleet.access_log import read_replicas
 from loadtest.fleet.poller import FleetPoller, FleetSpec, PollTargets
 from loadtest.fleet.view import FleetView, TimelineEvent
 from loadtest.http.pool import Pool
@@ -22,6 +23,7 @@ from loadtest.load.plan import LoadPlan, TargetSpec, find_server, make_plan, war
 from loadtest.load.runner import FinishedRequest, NullObserver, Observer, RunResult, run_here
 from loadtest.load.schedule import LoadSpec, parse_phases
 from loadtest.load.worker_processes import run_job
+from loadtest.metrics.agent_metrics import agent_metrics_of
 from loadtest.metrics.reference_results import BenchmarkSettings
 from loadtest.metrics.slo import Bound, evaluate_bounds, parse_bounds, recoveries
 from loadtest.metrics.summary import Summary, summarize
@@ -117,13 +119,17 @@ async def measure_plan(plan: LoadPlan, output: OutputSpec, fleet: FleetSpec, pre
             result,
             output.summary,
             benchmark=benchmark_settings_of(plan, result, preset),
-            varying=bool(plan.load.phases or plan.load.trace),
+            # A session that waits for a tool leaves its slot idle, so all slots are rarely busy.
+            varying=bool(plan.load.phases or plan.load.trace or plan.data.dataset == "agents"),
         )
         if poller is None:
             view = FleetView(events=tuple(injected))
         else:
             await poller.wait_for_counters(summary.vllm_metrics.completed)
             view = poller.view(result.run, summary.vllm_metrics.ttft.mean, injected)
+    replicas = read_replicas(fleet.access_logs, plan.job.request_id_prefix)
+    agents = agent_metrics_of(plan.job.prompts, result.run, output.summary.window_s, replicas)
+    summary = replace(summary, agents=agents)
     disturbances_s = [event.at_s for event in view.events if event.kind in ("death", "event")] + rate_increases_s(plan)
     recovered = recoveries(result.run, parse_bounds(output.summary.slo or ""), sorted(disturbances_s))
     if poller is None and not view.events and not recovered:

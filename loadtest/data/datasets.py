@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from loadtest.data.agents import agents
 from loadtest.data.from_file import jsonl, read_list, sharegpt
 from loadtest.data.images import images
 from loadtest.data.prompt import DatasetSpec, Json, Prompt
@@ -22,14 +23,14 @@ Sampler = Callable[[DatasetSpec, PromptTokenizer | None, int], list[Prompt]]
 def mix(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int) -> list[Prompt]:
     """Several sets at once, from a JSON list of `{"class": name, "weight": w, "dataset": ..., other options}`."""
     parts = read_list(spec.file, "Write a list of classes, see docs/load-testing.md")
-    known = {field.name for field in fields(DatasetSpec)} - {"num_prompts"}
+    known = {field.name for field in fields(DatasetSpec)} - {"num_prompts", "agents"}
     weights: list[float] = []
     classes: list[tuple[str, DatasetSpec]] = []
     for position, part in enumerate(parts):
         options = dict(part)
         name, weight = str(options.pop("class", position)), _weight(options.pop("weight", 1.0), spec.file)
         unknown = set(options) - known
-        if unknown or options.get("dataset") == "mix":
+        if unknown or options.get("dataset") in ("mix", "agents"):
             raise DataError(f"{spec.file}: class {name!r} has unusable options {sorted(unknown) or 'dataset'}")
         part_spec = replace(spec, **{"file": None, "seed": spec.seed + position, **options})  # type: ignore[arg-type]  # checked against the known names above
         if part_spec.dataset not in DATASETS:
@@ -56,13 +57,14 @@ DATASETS: dict[str, Sampler] = {
     "natural": natural,
     "prefixes": prefixes,
     "sessions": sessions,
+    "agents": agents,
     "tools": tools,
     "images": images,
     "jsonl": jsonl,
     "sharegpt": sharegpt,
     "mix": mix,
 }
-FORCED_LENGTH = frozenset({"random", "prefixes", "images"})
+FORCED_LENGTH = frozenset({"random", "prefixes", "images", "agents"})
 """Sets of made-up prompts: `ignore_eos` is their default, as vLLM's benchmark has it for `random`."""
 
 

@@ -10,6 +10,22 @@ Json = str | int | float | bool | None | Sequence["Json"] | Mapping[str, "Json"]
 
 
 @dataclass(frozen=True)
+class AgentsSpec:
+    """Options of the data set `agents`, beside those that it shares with others."""
+
+    scale: float = 1.0
+    """Multiplies all token counts."""
+    total_sessions: int = 0
+    """0: as many as the load needs."""
+    session_ids: str = "mixed"
+    """One of `SessionIds`."""
+    programs: int = 3
+    """Different system prompts."""
+    child_ratio: float = 0.44
+    """Share of sessions that have child agents."""
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
     """The data set and its options. Lengths are in tokens."""
 
@@ -32,6 +48,7 @@ class DatasetSpec:
     """None: True for made-up prompts (`FORCED_LENGTH`), as vLLM's benchmark does."""
     extra_body: Mapping[str, Json] = field(default_factory=dict)
     session_header: str = "x-session-id"
+    agents: AgentsSpec = field(default_factory=AgentsSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +75,12 @@ class Prompt:
     turn: int = 0
     think_s: float = 0.0
     """Pause in s between the previous turn's answer and this request."""
+    start_after_s: float = 0.0
+    """Pause in s before a session's first turn, which has no pause of the kind above."""
+    parent: int = -1
+    """The session whose conversation so far this one begins with; both run in the prompts' order. -1: none."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Further headers of this request."""
+    shared_prefix: str = ""
+    """Names what all sessions of a program begin with; empty where nothing is known of it."""
+    shared_prefix_tokens: int = 0

@@ -34,6 +34,10 @@ class PromptTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def token_starts(self, text: str) -> list[int]:
+        """Where each token of a text begins, in characters."""
+        return [start for start, _ in self._tokenizer.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, token_ids: list[int]) -> str:
         """Text of token ids, special tokens included."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=False)

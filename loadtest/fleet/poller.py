@@ -43,6 +43,8 @@ class FleetSpec:
     server_metrics: bool = True
     events: tuple[tuple[float, str], ...] = ()
     """Seconds after the start, and a shell command such as one that kills a replica."""
+    access_logs: tuple[str, ...] = ()
+    """Files with this project's access log, read after the run for the replica of each request."""
 
 
 @dataclass(frozen=True)

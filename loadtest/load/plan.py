@@ -28,6 +28,8 @@ DEFAULT_PROMPTS = 1000
 PROMPTS_PER_TIMED_RUN = 4096
 """For a closed loop that ends after a duration: how many it will send is not known."""
 DEFAULT_CONCURRENCY = 32
+MAX_AGENT_WAVES = 10
+"""Sessions per slot of a timed run, at most: a session of full size is half a megabyte of text."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def make_plan(
 ) -> LoadPlan:
     """Prepare everything slow before the clock starts. Raises UsageError and DataError."""
     tokenizer = tokenizer_for(target, served)
+    if data.dataset == "agents":
+        _check_agents(target, data, load)
     prompts, times = _prompts_and_times(data, load, tokenizer)
     if target.api is Api.COMPLETIONS and data.dataset in ("sessions", "images", "tools"):
         raise UsageError(f"the completions API cannot carry {data.dataset}", "Use --api chat or --api messages")
@@ -92,8 +96,9 @@ def make_plan(
         load=schedule_of(load, times),
         headers=target.headers,
         request_id_prefix=f"loadtest-{run_id}-",
-        session_header=data.session_header,
+        session_header="" if data.dataset == "agents" else data.session_header,
         session_prefix=f"loadtest-{run_id}-",
+        resend_reasoning=data.dataset == "agents",
         timeout_s=target.timeout_s,
         reuse_connections=target.reuse_connections,
     )
@@ -107,6 +112,16 @@ def make_plan(
         tokenizer,
         choose_worker_count(load.workers, job.load, usable_cores()),
     )
+
+
+def _check_agents(target: TargetSpec, data: DatasetSpec, load: LoadSpec) -> None:
+    """Raise UsageError for options that sessions of agents do not have."""
+    if target.api is not Api.CHAT:
+        raise UsageError("sessions of agents use the chat API", "Leave --api out")
+    if data.num_prompts:
+        raise UsageError("--num-prompts counts requests", "Use --total-sessions for agents")
+    if load.warmup or load.trace:
+        raise UsageError("sessions of agents exclude --num-warmups and --trace", "Leave them out")
 
 
 def _prompts_and_times(
@@ -138,7 +153,9 @@ def schedule_of(load: LoadSpec, times: Times) -> LoadSchedule:
 
 
 def _prompt_count(data: DatasetSpec, load: LoadSpec) -> int:
-    """How many prompts to make where the user gave no number."""
+    """How many prompts (`agents`: sessions) to make where the user gave no number."""
+    if data.dataset == "agents":
+        return data.agents.total_sessions or _agent_session_count(data, load)
     if data.dataset == "jsonl" and math.isinf(load.duration_s):
         return 0  # every line once
     if math.isinf(load.duration_s):
@@ -146,6 +163,17 @@ def _prompt_count(data: DatasetSpec, load: LoadSpec) -> int:
     if load.rate < math.inf:
         return max(1, math.ceil(load.duration_s * load.rate * 1.2) + 10)
     return PROMPTS_PER_TIMED_RUN
+
+
+def _agent_session_count(data: DatasetSpec, load: LoadSpec) -> int:
+    """Enough sessions to keep every slot busy for the duration; without one, two per slot."""
+    if load.rate < math.inf:
+        return max(1, math.ceil(min(load.duration_s, 600.0) * load.rate * 1.2))
+    waves = 2.0
+    if not math.isinf(load.duration_s):
+        # The means of turns and pauses are 1.2 and 1.65 times their medians; answers take time beside the pauses.
+        waves += min(load.duration_s / max(1.0, data.turns * data.think_s * 2), MAX_AGENT_WAVES)
+    return math.ceil((load.concurrency or DEFAULT_CONCURRENCY) * waves)
 
 
 def check_lengths(prompts: list[Prompt], served: ServedModel) -> None:
@@ -157,7 +185,7 @@ def check_lengths(prompts: list[Prompt], served: ServedModel) -> None:
     if served.max_model_len and need > served.max_model_len:
         raise UsageError(
             f"{need} tokens of prompt and answer do not fit the model's {served.max_model_len}",
-            "Lower --input-len or --output-len, or give the server a larger --max-model-len",
+            "Lower --input-len or --output-len (agents: --agents-scale), or give the server a larger --max-model-len",
         )
 
 

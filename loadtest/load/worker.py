@@ -42,6 +42,8 @@ class WorkerJob:
     request_id_prefix: str = "loadtest-"
     session_header: str = "x-session-id"
     session_prefix: str = ""
+    resend_reasoning: bool = False
+    """Send an answer's thinking back in later turns, as coding agents do."""
     timeout_s: float = 6 * 3600.0
     """Longest duration of a request. vLLM's client has the same six hours."""
     reuse_connections: bool = True
@@ -130,7 +132,7 @@ class Worker:
 
         async def slot() -> None:
             while not self._is_over(begin_ns) and (index := next_session()) is not None:
-                await self._run_session(sessions[index], perf_counter_ns())
+                await self._run_session(sessions[index], perf_counter_ns(), begin_ns)
 
         await asyncio.gather(*(slot() for _ in range(slots)))
 
@@ -141,7 +143,7 @@ class Worker:
         async def run_when_free(index: int, due_ns: int) -> None:
             async with slots:
                 if not self._stopping:
-                    await self._run_session(sessions[index], due_ns)
+                    await self._run_session(sessions[index], due_ns, begin_ns)
 
         async with asyncio.TaskGroup() as group:
             while (index := next_session()) is not None:
@@ -162,21 +164,39 @@ class Worker:
     def _is_over(self, begin_ns: int) -> bool:
         return self._stopping or perf_counter_ns() - begin_ns > self._job.load.stop_after_s * 1e9
 
-    async def _run_session(self, turns: Sequence[int], due_ns: int) -> None:
-        """Send a session's turns in sequence, each with the conversation before it. A single request is one turn."""
-        history: list[Mapping[str, Json]] = []
+    async def _run_session(self, turns: Sequence[int], due_ns: int, begin_ns: int) -> None:
+        """Send turns in sequence, each with its session's conversation before it. A single request is one turn.
+
+        A session within the sequence that has a parent begins with its parent's conversation so far.
+        """
+        histories: dict[int, list[Mapping[str, Json]] | None] = {}
         for position, index in enumerate(turns):
             prompt = self._job.prompts[index]
-            if position and prompt.think_s:
-                await asyncio.sleep(prompt.think_s)
-            if self._stopping:
+            if prompt.session not in histories:
+                before = histories[prompt.parent] if prompt.parent >= 0 else []
+                histories[prompt.session] = None if before is None else [*before]
+            history = histories[prompt.session]
+            if history is None:
+                continue  # a turn before has failed: the prompt would lack a message, and be shorter than planned
+            pause_s = prompt.think_s if position else prompt.start_after_s
+            if pause_s:
+                await self._wait_until(perf_counter_ns() + int(pause_s * 1e9), begin_ns)
+            if self._stopping or (position and self._is_over(begin_ns)):
                 return
             has_next = position + 1 < len(turns)
-            record = await self._run_request(index, prompt, history, 0 if position else due_ns, keep_text=has_next)
-            if has_next:
-                if not record.ok:
-                    return  # later turns would lack a message, so their prompts would be shorter than planned
-                history += [*new_messages(prompt), {"role": "assistant", "content": record.text}]
+            record = await self._run_request(index, prompt, history, 0 if pause_s else due_ns, keep_text=has_next)
+            due_ns = 0
+            if record.ok:
+                history += [*new_messages(prompt), self._answer_of(record)]
+            else:
+                histories[prompt.session] = None
+
+    def _answer_of(self, record: Record) -> dict[str, Json]:
+        """The answer as a message of the turns after it."""
+        answer: dict[str, Json] = {"role": "assistant", "content": record.text}
+        if self._job.resend_reasoning and record.reasoning:
+            answer["reasoning"] = record.reasoning
+        return answer
 
     async def _run_request(
         self, index: int, prompt: Prompt, history: list[Mapping[str, Json]], due_ns: int, *, keep_text: bool
@@ -216,7 +236,7 @@ class Worker:
         return record
 
     def _headers(self, index: int, prompt: Prompt) -> dict[str, str]:
-        headers = {**self._job.headers, "x-request-id": f"{self._job.request_id_prefix}{index}"}
+        headers = {**self._job.headers, **prompt.headers, "x-request-id": f"{self._job.request_id_prefix}{index}"}
         if prompt.session >= 0 and self._job.session_header:
             headers[self._job.session_header] = f"{self._job.session_prefix}{prompt.session}"
         return headers
@@ -252,13 +272,19 @@ def in_order(count: int) -> NextSession:
 
 
 def sessions_of(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Prompt indices grouped by session, in order of first appearance; a prompt without one is a group of its own."""
+    """Prompt indices grouped by session, in order of first appearance; a prompt without one is a group of its own.
+
+    A session that has a parent is in its parent's group.
+    """
     groups: list[list[int]] = []
     known: dict[int, list[int]] = {}
     for index, prompt in enumerate(prompts):
         if prompt.session < 0:
             groups.append([index])
         elif prompt.session in known:
+            known[prompt.session].append(index)
+        elif prompt.parent in known:
+            known[prompt.session] = known[prompt.parent]
             known[prompt.session].append(index)
         else:
             known[prompt.session] = [index]

@@ -11,6 +11,7 @@ from loadtest.errors import RequestOutcome
 from loadtest.fleet.view import FleetView
 from loadtest.load.runner import RunResult
 from loadtest.load.self_check import SelfCheck
+from loadtest.metrics.agent_metrics import AgentMetrics
 from loadtest.metrics.extended_metrics import ExtendedMetrics, extended_metrics_of
 from loadtest.metrics.projection import Projection, project
 from loadtest.metrics.reference_results import (
@@ -38,6 +39,8 @@ class SummarySpec:
     """Limits of vLLM's goodput, by metric: ttft, tpot, e2el."""
     slo: str | None = None
     """Objectives, in the syntax of `slo.parse_bounds`."""
+    window_s: float = 60.0
+    """Length of the windows in which sessions of coding agents are shown over time."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Summary:
     benchmark: BenchmarkSettings | None
     """Set where the run is to be compared with the published one."""
     fleet: FleetView | None = None
+    agents: AgentMetrics | None = None
+    """Of sessions of coding agents."""
     projection: Projection | None = None
     """Estimate for the length of the published run, where this run was shorter."""
 

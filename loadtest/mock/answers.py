@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+BYTES_PER_TOKEN = 4
+
 
 @dataclass(frozen=True)
 class MockConfig:
@@ -24,6 +26,10 @@ class MockConfig:
     cached_tokens: int = 0
     max_inflight: int = 10**9
     """Further requests are queued, as in a saturated engine."""
+    replicas: int = 0
+    """Replicas with a prefix cache each, named in `x-replica-id`; 0: neither."""
+    routing: str = "session"
+    """How a replica is chosen: by `session`, or in turn (`round-robin`), as are sessions without a name."""
 
 
 class MockRequest(msgspec.Struct):
@@ -34,6 +40,7 @@ class MockRequest(msgspec.Struct):
     prompt: str | list[int] = ""
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    prompt_cache_key: str | None = None
 
     def output_tokens(self) -> int:
         """The requested number of output tokens; 16 if there is none, as in OpenAI's completions API."""
@@ -43,7 +50,7 @@ class MockRequest(msgspec.Struct):
         """An estimate of one token per four bytes; exact for token ids."""
         if isinstance(self.prompt, list):
             return len(self.prompt)
-        return max(1, (len(self.prompt) + sum(len(bytes(message)) for message in self.messages)) // 4)
+        return max(1, (len(self.prompt) + sum(len(bytes(message)) for message in self.messages)) // BYTES_PER_TOKEN)
 
 
 def chunk(payload: bytes) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Self, cast
 
@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from loadtest.mock.answers import WRITERS, MockConfig, MockRequest, chunk
+from loadtest.mock.replicas import MockReplicas
 
 
 @dataclass
@@ -45,6 +46,7 @@ class _ScheduledResponse:
     fault: str
     due_ns: int = 0
     next_chunk: int = 0
+    head: bytes = b""
 
 
 class MockServer:
@@ -56,6 +58,7 @@ class MockServer:
         self.requests: list[MockRequest] = []
         self.headers: list[dict[str, str]] = []
         self.keep_requests = False
+        self.replicas = MockReplicas(config) if config.replicas else None
         self._chunks: dict[tuple[str, int, int], list[bytes]] = {}
         self.count = 0
         self.running = 0
@@ -183,7 +186,12 @@ class _Connection(asyncio.Protocol):
         if fault == "short":
             request.max_tokens = request.max_completion_tokens = request.output_tokens() // 2
         due_ns = arrived_ns + int(config.first_s * 1e9)
-        self.response = _ScheduledResponse(mock.chunks_for(path, request), fault, due_ns)
+        if mock.replicas is None:
+            self.response = _ScheduledResponse(mock.chunks_for(path, request), fault, due_ns)
+        else:
+            replica, cached_tokens = mock.replicas.serve(request, headers)
+            chunks = WRITERS[path](replace(config, cached_tokens=cached_tokens), request)
+            self.response = _ScheduledResponse(chunks, fault, due_ns, head=f"x-replica-id: {replica}\r\n".encode())
         if mock.running >= config.max_inflight:
             mock.queue.append(self)
         else:
@@ -208,7 +216,7 @@ class _Connection(asyncio.Protocol):
         late_ns = perf_counter_ns() - response.due_ns
         (self._mock.lateness.chunk_ns if response.next_chunk else self._mock.lateness.first_ns).append(late_ns)
         if response.next_chunk == 0:
-            transport.write(_STREAM_HEAD + response.chunks[0])
+            transport.write(_STREAM_HEAD + response.head + b"\r\n" + response.chunks[0])
         elif (
             response.fault
             and response.next_chunk == len(response.chunks) // 2
@@ -265,6 +273,4 @@ _ERROR_RESPONSES = {
     "unavailable": (503, "retry-after: 2\r\n"),
     "error": (500, ""),
 }
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-)
+_STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n"

@@ -20,6 +20,7 @@ from loadtest.metrics.extended_metrics import token_gaps_s
 from loadtest.metrics.load_search import SearchResult
 from loadtest.metrics.summary import FailureGroup, Summary, SummarySpec
 from loadtest.metrics.vllm_metrics import vllm_result
+from loadtest.report.agents import agents_result
 from loadtest.report.text import warnings
 
 FORMAT = 1
@@ -79,6 +80,7 @@ def full_result(summary: Summary, *, detailed: bool) -> dict[str, Json]:
         "client_processes": summary.run_info.worker_count,
         "client": [asdict(check) for check in summary.checks],
         "fleet": _fleet(summary.fleet) if summary.fleet else None,
+        "agents": agents_result(summary.agents),
         "requests": _requests(summary),
     }
     theirs = vllm_result(summary.run_info, run, summary.vllm_metrics, detailed=detailed)

@@ -11,6 +11,7 @@ from loadtest.metrics.slo import RATES, BoundResult
 from loadtest.metrics.steady_state import Estimate
 from loadtest.metrics.summary import Summary
 from loadtest.metrics.vllm_metrics import Stats
+from loadtest.report.agents import agent_tables
 from loadtest.report.failures import failures_table
 from loadtest.report.table import Table, number
 
@@ -33,6 +34,7 @@ def tables(summary: Summary) -> list[Table]:
         _throughput_table(summary),
         _vllm_latency_table(summary),
         _extended_latency_table(summary),
+        *agent_tables(summary.agents),
         _steady_state_table(summary),
         _class_table(summary),
         _fleet_table(summary),

@@ -74,7 +74,7 @@ def _quality_warnings(summary: Summary) -> list[str]:
             f"{extended_metrics.bursts_ratio:.0%} of the tokens arrived in bursts (several events per read): {cause}. "
             "ITL percentiles mean little; see the gap between reads"
         )
-    if cached_ratio is not None and cached_ratio > SOME_CACHED:
+    if cached_ratio is not None and cached_ratio > SOME_CACHED and summary.agents is None:
         out.append(f"{cached_ratio:.0%} of the prompt tokens came from the server's cache, which lowers TTFT")
     drift = extended_metrics.output_drift
     if drift is not None and drift.off_ratio > SOME_DIFFER and not summary.vllm_metrics.failed:

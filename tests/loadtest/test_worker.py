@@ -89,6 +89,14 @@ async def test_nothing_starts_after_the_time_is_up(start_mock: StartMock, run_jo
     assert all((record.start_ns - run.begin_ns) / 1e9 < 0.2 for record in run.records)
 
 
+async def test_a_conversation_ends_when_the_time_is_up(start_mock: StartMock, run_job: RunJob) -> None:
+    server = await start_mock(MockConfig(first_s=0.03, gap_s=0.001))
+    talk = [Prompt(text="x", output_tokens=1, session=0, turn=turn, think_s=0.01 * turn) for turn in range(1000)]
+    run = (await run_job(server.url, talk, load=LoadSchedule(2, stop_after_s=0.1))).run
+    assert 2 <= len(run.records) < 1000
+    assert run.duration_s < 0.5, "the pause before a turn that is too late is not waited for"
+
+
 class StopAt:
     """An observer that ends the run at the n-th answer."""
 
