@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import stat
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from PIL import Image
+from vllm.distributed.kv_events import BlockStored, EventPublisherFactory, KVEventBatch
 from vllm.multimodal.inputs import PlaceholderRange
 
+from serve_app.engine.cache_log import CacheMirror
+from serve_app.engine.kv_events import KvEvents
 from serve_app.engine.vllm_io import image_name
 from serve_app.engine.vllm_process import parse_engine_args
+from serve_app.protocol.messages import CacheChanges
 from tests.contracts.harness import MTP_ARGV, START_TIMEOUT_S, VLLM_ARGV, Subject, pages_of, start_vllm
 
 pytestmark = [
@@ -112,3 +118,64 @@ async def test_an_operators_own_events_stay_as_they_are() -> None:
     await subject.run(subject.attempt(max_tokens=2, prompt=tokens(300, 1)))
     assert subject.engine.cache_changes() is None
     await subject.engine.shutdown()
+
+
+@pytest.mark.parametrize(("kept", "lost"), [(100, 0), (2, 4)])
+async def test_batches_from_before_anybody_listened_are_asked_for(kept: int, lost: int) -> None:
+    """vLLM's publisher alone, without an engine. Of six batches it keeps all, or the last ones."""
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(
+            enable_prefix_caching=True, block_size=256, effective_attention_block_size=256, num_gpu_blocks=1000
+        ),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
+        kv_events_config=None,
+    )
+    events = KvEvents()
+    events.configure(config)
+    assert config.kv_events_config is not None
+    config.kv_events_config.buffer_steps = kept
+    publisher = EventPublisherFactory.create(config.kv_events_config)
+    for seed in range(6):
+        publisher.publish(stored(seed))
+    await asyncio.to_thread(publisher._event_queue.join)
+    events.follow(config)
+    mirror, was_reset, seed = CacheMirror(), False, 6
+    async with asyncio.timeout(60):
+        while len(mirror.pages) < 6 - lost:
+            publisher.publish(stored(seed))
+            seed += 1
+            changes = await first_changes(events, within_s=0.5)
+            was_reset = was_reset or (changes is not None and changes.reset)
+            if changes is not None:
+                mirror.apply(changes)
+    assert was_reset == bool(lost)
+    every = {pages_of(tokens(256, seed))[0]: seed for seed in range(seed)}
+    assert min(every[page] for page in mirror.pages) >= lost
+    await events.stop()
+    events.close()
+    await asyncio.to_thread(publisher.shutdown)
+
+
+def stored(seed: int) -> KVEventBatch:
+    event = BlockStored(
+        block_hashes=[seed],
+        parent_block_hash=None,
+        token_ids=tokens(256, seed),
+        block_size=256,
+        lora_id=None,
+        medium="GPU",
+        lora_name=None,
+        group_idx=0,
+        kv_cache_spec_kind="full_attention",
+    )
+    return KVEventBatch(ts=0.0, events=[event])
+
+
+async def first_changes(events: KvEvents, within_s: float) -> CacheChanges | None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            while True:
+                if (changes := events.changes()) is not None:
+                    return changes
+                await asyncio.sleep(0)
+    return None
