@@ -24,6 +24,7 @@ from serve_app.engine import activity, warm_up
 from serve_app.engine.child import ProcessReport
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.gang import Gang
+from serve_app.engine.kv_events import KvEvents
 from serve_app.engine.vllm_io import add_request, engine_request, observe_core, token_delta
 from serve_app.engine.vllm_process import (
     EngineReports,
@@ -101,6 +102,7 @@ class VllmEngine:
         self._reports: EngineReports | None = None
         self._gang_host = gang_host
         self._gang = Gang(self._take_report)
+        self._kv_events = KvEvents()
         self._workers = 0
         self._live: _Live | None = None
         self._dead: str | None = "it has not been started"
@@ -124,7 +126,7 @@ class VllmEngine:
             await self._gang.open(self._gang_host)
         self._others = {process.pid for process in engine_core_processes()}
         self._starting = asyncio.ensure_future(
-            asyncio.to_thread(start_engine, self._argv, self._stat_loggers, reports.say)
+            asyncio.to_thread(start_engine, self._argv, self._stat_loggers, reports.say, self._kv_events)
         )
         try:
             started = await asyncio.shield(self._starting)
@@ -146,7 +148,8 @@ class VllmEngine:
                 await self.shutdown()
                 raise
         reports.say("ready")
-        return engine_info(started.vllm_config, time.monotonic() - began_s)
+        reports_cache = self._kv_events.active
+        return engine_info(started.vllm_config, time.monotonic() - began_s, reports_cache=reports_cache)
 
     def _go_live(self, started: Started) -> None:
         from vllm.multimodal.inputs import MultiModalKwargsItem
@@ -164,6 +167,7 @@ class VllmEngine:
         parallel = started.vllm_config.parallel_config
         self._ranks = parallel.data_parallel_size
         self._workers = parallel.world_size if parallel.distributed_executor_backend == "ray" else 0
+        self._kv_events.follow(started.vllm_config)
         self._cores = engine_core_children(self._others)
         self._gpu = activity.gpu_reader()
         observe_core(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
@@ -218,7 +222,7 @@ class VllmEngine:
 
     def cache_changes(self) -> CacheChanges | None:
         """See `contract.Engine`."""
-        return None
+        return self._kv_events.changes()
 
     async def shutdown(self) -> None:
         """See `contract.Engine`."""
@@ -227,6 +231,7 @@ class VllmEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._kv_events.stop()
         starting, self._starting = self._starting, None
         if starting is None:
             return
@@ -243,6 +248,7 @@ class VllmEngine:
 
     def _close_reports(self) -> None:
         self._gang.close()
+        self._kv_events.close()
         if self._reports is not None:
             self._reports.close()
 

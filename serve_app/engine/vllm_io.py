@@ -88,6 +88,9 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     params.max_tokens = attempt.spec.max_tokens - len(emitted)
     params.min_tokens = max(0, attempt.spec.min_tokens - len(emitted))
     resume.encode_resume(params, len(emitted), attempt.spec.min_tokens)
+    if params.extra_args:
+        # A client may ask that blocks are reported as stored once more: `cached_pages.py` counts them.
+        params.extra_args.pop("kv_cache_report_mode", None)
     if emitted:
         params.prompt_logprobs = None  # the first attempt gave them
     return request

