@@ -79,9 +79,7 @@ class IngressMetrics:
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """See `middleware.AccessLog`."""
         sequences = context.sequences
-        first = sequences[0] if sequences else None
-        queue_s = first.dispatched_s - first.submitted_s if first and first.dispatched_s is not None else None
-        first_token_s = first.first_token_s - first.submitted_s if first and first.first_token_s is not None else None
+        times = _times(sequences[0]) if sequences else {}
         prompt, cached, output = (
             sum(getattr(sequence, name) for sequence in sequences)
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
@@ -93,11 +91,14 @@ class IngressMetrics:
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
         self._observe_retry_after(context, outcome)
-        engine_queue_s = first.engine_queue_s if first else None
-        waits = (self._queue_s, queue_s), (self._engine_queue_s, engine_queue_s)
-        for histogram, value in (*waits, (self._first_token_s, first_token_s)):
+        histograms = {
+            "queue_s": self._queue_s,
+            "engine_queue_s": self._engine_queue_s,
+            "first_token_s": self._first_token_s,
+        }
+        for name, value in times.items():
             if value is not None:
-                histogram.observe(value, tags={"route": route})
+                histograms[name].observe(value, tags={"route": route})
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
         logger.log(
             logging.DEBUG if route in PROBES else logging.INFO,
@@ -112,9 +113,7 @@ class IngressMetrics:
                 "prompt_tokens": prompt,
                 "cached_tokens": cached,
                 "output_tokens": output,
-                "queue_s": _round(queue_s),
-                "engine_queue_s": _round(engine_queue_s),
-                "first_token_s": _round(first_token_s),
+                **{name: _round(times.get(name)) for name in histograms},
                 "total_s": _round(total_s),
                 **_path_fields(context),
                 "migrations": sum(sequence.migrations for sequence in sequences),
@@ -174,6 +173,16 @@ def _path_fields(context: RequestContext) -> dict[str, object]:
         "prefill_tokens": sum(one.routing.missing_tokens for one in sequences if one.routing is not None),
         "inexact": sorted({name for sequence in sequences if sequence.migrations for name in sequence.inexact}),
         "resumed_tokens": sum(sequence.resumed_tokens for sequence in sequences),
+    }
+
+
+def _times(sequence: RequestTrace) -> dict[str, float | None]:
+    """The parts of its wait, in seconds; None for what did not happen."""
+    submitted_s, dispatched_s, first_token_s = sequence.submitted_s, sequence.dispatched_s, sequence.first_token_s
+    return {
+        "queue_s": None if dispatched_s is None else dispatched_s - submitted_s,
+        "engine_queue_s": sequence.engine_queue_s,
+        "first_token_s": None if first_token_s is None else first_token_s - submitted_s,
     }
 
 
