@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import report
 from bench.client import RunFailed
+from bench.fairness import command as fairness
 from bench.front_end import command as front_end
 from bench.measure import BenchLoad, measure
 from bench.routing import command as routing
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
     if words[:1] == ["front-end"]:
         return front_end.main(words[1:])
+    if words[:1] == ["fairness"]:
+        return fairness.main(words[1:])
     if words[:1] == ["routing"]:
         return routing.main(words[1:])
     options = _parser().parse_args(words)

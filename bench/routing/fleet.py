@@ -35,7 +35,7 @@ from serve_app.router.request_context import RequestTrace, SubmittedRequest
 from serve_app.router.routing import RoutingPolicy
 
 INGRESSES = 2
-WAITING = 10_000
+UNBOUNDED = 10_000
 """Requests that may wait at an engine: nothing is refused."""
 
 
@@ -130,6 +130,7 @@ class Fleet:
     size: FleetSize
     scale: float
     policy: RoutingPolicy
+    max_queued_requests: int = UNBOUNDED
     live: dict[str, EngineReplica] = field(default_factory=dict)
     _engines: dict[str, FakeEngine] = field(default_factory=dict)
     _dispatchers: list[Dispatcher] = field(default_factory=list)
@@ -148,7 +149,7 @@ class Fleet:
                 name,
                 limits,
                 self._sink,
-                Admission(max_queued_requests=WAITING),
+                Admission(max_queued_requests=self.max_queued_requests),
                 choice=ReplicaChoice(self.policy),
             )
             self._dispatchers.append(await self._closing.enter_async_context(dispatcher))
@@ -169,7 +170,7 @@ class Fleet:
             name,
             build,
             WatchdogLimits(),
-            max_queued_requests=WAITING,
+            max_queued_requests=self.max_queued_requests,
             clock=asyncio.get_running_loop().time,
         )
         self._closing.push_async_callback(replica.stop)
@@ -188,17 +189,18 @@ class Fleet:
         for name in self.live:
             self._engines[name].reset_prefix_cache()
 
-    async def generate(self, prompt: Sequence[int], max_tokens: int, session: str | None) -> Answer:
+    async def generate(self, prompt: Sequence[int], max_tokens: int, session: str | None, client: str = "") -> Answer:
         """Run one request to its end. Raises `ServeError`."""
         loop = asyncio.get_running_loop()
         self._submitted += 1
         request_id = f"r{self._submitted}"
+        dispatcher = self._dispatchers[self._submitted % INGRESSES]
+        dispatcher.check_room(1, client)
         self._sink.token_ids[request_id] = []
         ended = self._sink.ended[request_id] = loop.create_future()
         trace = RequestTrace()
-        spec = RequestSpec(request_id, encode_tokens(prompt), max_tokens, 0, True, [], 0, [])
-        dispatcher = self._dispatchers[self._submitted % INGRESSES]
-        dispatcher.submit(SubmittedRequest(spec, trace, prompt_pages(prompt), session_id=session))
+        spec = RequestSpec(request_id, encode_tokens(prompt), max_tokens, 0, True, [], 0, [], client=client)
+        dispatcher.submit(SubmittedRequest(spec, trace, prompt_pages(prompt), session_id=session, client=client))
         try:
             await ended
         finally:

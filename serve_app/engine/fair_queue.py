@@ -69,6 +69,11 @@ class _Account:
     def is_idle(self) -> bool:
         return not self.running and not self.queued
 
+    @property
+    def held(self) -> float:
+        """How many requests it has here, for its weight."""
+        return (self.running + self.queued) / self.weight
+
 
 class _Accounts:
     """Accounts by name."""
@@ -179,6 +184,19 @@ class FairQueue:
         client.sessions.forget()
         self._clients.forget()
 
+    def to_displace(self, flow: Flow) -> str | None:
+        """The request that waits and has to go where there is room for no more, and this flow has a new one: the last
+        one of the client that has the most here, for its weight; None where that is this client, or nobody waits."""
+        waiting = [one for one in self._clients.by_name.values() if _last_waiting(one) is not None]
+        if not waiting:
+            return None
+        worst = min(waiting, key=lambda one: (one.rank, -one.held))
+        own = self._clients.by_name.get(flow.client)
+        held = ((own.running + own.queued if own is not None else 0) + 1) / flow.weight
+        if worst is own or worst.rank > flow.rank or (worst.rank == flow.rank and worst.held <= held):
+            return None
+        return _last_waiting(worst)
+
     def used(self) -> dict[str, float]:
         """What each client has used, divided by its weight."""
         return {name: one.used for name, one in self._clients.by_name.items()}
@@ -194,3 +212,9 @@ class FairQueue:
         )
         others = weights - client.weight
         return others > 0 and client.running >= self._slots * client.weight / weights
+
+
+def _last_waiting(client: _Account) -> str | None:
+    """The last request of the client's session that has the most of them waiting."""
+    longest = max((one.waiting for one in client.sessions.by_name.values()), key=len, default=None)
+    return next(reversed(longest)) if longest else None

@@ -192,7 +192,8 @@ class EngineReplica:
             await self.check_health()
         except EngineDead as error:
             raise WrongReplica(f"its engine was dead before: {error}") from error
-        if not attempt.admitted and len(self._attempts) >= self._max_unfinished:
+        is_full = not attempt.admitted and len(self._attempts) >= self._max_unfinished
+        if is_full and not self._starts.displace(_flow(attempt)):
             raise ReplicaFull(f"it holds {len(self._attempts)} of {self._max_unfinished}")
         await self._run(attempt)
 
@@ -221,11 +222,10 @@ class EngineReplica:
 
     async def _turn(self, attempt: AttemptRequest, tokens: int) -> float:
         """Wait until the engine may start it. Raises as `StartQueue.turn`."""
-        spec = attempt.spec
-        # A client may ask for less than others, as vLLM means it: a higher number is a lower priority.
-        flow = Flow(spec.client, spec.session, rank=-1 if spec.priority > 0 else 0)
         cached = max(tokens - attempt.prefill_tokens, 0)
-        return await self._starts.turn(attempt.attempt_id, flow, attempt.prefill_tokens, cached, first=attempt.admitted)
+        return await self._starts.turn(
+            attempt.attempt_id, _flow(attempt), attempt.prefill_tokens, cached, first=attempt.admitted
+        )
 
     def _lose_engine(self, error: Exception) -> None:
         """The engine is dead. What waits was not in it, and goes elsewhere."""
@@ -409,3 +409,9 @@ class EngineReplica:
 
     def _progress(self, what: str) -> None:
         logger.info("starting the engine", extra={"replica": self._replica_id, "phase": what})
+
+
+def _flow(attempt: AttemptRequest) -> Flow:
+    """Whom it belongs to. A client may ask for less than others; as in vLLM, a higher number is a lower priority."""
+    spec = attempt.spec
+    return Flow(spec.client, spec.session, rank=-1 if spec.priority > 0 else 0)

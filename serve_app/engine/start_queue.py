@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable
 
 from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cost
-from serve_app.protocol.errors import WaitedTooLong
+from serve_app.protocol.errors import ReplicaFull, WaitedTooLong
 
-STEPS_AHEAD = 2
-"""How many steps' worth of prompts the engine has at a time: the one that it computes, and the next."""
+STEPS_AHEAD = 1
+"""How many steps' worth of prompts the engine has beside the one that it computes."""
 
 
 class Abandoned(Exception):
@@ -41,7 +41,8 @@ class StartQueue:
     ) -> float:
         """Return when it may start: after how many seconds. Call `leave` when it has ended, however `turn` ends.
 
-        Raises `WaitedTooLong` after `max_wait_s`, `Abandoned`, and what `fail` was given.
+        Raises `WaitedTooLong` after `max_wait_s`, `ReplicaFull` if it was displaced, `Abandoned`, and what `fail`
+        was given.
         """
         since_s = self._clock()
         waiter = self._waiters[attempt_id] = asyncio.get_running_loop().create_future()
@@ -71,6 +72,15 @@ class StartQueue:
         self._prefilling.pop(attempt_id, None)
         self._queue.leave(attempt_id)
         self._start_next()
+
+    def displace(self, flow: Flow) -> bool:
+        """Refuse one that waits, to make room for a new one of this flow; False where none has to go."""
+        attempt_id = self._queue.to_displace(flow)
+        if attempt_id is None:
+            return False
+        self._queue.leave(attempt_id)
+        self._end(attempt_id, ReplicaFull("it is full, and others have less here than this client"))
+        return True
 
     def abandon(self, attempt_id: str) -> None:
         """If it waits, it waits no more."""

@@ -249,10 +249,10 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
         """Raise `ServeHTTPError` for a request that no replica would take, before any header is sent."""
+        context = CURRENT.get()
         try:
-            self.dispatcher.check_room(n)
+            self.dispatcher.check_room(n, (context.key_name if context else None) or "")
         except ServeError as error:
-            context = CURRENT.get()
             if context is not None:
                 context.refused = error
             raise ServeHTTPError(error) from error

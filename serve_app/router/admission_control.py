@@ -11,7 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from serve_app.protocol.errors import QueueFull, ServeError, TooManySequences
-from serve_app.router.admission import Admission, AdmissionFacts, Admit, RejectNoReplica, RejectPermanently, refuse
+from serve_app.router.admission import (
+    Admission,
+    AdmissionFacts,
+    Admit,
+    RejectNoReplica,
+    RejectPermanently,
+    RejectRetryable,
+    refuse,
+)
 from serve_app.router.replica_pool import ReplicaPool
 
 
@@ -45,11 +53,12 @@ class AdmissionControl:
         self._clock = clock
         self._promises = PendingRetries()
 
-    def check(self, asked: int) -> None:
-        """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more sequences must not be taken."""
+    def check(self, asked: int, has_little: Callable[[], bool] = lambda: False) -> None:
+        """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more sequences must not be taken. What a
+        client asks that `has_little` here is taken though all is full: a replica may give it another one's place."""
         facts = self._facts(asked)
         verdict = self._admission.decide(facts)
-        if isinstance(verdict, Admit):
+        if isinstance(verdict, Admit) or (isinstance(verdict, RejectRetryable) and has_little()):
             return
         if isinstance(verdict, RejectPermanently):
             raise TooManySequences(asked, verdict.limit)

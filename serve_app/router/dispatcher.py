@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -144,9 +145,17 @@ class Dispatcher:
         active.task = self._spawn(self._dispatch(active), f"request {request.spec.request_id}")
         active.task.add_done_callback(lambda task: self._complete(active, task))
 
-    def check_room(self, asked: int) -> None:
-        """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more requests must not be submitted."""
-        self._admission.check(asked)
+    def check_room(self, asked: int, client: str = "") -> None:
+        """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more requests of a client must not be
+        submitted."""
+        self._admission.check(asked, lambda: self._has_little(client, asked))
+
+    def _has_little(self, client: str, asked: int) -> bool:
+        """Whether a client has fewer requests here than its share of them, with `asked` more. One client alone has
+        all."""
+        held = Counter(active.request.client for active in self._active.values())
+        clients = len(held) + (client not in held)
+        return clients > 1 and held[client] + asked <= len(self._active) / clients
 
     def cancel(self, request_id: str) -> None:
         """Stop a request wherever it is. Unknown ids are ignored: the request may just have completed."""

@@ -123,6 +123,22 @@ def test_a_prompt_that_is_cached_costs_little() -> None:
     assert prompt_cost(3_000, 139_000) < 10_000 < prompt_cost(142_000, 0)
 
 
+def test_where_there_is_no_room_the_one_with_the_most_gives_way() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "flood", 9)
+    fill(queue, "bob", 2)
+    queue.start("flood::0")
+    assert queue.to_displace(Flow("alice")) == "flood::8"
+    assert queue.to_displace(Flow("bob")) == "flood::8"
+    assert queue.to_displace(Flow("flood")) is None
+    queue.leave("flood::8")
+    assert queue.to_displace(Flow("alice")) == "flood::7"
+    fill(queue, "batch", 1, rank=-1)
+    assert queue.to_displace(Flow("flood")) == "batch::0"
+    assert queue.to_displace(Flow("other", rank=-2)) is None
+    assert FairQueue(slots=1).to_displace(Flow("alice")) is None
+
+
 def test_who_is_gone_is_forgotten() -> None:
     queue = FairQueue(slots=4)
     for number in range(3 * MAX_ACCOUNTS):
