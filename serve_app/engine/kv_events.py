@@ -5,7 +5,9 @@ prompts. Each batch has a number. Batches that were missed are asked for once mo
 the pages count as forgotten, and are known again when they are next computed.
 
 A hybrid model has several groups of layers, with blocks of their own. Only those of full attention are followed, of one
-group: a sliding window's are given up while a request goes on.
+group: a sliding window's are given up while a request goes on. So a page says what could be found. vLLM finds a prefix
+only where it has the sliding window before its end, too, which it keeps at the ends of prompts and, with
+`--prefix-cache-retention-interval`, between them.
 """
 
 from __future__ import annotations
