@@ -101,6 +101,11 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         """vLLM will not ask for the delta that was parsed ahead."""
         self._is_parsed = False
 
+    def give(self, delta: DeltaMessage | Delta | None) -> None:
+        """vLLM gets this delta when it asks for the next one: it has been parsed."""
+        self.last_delta = delta
+        self._is_parsed = True
+
     def parse(
         self,
         model_output: str,
