@@ -33,14 +33,13 @@ from serve_app.engine.vllm_io import image_name
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
-from serve_app.ingress.output_queue import OutputQueue
+from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.protocol.messages import RequestSpec, TokenDelta, encode_tokens
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import CURRENT, RequestTrace, SubmittedRequest
-from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
 DispatcherFactory = Callable[["ReplicatedEngineCore"], Dispatcher]
 """Builds the dispatcher that delivers to the given sink."""
@@ -211,7 +210,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         self.profiler = None
         self.renderer = renderer_from_config(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
-        self.output_processor = AnswerOutputProcessor(
+        self.output_processor = SendingOutputProcessor(
             self.renderer.tokenizer, log_stats=False, stream_interval=vllm_config.scheduler_config.stream_interval
         )
         core = ReplicatedEngineCore(dispatcher_factory)

@@ -13,15 +13,18 @@ send are that task's too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from functools import partial
 from typing import Any
 
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.output_processor import RequestOutputCollector
+from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 from serve_app.ingress.repeated_chunks import RepeatedChunks
 from serve_app.router.request_context import RequestContext
+from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
 
 class UnfinishedSend:
@@ -52,6 +55,10 @@ def begin(coroutine: Coroutine[Any, Any, None]) -> UnfinishedSend | None:
     return UnfinishedSend(coroutine, waits_for)
 
 
+def _same(output: Any) -> Any:
+    return output
+
+
 def is_ordinary(output: Any) -> bool:
     """Whether it is neither an error nor the last output."""
     return isinstance(output, RequestOutput) and output.outputs[0].finish_reason is None
@@ -77,12 +84,22 @@ class OutputQueue(RequestOutputCollector):  # type: ignore[misc]  # vLLM is not 
 
     def put(self, output: Any) -> None:
         """See `RequestOutputCollector`."""
-        chunks = self._chunks
-        if chunks is None or not (self._may_pass_on(chunks) and is_ordinary(output)):
+        if not (self.may_pass_on() and is_ordinary(output)):
             super().put(output)
             return
+        one = output.outputs[0]
+        self.pass_on(one.text, one.token_ids, partial(_same, output))
+
+    def may_pass_on(self) -> bool:
+        """Whether what comes next may be sent at once: nothing of this request is on its way."""
+        return self._is_waiting and not self.ready.is_set() and self._chunks is not None and self._chunks.is_repeating
+
+    def pass_on(self, text: str, token_ids: Sequence[int], output: Callable[[], Any]) -> None:
+        """Send what comes next at once, or keep it for vLLM's generator as this output. Only if it may be."""
+        if self._chunks is None:
+            raise RuntimeError("nothing repeats")
         try:
-            self._pass_on(chunks, output)
+            self._send(self._chunks, text, token_ids, output)
         except Exception as error:  # noqa: BLE001  # this request's, whose task raises it: all others must go on
             super().put(error)
 
@@ -107,7 +124,9 @@ class OutputQueue(RequestOutputCollector):  # type: ignore[misc]  # vLLM is not 
             self._chunks = self._chunks or RepeatedChunks.of(self._context)
             if self._chunks is None:
                 return output
-            self._pass_on(self._chunks, output)
+            one = output.outputs[0]
+            finished = one.finish_reason is not None
+            self._send(self._chunks, one.text, one.token_ids, partial(_same, output), finished=finished)
 
     def close(self) -> None:
         """See `RequestOutputCollector`."""
@@ -117,17 +136,21 @@ class OutputQueue(RequestOutputCollector):  # type: ignore[misc]  # vLLM is not 
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _may_pass_on(self, chunks: RepeatedChunks) -> bool:
-        """Whether nothing of this request is on its way."""
-        return self._is_waiting and chunks.is_repeating and not self.ready.is_set()
-
-    def _pass_on(self, chunks: RepeatedChunks, output: Any) -> None:
-        chunk = chunks.next_chunk(output.outputs[0])
+    def _send(
+        self,
+        chunks: RepeatedChunks,
+        text: str,
+        token_ids: Sequence[int],
+        output: Callable[[], Any],
+        *,
+        finished: bool = False,
+    ) -> None:
+        chunk = chunks.next_chunk(text, token_ids, finished=finished)
         if chunk is None:
-            self._for_vllm.extend(chunks.for_vllm(output))
-        elif chunk:
-            self._unfinished = begin(chunks.send(chunk))
-        if self._for_vllm or self._unfinished is not None:
+            self._for_vllm.extend(chunks.for_vllm(output()))
+            self.ready.set()
+        elif chunk and (unfinished := begin(chunks.send(chunk))) is not None:
+            self._unfinished = unfinished
             self.ready.set()
 
     async def _wait(self) -> None:
@@ -143,3 +166,63 @@ class OutputQueue(RequestOutputCollector):  # type: ignore[misc]  # vLLM is not 
             self._chunks.before_vllm(output)
         self._is_with_vllm = True
         return output
+
+
+class SendingOutputProcessor(AnswerOutputProcessor):
+    """vLLM's, which makes no objects of an output whose chunk is sent at once."""
+
+    def process_outputs(self, engine_core_outputs: Sequence[EngineCoreOutput], *args: Any, **named: Any) -> Any:
+        """See `OutputProcessor`. Of a request, nothing is sent past an output that has to go vLLM's way."""
+        left: list[EngineCoreOutput] = []
+        requests_left: set[str] = set()
+        for output in engine_core_outputs:
+            if output.request_id in requests_left or not self._sends(output):
+                left.append(output)
+                requests_left.add(output.request_id)
+        return super().process_outputs(left, *args, **named)
+
+    def _sends(self, output: EngineCoreOutput) -> bool:
+        state = self.request_states.get(output.request_id)
+        if state is None or not isinstance(state.queue, OutputQueue) or not state.queue.may_pass_on():
+            return False
+        if not (has_tokens_only(output) and is_plain(state)):
+            return False
+        token_ids = output.new_token_ids
+        state.detokenizer.update(token_ids, stop_terminated=False)
+        text = state.detokenizer.get_next_output_text(finished=False, delta=True)
+        state.queue.pass_on(text, token_ids, partial(output_of, state, text, token_ids))
+        return True
+
+
+def has_tokens_only(output: EngineCoreOutput) -> bool:
+    """Whether the output is new tokens, and nothing else that vLLM's code reads."""
+    return (
+        output.finish_reason is None
+        and output.new_logprobs is None
+        and output.new_prompt_logprobs_tensors is None
+        and output.prompt_token_id_logprobs is None
+        and output.pooling_output is None
+        and output.prefill_stats is None
+        and output.kv_transfer_params is None
+        and output.ec_transfer_params is None
+        and output.routed_experts is None
+        and output.new_sampling_mask is None
+        and output.spec_decode_metrics is None
+    )
+
+
+def is_plain(state: RequestState) -> bool:
+    """Whether each output of the request is its new text, and no text ends it."""
+    return (
+        state.output_kind is RequestOutputKind.DELTA
+        and state.stream_interval == 1
+        and not state.streaming_input
+        and not state.detokenizer.stop
+    )
+
+
+def output_of(state: RequestState, text: str, token_ids: Sequence[int]) -> Any:
+    """What vLLM makes of tokens that have been decoded already."""
+    output = state.make_request_output(token_ids, None, None, None)
+    output.outputs[0].text = text
+    return output

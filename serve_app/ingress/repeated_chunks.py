@@ -16,6 +16,7 @@ index (`n`, several prompts).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import replace
@@ -138,21 +139,21 @@ class RepeatedChunks:
         """Whether a next chunk is possible."""
         return bool(self._known)
 
-    def next_chunk(self, one: Any) -> bytes | None:
-        """The chunk for this output of the sequence if it is one that repeats; empty if there is nothing to send."""
+    def next_chunk(self, said: str, token_ids: Sequence[int], *, finished: bool) -> bytes | None:
+        """The chunk for what the sequence says next if it is one that repeats; empty if there is nothing to send."""
         if not self._known:
             return None
-        kind, text = self._next_part(one)
+        kind, text = self._next_part(said, token_ids, finished=finished)
         parts = self._known.get(kind)
-        if one.finish_reason is not None or (parts is None and kind != NOTHING):
+        if finished or (parts is None and kind != NOTHING):
             # vLLM's code may go on otherwise after it: another block, or text that it holds back behind a tool call.
             self._known, self._seen = {}, None
             return None
         if self._parser is not None:
             self._parser.forget_parsed()
-        self._skipped += one.token_ids
+        self._skipped += token_ids
         if self._numbers is not None:
-            self._skipped_text += one.text
+            self._skipped_text += said
         return b"" if parts is None else self._chunk(parts, kind, text)
 
     async def send(self, chunk: bytes) -> None:
@@ -220,11 +221,10 @@ class RepeatedChunks:
             setattr(self._repeated, kind, said + text)
         return parts.chunk(text, self._number)
 
-    def _next_part(self, output: Any) -> tuple[str, str]:
+    def _next_part(self, said: str, token_ids: Sequence[int], *, finished: bool) -> tuple[str, str]:
         if self._parser is None:
-            return CONTENT, output.text
-        is_end = output.finish_reason is not None
-        return _only_part(self._parser.parse_ahead(output.text, output.token_ids, finished=is_end))
+            return CONTENT, said
+        return _only_part(self._parser.parse_ahead(said, token_ids, finished=finished))
 
     def _last_part(self) -> tuple[str, str]:
         if self._context.is_plain_text:
