@@ -33,7 +33,7 @@ from serve_app.engine.vllm_io import image_name
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
-from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor
+from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor, is_plain
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
@@ -232,7 +232,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         state = self.output_processor.request_states.get(queue.request_id)
         if state is None or (context := CURRENT.get()) is None:  # several sequences (`n`), or it has failed already
             return queue
-        state.queue = OutputQueue(queue, context)
+        state.queue = OutputQueue(queue, context, is_plain=is_plain(state))
         return state.queue
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature

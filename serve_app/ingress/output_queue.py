@@ -20,6 +20,7 @@ from typing import Any
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 from serve_app.ingress.repeated_chunks import RepeatedChunks
@@ -68,9 +69,11 @@ class OutputQueue(RequestOutputCollector):  # type: ignore[misc]  # vLLM is not 
     """vLLM's queue of one sequence's outputs; it takes the place of `queue`. The request's task gets only what vLLM's
     generator must see."""
 
-    def __init__(self, queue: RequestOutputCollector, context: RequestContext) -> None:
+    def __init__(self, queue: RequestOutputCollector, context: RequestContext, *, is_plain: bool = False) -> None:
         kind = RequestOutputKind.DELTA if queue.aggregate else RequestOutputKind.CUMULATIVE
         super().__init__(kind, queue.request_id)
+        self.is_plain = is_plain
+        """Whether each output is the text of its new tokens, whatever came before (see below)."""
         self._context = context
         self._chunks: RepeatedChunks | None = None
         self._is_waiting = False
@@ -185,11 +188,12 @@ class SendingOutputProcessor(AnswerOutputProcessor):
         state = self.request_states.get(output.request_id)
         if state is None or not isinstance(state.queue, OutputQueue) or not state.queue.may_pass_on():
             return False
-        if not (has_tokens_only(output) and is_plain(state)):
+        if not (state.queue.is_plain and has_tokens_only(output)):
             return False
         token_ids = output.new_token_ids
-        state.detokenizer.update(token_ids, stop_terminated=False)
-        text = state.detokenizer.get_next_output_text(finished=False, delta=True)
+        # Not by `update`, which appends each token to a copy of the whole text, for stop strings.
+        text = "".join([state.detokenizer.decode_next(token_id) for token_id in token_ids])
+        state.detokenizer.token_ids.extend(token_ids)
         state.queue.pass_on(text, token_ids, partial(output_of, state, text, token_ids))
         return True
 
@@ -212,12 +216,13 @@ def has_tokens_only(output: EngineCoreOutput) -> bool:
 
 
 def is_plain(state: RequestState) -> bool:
-    """Whether each output of the request is its new text, and no text ends it."""
+    """Whether each output of the request is the text of its new tokens, and no text ends it."""
     return (
-        state.output_kind is RequestOutputKind.DELTA
+        isinstance(state.detokenizer, FastIncrementalDetokenizer)
+        and not state.detokenizer.stop
+        and state.output_kind is RequestOutputKind.DELTA
         and state.stream_interval == 1
         and not state.streaming_input
-        and not state.detokenizer.stop
     )
 
 
