@@ -10,12 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from transformers import AutoTokenizer
 from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from serve_app.ingress.output_queue import OutputQueue
+from serve_app.config.profile import ROOT
+from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor, is_plain
 from serve_app.router.request_context import RequestContext
+
+TOKENIZER = AutoTokenizer.from_pretrained(ROOT / "models" / "step-tiny", trust_remote_code=True)
 
 
 @dataclass
@@ -167,3 +172,41 @@ async def test_the_task_raises_what_failed_the_request() -> None:
         with pytest.raises(ValueError, match="failed"):
             await running.task
         assert running.texts() == ["a", "b", "c"]
+
+
+def processor_of(running: Answering, params: SamplingParams) -> SendingOutputProcessor:
+    """The processor of the engine's outputs, which knows the request."""
+    processor = SendingOutputProcessor(TOKENIZER, log_stats=False)
+    request = EngineCoreRequest("r", [1], None, params, None, 0.0, None, None, None, external_req_id="r")
+    processor.add_request(request, None, queue=running.queue)
+    running.queue.is_plain = is_plain(processor.request_states["r"])
+    return processor
+
+
+def step(text: str, finish: FinishReason | None = None) -> EngineCoreOutput:
+    return EngineCoreOutput("r", TOKENIZER.encode(text, add_special_tokens=False), finish_reason=finish)
+
+
+@pytest.mark.parametrize("stop", [None, ["never said"]])
+async def test_what_is_decoded_here_is_what_vllm_decodes(stop: list[str] | None) -> None:
+    """Stop strings are searched by vLLM's detokenizer, which then decodes everything."""
+    async with answering() as running:
+        params = SamplingParams(output_kind=RequestOutputKind.DELTA, stop=stop, include_stop_str_in_output=True)
+        processor = processor_of(running, params)
+        for text in (" one two", " three \u00e4\U0001f600", " four"):
+            processor.process_outputs([step(text)])
+            await running.turn()
+        processor.process_outputs([step(" five"), step(" six", FinishReason.LENGTH)])
+        await running.task
+        assert "".join(running.texts()) == "ab one two three \u00e4\U0001f600 four five six"
+        ids = [token_id for one in running.given[2:] for token_id in one.outputs[0].token_ids]
+        assert TOKENIZER.decode(ids) == " one two three \u00e4\U0001f600 four five six"
+
+
+async def test_nothing_is_sent_past_an_output_that_goes_vllms_way() -> None:
+    async with answering() as running:
+        processor = processor_of(running, SamplingParams(output_kind=RequestOutputKind.DELTA))
+        first = step(" one")
+        first.kv_transfer_params = {"any": "thing"}
+        processor.process_outputs([first, step(" two")])
+        assert running.texts() == ["a", "b", " one", " two"]
