@@ -19,6 +19,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 VLLM_IMPORTERS = {
     "serve_app/ingress/api.py": "vLLM's API app",
     "serve_app/ingress/engine_client.py": "vLLM's AsyncLLM over our dispatcher",
+    "serve_app/ingress/output_queue.py": "vLLM's queue of a request's outputs, which sends what repeats",
     "serve_app/ingress/vllm_*": "vLLM's errors and limits, as ours",
     "serve_app/ingress/media.py": "vLLM's image fetching, with refusals instead of failures",
     "serve_app/ingress/seen_images.py": "vLLM's decoded image, with pixels on demand",

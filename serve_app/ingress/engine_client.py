@@ -9,8 +9,7 @@ See `docs/decisions/0001-the-engine-client-boundary.md`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -34,14 +33,13 @@ from serve_app.engine.vllm_io import image_name, pages_of
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.jobs import WorkerSettings
-from serve_app.ingress.repeated_chunks import RepeatedChunks
+from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor, is_plain
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.protocol.messages import RequestSpec, TokenDelta, encode_tokens
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import CURRENT, RequestTrace, SubmittedRequest
-from serve_app.vllm_patches.answer_stops import AnswerOutputProcessor
 
 DispatcherFactory = Callable[["ReplicatedEngineCore"], Dispatcher]
 """Builds the dispatcher that delivers to the given sink."""
@@ -215,7 +213,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         self.profiler = None
         self.renderer = renderer_from_config(vllm_config)
         self.input_processor = InputProcessor(vllm_config, self.renderer)
-        self.output_processor = AnswerOutputProcessor(
+        self.output_processor = SendingOutputProcessor(
             self.renderer.tokenizer, log_stats=False, stream_interval=vllm_config.scheduler_config.stream_interval
         )
         core = ReplicatedEngineCore(dispatcher_factory)
@@ -225,27 +223,20 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         self.grammars = GrammarChecker(worker_settings(vllm_config))
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
-        """See `AsyncLLM`, whose own validation of a grammar would block the event loop."""
+        """See `AsyncLLM`, whose own validation of a grammar would block the event loop. The outputs of a sequence come
+        through a queue that sends chunks which only repeat others."""
         asked = getattr(params, "structured_outputs", None)
         if asked is not None:
             try:
                 await structured_outputs.check(asked, self.grammars)
             except ServeError as error:
                 raise ServeHTTPError(error) from error
-        return await super().add_request(request_id, prompt, params, *args, **named)
-
-    async def generate(self, prompt: Any, sampling_params: Any, *args: Any, **named: Any) -> AsyncGenerator[Any, None]:
-        """See `AsyncLLM`. Chunks that only repeat others with another text are sent from here."""
-        repeated: RepeatedChunks | None = None
-        async with contextlib.aclosing(super().generate(prompt, sampling_params, *args, **named)) as outputs:
-            async for output in outputs:
-                repeated = repeated or RepeatedChunks.of(CURRENT.get())
-                if repeated is None:
-                    yield output
-                elif not await repeated.send(output):
-                    repeated.before_vllm(output)
-                    yield output
-                    repeated.after_vllm()
+        queue = await super().add_request(request_id, prompt, params, *args, **named)
+        state = self.output_processor.request_states.get(queue.request_id)
+        if state is None or (context := CURRENT.get()) is None:  # several sequences (`n`), or it has failed already
+            return queue
+        state.queue = OutputQueue(queue, context, is_plain=is_plain(state))
+        return state.queue
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG002  # vLLM's signature
         """Raise `ServeHTTPError` for a request that no replica would take, before any header is sent."""

@@ -2,6 +2,7 @@
 
 * An answer that reached `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
   that was cut has that status, streamed or not.
+* Events that were sent by repetition (`ingress/repeated_chunks.py`) are counted.
 * `thinking_token_budget` works as on vLLM's other APIs.
 """
 
@@ -19,6 +20,7 @@ from vllm.entrypoints.openai.responses.protocol import (
 from vllm.sampling_params import validate_thinking_token_budget
 
 from serve_app.ingress.grammars import structured_outputs
+from serve_app.ingress.repeated_chunks import EVENT_NUMBERS, EventNumbers
 from serve_app.vllm_patches import vllm_api
 from serve_app.vllm_patches.patching import Function, replace
 
@@ -77,7 +79,11 @@ def end_as_it_ended(original: Function, _: ModuleType) -> Function:
         self: Any, request: Any, sampling_params: Any, result_generator: Any, context: Any, *args: Any, **named: Any
     ) -> Events:
         held: Any = None  # an item's end is held back if the item may be the one that was cut
+        numbers = EventNumbers()
+        EVENT_NUMBERS.set(numbers)
         async for event in original(self, request, sampling_params, result_generator, context, *args, **named):
+            if numbers.was_sent(event):
+                continue
             if held is not None:
                 yield held
                 held = None

@@ -266,9 +266,11 @@ class _Progress:
         server = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         code = openai_code(error) or ("server_error" if server else "invalid_prompt")
         reason = {"code": code, "message": message_of(ApiStyle.OPENAI, error)}
+        context = CURRENT.get()
+        repeated = context.repeated_chunks if context is not None else 0  # sent beside this generator
         event = {
             "type": "response.failed",
-            "sequence_number": self._events,
+            "sequence_number": self._events + repeated,
             "response": {**(response or {}), "status": "failed", "error": reason},
         }
         return f"event: response.failed\ndata: {msgspec.json.encode(event).decode()}\n\n"

@@ -35,6 +35,9 @@ from serve_app.vllm_patches.parsers import ReasoningCounter, SpecialTokenScanner
 CALL_STATES: Final = frozenset({ParserState.TOOL_PREAMBLE, ParserState.TOOL_NAME, ParserState.TOOL_ARGS})
 """States in which a call has not ended."""
 
+PLAIN_STATES: Final = frozenset({ParserState.CONTENT, ParserState.REASONING})
+"""States in which text is content or reasoning."""
+
 
 @cache
 def grammar() -> ParserEngineConfig:
@@ -101,6 +104,11 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
         """vLLM will not ask for the delta that was parsed ahead."""
         self._is_parsed = False
 
+    def give(self, delta: DeltaMessage | Delta | None) -> None:
+        """vLLM gets this delta when it asks for the next one: it has been parsed."""
+        self.last_delta = delta
+        self._is_parsed = True
+
     def parse(
         self,
         model_output: str,
@@ -158,6 +166,11 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
 
     def _read(self, answer: Answer, text: str, token_ids: Sequence[int], *, finished: bool) -> AnswerDelta:
         engine = self._engine
+        if not finished and engine.state in PLAIN_STATES and self._is_plain(text, token_ids):
+            # As `feed` does, without its events: most deltas are like this.
+            engine._ever_had_token_ids = True  # noqa: SLF001  # see above
+            answer.say(text) if engine.state is ParserState.CONTENT else answer.think(text)
+            return answer.pop()
         answer.take(engine.feed(text, token_ids))
         if finished:
             thinking = engine.state is ParserState.REASONING
@@ -165,3 +178,14 @@ class AnswerParser(DelegatingParser):  # type: ignore[misc]  # vLLM is not read 
                 answer.take(engine.finish())
             answer.finish(thinking=thinking, by_model=self._scanner.has_ended)
         return answer.pop()
+
+    def _is_plain(self, text: str, token_ids: Sequence[int]) -> bool:
+        """Whether it is neither markup nor the beginning of it, and none is held back."""
+        engine = self._engine
+        lexer = engine._lexer  # noqa: SLF001  # vLLM's own conditions
+        return (
+            bool(text and token_ids)
+            and not lexer.buffer
+            and lexer._literal_first_chars.isdisjoint(text)  # noqa: SLF001  # as above
+            and engine._resolved_token_ids.keys().isdisjoint(token_ids)  # noqa: SLF001  # as above
+        )

@@ -41,12 +41,15 @@ class AnswerDelta:
 
     def message(self, *, with_reasoning: bool) -> DeltaMessage | Delta | None:
         """The delta as vLLM's serving code takes it. Absent fields are left out: every set field is sent."""
-        parts: dict[str, Any] = {"reasoning": self.reasoning} if self.reasoning and with_reasoning else {}
-        if self.content:
-            parts["content"] = self.content
+        reasoning = self.reasoning if with_reasoning else ""
         if self.calls:
+            parts: dict[str, Any] = {"reasoning": reasoning} if reasoning else {}
+            if self.content:
+                parts["content"] = self.content
             return DeltaMessage(**parts, tool_calls=list(self.calls.values()))
-        return Delta(**parts) if parts else None
+        if not (reasoning or self.content):
+            return None
+        return Delta(content=self.content or None, reasoning=reasoning or None)
 
 
 class Answer:
@@ -70,9 +73,9 @@ class Answer:
         for event in events:
             match event.type:
                 case EventType.TEXT_CHUNK:
-                    self._say(event.value)
+                    self.say(event.value)
                 case EventType.REASONING_CHUNK:
-                    self._think(event.value)
+                    self.think(event.value)
                 case EventType.REASONING_END:
                     self._held, self._at_start = "", True
                 case EventType.TOOL_CALL_START:
@@ -85,6 +88,29 @@ class Answer:
                     self._end(self._call)
                 case EventType.REASONING_START:
                     self._around_function(event.value)
+
+    def think(self, text: str) -> None:
+        """Add text of the reasoning to the delta."""
+        if self._at_start:
+            text = text.lstrip("\n")
+            self._at_start = not text
+        text = self._held + text
+        said = text.rstrip()
+        self._held = text[len(said) :]
+        self._delta.reasoning += said
+
+    def say(self, text: str) -> None:
+        """Add text of the answer to the delta."""
+        if self._at_start:
+            text = text.lstrip("\n")
+            self._at_start = not text
+        if not self._may_call:
+            self._delta.content += text
+            return
+        text = self._held + text
+        said = text.rstrip()
+        self._held = text[len(said) :]
+        self._delta.content += said
 
     def finish(self, *, thinking: bool, by_model: bool) -> None:
         """The answer is complete. An open call stays as it is, unless the model ended the answer after a parameter: it
@@ -103,27 +129,6 @@ class Answer:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _think(self, text: str) -> None:
-        if self._at_start:
-            text = text.lstrip("\n")
-            self._at_start = not text
-        text = self._held + text
-        said = text.rstrip()
-        self._held = text[len(said) :]
-        self._delta.reasoning += said
-
-    def _say(self, text: str) -> None:
-        if self._at_start:
-            text = text.lstrip("\n")
-            self._at_start = not text
-        if not self._may_call:
-            self._delta.content += text
-            return
-        text = self._held + text
-        said = text.rstrip()
-        self._held = text[len(said) :]
-        self._delta.content += said
-
     def _around_function(self, text: str) -> None:
         if self._call is not None:
             self._call.preamble += text
@@ -131,7 +136,7 @@ class Answer:
         if not self._behind_function:
             text = text.lstrip()
             self._behind_function = bool(text)
-        self._say(text)
+        self.say(text)
 
     def _argue(self, call: _Call, text: str) -> None:
         if call.arguments is None:
@@ -143,7 +148,7 @@ class Answer:
         self._call, self._behind_function = None, False
         if not call.name.strip():
             if call.arguments is None:
-                self._say(f"<tool_call>{call.preamble}</tool_call>")
+                self.say(f"<tool_call>{call.preamble}</tool_call>")
             return
         arguments = call.arguments or self._arguments_of(call)
         self._report(call, arguments.close())

@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from tokenizers.decoders import DecodeStream
 from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
+from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer, uses_fast_detokenizer
 from vllm.v1.engine.output_processor import OutputProcessor
+
+from serve_app.vllm_patches.token_texts import TokenDecoder, TokenTexts
 
 THINK, THINK_END, CALL, CALL_END = "<think>", "</think>", "<tool_call>", "</tool_call>"
 
@@ -112,6 +114,8 @@ class AnswerOutputProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM is n
         tags = (*tokenizer.all_special_tokens, THINK, THINK_END, CALL, CALL_END) if tokenizer is not None else ()
         vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
         self._tags: dict[int, str] = {vocabulary[tag]: tag for tag in tags if tag in vocabulary}
+        fast = uses_fast_detokenizer(tokenizer) if tokenizer is not None else False
+        self._texts = TokenTexts(tokenizer._tokenizer) if fast else None  # noqa: SLF001  # as vLLM's detokenizer
 
     def add_request(self, request: EngineCoreRequest, *arguments: Any, **named: Any) -> None:
         """See `OutputProcessor`."""
@@ -124,7 +128,8 @@ class AnswerOutputProcessor(OutputProcessor):  # type: ignore[misc]  # vLLM is n
         if params is not None and params.stop and request.reasoning_parser_kwargs is not None:
             state.detokenizer = AnswerDetokenizer(self.tokenizer, request, self._tags)
         skip = state.detokenizer.skip_special_tokens
-        state.detokenizer.stream = decoder_behind(request.prompt_token_ids or [], skip_special_tokens=skip)
+        stream = decoder_behind(request.prompt_token_ids or [], skip_special_tokens=skip)
+        state.detokenizer.stream = stream if self._texts is None else TokenDecoder(stream, self._texts)
 
 
 def decoder_behind(prompt_token_ids: Sequence[int], *, skip_special_tokens: bool) -> DecodeStream:

@@ -109,6 +109,9 @@ REPEATING: list[tuple[str, dict[str, Any]]] = [
     (MESSAGES, {}),
     (MESSAGES, {"tools": TOOLS[MESSAGES]}),
     (MESSAGES, {"stop_sequences": ["<b> one"]}),
+    (RESPONSES, {}),
+    (RESPONSES, {"tools": TOOLS[RESPONSES]}),
+    (RESPONSES, {"max_output_tokens": 41}),
 ]
 NOT_REPEATING: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"n": 2}),
@@ -117,8 +120,6 @@ NOT_REPEATING: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"n": 2}),
     (COMPLETIONS, {"return_token_ids": True}),
     (COMPLETIONS, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
-    (RESPONSES, {}),
-    (RESPONSES, {"tools": TOOLS[RESPONSES]}),
 ]
 
 
@@ -135,5 +136,8 @@ async def test_a_stream_is_as_vllms(asking: Asking, path: str, fields: dict[str,
         assert shape(ours)[1] == shape(theirs)[1]
     else:
         assert shape(ours) == shape(theirs)
+    if path == RESPONSES:
+        numbers = [int(number) for number in re.findall(r'"sequence_number":(\d+)', ours)]
+        assert numbers == list(range(ours.count("event: ")))
     is_hidden = "include_reasoning" in fields and THOUGHT not in said  # all of it
     assert (context.repeated_chunks > 0) == ((path, fields) in REPEATING and not is_hidden)
