@@ -197,6 +197,11 @@ class FairQueue:
             return None
         return _last_waiting(worst)
 
+    def heads(self) -> list[str]:
+        """The requests that are next of each session, and those before all others: what a newcomer waits for."""
+        sessions = (one for client in self._clients.by_name.values() for one in client.sessions.by_name.values())
+        return [*self._front, *(next(iter(one.waiting)) for one in sessions if one.waiting)]
+
     def used(self) -> dict[str, float]:
         """What each client has used, divided by its weight."""
         return {name: one.used for name, one in self._clients.by_name.items()}

@@ -372,6 +372,7 @@ class EngineReplica:
             prefill_tokens_per_s=self._prefill.tokens_per_s,
             recent_unfinished=self._recent_unfinished.mean(now_s),
             queued=len(self._starts),
+            newcomer_prefill_tokens=self._starts.tokens_before_newcomer(),
         )
 
     async def _heartbeat(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cost
 from serve_app.protocol.errors import ReplicaFull, WaitedTooLong
 
-STEPS_AHEAD = 1
+STEPS_AHEAD = 2
 """How many steps' worth of prompts the engine has beside the one that it computes."""
 
 
@@ -55,6 +55,10 @@ class StartQueue:
         except TimeoutError:
             raise WaitedTooLong(f"it has waited {self._max_wait_s:.0f} s") from None
         return self._clock() - since_s
+
+    def tokens_before_newcomer(self) -> int:
+        """How many prompt tokens are computed before those of a client or session that has nothing here."""
+        return sum(self._prefilling.values()) + sum(self._tokens[name] for name in self._queue.heads())
 
     def first_token(self, attempt_id: str) -> None:
         """Its prompt has been computed."""

@@ -98,7 +98,8 @@ class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ingresses, and `queued` those that are not in the engine yet; `recent_unfinished` is its mean over the last minute.
 
     A `draining` replica takes no new work: it is about to stop, or its engine is dead. `queued_prefill_tokens` of its
-    attempts have yet to be computed; it computes `prefill_tokens_per_s` (None: not measured yet).
+    attempts have yet to be computed, and `newcomer_prefill_tokens` of them before those of a client or session that has
+    nothing there (`engine/fair_queue.py`); it computes `prefill_tokens_per_s` (None: not measured yet).
     """
 
     unfinished: int
@@ -109,6 +110,7 @@ class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prefill_tokens_per_s: float | None = None
     recent_unfinished: float = 0.0
     queued: int = 0
+    newcomer_prefill_tokens: int = 0
 
     @property
     def utilization(self) -> float:

@@ -62,7 +62,8 @@ class AttemptHandle(Protocol):
 @dataclass(eq=False)
 class ReplicaConnection:
     """The connection to one replica. `attempts` are this ingress' own, by id; `prefilling` has, of those without a
-    token, how many tokens must be computed; `draining_since_s` is a `loop.time()` stamp.
+    token, the flow (client and session) and how many tokens must be computed; `draining_since_s` is a stamp of
+    `loop.time()`.
 
     `deregistered`: Serve no longer routes to it, and may end its process.
     """
@@ -75,7 +76,7 @@ class ReplicaConnection:
     deregistered: bool = False
     frame_number: int = -1
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
-    prefilling: dict[str, int] = field(default_factory=dict)
+    prefilling: dict[str, tuple[str, int]] = field(default_factory=dict)
     images: SentImages = field(init=False)
     cache: ReplicaCache = field(init=False)
     task: asyncio.Task[None] | None = None
@@ -95,23 +96,27 @@ class ReplicaConnection:
         """Whether a new attempt may be sent here."""
         return self.up and not self.draining
 
-    def facts(self, pages: Sequence[int] = ()) -> ReplicaFacts:
-        """The replica, as routing sees it for a prompt with these pages."""
-        # The last frame does not count what was sent since; this ingress does.
+    def facts(self, pages: Sequence[int] = (), flow: str = "") -> ReplicaFacts:
+        """The replica, as routing sees it for a prompt with these pages, of this client and session."""
         load = self.load
-        unfinished, queued = len(self.attempts), sum(self.prefilling.values())
-        if unfinished > load.unfinished or queued > load.queued_prefill_tokens:
-            load = msgspec.structs.replace(
-                load,
-                unfinished=max(unfinished, load.unfinished),
-                queued_prefill_tokens=max(queued, load.queued_prefill_tokens),
-            )
+        own = sum(tokens for _, tokens in self.prefilling.values())
+        flows = {one for one, _ in self.prefilling.values()}
+        # Who has nothing waiting there is started before others have all of theirs.
+        before = load.queued_prefill_tokens if flow in flows else load.newcomer_prefill_tokens
+        if load.queued <= 0:
+            before = max(own, load.queued_prefill_tokens)
+        # The last frame does not count what was sent since; this ingress does.
+        load = msgspec.structs.replace(
+            load, unfinished=max(len(self.attempts), load.unfinished), queued_prefill_tokens=before
+        )
         return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages))
 
-    def begin(self, attempt_id: str, attempt: AttemptHandle, pages: Sequence[int], prefill_tokens: int) -> None:
+    def begin(
+        self, attempt_id: str, attempt: AttemptHandle, pages: Sequence[int], flow: str, prefill_tokens: int
+    ) -> None:
         """An attempt for a prompt with these pages is sent there."""
         self.attempts[attempt_id] = attempt
-        self.prefilling[attempt_id] = prefill_tokens
+        self.prefilling[attempt_id] = flow, prefill_tokens
         self.cache.expect(pages)
 
     def finish(self, attempt_id: str, pages: Sequence[int]) -> None:

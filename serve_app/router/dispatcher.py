@@ -349,7 +349,7 @@ class Dispatcher:
         had = len(active.emitted)
         self._attempts[attempt_id] = active
         active.connection = connection
-        connection.begin(attempt_id, active, active.request.pages, decision.missing_tokens)
+        connection.begin(attempt_id, active, active.request.pages, active.request.flow, decision.missing_tokens)
         attempt = self._attempt_request(active, attempt_id, connection, decision.missing_tokens)
         call = self._transport.run_attempt(connection.replica_id, attempt)
         control = loop.create_task(call, name=f"attempt {attempt_id}", context=Context())

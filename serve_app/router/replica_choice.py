@@ -34,13 +34,13 @@ class ReplicaChoice:
     def facts(self, request: SubmittedRequest) -> PromptFacts:
         """What routing must know of a new request. Call it once: the request counts as a conversation."""
         conversations = self._shared.observe(request.pages)
-        return PromptFacts(request.spec.prompt_tokens, request.pages, conversations, request.session_id)
+        return PromptFacts(request.spec.prompt_tokens, request.pages, conversations, request.session_id, request.flow)
 
     def choose(self, connections: Sequence[ReplicaConnection], prompt: PromptFacts, emitted_tokens: int) -> Decision:
         """The replica among these, at least one, for an attempt that continues after `emitted_tokens`."""
         if emitted_tokens:
             prompt = replace(prompt, tokens=prompt.tokens + emitted_tokens)
-        candidates = [one.facts(prompt.pages) for one in connections]
+        candidates = [one.facts(prompt.pages, prompt.flow) for one in connections]
         if self._policy is RoutingPolicy.COST:
             return choose_replica(candidates, prompt)
         chosen = self._choose_otherwise(candidates, prompt)

@@ -63,6 +63,11 @@ class SubmittedRequest:
     answer_begun: Callable[[], bool] = lambda: False
     """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
 
+    @property
+    def flow(self) -> str:
+        """Client and session: whom it belongs to where requests wait."""
+        return f"{self.client}\0{self.session_id or ''}"
+
 
 class ChunkStream(Protocol):
     """The stream of events to the client (`ingress/sse.py`)."""

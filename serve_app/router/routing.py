@@ -4,7 +4,7 @@ The cost of a replica is in seconds, the time that the choice adds to this reque
 
 * the prefill that waits there, before this request's turn;
 * the prefill of what the replica has not cached. It delays this request, and every other one there: an engine that
-  computes a prompt hands out tokens at the pace of its prefill steps. The others are those that are there now or, where
+  computes a prompt hands out tokens at the pace of its prefill steps. The others are those that run there now or, where
   that is more, were there on average in the last minute: an agent that runs a tool comes back to where its prefix is;
 * the time until one of its slots, and of its cache, is free.
 
@@ -75,12 +75,13 @@ class ReplicaFacts:
 @dataclass(frozen=True)
 class PromptFacts:
     """What routing must know of a request: its `tokens`, the hashes of their full `pages`, and for each page how many
-    conversations have it in common. `session` names its conversation, if it has a name."""
+    conversations have it in common. `session` names its conversation, if it has a name; `flow` its client with that."""
 
     tokens: int
     pages: Sequence[int] = ()
     conversations: Sequence[int] = ()
     session: str | None = None
+    flow: str = ""
     shares: Sequence[float] = field(init=False)
     """For each number of cached pages, the prefill of the rest in tokens, with shared pages charged by share."""
 
@@ -140,7 +141,8 @@ def cost_s(replica: ReplicaFacts, prompt: PromptFacts, assumed_tokens_per_s: flo
 
 
 def _others(replica: ReplicaFacts) -> float:
-    return max(float(replica.load.unfinished), replica.load.recent_unfinished)
+    load = replica.load
+    return min(max(float(load.unfinished - load.queued), load.recent_unfinished), float(max(load.max_num_seqs, 1)))
 
 
 def _cache_wait_s(replica: ReplicaFacts, prompt: PromptFacts, service_s: float) -> float:
