@@ -53,7 +53,7 @@ PURE = (
     *("router/admission", "protocol/poison", "router/routing"),
     *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
-    "ingress/validation_errors",
+    *("ingress/sessions", "ingress/validation_errors"),
 )
 """Modules that only compute: they import neither asyncio nor anything with connections."""
 

@@ -112,8 +112,9 @@ class ReplicatedEngineCore:
                 trace,
                 pages=pages_of(request),
                 images=images,
-                session_id=request.session_id or (context.session_id if context else None),
-                client=(context.key_name if context else None) or "",
+                # Not vLLM's own `request.session_id`, which two clients may share.
+                session_id=context.session_id if context else None,
+                client=context.client if context else "",
                 resumes_key=resumes_key,
                 answer_begun=lambda: context is not None and context.answer_begun,
             )

@@ -110,6 +110,7 @@ class IngressMetrics:
             extra={
                 "id": context.request_id,
                 "key": context.key_name,
+                **_session_fields(context),
                 "route": route,
                 "model": context.model,
                 "status": status,
@@ -144,6 +145,11 @@ class IngressMetrics:
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
+
+
+def _session_fields(context: RequestContext) -> dict[str, object]:
+    session = context.session
+    return {} if session is None else {"session": session.name, "session_source": session.source}
 
 
 def _path_fields(context: RequestContext) -> dict[str, object]:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ingress import content_encoding, routes
+from serve_app.ingress import content_encoding, routes, sessions
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.error_format import SERVER_FAULT, ApiStyle, error_body, foreign_error, status_of
 from serve_app.ingress.requests import json_body, preparation
@@ -95,11 +95,7 @@ class IngressMiddleware:
         offered = headers.get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         broken = headers.get("x-resume-request-id", "")
-        context = RequestContext(
-            request_id,
-            session_id=headers.get("x-session-id"),
-            resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None,
-        )
+        context = RequestContext(request_id, resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None)
         token = CURRENT.set(context)
         cycle = _RequestCycle(self, scope, receive, send, headers, context)
         try:
@@ -309,6 +305,7 @@ class _RequestCycle:
         if path not in preparation.WITH_BODY:
             return body
         request, repaired = json_body.decode(body)
+        self._context.session = sessions.find(self._headers, request)
         edits = Edits(changed=repaired)
         model = request.get("model")
         if isinstance(model, str):
