@@ -36,12 +36,13 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
+from serve_app.ingress.keys_file import KeysFile
 from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
+from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.protocol.errors import EngineDead
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
@@ -152,7 +153,7 @@ class Ingress:
         self._client = client
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
-        keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
+        keys, limiter = await self._keys()
         settings = MiddlewareSettings(
             served_name=config.model.served_name,
             aliases=config.model.aliases,
@@ -166,7 +167,14 @@ class Ingress:
             asyncio.get_running_loop(), lambda use: metrics.process(use, client.dispatcher.index_bytes())
         )
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, metrics)
+        return IngressMiddleware(app, settings, keys, metrics, limiter)
+
+    async def _keys(self) -> tuple[KeysFile | None, RateLimiter | None]:
+        """The API keys and their limits, if there are any; both are followed until this replica closes."""
+        if self._config.ingress.keys_file is None:
+            return None, None
+        keys = await self._closing.enter_async_context(KeysFile(Path(self._config.ingress.keys_file)))
+        return keys, RateLimiter(keys)
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces

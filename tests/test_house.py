@@ -54,6 +54,7 @@ PURE = (
     *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("ingress/sessions", "ingress/validation_errors"),
+    *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )
 """Modules that only compute: they import neither asyncio nor anything with connections."""
 
@@ -92,6 +93,7 @@ JUSTIFIED_FUNCTIONS = {
 
 JUSTIFIED_FILES = {
     "serve_app/vllm_patches/vllm_api_check.py": "one walk over the syntax of our modules",
+    "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",

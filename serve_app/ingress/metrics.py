@@ -19,7 +19,7 @@ import msgspec
 from ray.serve import metrics
 
 from serve_app.ingress.event_loop import LoopUse
-from serve_app.protocol.errors import Outcome
+from serve_app.protocol.errors import Outcome, RateLimited
 from serve_app.router.request_context import RequestContext, RequestTrace
 
 LOGGED_IGNORED = 20
@@ -69,6 +69,11 @@ class IngressMetrics:
             boundaries=RETRY_BUCKETS_S,
             tag_keys=("outcome", "basis"),
         )
+        self._rate_limited = metrics.Counter(
+            "step_rate_limited",
+            description="Requests refused because their key had used up a limit, by kind.",
+            tag_keys=("kind",),
+        )
         self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
         self._busy_ratio = metrics.Gauge(
             "step_event_loop_busy_ratio",
@@ -99,7 +104,7 @@ class IngressMetrics:
         for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
-        self._observe_retry_after(context, outcome)
+        self._observe_refusal(context, outcome)
         for histogram, value in ((self._queue_s, queue_s), (self._first_token_s, first_token_s)):
             if value is not None:
                 histogram.observe(value, tags={"route": route})
@@ -140,8 +145,10 @@ class IngressMetrics:
         self._busy_ratio.set(use.busy_ratio)
         self._lag_s.set(use.lag_s)
 
-    def _observe_retry_after(self, context: RequestContext, outcome: Outcome) -> None:
+    def _observe_refusal(self, context: RequestContext, outcome: Outcome) -> None:
         error = context.error
+        if isinstance(error, RateLimited):
+            self._rate_limited.inc(tags={"kind": error.kind.value})
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
