@@ -37,6 +37,7 @@ RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
     "serve_app/ingress/metrics.py",
+    "serve_app/ingress/rate_limits/deployment.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 LEASE_S = 1.0
 """How often an ingress reports. A new demand is met within two."""
@@ -135,9 +134,8 @@ def apportion(units: int, weights: Mapping[str, int]) -> dict[str, int]:
     total = sum(weights.values())
     if not total:
         return dict.fromkeys(weights, 0)
-    exact = {name: Fraction(units * weight, total) for name, weight in weights.items()}
-    parts = {name: int(share) for name, share in exact.items()}
-    by_remainder = sorted(weights, key=lambda name: (parts[name] - exact[name], name))
+    parts = {name: units * weight // total for name, weight in weights.items()}
+    by_remainder = sorted(weights, key=lambda name: (-(units * weights[name] % total), name))
     for name in by_remainder[: units - sum(parts.values())]:
         parts[name] += 1
     return parts
