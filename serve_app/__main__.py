@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
     hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
     hashed.add_argument("name", help="whose key it is (shown in logs)")
+    hashed.add_argument("--requests-per-minute", type=_limit, help="limits of the key, for its line in the file")
+    hashed.add_argument("--tokens-per-minute", type=_limit, help="tokens of prompts and of answers")
+    hashed.add_argument("--max-concurrent", type=_limit, help="requests at a time")
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
     docs = command("docs", _docs, "write the generated pages of docs/")
@@ -127,9 +130,17 @@ def _client_env(options: argparse.Namespace) -> int:
     return 0
 
 
+def _limit(text: str) -> int:
+    number = int(text)
+    if not 0 < number <= auth.MAX_LIMIT:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {auth.MAX_LIMIT}")
+    return number
+
+
 def _hash_key(options: argparse.Namespace) -> int:
     key = auth.new_key()
-    line = auth.line_for(options.name, key)
+    limits = auth.KeyLimits(options.requests_per_minute, options.tokens_per_minute, options.max_concurrent)
+    line = auth.line_for(options.name, key, limits)
     _say(f"key (shown once, give it to {options.name}):\n  {key}\n")
     _say(f"line for the keys file (`ingress.keys_file`):\n  {line}")
     return 0

@@ -1,6 +1,7 @@
 """`build(args)`: from the application's arguments in deploy.yaml to a Serve application. Wires everything.
 
     Ingress (CPU, many)  --handle-->  EngineReplica (one engine each)
+         `--handle-->  RateLimitOffice (one, where several ingresses share the limits of keys)
 
 Everything is read and checked before a replica is placed: a configuration that cannot work ends the start in seconds,
 with the line to change.
@@ -13,7 +14,6 @@ import contextlib
 import logging
 import os
 import uuid
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -36,12 +36,12 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.ingress.auth import KeyStore
 from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
+from serve_app.ingress.rate_limits.deployment import follow_keys, office
 from serve_app.protocol.errors import EngineDead
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
@@ -83,7 +83,7 @@ def build(args: dict[str, object]) -> serve.Application:
             abort_serve_run.end(str(error))
         raise
     engines = _engine_deployment(config)
-    return _ingress_deployment(config).bind(config, engines)
+    return _ingress_deployment(config).bind(config, engines, office(config.ingress))
 
 
 class EngineDeployment(EngineReplica):
@@ -118,11 +118,14 @@ class EngineDeployment(EngineReplica):
 class Ingress:
     """One ingress replica: the middleware, vLLM's API app, and the dispatcher."""
 
-    def __init__(self, config: AppConfig, engines: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self, config: AppConfig, engines: DeploymentHandle[Any], office: DeploymentHandle[Any] | None = None
+    ) -> None:
         log_to_stderr()
         vllm_device.use_no_device()
         self._config = config
         self._engines = engines
+        self._office = office
         self._closing = contextlib.AsyncExitStack()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -153,7 +156,7 @@ class Ingress:
         self._client = client
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
-        keys = KeyStore.load(Path(config.ingress.keys_file)) if config.ingress.keys_file else None
+        keys, limiter = await follow_keys(config.ingress, self._office, ingress_id, self._closing)
         settings = MiddlewareSettings(
             served_name=config.model.served_name,
             aliases=config.model.aliases,
@@ -165,7 +168,7 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, IngressMetrics())
+        return IngressMiddleware(app, settings, keys, IngressMetrics(), limiter)
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces

@@ -38,6 +38,7 @@ RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
     "serve_app/ingress/metrics.py",
+    "serve_app/ingress/rate_limits/deployment.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",
@@ -54,7 +55,8 @@ PURE = (
     *("router/admission", "protocol/poison", "router/routing"),
     *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
-    "ingress/validation_errors",
+    *("ingress/sessions", "ingress/validation_errors"),
+    *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )
 """Modules that only compute: they import neither asyncio nor anything with connections."""
 
@@ -93,6 +95,7 @@ JUSTIFIED_FUNCTIONS = {
 
 JUSTIFIED_FILES = {
     "serve_app/vllm_patches/vllm_api_check.py": "one walk over the syntax of our modules",
+    "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",

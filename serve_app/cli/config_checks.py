@@ -175,7 +175,8 @@ def keys_checks(config: AppConfig) -> Iterator[Check]:
     except BadKeysFile as error:
         yield failed("keys", str(error), "correct the file, or `ingress.keys_file`")
         return
-    yield passed("keys", f"{file}: {len(keys)}")
+    limited = len(keys.limits())
+    yield passed("keys", f"{file}: {len(keys)}" + (f", {limited} with limits" if limited else ""))
 
 
 def compile_cache_checks(config: AppConfig) -> Iterator[Check]:

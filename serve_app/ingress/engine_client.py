@@ -110,8 +110,9 @@ class ReplicatedEngineCore:
                 trace,
                 pages=pages_of(request),
                 images=images,
-                session_id=request.session_id or (context.session_id if context else None),
-                client=(context.key_name if context else None) or "",
+                # Not vLLM's own `request.session_id`, which two clients may share.
+                session_id=context.session_id if context else None,
+                client=context.client if context else "",
                 resumes_key=resumes_key,
                 answer_begun=lambda: context is not None and context.answer_begun,
             )
@@ -138,8 +139,8 @@ class ReplicatedEngineCore:
             payload=[bytes(buffer) for buffer in self._encoder.encode(payload)],
             resume_key=resume_key,
             images=[image_name(one) for one in features],
-            client=(context.key_name if context else None) or "",
-            session=request.session_id or (context.session_id if context else None) or "",
+            client=context.client if context else "",
+            session=(context.session_id if context else None) or "",
         )
 
     def _encode(self, image: MultiModalKwargsItem) -> list[bytearray]:
@@ -242,7 +243,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         """Raise `ServeHTTPError` for a request that no replica would take, before any header is sent."""
         context = CURRENT.get()
         try:
-            self.dispatcher.check_room(n, (context.key_name if context else None) or "")
+            self.dispatcher.check_room(n, context.client if context else "")
         except ServeError as error:
             if context is not None:
                 context.refused = error

@@ -19,7 +19,7 @@ import msgspec
 from ray.serve import metrics
 
 from serve_app.ingress.event_loop import LoopUse
-from serve_app.protocol.errors import Outcome
+from serve_app.protocol.errors import Outcome, RateLimited
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext, RequestTrace
 
@@ -70,7 +70,17 @@ class IngressMetrics:
         self._engine_queue_s = self._histogram(
             "step_engine_queue_wait_seconds", "Wait at the replica before the engine got the request."
         )
+        self._rate_limited = metrics.Counter(
+            "step_rate_limited",
+            description="Requests refused because their key had used up a limit, by kind.",
+            tag_keys=("kind",),
+        )
         self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
+        self._waits_s = {
+            "queue_s": self._queue_s,
+            "engine_queue_s": self._engine_queue_s,
+            "first_token_s": self._first_token_s,
+        }
 
     @staticmethod
     def _histogram(name: str, description: str) -> metrics.Histogram:
@@ -90,15 +100,10 @@ class IngressMetrics:
         for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
-        self._observe_retry_after(context, outcome)
-        histograms = {
-            "queue_s": self._queue_s,
-            "engine_queue_s": self._engine_queue_s,
-            "first_token_s": self._first_token_s,
-        }
+        self._observe_refusal(context, outcome)
         for name, value in times.items():
             if value is not None:
-                histograms[name].observe(value, tags={"route": route})
+                self._waits_s[name].observe(value, tags={"route": route})
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
         logger.log(
             logging.DEBUG if route in PROBES else logging.INFO,
@@ -106,6 +111,7 @@ class IngressMetrics:
             extra={
                 "id": context.request_id,
                 "key": context.key_name,
+                **_session_fields(context),
                 "route": route,
                 "model": context.model,
                 "status": status,
@@ -113,7 +119,7 @@ class IngressMetrics:
                 "prompt_tokens": prompt,
                 "cached_tokens": cached,
                 "output_tokens": output,
-                **{name: _round(times.get(name)) for name in histograms},
+                **{name: _round(times.get(name)) for name in self._waits_s},
                 "total_s": _round(total_s),
                 **_path_fields(context),
                 "migrations": sum(sequence.migrations for sequence in sequences),
@@ -127,8 +133,10 @@ class IngressMetrics:
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 
-    def _observe_retry_after(self, context: RequestContext, outcome: Outcome) -> None:
+    def _observe_refusal(self, context: RequestContext, outcome: Outcome) -> None:
         error = context.error
+        if isinstance(error, RateLimited):
+            self._rate_limited.inc(tags={"kind": error.kind.value})
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
@@ -160,6 +168,11 @@ class ProcessGauges:
         self._queued.set(dispatcher.queued())
         self._busy_ratio.set(use.busy_ratio)
         self._lag_s.set(use.lag_s)
+
+
+def _session_fields(context: RequestContext) -> dict[str, object]:
+    session = context.session
+    return {} if session is None else {"session": session.name, "session_source": session.source}
 
 
 def _path_fields(context: RequestContext) -> dict[str, object]:

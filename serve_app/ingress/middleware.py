@@ -1,13 +1,14 @@
 """The middleware in front of vLLM's API app: authentication, routes, limits, and the shape of errors. Pure ASGI.
 
-In order: request id; served routes (`ingress/routes.py`); the API key; the body (encoding, size, aliases, effort); then
-vLLM's app. On the way back: the request id, errors in the API's own shape with a retry hint, streams that never go
-silent (`ingress/sse.py`), and one log line.
+In order: request id; served routes (`ingress/routes.py`); the API key and its limits (`ingress/rate_limits/`); the body
+(encoding, size, aliases, effort); then vLLM's app. On the way back: the request id, errors in the API's own shape with
+a retry hint, streams that never go silent (`ingress/sse.py`), and one log line.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
@@ -15,18 +16,21 @@ import re
 import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ingress import content_encoding, routes
+from serve_app.ingress import content_encoding, routes, sessions
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.error_format import SERVER_FAULT, ApiStyle, error_body, foreign_error, status_of
+from serve_app.ingress.rate_limits.headers import limit_headers
+from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.ingress.requests import json_body, preparation
 from serve_app.ingress.requests.edits import HEADER, Edits, header_value
 from serve_app.ingress.sse import EventStream
-from serve_app.protocol.errors import Outcome, PoisonRequest, PromptTooLong, RequestRefused, ServeError
+from serve_app.protocol.errors import Outcome, PoisonRequest, PromptTooLong, RateLimited, RequestRefused, ServeError
 from serve_app.router.request_context import CURRENT, RequestContext
 
 logger = logging.getLogger(__name__)
@@ -80,11 +84,19 @@ class MiddlewareSettings:
 class IngressMiddleware:
     """The outermost ASGI app; `app` is vLLM's."""
 
-    def __init__(self, app: ASGIApp, settings: MiddlewareSettings, keys: Keys | None, log: AccessLog) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: MiddlewareSettings,
+        keys: Keys | None,
+        log: AccessLog,
+        limiter: RateLimiter | None = None,
+    ) -> None:
         self.app = app
         self.settings = settings
         self.keys = keys
         self.log = log
+        self.limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection; only HTTP requests are processed here."""
@@ -95,11 +107,7 @@ class IngressMiddleware:
         offered = headers.get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         broken = headers.get("x-resume-request-id", "")
-        context = RequestContext(
-            request_id,
-            session_id=headers.get("x-session-id"),
-            resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None,
-        )
+        context = RequestContext(request_id, resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None)
         token = CURRENT.set(context)
         cycle = _RequestCycle(self, scope, receive, send, headers, context)
         try:
@@ -159,7 +167,7 @@ class _RequestCycle:
         route = self._route
         try:
             await self._handle(route)
-        except RequestRefused as refused:
+        except (RequestRefused, RateLimited) as refused:
             await self._refuse(refused)
         except asyncio.CancelledError:
             self._disconnected = self._disconnected or not self._complete
@@ -185,7 +193,9 @@ class _RequestCycle:
             )
             await self._refuse(problem, [(b"allow", route.allow.encode())])
         elif await self._authenticate(route):
-            await self._serve()
+            limiter = self._middleware.limiter if route.generates else None
+            with limiter.admitted(self._context.key_name, self._context) if limiter else contextlib.nullcontext():
+                await self._serve()
 
     async def _answer_options(self, route: routes.Route) -> None:
         """The methods of a route. A browser asks, without its key, before it sends a request from another origin's
@@ -309,6 +319,7 @@ class _RequestCycle:
         if path not in preparation.WITH_BODY:
             return body
         request, repaired = json_body.decode(body)
+        self._context.session = sessions.find(self._headers, request)
         edits = Edits(changed=repaired)
         model = request.get("model")
         if isinstance(model, str):
@@ -386,6 +397,10 @@ class _RequestCycle:
         if self._api is ApiStyle.ANTHROPIC:
             headers.append((b"request-id", request_id))
         headers += self._middleware.settings.cors.headers(self._headers.get("origin"))
+        limiter = self._middleware.limiter
+        if limiter is not None and self._route is not None and self._route.generates:
+            standings = limiter.standings(self._context.key_name)
+            headers += limit_headers(self._api, standings, datetime.now(UTC)) if standings else []
         if self._context.ignored:
             headers.append((HEADER, header_value(self._context.ignored)))
         error = self._context.error

@@ -23,6 +23,8 @@ class Route:
     needs_key: bool = True
     prompt_field: str | None = None
     """The field with the prompt, which the error for a too long prompt names."""
+    generates: bool = False
+    """Whether its requests have an engine generate an answer: they count for the limits of their key."""
 
     @property
     def allow(self) -> str:
@@ -42,20 +44,21 @@ def _route(
     *,
     needs_key: bool = True,
     prompt: str | None = None,
+    generates: bool = False,
 ) -> Route:
-    return Route(frozenset(methods.split()), re.compile(pattern, re.DOTALL), api, needs_key, prompt)
+    return Route(frozenset(methods.split()), re.compile(pattern, re.DOTALL), api, needs_key, prompt, generates)
 
 
 MODELS = "/v1/models"
 COMPLETIONS = "/v1/completions"
 
 SERVED = (
-    _route("POST", "/v1/chat/completions", prompt="messages"),
-    _route("POST", COMPLETIONS, prompt="prompt"),
-    _route("POST", "/v1/responses", prompt="input"),
+    _route("POST", "/v1/chat/completions", prompt="messages", generates=True),
+    _route("POST", COMPLETIONS, prompt="prompt", generates=True),
+    _route("POST", "/v1/responses", prompt="input", generates=True),
     _route("GET", "/v1/responses/[^/]+"),
     _route("POST", "/v1/responses/[^/]+/cancel"),
-    _route("POST", "/v1/messages", ApiStyle.ANTHROPIC, prompt="messages"),
+    _route("POST", "/v1/messages", ApiStyle.ANTHROPIC, prompt="messages", generates=True),
     _route("POST", "/v1/messages/count_tokens", ApiStyle.ANTHROPIC, prompt="messages"),
     _route("GET", MODELS, None),
     _route("GET", f"{MODELS}/.+", None),

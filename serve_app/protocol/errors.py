@@ -8,6 +8,7 @@
     |   |-- ModelNotFound      404  no such model here
     |   `-- ThreadNotFound     404  the request continues a conversation that a server would have to store
     |-- QueueFull          429  the server is full; retry after `retry_after_s`
+    |-- RateLimited        429  the client's key has used up one of its limits
     |-- NoReplica          503  no replica can serve now
     |   `-- OtherVersion       503  every replica runs another vLLM than this ingress
     |-- CutOff             503  several replicas in a row could not be reached
@@ -32,6 +33,7 @@ them differently.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,6 +51,8 @@ class Outcome(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     NOT_FOUND = "not_found"
     SHED_QUEUE_FULL = "shed_queue_full"
+    RATE_LIMITED = "rate_limited"
+    """The client's key has used up one of its limits."""
     NO_REPLICA = "no_replica"
     POISON = "poison"
     """The request crashed as many replicas as one request may."""
@@ -185,6 +189,39 @@ class QueueFull(ServeError):
             retry_after_s,
             measured,
         )
+
+
+class LimitKind(StrEnum):
+    """What a key's limit is of (`ingress/rate_limits/`)."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    CONCURRENT = "concurrent"
+
+
+_LIMIT_WORDS = {
+    LimitKind.REQUESTS: "{} per minute",
+    LimitKind.TOKENS: "{} per minute",
+    LimitKind.CONCURRENT: "{} at a time",
+}
+
+
+class RateLimited(ServeError):
+    """The client's key has used up its `limit` of `kind`. There is room for a request after `retry_after_s`."""
+
+    def __init__(self, kind: LimitKind, limit: int, retry_after_s: float, *, measured: bool = True) -> None:
+        retry_after_s = max(1, math.ceil(retry_after_s))
+        unit = "token" if kind is LimitKind.TOKENS else "request"
+        counted = f"{limit} {unit}{'' if limit == 1 else 's'}"
+        super().__init__(
+            f"Rate limit reached for this API key: {_LIMIT_WORDS[kind].format(counted)}. "
+            f"Please retry in {_seconds(retry_after_s)}.",
+            HTTPStatus.TOO_MANY_REQUESTS,
+            Outcome.RATE_LIMITED,
+            retry_after_s,
+            measured,
+        )
+        self.kind = kind
 
 
 OTHER_VERSION_RETRY_S = 5

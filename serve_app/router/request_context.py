@@ -56,6 +56,7 @@ class SubmittedRequest:
     images: Mapping[str, ImageEncoder] = field(default_factory=dict)
     """The images of `spec.images`: they are sent where they are not yet."""
     session_id: str | None = None
+    """The same for all requests of one client's session (`Session.id_for`)."""
     client: str = ""
     """The name of its client's API key; empty where there are no keys."""
     resumes_key: str = ""
@@ -80,12 +81,27 @@ class ChunkStream(Protocol):
         """Send the body of an ASGI message."""
 
 
+@dataclass(frozen=True)
+class Session:
+    """The conversation, or the agent's run, that a request belongs to, as its client names it. `source` is the header
+    or field with the name (`ingress/sessions.py`)."""
+
+    name: str
+    source: str
+
+    def id_for(self, client: str) -> str:
+        """The session's id. Those of two clients differ: a name is whatever a client sends, and no claim to another's
+        session."""
+        named = f"{client}\0{self.name}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(named, digest_size=16).hexdigest()
+
+
 @dataclass(eq=False)
 class RequestContext:
     """One HTTP request. `sequences` has an entry for each (`n`, or several prompts)."""
 
     request_id: str
-    session_id: str | None = None
+    session: Session | None = None
     resume_request_id: str | None = None
     """The id of the request with the broken stream that this one continues."""
     body_digest: bytes = b""
@@ -127,9 +143,19 @@ class RequestContext:
 
     def _resume_key(self, request_id: str, prompt: msgspec.Raw) -> str:
         digest = hashlib.blake2b(self.body_digest, digest_size=16)
-        digest.update(f"{self.key_name or ''}\0{request_id}\0{len(self.sequences)}\0".encode())
+        digest.update(f"{self.client}\0{request_id}\0{len(self.sequences)}\0".encode())
         digest.update(prompt)
         return digest.hexdigest()
+
+    @property
+    def client(self) -> str:
+        """The name of its client's API key; empty where there are no keys."""
+        return self.key_name or ""
+
+    @property
+    def session_id(self) -> str | None:
+        """Its session among those of all clients; None where the client names none."""
+        return self.session.id_for(self.client) if self.session is not None else None
 
     def fail(self, error: ServeError) -> None:
         """Keep why the request failed. The first reason stays: later ones are often its consequences."""

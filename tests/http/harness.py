@@ -19,6 +19,7 @@ from serve_app.ingress.cors import Cors
 from serve_app.ingress.engine_client import ReplicatedEngineClient, worker_settings
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings
+from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, decode_info, encode_request
 from serve_app.router.admission import Admission
@@ -119,6 +120,7 @@ async def service(
     ingress_id: str = "ingress-1",
     allowed_media_hosts: Sequence[str] = (),
     image_bytes: int = 64 << 20,
+    limiter: RateLimiter | None = None,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -148,7 +150,7 @@ async def service(
             await client.dispatcher.wait_for_replica(30)
         log = Log()
         settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
-        middleware = IngressMiddleware(app, settings, keys, log)
+        middleware = IngressMiddleware(app, settings, keys, log, limiter)
         yield Service(await stack.enter_async_context(_listening(middleware)), log, middleware, client, transport)
 
 

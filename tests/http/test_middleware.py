@@ -249,6 +249,35 @@ async def test_keys_work_as_bearer_and_as_x_api_key_and_nothing_else_does() -> N
         assert (await client.options("/v1/chat/completions", headers=asks)).status_code != 401
 
 
+class TwoKeys:
+    def name_of(self, presented: str) -> str | None:
+        return {"sk-a": "team-a", "sk-b": "team-b"}.get(presented)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "fields", "source"),
+    [
+        ("/v1/messages", {"x-claude-code-session-id": "one"}, {"messages": HELLO}, "x-claude-code-session-id"),
+        ("/v1/responses", {}, {"input": "hello", "prompt_cache_key": "one"}, "prompt_cache_key"),
+        ("/v1/completions", {}, {"prompt": "hello", "session_id": "one"}, "session_id"),
+        ("/v1/chat/completions", {"x-session-affinity": "one"}, {"messages": HELLO}, "x-session-affinity"),
+    ],
+)
+async def test_a_session_is_found_and_is_not_shared_by_two_keys(
+    path: str, headers: dict[str, str], fields: dict[str, object], source: str
+) -> None:
+    body = {"model": NAME, "max_output_tokens" if path == "/v1/responses" else "max_tokens": 2} | fields
+    async with service({"a": fake()}, keys=TwoKeys()) as running, talking_to(running) as client:
+        found = []
+        for key in ("sk-a", "sk-b", "sk-a"):
+            answer = await client.post(path, json=body, headers=headers | {"x-api-key": key})
+            assert answer.status_code == 200
+            found.append((await last_line(running, answer.headers["x-request-id"])).context)
+    assert {(one.session.name, one.session.source) for one in found} == {("one", source)}
+    first, other, again = (one.session_id for one in found)
+    assert first == again != other
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_frees_the_slot(stream: bool) -> None:  # a parameter of the test
     engines: list[FakeEngine] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.ingress import auth
-from serve_app.ingress.auth import BadKeysFile, KeyStore
+from serve_app.ingress.auth import BadKeysFile, KeyLimits, KeyStore
 
 
 def stored(tmp_path: Path, text: str) -> KeyStore:
@@ -24,6 +24,14 @@ def test_a_key_is_found_by_its_name_and_no_other(tmp_path: Path) -> None:
     assert store.name_of(auth.new_key()) is None
     assert store.name_of("") is None
     assert len(store) == 2
+
+
+def test_the_limits_of_a_key_are_in_its_line(tmp_path: Path) -> None:
+    limits = KeyLimits(requests_per_minute=600, max_concurrent=32)
+    line = auth.line_for("ann", auth.new_key(), limits)
+    assert line.endswith(" requests_per_minute=600 max_concurrent=32")
+    other = auth.line_for("bob", auth.new_key())
+    assert stored(tmp_path, f"{line}  # team\n{other}\n").limits() == {"ann": limits}
 
 
 def test_neither_file_nor_repr_tells_a_key(tmp_path: Path) -> None:
@@ -47,6 +55,12 @@ def test_new_keys_differ_and_can_be_recognised() -> None:
         ("ann\n", "keys.txt:1: expected `name sha256:"),
         ("\nann sk-step-plain\n", "keys.txt:2: expected `name sha256:"),
         ("ann sha256:abc\n", "keys.txt:1: expected"),
+        (f"ann sha256:{'0' * 64} sk-step-plain\n", "keys.txt:1: after the hash come limits, `NAME=NUMBER`"),
+        (f"ann sha256:{'0' * 64} requests=5\n", "with names of requests_per_minute, tokens_per_minute, max_concurrent"),
+        (f"ann sha256:{'0' * 64} max_concurrent=0\n", "keys.txt:1: max_concurrent wants a whole number from 1 to"),
+        (f"ann sha256:{'0' * 64} max_concurrent=1e3\n", "keys.txt:1: max_concurrent wants a whole number"),
+        (f"ann sha256:{'0' * 64} max_concurrent={'9' * 5000}\n", "keys.txt:1: max_concurrent wants a whole number"),
+        (f"ann sha256:{'0' * 64} max_concurrent=1 max_concurrent=2\n", "keys.txt:1: max_concurrent is there twice"),
         (f"a b sha256:{'0' * 64}\n", "keys.txt:1: expected"),
         (f"ann sha256:{'0' * 64}\nann sha256:{'1' * 64}\n", "keys.txt:2: the name 'ann' is already on line 1"),
         (f"-ann sha256:{'0' * 64}\n", "keys.txt:1: a name has letters"),

@@ -44,6 +44,13 @@ def test_a_new_key_is_shown_once_and_its_line_matches_it(capsys: Printed) -> Non
     assert printed.count(key[1]) == 1
 
 
+def test_a_new_keys_line_has_its_limits(capsys: Printed) -> None:
+    assert main(["hash-key", "alice", "--requests-per-minute", "60", "--max-concurrent", "4"]) == 0
+    assert " requests_per_minute=60 max_concurrent=4\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["hash-key", "alice", "--tokens-per-minute", "0"])
+
+
 def test_what_a_client_needs_goes_to_a_shell_and_the_advice_to_the_person(deploy: Path, capsys: Printed) -> None:
     assert (
         main(["client-env", "claude", "--file", str(deploy), "--url", "http://gpu-box:8000/", "--key", "s3cret"]) == 0
