@@ -1,8 +1,8 @@
 """Start, wait, or refuse: a pure function of how much the replicas hold, how much they may hold, and how fast they
 finish.
 
-Requests wait in the replicas' own queues, where vLLM starts them as soon as it can. A replica holds as many as it runs
-plus `max_queued_requests`, whichever ingress they came from. It counts them itself and refuses the next one
+Requests wait at the replicas, which start them as soon as their engines can (`engine/start_queue.py`). A replica holds
+as many as it runs plus `max_queued_requests`, whichever ingress they came from. It counts them itself and refuses the next one
 (`replica.EngineReplica`), so that the bound holds for all ingresses together. An ingress predicts that refusal here: a
 request without a chance gets its 429 before it is sent anywhere.
 
