@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.ingress.auth import KeyLimits
+from serve_app.ingress.rate_limits import sharing
 from serve_app.ingress.rate_limits.leases import (
     GONE_AFTER_S,
     LEASE_S,
@@ -56,7 +58,7 @@ def test_who_asks_for_more_gets_more_and_who_is_idle_a_little() -> None:
     ceilings = divide(100, reports)
     assert ceilings["a"] > 5 * ceilings["b"] > 0
     crowded = {"a": Report(100, 0, 80, 60), "b": Report(100, 0, 20, 20), "c": Report(100, 0, 0, 0)}
-    assert divide(100, crowded) == {"a": 75, "b": 25, "c": 0}
+    assert divide(100, crowded) == {"a": 76, "b": 24, "c": 0}
 
 
 @dataclass
@@ -274,7 +276,39 @@ async def test_places_at_a_time_are_one_limit_too() -> None:
             total = sum(fleet.holds(number, 5, running) for number in range(3))
             await fleet.lease(1)
         total = sum(len(one._keys["ann"].running) for one in fleet.limiters)
-    assert total == 30
+        assert 30 <= total < 30 + fleet.count  # each may have borrowed one, before it knew of the others
+        assert sum(fleet.holds(number, 5, running) for number in range(3)) == 0
+
+
+async def test_a_client_of_one_request_after_the_other_is_served_by_any_ingress() -> None:
+    fleet = Fleet(8, {"ann": KeyLimits(max_concurrent=2)})
+    await fleet.lease(5)
+    for number in (7, 0, 6, 1, 5, 2, 4, 3) * 3:
+        assert fleet.admitted(number, 1) == 1
+        await fleet.lease(1)
+    with ExitStack() as running:
+        assert fleet.holds(3, 9, running) in (1, 2)
+        await fleet.lease(2)
+        fleet.holds(3, 9, running)
+        await fleet.lease(2)
+        assert [fleet.holds(number, 1, running) for number in range(8)] == [0] * 8
+
+
+async def test_a_shortage_that_a_lease_can_end_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "LEASE_S", 1000.0)
+    monkeypatch.setattr(sharing, "EARLY_S", 0.0)
+    fleet = Fleet(2, {"ann": KeyLimits(requests_per_minute=100)})
+    asked = asyncio.Event()
+
+    async def ask(ingress: str, reports: Reports) -> Leases:
+        asked.set()
+        return fleet.office.exchange(ingress, reports)
+
+    fleet.limiters[1].apply(fleet.office.exchange("other", fleet.limiters[1].reports()))
+    async with LeaseHolder(fleet.limiters[0], ask, "one"):
+        asked.clear()
+        assert fleet.admitted(0, 200) < 100
+        await asyncio.wait_for(asked.wait(), 10)
 
 
 async def test_without_the_office_each_goes_on_with_its_last_lease(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,13 +8,16 @@ up to more than the limit, so nor does what is used:
   still has in use: that stays its own until it leaves the window;
 * a ceiling is raised only from what is free.
 
-So an ingress that hears nothing may go on with its last ceiling for as long as it likes. Ceilings follow demand: an
-ingress that asks for more gets what is free at once, and what others hold without using it when they have given it
-back, which an ingress says as soon as it has.
+So an ingress that hears nothing, because the process that leases is away, may go on with its last ceiling for as long
+as it likes. (One that lives and is cut off alone is taken for gone, and its ceiling goes to the others.)
+
+Ceilings follow demand: an ingress that asks for more gets what is free at once, and what others hold without using it
+when they have given it back, which an ingress says as soon as it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,9 +74,11 @@ class SharedLimit:
         self._settled_s = settled_s
         self._expected = max(1, expected)
         self._shares: dict[str, _Share] = {}
+        self._heard_s = -math.inf
 
     def exchange(self, ingress: str, report: Report, now_s: float) -> Lease:
         """Take a report and lease a ceiling."""
+        self._skip_own_silence(now_s)
         self._forget_gone(now_s)
         share = _Share(report, max(report.ceiling, report.used), now_s)
         self._shares[ingress] = share
@@ -94,6 +99,13 @@ class SharedLimit:
         """What all ingresses together may have in use."""
         return sum(one.held for one in self._shares.values())
 
+    def _skip_own_silence(self, now_s: float) -> None:
+        """Where nobody was heard, it was this process that stood still, or was cut off: nobody has gone for that."""
+        silent_s, self._heard_s = now_s - self._heard_s, now_s
+        if silent_s > 2 * LEASE_S:
+            for one in self._shares.values():
+                one.seen_s += silent_s
+
     def _forget_gone(self, now_s: float) -> None:
         for name, one in list(self._shares.items()):
             if now_s - one.seen_s > GONE_AFTER_S:
@@ -106,27 +118,15 @@ def divide(limit: int, reports: Mapping[str, Report]) -> dict[str, int]:
     """The ceiling that each ingress should have. Together they are the limit.
 
     Where there is enough, each gets what it uses and its demand of the next leases, and the rest goes by demand; an
-    ingress without any gets a little, for its first requests. Where there is not, all goes by demand, and nobody gets
-    more than it would with enough.
+    ingress without any gets a little, for its first requests. Where there is not, all goes in proportion to use and
+    demand. Use follows the ceiling, so after a few leases that is in proportion to demand.
     """
     wanted = {name: one.used + AHEAD * one.demand for name, one in reports.items()}
     spare = limit - sum(wanted.values())
-    if spare >= 0:
-        extra = apportion(spare, {name: 1 + one.demand for name, one in reports.items()})
-        return {name: wanted[name] + extra[name] for name in reports}
-    shares = dict.fromkeys(reports, 0)
-    hungry = {name: one.demand for name, one in reports.items() if one.demand}
-    left = limit
-    while hungry and left:
-        parts = apportion(left, hungry)
-        full = [name for name in hungry if shares[name] + parts[name] >= wanted[name]]
-        for name in full or list(hungry):
-            given = min(parts[name], wanted[name] - shares[name])
-            shares[name] += given
-            left -= given
-            del hungry[name]
-    rest = apportion(left, {name: max(0, wanted[name] - shares[name]) for name in reports})
-    return {name: shares[name] + rest[name] for name in reports}
+    if spare < 0:
+        return apportion(limit, wanted)
+    extra = apportion(spare, {name: 1 + one.demand for name, one in reports.items()})
+    return {name: wanted[name] + extra[name] for name in reports}
 
 
 def apportion(units: int, weights: Mapping[str, int]) -> dict[str, int]:

@@ -27,6 +27,9 @@ READ_TOKENS_EVERY_S = 0.1
 UNMEASURED_RETRY_S = 5.0
 """When to come back for a place among a key's requests at a time, before one has finished."""
 
+BORROWED_PER_LEASE = 1
+"""So many requests at a time of each ingress may be too many, for one lease."""
+
 MAX_RETRY_S = 60.0
 """By then whatever was used has left the window."""
 
@@ -67,6 +70,8 @@ class _Meter:
     demand: int = 0
     """Units asked for since the last report."""
     last_demand: int = 0
+    borrowed: int = 0
+    """Requests admitted beyond the ceiling in this lease."""
 
 
 @dataclass(eq=False)
@@ -105,6 +110,8 @@ class RateLimiter:
         self._limits = limits
         self._shared_by = shared_by
         self._clock_s = clock_s
+        self.on_shortage: Callable[[], None] = lambda: None
+        """Called where a request finds a ceiling reached and its limit not used up: a new lease would help."""
         self._keys: dict[str, _Key] = {}
         self._known: Mapping[str, KeyLimits] = {}
         self._first_share = 0 if shared_by > 1 else 1
@@ -156,12 +163,31 @@ class RateLimiter:
         refusals = []
         for kind, meter in key.meters.items():
             meter.demand += round(key.mean_tokens) if kind is LimitKind.TOKENS else 1
-            if key.used(kind, now_s) >= meter.lease.ceiling:
+            if key.used(kind, now_s) >= meter.lease.ceiling and not self._may_borrow(key, kind, now_s):
                 measured = kind is not LimitKind.CONCURRENT or key.mean_s is not None
                 refusals.append(RateLimited(kind, meter.limit, _retry_s(key, kind, now_s), measured=measured))
+                if self._has_room(key, kind, now_s):
+                    self.on_shortage()
         if refusals:
             raise max(refusals, key=lambda one: one.retry_after_s or 0.0)
+        concurrent = key.meters.get(LimitKind.CONCURRENT)
+        if concurrent is not None and len(key.running) >= concurrent.lease.ceiling:
+            concurrent.borrowed += 1
+            self.on_shortage()
         key.windows[LimitKind.REQUESTS].add(1, now_s)
+
+    def _may_borrow(self, key: _Key, kind: LimitKind, now_s: float) -> bool:
+        """Whether a request at a time may be admitted beyond the ceiling: one in each lease, where the limit has room
+        by what the other ingresses have last reported. Clients of few requests at a time, one after the other, come by
+        any ingress; each would be refused by those whose ceiling is 0."""
+        may = kind is LimitKind.CONCURRENT and key.meters[kind].borrowed < BORROWED_PER_LEASE
+        return may and self._has_room(key, kind, now_s)
+
+    @staticmethod
+    def _has_room(key: _Key, kind: LimitKind, now_s: float) -> bool:
+        """Whether the limit is not used up, by what the other ingresses have last reported."""
+        meter = key.meters[kind]
+        return key.used(kind, now_s) + meter.lease.used_elsewhere < meter.limit
 
     def _read_tokens(self, key: _Key, now_s: float) -> None:
         if now_s - key.tokens_read_s >= READ_TOKENS_EVERY_S:
@@ -230,6 +256,7 @@ class RateLimiter:
             if key is not None and (meter := key.meters.get(kind)) is not None:
                 lowered |= lease.ceiling < meter.lease.ceiling
                 meter.lease = replace(lease, ceiling=min(lease.ceiling, meter.limit))
+                meter.borrowed = 0
         return lowered
 
 

@@ -7,6 +7,7 @@ office does not answer. An office that has been restarted learns from the report
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,9 @@ FIRST_LEASE_TIMEOUT_S = 5.0
 
 ANSWER_TIMEOUT_S = 2.0
 """An answer that comes later would be of use no more: the next report has been due for a second."""
+
+EARLY_S = 0.2
+"""How soon after a renewal the next may come where a key is short of room here that it has elsewhere."""
 
 SETTLED_AFTER_S = 2 * LEASE_S
 """By then every ingress has reported to a new office."""
@@ -80,6 +84,8 @@ class LeaseHolder:
         self._ask = ask
         self._ingress = ingress
         self._is_away = False
+        self._short = asyncio.Event()
+        limiter.on_shortage = self._short.set
 
     async def __aenter__(self) -> Self:
         if not await self.renew(FIRST_LEASE_TIMEOUT_S):
@@ -108,5 +114,8 @@ class LeaseHolder:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_S)
+            await asyncio.sleep(EARLY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._short.wait(), LEASE_S - EARLY_S)
+            self._short.clear()
             await self.renew()
