@@ -76,11 +76,6 @@ class IngressMetrics:
             tag_keys=("kind",),
         )
         self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
-        self._waits_s = {
-            "queue_s": self._queue_s,
-            "engine_queue_s": self._engine_queue_s,
-            "first_token_s": self._first_token_s,
-        }
 
     @staticmethod
     def _histogram(name: str, description: str) -> metrics.Histogram:
@@ -89,7 +84,7 @@ class IngressMetrics:
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """See `middleware.AccessLog`."""
         sequences = context.sequences
-        times = _times(sequences[0]) if sequences else {}
+        times = _times(sequences[0] if sequences else RequestTrace())
         prompt, cached, output = (
             sum(getattr(sequence, name) for sequence in sequences)
             for name in ("prompt_tokens", "cached_tokens", "output_tokens")
@@ -101,9 +96,7 @@ class IngressMetrics:
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
         self._observe_refusal(context, outcome)
-        for name, value in times.items():
-            if value is not None:
-                self._waits_s[name].observe(value, tags={"route": route})
+        self._observe_times(times, route)
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
         logger.log(
             logging.DEBUG if route in PROBES else logging.INFO,
@@ -119,12 +112,22 @@ class IngressMetrics:
                 "prompt_tokens": prompt,
                 "cached_tokens": cached,
                 "output_tokens": output,
-                **{name: _round(times.get(name)) for name in self._waits_s},
+                **{name: _round(value) for name, value in times.items()},
                 "total_s": _round(total_s),
                 **_path_fields(context),
                 "migrations": sum(sequence.migrations for sequence in sequences),
             },
         )
+
+    def _observe_times(self, times: dict[str, float | None], route: str) -> None:
+        histograms = {
+            "queue_s": self._queue_s,
+            "engine_queue_s": self._engine_queue_s,
+            "first_token_s": self._first_token_s,
+        }
+        for name, histogram in histograms.items():
+            if (value := times[name]) is not None:
+                histogram.observe(value, tags={"route": route})
 
     def _count(self, sequences: Sequence[RequestTrace]) -> None:
         for sequence in sequences:
