@@ -3,8 +3,8 @@ finish.
 
 Requests wait at the replicas, which start them as soon as their engines can (`engine/start_queue.py`). A replica holds
 as many as it runs plus `max_queued_requests`, whichever ingress they came from. It counts them itself and refuses the
-next one (`replica.EngineReplica`), so that the bound holds for all ingresses together. An ingress predicts that refusal here: a
-request without a chance gets its 429 before it is sent anywhere.
+next one (`replica.EngineReplica`), so that the bound holds for all ingresses together. An ingress predicts that refusal
+here: a request without a chance gets its 429 before it is sent anywhere.
 
 A refusal says when there should be room *for this request*. Requests that were refused before it, and were given a time
 that is still to come, count first: each later one gets a later time. So refused clients come back one after the other,
