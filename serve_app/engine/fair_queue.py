@@ -76,28 +76,57 @@ class _Account:
 
 
 class _Accounts:
-    """Accounts by name."""
+    """Accounts by name. What is done for each step or request looks at those with requests only: a service remembers
+    thousands of sessions that have none."""
 
     def __init__(self) -> None:
         self.by_name: OrderedDict[str, _Account] = OrderedDict()
+        self.active: dict[str, _Account] = {}
+        self.waiting: dict[str, _Account] = {}
         self._floor = 0.0
 
     def join(self, name: str, flow: Flow) -> _Account:
-        """The account of someone who has a request now."""
-        active = [one.used for one in self.by_name.values() if not one.is_idle]
-        self._floor = max(self._floor, min(active, default=0.0))
-        account = self.by_name.setdefault(name, _Account(flow.rank, flow.weight))
+        """The account of someone who has a request that waits now."""
+        self._floor = max(self._floor, min((one.used for one in self.active.values()), default=0.0))
+        account = self.by_name.get(name)
+        if account is None:
+            account = self.by_name[name] = _Account(flow.rank, flow.weight)
         self.by_name.move_to_end(name)
         account.rank, account.weight = flow.rank, flow.weight
         if account.is_idle:
             account.used = max(account.used, self._floor)
+        self.active[name] = account
+        account.queued += 1
         return account
 
-    def forget(self) -> None:
-        """Remove who was here longest ago, beyond what is remembered."""
-        for name in list(self.by_name)[: max(len(self.by_name) - MAX_ACCOUNTS, 0)]:
-            if self.by_name[name].is_idle:
-                del self.by_name[name]
+    def started(self, name: str) -> None:
+        """One of its requests runs now."""
+        account = self.by_name[name]
+        account.queued -= 1
+        account.running += 1
+
+    def left(self, name: str, *, ran: bool) -> None:
+        """One of its requests, which `ran` or waited, has left. Who was here longest ago is forgotten."""
+        account = self.by_name[name]
+        if ran:
+            account.running -= 1
+        else:
+            account.queued -= 1
+        if account.is_idle:
+            del self.active[name]
+        while len(self.by_name) > MAX_ACCOUNTS + len(self.active):
+            oldest = next(iter(self.by_name))
+            if oldest in self.active:
+                self.by_name.move_to_end(oldest)
+            else:
+                del self.by_name[oldest]
+
+    def note_waiting(self, name: str, *, is_waiting: bool) -> None:
+        """Whether it has a request that can be chosen."""
+        if is_waiting:
+            self.waiting[name] = self.by_name[name]
+        else:
+            self.waiting.pop(name, None)
 
 
 class FairQueue:
@@ -121,8 +150,7 @@ class FairQueue:
         session = client.sessions.join(flow.session, flow)
         self._waiting[request_id] = flow
         (self._front if first else session.waiting)[request_id] = cost
-        client.queued += 1
-        session.queued += 1
+        self._note_waiting(flow)
 
     def next(self) -> str | None:
         """The request that may start next; None where none may: there is none, the slots are taken, or the last of
@@ -132,16 +160,14 @@ class FairQueue:
             return None
         if self._front:
             return next(iter(self._front))
-        clients = [
-            one
-            for one in self._clients.by_name.values()
-            if any(session.waiting for session in one.sessions.by_name.values())
-            and (free > self._headroom or not self._has_its_share(one))
-        ]
+        clients = list(self._clients.waiting.values())
+        if free <= self._headroom:
+            weights = self._recent_weights()
+            clients = [one for one in clients if not self._has_its_share(one, weights)]
         if not clients:
             return None
         client = min(clients, key=lambda one: (-one.rank, one.used, one.running))
-        session = min((one for one in client.sessions.by_name.values() if one.waiting), key=lambda one: one.used)
+        session = min(client.sessions.waiting.values(), key=lambda one: one.used)
         return next(iter(session.waiting))
 
     def start(self, request_id: str) -> None:
@@ -151,11 +177,11 @@ class FairQueue:
         cost = self._front.pop(request_id, None)
         if cost is None:
             cost = session.waiting.pop(request_id)
+        self._note_waiting(flow)
         self._starts += 1
         client.last_start = self._starts
-        for account in (client, session):
-            account.queued -= 1
-            account.running += 1
+        self._clients.started(flow.client)
+        client.sessions.started(flow.session)
         self._running[request_id] = flow
         self.charge(request_id, cost)
 
@@ -169,25 +195,20 @@ class FairQueue:
 
     def leave(self, request_id: str) -> None:
         """A request has ended, or waits no more. Unknown ones are ignored."""
-        if (flow := self._running.pop(request_id, None)) is not None:
-            client, session = self._accounts(flow)
-            client.running -= 1
-            session.running -= 1
-        elif (flow := self._waiting.pop(request_id, None)) is not None:
-            client, session = self._accounts(flow)
-            self._front.pop(request_id, None)
-            session.waiting.pop(request_id, None)
-            client.queued -= 1
-            session.queued -= 1
-        else:
+        ran = (flow := self._running.pop(request_id, None)) is not None
+        if flow is None and (flow := self._waiting.pop(request_id, None)) is None:
             return
-        client.sessions.forget()
-        self._clients.forget()
+        client, session = self._accounts(flow)
+        self._front.pop(request_id, None)
+        session.waiting.pop(request_id, None)
+        self._note_waiting(flow)
+        client.sessions.left(flow.session, ran=ran)
+        self._clients.left(flow.client, ran=ran)
 
     def to_displace(self, flow: Flow) -> str | None:
         """The request that waits and has to go where there is room for no more, and this flow has a new one: the last
         one of the client that has the most here, for its weight; None where that is this client, or nobody waits."""
-        waiting = [one for one in self._clients.by_name.values() if _last_waiting(one) is not None]
+        waiting = self._clients.waiting.values()
         if not waiting:
             return None
         worst = min(waiting, key=lambda one: (one.rank, -one.held))
@@ -199,8 +220,8 @@ class FairQueue:
 
     def heads(self) -> list[str]:
         """The requests that are next of each session, and those before all others: what a newcomer waits for."""
-        sessions = (one for client in self._clients.by_name.values() for one in client.sessions.by_name.values())
-        return [*self._front, *(next(iter(one.waiting)) for one in sessions if one.waiting)]
+        sessions = (one for client in self._clients.waiting.values() for one in client.sessions.waiting.values())
+        return [*self._front, *(next(iter(one.waiting)) for one in sessions)]
 
     def used(self) -> dict[str, float]:
         """What each client has used, divided by its weight."""
@@ -210,16 +231,21 @@ class FairQueue:
         client = self._clients.by_name[flow.client]
         return client, client.sessions.by_name[flow.session]
 
-    def _has_its_share(self, client: _Account) -> bool:
+    def _note_waiting(self, flow: Flow) -> None:
+        client, session = self._accounts(flow)
+        client.sessions.note_waiting(flow.session, is_waiting=bool(session.waiting))
+        self._clients.note_waiting(flow.client, is_waiting=bool(client.sessions.waiting))
+
+    def _recent_weights(self) -> float:
+        """The weights of the clients that are here, or were a moment ago."""
         recent = self._starts - RECENT_STARTS * self._slots
-        weights = sum(
-            one.weight for one in self._clients.by_name.values() if not one.is_idle or one.last_start > recent
-        )
-        others = weights - client.weight
-        return others > 0 and client.running >= self._slots * client.weight / weights
+        return sum(one.weight for one in self._clients.by_name.values() if not one.is_idle or one.last_start > recent)
+
+    def _has_its_share(self, client: _Account, weights: float) -> bool:
+        return weights > client.weight and client.running >= self._slots * client.weight / weights
 
 
-def _last_waiting(client: _Account) -> str | None:
+def _last_waiting(client: _Account) -> str:
     """The last request of the client's session that has the most of them waiting."""
-    longest = max((one.waiting for one in client.sessions.by_name.values()), key=len, default=None)
-    return next(reversed(longest)) if longest else None
+    session = max(client.sessions.waiting.values(), key=lambda one: len(one.waiting))
+    return next(reversed(session.waiting))
