@@ -5,9 +5,10 @@ sees the requests of all ingresses, so all of them share one queue without havin
 
 The order is that of virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). Each
 client has a counter of what it has used, divided by its weight: prompt tokens when a request starts, answer tokens as
-they are generated. The client with the lowest counter is next. A client that comes back is lifted to the lowest counter
-of those that are there, so that nobody saves up while idle; a client that has used more than others waits until they
-have had as much. Within a client the same holds for its sessions.
+they are generated. The client with the lowest counter is next. A client that comes back is lifted to what each one
+that was there has had in the meantime (the virtual time of weighted fair queueing: it passes as work is done, slower
+the more clients share it). So nobody saves up while idle, who was alone owes nothing for it, and clients that keep
+coming cannot hold off one that has used more than they. Within a client the same holds for its sessions.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class Flow:
     session: str = ""
     rank: int = 0
     weight: float = 1.0
+
+    @property
+    def account(self) -> str:
+        """The name of its account: a client's requests of another rank are counted apart."""
+        return f"{self.rank} {self.client}"
 
 
 def prompt_cost(computed_tokens: int, cached_tokens: int) -> float:
@@ -83,18 +89,24 @@ class _Accounts:
         self.by_name: OrderedDict[str, _Account] = OrderedDict()
         self.active: dict[str, _Account] = {}
         self.waiting: dict[str, _Account] = {}
-        self._floor = 0.0
+        self._virtual_time = 0.0
+        self._active_weight = 0.0
+
+    def charge(self, name: str, cost: float) -> None:
+        """One of its running requests has used so much."""
+        account = self.by_name[name]
+        account.used += cost / account.weight
+        self._virtual_time += max(cost, 0.0) / max(self._active_weight, account.weight)
 
     def join(self, name: str, flow: Flow) -> _Account:
         """The account of someone who has a request that waits now."""
-        self._floor = max(self._floor, min((one.used for one in self.active.values()), default=0.0))
         account = self.by_name.get(name)
         if account is None:
             account = self.by_name[name] = _Account(flow.rank, flow.weight)
         self.by_name.move_to_end(name)
-        account.rank, account.weight = flow.rank, flow.weight
         if account.is_idle:
-            account.used = max(account.used, self._floor)
+            account.used = max(account.used, self._virtual_time)
+            self._active_weight += account.weight
         self.active[name] = account
         account.queued += 1
         return account
@@ -114,6 +126,7 @@ class _Accounts:
             account.queued -= 1
         if account.is_idle:
             del self.active[name]
+            self._active_weight -= account.weight
         while len(self.by_name) > MAX_ACCOUNTS + len(self.active):
             oldest = next(iter(self.by_name))
             if oldest in self.active:
@@ -134,7 +147,7 @@ class FairQueue:
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._headroom = -(-slots // HEADROOM) if slots > 1 else 0
+        self._headroom = slots // HEADROOM
         self._clients = _Accounts()
         self._waiting: dict[str, Flow] = {}
         self._running: dict[str, Flow] = {}
@@ -146,8 +159,8 @@ class FairQueue:
 
     def put(self, request_id: str, flow: Flow, cost: float, *, first: bool = False) -> None:
         """A request waits. `first`: before all others (it ran before, on a replica that was lost)."""
-        client = self._clients.join(flow.client, flow)
-        session = client.sessions.join(flow.session, flow)
+        client = self._clients.join(flow.account, flow)
+        session = client.sessions.join(flow.session, Flow(flow.client, flow.session, flow.rank))
         self._waiting[request_id] = flow
         (self._front if first else session.waiting)[request_id] = cost
         self._note_waiting(flow)
@@ -180,7 +193,7 @@ class FairQueue:
         self._note_waiting(flow)
         self._starts += 1
         client.last_start = self._starts
-        self._clients.started(flow.client)
+        self._clients.started(flow.account)
         client.sessions.started(flow.session)
         self._running[request_id] = flow
         self.charge(request_id, cost)
@@ -189,9 +202,8 @@ class FairQueue:
         """A running request has used so much more; less, where its start was charged too much. Others are ignored."""
         flow = self._running.get(request_id)
         if flow is not None:
-            client, session = self._accounts(flow)
-            client.used += cost / flow.weight
-            session.used += cost
+            self._clients.charge(flow.account, cost)
+            self._clients.by_name[flow.account].sessions.charge(flow.session, cost)
 
     def leave(self, request_id: str) -> None:
         """A request has ended, or waits no more. Unknown ones are ignored."""
@@ -203,7 +215,7 @@ class FairQueue:
         session.waiting.pop(request_id, None)
         self._note_waiting(flow)
         client.sessions.left(flow.session, ran=ran)
-        self._clients.left(flow.client, ran=ran)
+        self._clients.left(flow.account, ran=ran)
 
     def to_displace(self, flow: Flow) -> str | None:
         """The request that waits and has to go where there is room for no more, and this flow has a new one: the last
@@ -212,7 +224,7 @@ class FairQueue:
         if not waiting:
             return None
         worst = min(waiting, key=lambda one: (one.rank, -one.held))
-        own = self._clients.by_name.get(flow.client)
+        own = self._clients.by_name.get(flow.account)
         held = ((own.running + own.queued if own is not None else 0) + 1) / flow.weight
         if worst is own or worst.rank > flow.rank or (worst.rank == flow.rank and worst.held <= held):
             return None
@@ -228,13 +240,13 @@ class FairQueue:
         return {name: one.used for name, one in self._clients.by_name.items()}
 
     def _accounts(self, flow: Flow) -> tuple[_Account, _Account]:
-        client = self._clients.by_name[flow.client]
+        client = self._clients.by_name[flow.account]
         return client, client.sessions.by_name[flow.session]
 
     def _note_waiting(self, flow: Flow) -> None:
         client, session = self._accounts(flow)
         client.sessions.note_waiting(flow.session, is_waiting=bool(session.waiting))
-        self._clients.note_waiting(flow.client, is_waiting=bool(client.sessions.waiting))
+        self._clients.note_waiting(flow.account, is_waiting=bool(client.sessions.waiting))
 
     def _recent_weights(self) -> float:
         """The weights of the clients that are here, or were a moment ago."""

@@ -206,6 +206,7 @@ class EngineReplica:
         try:
             running.queue_wait_s = await self._turn(attempt, tokens)
             running.has_started = True
+            self._prefill.enter(attempt.attempt_id, attempt.prefill_tokens, self._clock())
             await self._engine.run(attempt)
             served = True
         except Abandoned:
@@ -223,9 +224,17 @@ class EngineReplica:
     async def _turn(self, attempt: AttemptRequest, tokens: int) -> float:
         """Wait until the engine may start it. Raises as `StartQueue.turn`."""
         cached = max(tokens - attempt.prefill_tokens, 0)
-        return await self._starts.turn(
-            attempt.attempt_id, _flow(attempt), attempt.prefill_tokens, cached, first=attempt.admitted
+        waited_s = await self._starts.turn(
+            attempt.attempt_id, _flow(attempt), attempt.prefill_tokens, cached, first=bool(attempt.emitted_token_ids)
         )
+
+        if attempt.ingress_id not in self._outboxes:
+            raise Abandoned
+        try:
+            await self.check_health()  # it may have died since the attempt came, and must not be blamed for that
+        except EngineDead as error:
+            raise ReplicaStopping(f"its engine died before it could start: {error}") from error
+        return waited_s
 
     def _lose_engine(self, error: Exception) -> None:
         """The engine is dead. What waits was not in it, and goes elsewhere."""
@@ -236,14 +245,13 @@ class EngineReplica:
         now_s = self._clock()
         self._attempts[attempt_id] = attempt
         self._service.enter(now_s)
-        self._prefill.enter(attempt_id, attempt.prefill_tokens, now_s)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
     def _leave(self, attempt_id: str, *, served: bool) -> None:
         now_s = self._clock()
-        del self._attempts[attempt_id]
+        if self._attempts.pop(attempt_id).has_started:
+            self._prefill.leave(attempt_id, now_s)
         self._service.leave(now_s, served=served)
-        self._prefill.leave(attempt_id, now_s)
         self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
@@ -368,7 +376,7 @@ class EngineReplica:
             self._info.max_num_seqs,
             stats.kv_usage_ratio,
             self._engine_dead,
-            queued_prefill_tokens=self._prefill.queued_tokens(now_s),
+            queued_prefill_tokens=self._prefill.queued_tokens(now_s) + self._starts.waiting_tokens(),
             prefill_tokens_per_s=self._prefill.tokens_per_s,
             recent_unfinished=self._recent_unfinished.mean(now_s),
             queued=len(self._starts),
@@ -405,6 +413,7 @@ class EngineReplica:
         orphans = [name for name, attempt in self._attempts.items() if attempt.ingress_id == ingress_id]
         for attempt_id in orphans:
             self._starts.abandon(attempt_id)
+        for attempt_id in orphans:
             with contextlib.suppress(AttemptRefused):
                 await self._engine.abort(attempt_id)
 

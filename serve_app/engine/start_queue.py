@@ -60,6 +60,10 @@ class StartQueue:
         """How many prompt tokens are computed before those of a client or session that has nothing here."""
         return sum(self._prefilling.values()) + sum(self._tokens[name] for name in self._queue.heads())
 
+    def waiting_tokens(self) -> int:
+        """How many prompt tokens the engine has not been given yet."""
+        return sum(tokens for name, tokens in self._tokens.items() if not self._waiters[name].done())
+
     def first_token(self, attempt_id: str) -> None:
         """Its prompt has been computed."""
         if self._prefilling.pop(attempt_id, None) is not None:
@@ -104,8 +108,8 @@ class StartQueue:
         while (attempt_id := self._queue.next()) is not None:
             tokens, waiter = self._tokens[attempt_id], self._waiters[attempt_id]
             # The longest prompt does not count: it would keep short ones waiting for as long as it takes.
-            others = sum(self._prefilling.values()) - max(self._prefilling.values(), default=0)
-            if self._prefilling and min(tokens, *self._prefilling.values()) + others > self._max_prefill_tokens:
+            together = [*self._prefilling.values(), tokens]
+            if sum(together) - max(together) > self._max_prefill_tokens:
                 return
             self._queue.start(attempt_id)
             self._prefilling[attempt_id] = tokens

@@ -348,9 +348,9 @@ class Dispatcher:
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
         self._attempts[attempt_id] = active
+        attempt = self._attempt_request(active, attempt_id, connection, decision.missing_tokens)
         active.connection = connection
         connection.begin(attempt_id, active, active.request.pages, active.request.flow, decision.missing_tokens)
-        attempt = self._attempt_request(active, attempt_id, connection, decision.missing_tokens)
         call = self._transport.run_attempt(connection.replica_id, attempt)
         control = loop.create_task(call, name=f"attempt {attempt_id}", context=Context())
         how = End.CUT
@@ -404,9 +404,9 @@ class Dispatcher:
                 control.result()
             except AttemptRefused as error:
                 raise refused_by_engine(str(error)) from error
-            except WaitedTooLong as error:
-                raise self._admission.refusal() from error
-            except ReplicaFull:
+            except ReplicaFull as error:
+                if isinstance(error, WaitedTooLong) and not active.emitted and not active.request.answer_begun():
+                    raise self._admission.refusal() from error
                 active.full.add(connection.replica_id)
                 connection.note_full()
                 return End.REFUSED

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from serve_app.protocol.messages import CacheChanges
@@ -30,7 +30,9 @@ class ReplicaCache:
     def __init__(self, kv_cache_tokens: int, *, reports: bool) -> None:
         self._max_pages = kv_cache_tokens // PAGE_TOKENS
         self._reports = reports
-        self._held: dict[int, None] = {}  # in the order of their last use, where the engine does not report
+        self._held: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # in the order of their last use, where the engine does not report
         self._expected: Counter[int] = Counter()
 
     def apply(self, changes: CacheChanges) -> None:
@@ -40,8 +42,7 @@ class ReplicaCache:
         for page in changes.removed:
             self._held.pop(page, None)
         self._held.update(dict.fromkeys(changes.stored))
-        if len(self._held) > self._max_pages:
-            self._trim()
+        self._trim()
 
     def expect(self, pages: Sequence[int]) -> None:
         """A request with these pages has been sent there."""
@@ -75,8 +76,8 @@ class ReplicaCache:
         return sys.getsizeof(self._held) + sys.getsizeof(self._expected) + pages * INT_BYTES
 
     def _trim(self) -> None:
-        for page in list(self._held)[: max(len(self._held) - self._max_pages, 0)]:
-            del self._held[page]
+        while len(self._held) > self._max_pages:
+            self._held.popitem(last=False)
 
 
 class SharedPrefixes:
@@ -84,7 +85,7 @@ class SharedPrefixes:
 
     def __init__(self, max_pages: int = MAX_SHARED_PAGES) -> None:
         self._max_pages = max_pages
-        self._next: dict[int, int | set[int]] = {}
+        self._next: OrderedDict[int, int | set[int]] = OrderedDict()
 
     def observe(self, pages: Sequence[int]) -> list[int]:
         """Take a prompt into account. Returns for each of its pages how many conversations have it: at least as many
@@ -96,7 +97,7 @@ class SharedPrefixes:
             most = max(most, branches[number])
             conversations[number] = most
         while len(self._next) > self._max_pages:
-            del self._next[next(iter(self._next))]
+            self._next.popitem(last=False)
         return conversations
 
     def size_bytes(self) -> int:
@@ -113,6 +114,6 @@ class SharedPrefixes:
         branches = known if isinstance(known, set) else {known}
         if len(branches) < MAX_BRANCHES:
             branches.add(follower)
-        del self._next[page]  # what is shared is to be forgotten last
         self._next[page] = branches
+        self._next.move_to_end(page)  # what is shared is to be forgotten last
         return len(branches)

@@ -83,6 +83,41 @@ def test_idle_time_is_not_saved_up() -> None:
     assert 90 <= served(queue, 200).count("busy") <= 110
 
 
+def test_new_sessions_that_keep_coming_do_not_hold_off_an_old_one() -> None:
+    queue = FairQueue(slots=4)
+    fill(queue, "alice", 500, session="old")
+    served(queue, 500)
+    fill(queue, "alice", 1, session="old")
+    queue.put("next", Flow("alice", "old"), 100.0)
+    for number in range(20):
+        queue.put(f"new {number}", Flow("alice", f"session {number}"), 100.0)
+        request_id = str(queue.next())
+        queue.start(request_id)
+        queue.leave(request_id)
+        if request_id.startswith("alice:old"):
+            return
+    raise AssertionError("twenty new sessions went before it")
+
+
+def test_who_was_alone_owes_nothing() -> None:
+    queue = FairQueue(slots=4)
+    for number in range(1000):
+        queue.put(f"a{number}", Flow("alice"), 1000.0)
+        queue.start(f"a{number}")
+        queue.leave(f"a{number}")
+    fill(queue, "bob", 200, cost=1000.0)
+    served(queue, 5)
+    fill(queue, "alice", 50, cost=1000.0)
+    assert served(queue, 20).count("alice") >= 9
+
+
+def test_a_rank_goes_first_within_a_client_too() -> None:
+    queue = FairQueue(slots=1)
+    queue.put("batch", Flow(rank=-1), 1.0)
+    queue.put("normal", Flow(), 100.0)
+    assert queue.next() == "normal"
+
+
 def test_answers_are_charged_as_they_grow() -> None:
     queue = FairQueue(slots=3)
     fill(queue, "talker", 5)

@@ -22,6 +22,7 @@ class UsageWindow:
 
     def add(self, units: int, now_s: float) -> None:
         """So many units are used now."""
+        self.used(now_s)  # forgets what has left: nobody may ever ask
         second = math.floor(now_s)
         self._total += units
         if self._slices and self._slices[-1][0] == second:
