@@ -199,8 +199,10 @@ class Fleet:
         self._sink.token_ids[request_id] = []
         ended = self._sink.ended[request_id] = loop.create_future()
         trace = RequestTrace()
-        spec = RequestSpec(request_id, encode_tokens(prompt), max_tokens, 0, True, [], 0, [], client=client)
-        dispatcher.submit(SubmittedRequest(spec, trace, prompt_pages(prompt), session_id=session, client=client))
+        spec = RequestSpec(
+            request_id, encode_tokens(prompt), max_tokens, 0, True, [], 0, [], client=client, session=session or ""
+        )
+        dispatcher.submit(SubmittedRequest(spec, trace, prompt_pages(prompt)))
         try:
             await ended
         finally:

@@ -7,7 +7,7 @@ import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from bench.routing.fleet import Fleet, FleetSize
@@ -173,17 +173,6 @@ def scenarios(
 ) -> list[Scenario]:
     """Every combination."""
     return [
-        Scenario(
-            policy,
-            change,
-            with_ids,
-            base.sessions,
-            base.duration_s,
-            base.warm_up_s,
-            base.settle_s,
-            base.seed,
-            base.shape,
-            base.size,
-        )
+        replace(base, policy=policy, change=change, named=with_ids)
         for change, with_ids, policy in itertools.product(changes, named, policies)
     ]

@@ -30,7 +30,7 @@ class StartQueue:
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._waiters: dict[str, asyncio.Future[None]] = {}
-        self._tokens: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}  # of those that wait
         self._prefilling: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class StartQueue:
 
     def waiting_tokens(self) -> int:
         """How many prompt tokens the engine has not been given yet."""
-        return sum(tokens for name, tokens in self._tokens.items() if not self._waiters[name].done())
+        return sum(self._tokens.values())
 
     def first_token(self, attempt_id: str) -> None:
         """Its prompt has been computed."""
@@ -112,6 +112,6 @@ class StartQueue:
             if sum(together) - max(together) > self._max_prefill_tokens:
                 return
             self._queue.start(attempt_id)
-            self._prefilling[attempt_id] = tokens
+            self._prefilling[attempt_id] = self._tokens.pop(attempt_id)
             if not waiter.done():
                 waiter.set_result(None)

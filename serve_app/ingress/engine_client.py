@@ -110,9 +110,6 @@ class ReplicatedEngineCore:
                 trace,
                 pages=pages_of(request),
                 images=images,
-                # Not vLLM's own `request.session_id`, which two clients may share.
-                session_id=context.session_id if context else None,
-                client=context.client if context else "",
                 resumes_key=resumes_key,
                 answer_begun=lambda: context is not None and context.answer_begun,
             )
@@ -140,6 +137,7 @@ class ReplicatedEngineCore:
             resume_key=resume_key,
             images=[image_name(one) for one in features],
             client=context.client if context else "",
+            # Not vLLM's own `request.session_id`, which two clients may share.
             session=(context.session_id if context else None) or "",
         )
 

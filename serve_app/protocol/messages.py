@@ -25,8 +25,8 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `max_tokens` and `min_tokens` count from the first token of the first attempt. `payload` is vLLM's request (without
     the token ids and without its images), in the buffers of vLLM's encoder. `resume_key` names the partial output of a
     broken stream (`engine/partial_outputs.py`); empty: it is not kept. `images` are vLLM's hashes of its images, which
-    travel with the attempt (`AttemptRequest.images`). `client` (the name of its API key) and `session` say whom it
-    belongs to where requests wait (`engine/fair_queue.py`).
+    travel with the attempt (`AttemptRequest.images`). `client` (the name of its API key) and `session`
+    (`Session.id_for`) say whom it belongs to where requests wait (`engine/fair_queue.py`).
     """
 
     request_id: str

@@ -99,12 +99,13 @@ class ReplicaConnection:
     def facts(self, pages: Sequence[int] = (), flow: str = "") -> ReplicaFacts:
         """The replica, as routing sees it for a prompt with these pages, of this client and session."""
         load = self.load
-        own = sum(tokens for _, tokens in self.prefilling.values())
-        flows = {one for one, _ in self.prefilling.values()}
-        # Who has nothing waiting there is started before others have all of theirs.
-        before = load.queued_prefill_tokens if flow in flows else load.newcomer_prefill_tokens
-        if load.queued <= 0:
+        if not load.queued:
+            own = sum(tokens for _, tokens in self.prefilling.values())
             before = max(own, load.queued_prefill_tokens)
+        elif any(flow == one for one, _ in self.prefilling.values()):
+            before = load.queued_prefill_tokens
+        else:  # who has nothing waiting there is started before others have all of theirs
+            before = load.newcomer_prefill_tokens
         # The last frame does not count what was sent since; this ingress does.
         load = msgspec.structs.replace(
             load, unfinished=max(len(self.attempts), load.unfinished), queued_prefill_tokens=before

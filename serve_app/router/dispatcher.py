@@ -116,7 +116,7 @@ class Dispatcher:
         self._attempts: dict[str, _ActiveRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._quarantine = Quarantine(limits.quarantine_s)
-        self._throttle = MigrationThrottle(lambda: len(self._pool.up()))
+        self._throttle = MigrationThrottle(lambda: len(self._pool.taking_work()))
         self._pool = ReplicaPool(
             transport, limits, self._spawn, self._on_deltas, self._throttle.admit_waiting, self._accept_info
         )
@@ -153,7 +153,7 @@ class Dispatcher:
     def _has_little(self, client: str, asked: int) -> bool:
         """Whether a client has fewer requests here than its share of them, with `asked` more. One client alone has
         all."""
-        held = Counter(active.request.client for active in self._active.values())
+        held = Counter(active.request.spec.client for active in self._active.values())
         clients = len(held) + (client not in held)
         return clients > 1 and held[client] + asked <= len(self._active) / clients
 
@@ -283,7 +283,7 @@ class Dispatcher:
     @staticmethod
     def _names(request: SubmittedRequest) -> list[str]:
         """The names that a quarantine may hold: the prompt's, and the client's where it is known."""
-        client = [f"client {request.client}"] if request.client else []
+        client = [f"client {request.spec.client}"] if request.spec.client else []
         return [
             f"prompt {hashlib.blake2b(request.spec.prompt, digest_size=16).hexdigest()}",
             *client,
@@ -307,7 +307,7 @@ class Dispatcher:
         """The replica for the next attempt, and why, when it is this request's turn.
 
         Raises `NoReplica` at its deadline, and `QueueFull` where all replicas have refused it."""
-        if active.full and all(facts.replica_id in active.full for facts in self._pool.up()):
+        if active.full and all(one.replica_id in active.full for one in self._pool.taking_work()):
             if not active.request.answer_begun():
                 raise self._admission.refusal()
             await asyncio.sleep(ROOM_PERIOD_S)

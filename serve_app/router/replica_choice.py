@@ -34,7 +34,7 @@ class ReplicaChoice:
     def facts(self, request: SubmittedRequest) -> PromptFacts:
         """What routing must know of a new request. Call it once: the request counts as a conversation."""
         conversations = self._shared.observe(request.pages)
-        return PromptFacts(request.spec.prompt_tokens, request.pages, conversations, request.session_id, request.flow)
+        return PromptFacts(request.spec.prompt_tokens, request.pages, conversations, request.spec.session, request.flow)
 
     def choose(self, connections: Sequence[ReplicaConnection], prompt: PromptFacts, emitted_tokens: int) -> Decision:
         """The replica among these, at least one, for an attempt that continues after `emitted_tokens`."""

@@ -91,7 +91,7 @@ class ReplicaPool:
     def no_replica(self, what: str) -> NoReplica:
         """The error for a request that no replica can take, for this reason."""
         start_s = self._last.capacity.start_s if self._last is not None else None
-        down_s = 0.0 if self.up() else asyncio.get_running_loop().time() - self._last_up_s
+        down_s = 0.0 if self.taking_work() else asyncio.get_running_loop().time() - self._last_up_s
         retry_after_s, measured = start_wait(start_s, down_s)
         return NoReplica(what, retry_after_s, measured=measured)
 
@@ -105,7 +105,7 @@ class ReplicaPool:
         soon as all replicas are refused."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.up():
+                while not self.taking_work():
                     if self._refused and not self._connections and not patient:
                         raise OtherVersion(self.refused[0])
                     self._changed.clear()
@@ -233,7 +233,7 @@ class ReplicaPool:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_PERIOD_S)
-            if self.up():
+            if self.taking_work():
                 self._last_up_s = loop.time()
             for connection in list(self._connections.values()):
                 self._check_connection(connection, loop.time())
@@ -250,5 +250,5 @@ class ReplicaPool:
                 connection.task.cancel()
             return
         since_s = connection.draining_since_s
-        if since_s is not None and now_s - since_s >= self._limits.drain_timeout_s and self.up():
+        if since_s is not None and now_s - since_s >= self._limits.drain_timeout_s and self.taking_work():
             connection.end_all(End.MOVED, MOVES_PER_CHECK)

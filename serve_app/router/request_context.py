@@ -55,10 +55,6 @@ class SubmittedRequest:
     """The hashes of the pages of its prompt (`protocol/pages.py`), by which caches are known."""
     images: Mapping[str, ImageEncoder] = field(default_factory=dict)
     """The images of `spec.images`: they are sent where they are not yet."""
-    session_id: str | None = None
-    """The same for all requests of one client's session (`Session.id_for`)."""
-    client: str = ""
-    """The name of its client's API key; empty where there are no keys."""
     resumes_key: str = ""
     """The resume key of the broken stream that it continues, if it does."""
     answer_begun: Callable[[], bool] = lambda: False
@@ -67,7 +63,7 @@ class SubmittedRequest:
     @property
     def flow(self) -> str:
         """Client and session: whom it belongs to where requests wait."""
-        return f"{self.client}\0{self.session_id or ''}"
+        return f"{self.spec.client}\0{self.spec.session}"
 
 
 class ChunkStream(Protocol):

@@ -80,7 +80,7 @@ class PromptFacts:
     tokens: int
     pages: Sequence[int] = ()
     conversations: Sequence[int] = ()
-    session: str | None = None
+    session: str = ""
     flow: str = ""
     shares: Sequence[float] = field(init=False)
     """For each number of cached pages, the prefill of the rest in tokens, with shared pages charged by share."""

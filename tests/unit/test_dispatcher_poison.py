@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from serve_app.protocol.errors import (
@@ -21,7 +22,8 @@ KILLED = EngineDeadByRequest("illegal memory access")
 
 
 def request_of(client: str, request_id: str = "r", first: int = 100) -> SubmittedRequest:
-    return replace(request(request_id, first), client=client)
+    asked = request(request_id, first)
+    return replace(asked, spec=msgspec.structs.replace(asked.spec, client=client))
 
 
 async def poison(fleet: LocalFleet) -> LocalReplica:

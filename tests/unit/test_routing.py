@@ -39,7 +39,7 @@ def replica(
     return ReplicaFacts(name, load, ReplicaCapacity(service_s=10.0, kv_cache_tokens=1_000_000), cached)
 
 
-def prompt(pages: int, shared: int = 0, conversations: int = 64, session: str | None = None) -> PromptFacts:
+def prompt(pages: int, shared: int = 0, conversations: int = 64, session: str = "") -> PromptFacts:
     """A prompt of full pages, of which the first `shared` belong to that many conversations."""
     counts = [conversations] * shared + [1] * (pages - shared)
     return PromptFacts(pages * PAGE_TOKENS + 10, range(pages), counts, session)
