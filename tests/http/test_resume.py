@@ -73,5 +73,5 @@ async def test_a_client_does_not_notice(calm: Service, stormy: Service, path: st
     expected = await said(calm, path, stream=stream)
     assert await said(stormy, path, stream=stream) == expected
     line = await asyncio.wait_for(stormy.log.lines.get(), 5)
-    assert all(flight.migrations == 1 for flight in line.context.sequences)
-    assert all(len(set(flight.replicas)) == 2 for flight in line.context.sequences)
+    # More than once, when the replica it moved to is the one that the other sequence is about to end.
+    assert all(1 <= flight.migrations == len(set(flight.replicas)) - 1 for flight in line.context.sequences)
