@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app.cli import client_env, plan, preflight, serve
+from serve_app.cli import client_env, explain, plan, preflight, serve
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.config import deployment, hardware, machine, profile, vllm_device, vllm_flags
 from serve_app.config.schema import ConfigError
@@ -63,6 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     hashed.add_argument("--requests-per-minute", type=_limit, help="limits of the key, for its line in the file")
     hashed.add_argument("--tokens-per-minute", type=_limit, help="tokens of prompts and of answers")
     hashed.add_argument("--max-concurrent", type=_limit, help="requests at a time")
+    explained = with_file(command("explain", _explain, "why a past request took as long as it did"))
+    explained.add_argument("request_id", nargs="?", help="the `x-request-id` of its response (default: the last ones)")
+    explained.add_argument("--slowest", type=int, metavar="N", help="the slowest ones instead")
+    explained.add_argument("--key", help="those of this API key's owner")
+    explained.add_argument(
+        "--since", type=_span_s, metavar="SPAN", help="those of the last 30s, 10m or 1h (default: 1h)"
+    )
+    explained.add_argument("--url", help="address of the endpoint, if it is not this machine")
+    explained.add_argument("--api-key", help="API key to ask with, where the endpoint asks for one")
+    explained.add_argument("--json", action="store_true", help="for programs")
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
     docs = command("docs", _docs, "write the generated pages of docs/")
@@ -135,6 +145,26 @@ def _limit(text: str) -> int:
     if not 0 < number <= auth.MAX_LIMIT:
         raise argparse.ArgumentTypeError(f"must be from 1 to {auth.MAX_LIMIT}")
     return number
+
+
+def _span_s(text: str) -> float:
+    try:
+        return explain.span_s(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _explain(options: argparse.Namespace) -> int:
+    deploy = deployment.read(options.file)
+    url = options.url or serve.expected_endpoint(deploy).url()
+    filters = {"slowest": options.slowest, "key": options.key, "since_s": options.since}
+    try:
+        answer = explain.ask(url.rstrip("/"), options.api_key, options.request_id, **filters)
+    except explain.CannotExplain as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _say(explain.as_json(answer) if options.json else explain.render(answer, one_request=bool(options.request_id)))
+    return 0
 
 
 def _hash_key(options: argparse.Namespace) -> int:

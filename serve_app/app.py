@@ -41,8 +41,9 @@ from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
+from serve_app.ingress.peers import AllIngresses
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
-from serve_app.protocol.errors import EngineDead
+from serve_app.observability.records import RecordStore, decode_query, encode_records
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
@@ -92,7 +93,7 @@ class EngineDeployment(EngineReplica):
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
         if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
-            keep_compiled_kernels(config.engine.compile_cache_dir)
+            compile_cache.keep_compiled_kernels(config.engine.compile_cache_dir)
         vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
         if config.replicas.nodes_per_replica > 1:
             join_this_ray()
@@ -126,11 +127,13 @@ class Ingress:
         self._config = config
         self._engines = engines
         self._office = office
+        self._records = RecordStore()
         self._closing = contextlib.AsyncExitStack()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor and serves what it returns."""
         # Not at the top: the process that builds the application does not need vLLM's server.
+        from serve_app.ingress import status_routes
         from serve_app.ingress.api import build_api
         from serve_app.ingress.metrics import IngressMetrics, ProcessGauges
 
@@ -152,6 +155,7 @@ class Ingress:
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
+        status_routes.add(app, AllIngresses(_own_deployment, self._records), config.ingress.operators)
         await self._closing.enter_async_context(client.dispatcher)
         self._client = client
         await self._closing.enter_async_context(client.grammars)
@@ -168,7 +172,11 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, IngressMetrics(), limiter)
+        return IngressMiddleware(app, settings, keys, IngressMetrics(ingress_id, self._records), limiter)
+
+    async def find_records(self, query: bytes) -> bytes:
+        """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
+        return encode_records(self._records.find(decode_query(query)))
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces
@@ -184,6 +192,12 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()
+
+
+def _own_deployment() -> DeploymentHandle[Any]:
+    """The deployment that this replica belongs to."""
+    context = serve.get_replica_context()
+    return serve.get_deployment_handle(context.deployment, context.app_name)
 
 
 def engine_factory(config: AppConfig) -> EngineFactory:
@@ -217,16 +231,6 @@ def join_this_ray() -> None:
     its address in the temporary folder, or starts one of its own, without our placement group.
     """
     os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
-
-
-def keep_compiled_kernels(root: str) -> None:
-    """Keep the compiled kernels of this process' engine below `root`. Raises `EngineDead` where that is not
-    possible."""
-    try:
-        folder = compile_cache.prepare(root, os.environ)
-    except OSError as error:
-        raise EngineDead(f"engine.compile_cache_dir: {error}; name a directory that can be written, or null") from error
-    logger.info("keeping compiled kernels", extra={"folder": str(folder)})
 
 
 def data_channel_host() -> str | None:

@@ -38,6 +38,7 @@ RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
     "serve_app/ingress/metrics.py",
+    "serve_app/ingress/peers.py",
     "serve_app/ingress/rate_limits/deployment.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
@@ -55,6 +56,7 @@ PURE = (
     *("router/admission", "protocol/poison", "router/routing"),
     *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
+    *("observability/explain", "observability/phases", "observability/records"),
     *("ingress/sessions", "ingress/validation_errors"),
     *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )
@@ -65,6 +67,7 @@ FLOORS = (
     ("config",),
     ("vllm_patches",),
     ("router", "engine"),
+    ("observability",),
     ("ingress",),
     ("cli",),
     ("rehearse",),

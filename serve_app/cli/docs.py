@@ -19,6 +19,7 @@ from serve_app.config.profile import ROOT
 from serve_app.config.schema import AppConfig, Section
 from serve_app.config.vllm_flags import OWNED
 from serve_app.ingress.metrics import IngressMetrics, ProcessGauges
+from serve_app.observability.records import RecordStore
 from serve_app.protocol.errors import Outcome
 
 INTRODUCTION = """\
@@ -203,7 +204,8 @@ def metrics_page() -> str:
 
 def _our_metrics() -> Iterator[str]:
     yield from ("| metric | labels | |", "| --- | --- | --- |")
-    for metric in (*vars(IngressMetrics()).values(), *vars(ProcessGauges()).values()):
+    exporters = (IngressMetrics("", RecordStore()), ProcessGauges())
+    for metric in (value for exporter in exporters for value in vars(exporter).values() if hasattr(value, "info")):
         about = metric.info
         kind = type(metric).__name__.lower()
         name = f"ray_{about['name']}{'_total' if kind == 'counter' else ''}"

@@ -185,6 +185,9 @@ class IngressConfig(Section):
     keys_file: str | None = None
     """File of hashed API keys (`python -m serve_app hash-key`), with the limits of those that have some. It is read
     again when it changes. None: no key is required."""
+    operators: tuple[str, ...] = ()
+    """Names of keys that may see the requests of all keys (`explain`, `/status`): times and token counts, no texts.
+    Another key then sees its own. Empty: every key sees all."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
     allowed_origins: tuple[str, ...] = ()

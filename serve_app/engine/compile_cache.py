@@ -10,6 +10,7 @@ themselves, so several engines may build at a time.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,9 @@ from typing import Any, Final
 
 from serve_app.config import machine
 from serve_app.engine import activity
+from serve_app.protocol.errors import EngineDead
+
+logger = logging.getLogger(__name__)
 
 FOLDERS: Final = {
     "VLLM_CACHE_ROOT": "vllm",  # torch.compile's artifacts and AOT models, autotune results, DeepGEMM's kernels
@@ -57,6 +61,16 @@ def prepare(root: str, environ: dict[str, str] | os._Environ[str], *, kind: str 
     extra = [name for name in environ.get(EXTRA_TO_COPY, "").split(",") if name]
     environ[EXTRA_TO_COPY] = ",".join(dict.fromkeys([*extra, *FOLDERS]))
     return folder
+
+
+def keep_compiled_kernels(root: str) -> None:
+    """Keep the compiled kernels of this process' engine below `root`. Raises `EngineDead` where that is not
+    possible."""
+    try:
+        folder = prepare(root, os.environ)
+    except OSError as error:
+        raise EngineDead(f"engine.compile_cache_dir: {error}; name a directory that can be written, or null") from error
+    logger.info("keeping compiled kernels", extra={"folder": str(folder)})
 
 
 def folder_name(packages: Mapping[str, str], kind: str) -> str:

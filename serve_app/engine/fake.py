@@ -16,7 +16,7 @@ from serve_app.engine.fake_scheduler import FakeRequest, FakeScheduler
 from serve_app.engine.fake_script import Fault, FaultKind
 from serve_app.engine.watchdog import EngineActivity
 from serve_app.protocol.errors import AttemptRefused, EngineDead
-from serve_app.protocol.messages import AttemptRequest, CacheChanges, TokenDelta
+from serve_app.protocol.messages import AttemptRequest, CacheChanges, EngineTiming, TokenDelta
 
 __all__ = ["FakeEngine", "FakeEngineConfig", "Fault", "FaultKind"]
 
@@ -152,7 +152,7 @@ class FakeEngine:
             position=len(attempt.emitted_token_ids),
             pages=self._scheduler.pages(attempt),
         )
-        self._scheduler.add(running)
+        self._scheduler.add(running, self._clock())
         self._work.set()
         return running
 
@@ -225,6 +225,10 @@ class FakeEngine:
         attempt, start = running.attempt, running.position
         told = running.has_token or start > 0
         delta = TokenDelta(attempt.attempt_id, start, [], cached_tokens=None if told else running.cached_tokens)
+        if not running.has_token:
+            delta.timing = EngineTiming(
+                engine_queue_s=running.started_s - running.arrived_s, prefill_s=self._clock() - running.started_s
+            )
         faults_ahead = [fault.at_token - start for fault in running.faults if fault.at_token > start]
         for _ in range(min([self._config.tokens_per_step, *faults_ahead])):
             if running.position < attempt.spec.max_tokens:

@@ -30,6 +30,8 @@ class FakeRequest:
     ended: asyncio.Future[None]
     position: int
     pages: PageChain
+    arrived_s: float = 0.0
+    started_s: float = 0.0
     first_token_due_s: float = 0.0
     has_token: bool = False
     cached_tokens: int = 0
@@ -75,8 +77,9 @@ class FakeScheduler:
             return PageChain((), ())
         return PageChain([*attempt.spec.prompt_token_ids, *attempt.emitted_token_ids], attempt.spec.images)
 
-    def add(self, request: FakeRequest) -> None:
+    def add(self, request: FakeRequest, now_s: float) -> None:
         """It waits for its start."""
+        request.arrived_s = now_s
         self.waiting[request.attempt.attempt_id] = request
 
     def take(self, attempt_id: str) -> FakeRequest | None:
@@ -134,6 +137,7 @@ class FakeScheduler:
         self.running[request.attempt.attempt_id] = request
         if any(fault.kind is FaultKind.EVICT for fault in request.faults):
             self.cache.clear()
+        request.started_s = now_s
         request.first_token_due_s = now_s + self._config.first_token_s
         # The last token is computed in any case: it gives the first new one.
         cached = self.cache.cached(request.pages, limit=(request.tokens - 1) // PAGE_TOKENS)

@@ -77,6 +77,16 @@ class PrefillQueue:
         self._waiting_tokens -= self._waiting.pop(attempt_id)
 
     @property
+    def prefilling(self) -> int:
+        """How many attempts have no token yet."""
+        return len(self._waiting)
+
+    @property
+    def decoding(self) -> int:
+        """How many attempts have one."""
+        return self._decoding
+
+    @property
     def tokens_per_s(self) -> float | None:
         """The rate; None if nothing has been measured."""
         for tokens, seconds in (self._measured, self._guessed):

@@ -23,6 +23,7 @@ from serve_app.engine.load_facts import PrefillQueue, RecentMean
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
+from serve_app.engine.stalls import PrefillStalls
 from serve_app.engine.start_queue import Abandoned, StartQueue
 from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
 from serve_app.protocol.data_channel import DataChannelServer
@@ -40,6 +41,7 @@ from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
     DataChannelAddress,
+    EngineTiming,
     Frame,
     OtherWireVersion,
     ReplicaCapacity,
@@ -59,6 +61,9 @@ HEARTBEAT_S = 0.5
 
 SLOW_STEP_S = 10.0
 """A longer step gets a line in the log, with the engine's activity and its requests."""
+
+TOLD_STALL_S = 0.05
+"""An ingress is told of stalls once they are so long, and at an attempt's end: not with every step of a long prompt."""
 
 BLAMED = {Blame.NAMED: EngineDeadByRequest, Blame.SUSPECT: EngineDead, Blame.BESIDE: EngineDeadBeside}
 
@@ -83,6 +88,8 @@ class Attempt:
     """Whether this engine has produced a token for it."""
     queue_wait_s: float = 0.0
     """How long it waited before its start."""
+    stalled_s: float = 0.0
+    """How far the sum of stalls (`stalls.py`) had come when its ingress was last told."""
 
 
 class EngineReplica:
@@ -109,6 +116,7 @@ class EngineReplica:
         self._clock = clock
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
+        self._stalls = PrefillStalls()
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._partial_outputs = PartialOutputs()
@@ -322,12 +330,16 @@ class EngineReplica:
 
     def _on_step(self, deltas: Sequence[TokenDelta]) -> None:
         now_s = self._clock()
+        if self._attempts:  # not while the engine warms up
+            self._stalls.step(now_s, prefilling=self._prefill.prefilling > 0, decoding=self._prefill.decoding > 0)
         for delta in deltas:
             attempt = self._attempts.get(delta.attempt_id)
             if attempt is None:
                 continue
             if not attempt.has_token:
                 self._take_first(attempt, delta, now_s)
+            else:
+                self._tell_stalls(attempt, delta)
             self._starts.generated(delta.attempt_id, len(delta.token_ids))
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)
@@ -340,7 +352,9 @@ class EngineReplica:
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> None:
         attempt.has_token = True
-        delta.queue_wait_s = attempt.queue_wait_s
+        attempt.stalled_s = self._stalls.total_s
+        delta.timing = delta.timing or EngineTiming()
+        delta.timing.replica_queue_s = attempt.queue_wait_s
         self._starts.first_token(delta.attempt_id)
         if not delta.token_ids:
             computed = 0  # there was nothing left to do
@@ -349,6 +363,13 @@ class EngineReplica:
         else:
             computed = attempt.tokens - delta.cached_tokens
         self._prefill.first_token(delta.attempt_id, computed, now_s)
+
+    def _tell_stalls(self, attempt: Attempt, delta: TokenDelta) -> None:
+        stalled_s = self._stalls.total_s - attempt.stalled_s
+        if stalled_s > TOLD_STALL_S or (stalled_s > 0 and delta.finish_reason is not None):
+            attempt.stalled_s += stalled_s
+            delta.timing = delta.timing or EngineTiming()
+            delta.timing.neighbour_prefill_s = stalled_s
 
     def _share_cache(self) -> None:
         if (changes := self._engine.cache_changes()) is None:

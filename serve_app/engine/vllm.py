@@ -343,7 +343,7 @@ class VllmEngine:
             running = self._attempts.get(output.request_id)
             if running is None:
                 continue  # of an attempt that was aborted
-            deltas.append(token_delta(output, running.attempt_id, running.position, live.encoder))
+            deltas.append(token_delta(output, running.attempt_id, running.position, live.encoder, outputs.timestamp))
             running.position += len(output.new_token_ids)
             if not running.has_token:
                 running.has_token = True

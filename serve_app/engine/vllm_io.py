@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from serve_app.protocol.errors import AttemptRefused
-from serve_app.protocol.messages import AttemptRequest, TokenDelta, count_tokens
+from serve_app.protocol.messages import AttemptRequest, EngineTiming, TokenDelta, count_tokens
 from serve_app.protocol.pages import PromptImage, prompt_pages
 from serve_app.vllm_patches import resume
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine import EngineCoreEvent, EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
+"""The values of vLLM's `EngineCoreEventType`."""
 
 BEYOND_TOKENS = (
     "new_logprobs",
@@ -96,8 +99,37 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     return request
 
 
-def token_delta(output: EngineCoreOutput, attempt_id: str, position: int, encoder: MsgpackEncoder) -> TokenDelta:
-    """An output as a delta. `position` counts the request's tokens before it."""
+def engine_timing(events: Sequence[EngineCoreEvent], step_s: float) -> EngineTiming:
+    """Where the time went, from vLLM's events of a request since its last output; `step_s` is the stamp of the step
+    that gave this output, on the events' clock.
+
+    A preemption before the first token counts as prefill.
+    """
+    queued_s = scheduled_s = preempted_s = None
+    preemptions = 0
+    for event in events:
+        if event.type == QUEUED:
+            queued_s = event.timestamp
+        elif event.type == SCHEDULED:
+            scheduled_s = event.timestamp if scheduled_s is None else scheduled_s
+        elif event.type == PREEMPTED:
+            preempted_s = event.timestamp if preempted_s is None else preempted_s
+            preemptions += 1
+    if queued_s is None or scheduled_s is None:
+        # Lost until this output: what was computed before a preemption is computed again.
+        lost_s = 0.0 if preempted_s is None else max(step_s - preempted_s, 0.0)
+        return EngineTiming(preempted_s=lost_s, preemptions=preemptions)
+    return EngineTiming(
+        engine_queue_s=max(scheduled_s - queued_s, 0.0),
+        prefill_s=max(step_s - scheduled_s, 0.0),
+        preemptions=preemptions,
+    )
+
+
+def token_delta(
+    output: EngineCoreOutput, attempt_id: str, position: int, encoder: MsgpackEncoder, step_s: float
+) -> TokenDelta:
+    """An output as a delta. `position` counts the request's tokens before it, `step_s` is the stamp of its step."""
     if position:
         # Without our plugin an engine takes the emitted tokens for prompt: the client would get a larger count of
         # cached tokens than its prompt has.
@@ -117,6 +149,7 @@ def token_delta(output: EngineCoreOutput, attempt_id: str, position: int, encode
         cached_tokens=None if prefill is None else prefill.num_cached_tokens,
         cache_creation_tokens=None if prefill is None else prefill.num_cache_creation_tokens,
         extra=extra,
+        timing=engine_timing(output.events, step_s) if output.events else None,
     )
 
 

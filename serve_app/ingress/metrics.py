@@ -19,6 +19,8 @@ import msgspec
 from ray.serve import metrics
 
 from serve_app.ingress.event_loop import LoopUse
+from serve_app.observability.phases import merged
+from serve_app.observability.records import RecordStore, RequestRecord, record_of
 from serve_app.protocol.errors import Outcome, RateLimited
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext, RequestTrace
@@ -40,9 +42,11 @@ RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
 
 
 class IngressMetrics:
-    """Counts and logs requests at one ingress replica."""
+    """Counts and logs requests at one ingress replica, and keeps their records in `store`."""
 
-    def __init__(self) -> None:
+    def __init__(self, ingress_id: str, store: RecordStore) -> None:
+        self._ingress_id = ingress_id
+        self._store = store
         self._requests = metrics.Counter(
             "step_requests", description="Requests, by how they ended.", tag_keys=("route", "outcome")
         )
@@ -59,7 +63,12 @@ class IngressMetrics:
         self._total_s = self._histogram("step_request_duration_seconds", "From the request's arrival to its last byte.")
         self._first_token_s = self._histogram(
             "step_time_to_first_token_seconds",
-            "From submission to the dispatcher to the first token back at the ingress.",
+            "From the request's arrival to the first token back at the ingress.",
+        )
+        self._phase_s = self._histogram(
+            "step_request_phase_seconds",
+            "The parts of a request's time, which add up to its duration (`docs/observability.md`).",
+            tag_keys=("phase",),
         )
         self._retry_after_s = metrics.Histogram(
             "step_retry_after_seconds",
@@ -67,74 +76,47 @@ class IngressMetrics:
             boundaries=RETRY_BUCKETS_S,
             tag_keys=("outcome", "basis"),
         )
-        self._engine_queue_s = self._histogram(
-            "step_engine_queue_wait_seconds", "Wait at the replica before the engine got the request."
-        )
         self._rate_limited = metrics.Counter(
             "step_rate_limited",
             description="Requests refused because their key had used up a limit, by kind.",
             tag_keys=("kind",),
         )
-        self._queue_s = self._histogram("step_routing_wait_seconds", "Wait for a replica to send the request to.")
 
     @staticmethod
-    def _histogram(name: str, description: str) -> metrics.Histogram:
-        return metrics.Histogram(name, description=description, boundaries=LATENCY_BUCKETS_S, tag_keys=("route",))
+    def _histogram(name: str, description: str, tag_keys: tuple[str, ...] = ("route",)) -> metrics.Histogram:
+        return metrics.Histogram(name, description=description, boundaries=LATENCY_BUCKETS_S, tag_keys=tag_keys)
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """See `middleware.AccessLog`."""
-        sequences = context.sequences
-        times = _times(sequences[0] if sequences else RequestTrace())
-        prompt, cached, output = (
-            sum(getattr(sequence, name) for sequence in sequences)
-            for name in ("prompt_tokens", "cached_tokens", "output_tokens")
-        )
-        self._count(sequences)
-        self._requests.inc(tags={"route": route, "outcome": outcome.value})
-        self._total_s.observe(total_s, tags={"route": route})
-        for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
+        record = record_of(context, self._ingress_id, route, status, outcome, total_s)
+        phases = {phase: seconds for phase, seconds in merged(record.phases).items() if context.sequences}
+        self._count(record, context.sequences)
+        self._observe_refusal(context, outcome)
+        self._observe_times(record, phases)
+        # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
+        if route not in PROBES:
+            self._store.add(record)
+        level = logging.DEBUG if route in PROBES else logging.INFO
+        logger.log(level, "request", extra={**_fields(record, phases), **_path_fields(context)})
+
+    def _count(self, record: RequestRecord, sequences: Sequence[RequestTrace]) -> None:
+        self._requests.inc(tags={"route": record.route, "outcome": record.outcome})
+        tokens = {"prompt": record.prompt_tokens, "cached": record.cached_tokens, "output": record.output_tokens}
+        for kind, count in tokens.items():
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
-        self._observe_refusal(context, outcome)
-        self._observe_times(times, route)
-        # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
-        logger.log(
-            logging.DEBUG if route in PROBES else logging.INFO,
-            "request",
-            extra={
-                "id": context.request_id,
-                "key": context.key_name,
-                **_session_fields(context),
-                "route": route,
-                "model": context.model,
-                "status": status,
-                "outcome": outcome.value,
-                "prompt_tokens": prompt,
-                "cached_tokens": cached,
-                "output_tokens": output,
-                **{name: _round(value) for name, value in times.items()},
-                "total_s": _round(total_s),
-                **_path_fields(context),
-                "migrations": sum(sequence.migrations for sequence in sequences),
-            },
-        )
-
-    def _observe_times(self, times: dict[str, float | None], route: str) -> None:
-        histograms = {
-            "queue_s": self._queue_s,
-            "engine_queue_s": self._engine_queue_s,
-            "first_token_s": self._first_token_s,
-        }
-        for name, histogram in histograms.items():
-            if (value := times[name]) is not None:
-                histogram.observe(value, tags={"route": route})
-
-    def _count(self, sequences: Sequence[RequestTrace]) -> None:
         for sequence in sequences:
             if sequence.migrations:
                 self._migrations.inc(sequence.migrations)
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
+
+    def _observe_times(self, record: RequestRecord, phases: dict[str, float]) -> None:
+        self._total_s.observe(record.total_s, tags={"route": record.route})
+        if record.first_token_s is not None:
+            self._first_token_s.observe(record.first_token_s, tags={"route": record.route})
+        for phase, seconds in phases.items():
+            self._phase_s.observe(seconds, tags={"phase": phase})
 
     def _observe_refusal(self, context: RequestContext, outcome: Outcome) -> None:
         error = context.error
@@ -173,32 +155,37 @@ class ProcessGauges:
         self._lag_s.set(use.lag_s)
 
 
-def _session_fields(context: RequestContext) -> dict[str, object]:
-    session = context.session
-    return {} if session is None else {"session": session.name, "session_source": session.source}
+def _fields(record: RequestRecord, phases: dict[str, float]) -> dict[str, object]:
+    """What the log line takes from the record."""
+    return {
+        "id": record.request_id,
+        "key": record.key,
+        "route": record.route,
+        "model": record.model,
+        "status": record.status,
+        "outcome": record.outcome,
+        "prompt_tokens": record.prompt_tokens,
+        "cached_tokens": record.cached_tokens,
+        "output_tokens": record.output_tokens,
+        "first_token_s": _round(record.first_token_s),
+        "phases": {f"{phase}_s": _round(seconds) for phase, seconds in phases.items()},
+        "total_s": _round(record.total_s),
+        "resumed_tokens": record.resumed_tokens,
+    }
 
 
 def _path_fields(context: RequestContext) -> dict[str, object]:
-    """What was left out of the request, the replicas of each attempt, what its migrations could not carry exactly, and
-    the tokens taken from a broken stream."""
-    sequences = context.sequences
+    """Its session, what was left out of it, the replicas of each attempt, and what its migrations could not carry
+    exactly."""
+    sequences, session = context.sequences, context.session
     return {
+        **({} if session is None else {"session": session.name, "session_source": session.source}),
         "ignored": context.ignored[:LOGGED_IGNORED],
         "replica": [replica for sequence in sequences for replica in sequence.replicas],
         "routing": [sequence.routing.reason.value for sequence in sequences if sequence.routing is not None],
         "prefill_tokens": sum(one.routing.missing_tokens for one in sequences if one.routing is not None),
         "inexact": sorted({name for sequence in sequences if sequence.migrations for name in sequence.inexact}),
-        "resumed_tokens": sum(sequence.resumed_tokens for sequence in sequences),
-    }
-
-
-def _times(sequence: RequestTrace) -> dict[str, float | None]:
-    """The parts of its wait, in seconds; None for what did not happen."""
-    submitted_s, dispatched_s, first_token_s = sequence.submitted_s, sequence.dispatched_s, sequence.first_token_s
-    return {
-        "queue_s": None if dispatched_s is None else dispatched_s - submitted_s,
-        "engine_queue_s": sequence.engine_queue_s,
-        "first_token_s": None if first_token_s is None else first_token_s - submitted_s,
+        "migrations": sum(sequence.migrations for sequence in sequences),
     }
 
 

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import math
 import re
+import time
 import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.ingress.requests import json_body, preparation
 from serve_app.ingress.requests.edits import HEADER, Edits, header_value
 from serve_app.ingress.sse import EventStream
+from serve_app.observability.phases import server_timing
 from serve_app.protocol.errors import Outcome, PoisonRequest, PromptTooLong, RateLimited, RequestRefused, ServeError
 from serve_app.router.request_context import CURRENT, RequestContext
 
@@ -49,6 +51,9 @@ EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 
 ABOUT_THE_BODY = (b"content-type", b"content-length", b"transfer-encoding")
 """Response headers that are dropped when the body is replaced."""
+
+DEBUG_HEADER = "x-step-debug"
+"""With the value `timing`, the answer says where its time went: in a header, or in the last comment of a stream."""
 
 DISCONNECT_GRACE_S = 0.25
 """How long vLLM's handlers may take to stop after a disconnect: a few turns of the event loop are enough."""
@@ -107,7 +112,13 @@ class IngressMiddleware:
         offered = headers.get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         broken = headers.get("x-resume-request-id", "")
-        context = RequestContext(request_id, resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None)
+        context = RequestContext(
+            request_id,
+            received_s=asyncio.get_running_loop().time(),
+            received_unix_s=time.time(),
+            wants_timing=headers.get(DEBUG_HEADER, "") == "timing",
+            resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None,
+        )
         token = CURRENT.set(context)
         cycle = _RequestCycle(self, scope, receive, send, headers, context)
         try:
@@ -163,7 +174,6 @@ class _RequestCycle:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        started_s = loop.time()
         route = self._route
         try:
             await self._handle(route)
@@ -179,7 +189,8 @@ class _RequestCycle:
             if self._stream is not None:
                 self._stream.close()
             pattern = route.pattern.pattern if route is not None else "unserved"
-            self._middleware.log.request(self._context, pattern, self._status, self._outcome(), loop.time() - started_s)
+            total_s = loop.time() - self._context.received_s
+            self._middleware.log.request(self._context, pattern, self._status, self._outcome(), total_s)
 
     async def _handle(self, route: routes.Route | None) -> None:
         method, path = self._method, self._scope["path"]
@@ -236,6 +247,7 @@ class _RequestCycle:
         added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
         if self._method == "POST":
             read = await self._read_body()
+            self._context.body_read_s = asyncio.get_running_loop().time()
             if read is None:
                 return
             read = await self._plain_json(read)
@@ -403,6 +415,9 @@ class _RequestCycle:
             headers += limit_headers(self._api, standings, datetime.now(UTC)) if standings else []
         if self._context.ignored:
             headers.append((HEADER, header_value(self._context.ignored)))
+        if self._context.wants_timing and self._stream is None:
+            timing = server_timing(self._context, asyncio.get_running_loop().time())
+            headers.append((b"server-timing", timing.encode("ascii")))
         error = self._context.error
         if self._status >= HTTPStatus.BAD_REQUEST and error is not None:
             if error.retry_after_s is not None:

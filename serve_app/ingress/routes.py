@@ -51,6 +51,7 @@ def _route(
 
 MODELS = "/v1/models"
 COMPLETIONS = "/v1/completions"
+REQUESTS = "/status/requests"
 
 SERVED = (
     _route("POST", "/v1/chat/completions", prompt="messages", generates=True),
@@ -64,6 +65,8 @@ SERVED = (
     _route("GET", f"{MODELS}/.+", None),
     _route("POST", "/tokenize", prompt="prompt"),
     _route("POST", "/detokenize"),
+    _route("GET", REQUESTS),
+    _route("GET", f"{REQUESTS}/.+"),
     _route("GET", "/health", needs_key=False),
     _route("GET", "/version", needs_key=False),
     _route("GET", "/openapi.json", needs_key=False),

@@ -19,6 +19,7 @@ import msgspec
 from starlette.types import Message, Send
 
 from serve_app.ingress.error_format import ApiStyle, error_object, foreign_error
+from serve_app.observability.phases import server_timing
 from serve_app.protocol.errors import ServeError
 from serve_app.router.request_context import RequestContext
 
@@ -125,6 +126,8 @@ class EventStream:
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     async def _emit(self, body: bytes, *, more: bool = True) -> None:
+        if not more and self._context.wants_timing:
+            body += b": server-timing " + server_timing(self._context, self._loop.time()).encode("ascii") + b"\n\n"
         head, self._head = self._head, None
         if head is not None:
             await self._send(head)

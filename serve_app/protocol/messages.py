@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 """Raised when a message changes: its fields are positions. During a rolling upgrade an old ingress may meet a new
 replica. Messages of another version are not read beyond the version; the ingress then uses a replica of its own."""
 
@@ -73,14 +73,30 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prefill_tokens: int = 0
 
 
+class EngineTiming(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
+    """Where the time of an attempt went at its replica, in seconds.
+
+    With its first delta: its wait before the engine got it, in the engine's own queue, and from its first scheduling to
+    its first token. With later ones, what has come since the last that said so: how much longer steps took because they
+    computed prompts of others, and time lost to preemptions for want of KV cache.
+    """
+
+    replica_queue_s: float = 0.0
+    engine_queue_s: float = 0.0
+    prefill_s: float = 0.0
+    neighbour_prefill_s: float = 0.0
+    preempted_s: float = 0.0
+    preemptions: int = 0
+
+
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """What one engine step added to one attempt.
 
     `position` is the number of tokens that the request had before this delta, earlier attempts included: a gap or an
     overlap shows at once. `finish_reason` is vLLM's `FinishReason` as an int, None while the attempt runs.
-    `cached_tokens`, `cache_creation_tokens` and `queue_wait_s`, how long the attempt waited before its engine got it,
-    come with the first delta. `extra` is vLLM's whole `EngineCoreOutput` in
-    its own encoding, sent only when it holds more than tokens (log probabilities, prompt log probabilities)."""
+    `cached_tokens` and `cache_creation_tokens` come with the first delta, `timing` with it and where there is something
+    to say. `extra` is vLLM's whole `EngineCoreOutput` in its own encoding, sent only when it holds more than tokens
+    (log probabilities, prompt log probabilities)."""
 
     attempt_id: str
     position: int
@@ -90,7 +106,7 @@ class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     cached_tokens: int | None = None
     cache_creation_tokens: int | None = None
     extra: list[bytes] | None = None
-    queue_wait_s: float | None = None
+    timing: EngineTiming | None = None
 
 
 class ReplicaLoad(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -44,8 +44,8 @@ from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, Rep
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
-from serve_app.router.request_context import SubmittedRequest
-from serve_app.router.routing import Decision, PromptFacts, ReplicaFacts
+from serve_app.router.request_context import AttemptTrace, SubmittedRequest, WaitedFor
+from serve_app.router.routing import PromptFacts, ReplicaFacts
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ NOT_TAKEN = (End.REFUSED, End.IMAGES_MISSING)
 LAST_FRAME_S = 5.0
 """How long the last tokens of a finished attempt may come after its control call, which goes another way. A longer wait
 means that the connection is broken."""
+
+WORTH_SAYING_S = 0.01
+"""A shorter wait for migrations is a turn of the event loop."""
 
 ROOM_PERIOD_S = 0.5
 """How often a request that can no longer be refused tries full replicas again: frames may free a place, and an idle
@@ -191,11 +194,12 @@ class Dispatcher:
     # ---- tokens ----------------------------------------------------------------------------------------------------
 
     def _on_deltas(self, deltas: Sequence[TokenDelta]) -> None:
-        delivered = [pair for delta in deltas if (pair := self._take(delta)) is not None]
+        now_s = asyncio.get_running_loop().time()
+        delivered = [pair for delta in deltas if (pair := self._take(delta, now_s)) is not None]
         if delivered:
             self._sink.deltas(delivered)
 
-    def _take(self, delta: TokenDelta) -> tuple[str, TokenDelta] | None:
+    def _take(self, delta: TokenDelta, now_s: float) -> tuple[str, TokenDelta] | None:
         active = self._attempts.get(delta.attempt_id)
         if active is None or active.ended is None or active.ended.done():
             return None  # of an attempt that has ended: its tokens are generated again
@@ -209,12 +213,11 @@ class Dispatcher:
             active.connection.prefilling.pop(delta.attempt_id, None)
         trace = active.request.trace
         if trace.first_token_s is None and delta.token_ids:
-            trace.first_token_s = asyncio.get_running_loop().time()
+            trace.first_token_s = now_s
+        trace.attempts[-1].take(delta, now_s)
         trace.output_tokens = len(active.emitted)
         if delta.cached_tokens is not None and delta.position == 0:
             trace.cached_tokens = delta.cached_tokens
-        if delta.queue_wait_s is not None:
-            trace.engine_queue_s = delta.queue_wait_s
         if active.attempts > 1:
             self._throttle.leave(active)
         if delta.finish_reason is not None:
@@ -230,7 +233,7 @@ class Dispatcher:
             self._refuse_in_quarantine(active)
             if active.request.resumes_key:
                 await self._resume_partial_output(active)
-            while not await self._attempt(active, *await self._choose(active)):
+            while not await self._attempt(active, await self._choose(active)):
                 self._check_losses(active)
         except ServeError as error:
             self._fail(active, error)
@@ -303,13 +306,15 @@ class Dispatcher:
         active.request.trace.error = error
         self._sink.failed(active.request.spec.request_id, error)
 
-    async def _choose(self, active: _ActiveRequest) -> tuple[ReplicaConnection, Decision]:
+    async def _choose(self, active: _ActiveRequest) -> AttemptTrace:
         """The replica for the next attempt, and why, when it is this request's turn.
 
         Raises `NoReplica` at its deadline, and `QueueFull` where all replicas have refused it."""
+        waited_for = WaitedFor.NOTHING if self._pool.taking_work() else WaitedFor.REPLICA
         if active.full and all(one.replica_id in active.full for one in self._pool.taking_work()):
             if not active.request.answer_begun():
                 raise self._admission.refusal()
+            waited_for = WaitedFor.ROOM
             await asyncio.sleep(ROOM_PERIOD_S)
             active.full.clear()
         now_s = asyncio.get_running_loop().time()
@@ -323,34 +328,36 @@ class Dispatcher:
                 if active.attempts:
                     self._throttle.leave(active)
                     tokens = active.request.spec.prompt_tokens + len(active.emitted)
-                    await self._throttle.enter(active, tokens)
+                    throttled = self._throttle.enter(active, tokens)
                 else:
-                    await self._throttle.until_nobody_waits()
+                    throttled = self._throttle.until_nobody_waits()
+                asked_s = asyncio.get_running_loop().time()
+                await throttled
+                if asyncio.get_running_loop().time() - asked_s > WORTH_SAYING_S:
+                    waited_for = WaitedFor.MIGRATIONS
                 await self._pool.wait_for_one(left_s)  # they may be gone since
         except TimeoutError:
             raise self._pool.no_replica(f"waited {left_s:.0f} s") from None
         up = self._pool.taking_work()
         candidates = [one for one in up if one.replica_id not in active.full] or up
         decision = self._choice.choose(candidates, active.prompt, len(active.emitted))
-        return self._pool[decision.replica_id], decision
+        load, now_s = self._pool[decision.replica_id].load, asyncio.get_running_loop().time()
+        return AttemptTrace(decision.replica_id, now_s, decision, waited_for, load.queued, load.kv_usage_ratio)
 
-    async def _attempt(self, active: _ActiveRequest, connection: ReplicaConnection, decision: Decision) -> bool:
+    async def _attempt(self, active: _ActiveRequest, chosen: AttemptTrace) -> bool:
         """One attempt on one replica. True when the request is complete."""
+        connection, prefill_tokens = self._pool[chosen.replica_id], chosen.routing.missing_tokens
         active.attempts += 1
         attempt_id = f"{active.request.spec.request_id}:{active.attempts}"
         trace = active.request.trace
-        trace.replicas.append(connection.replica_id)
-        trace.migrations = active.attempts - 1
-        trace.routing = decision
+        trace.attempts.append(chosen)
         loop = asyncio.get_running_loop()
-        if trace.dispatched_s is None:
-            trace.dispatched_s = loop.time()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
         self._attempts[attempt_id] = active
-        attempt = self._attempt_request(active, attempt_id, connection, decision.missing_tokens)
+        attempt = self._attempt_request(active, attempt_id, connection, prefill_tokens)
         active.connection = connection
-        connection.begin(attempt_id, active, active.request.pages, active.request.flow, decision.missing_tokens)
+        connection.begin(attempt_id, active, active.request.pages, active.request.flow, prefill_tokens)
         call = self._transport.run_attempt(connection.replica_id, attempt)
         control = loop.create_task(call, name=f"attempt {attempt_id}", context=Context())
         how = End.CUT
@@ -359,14 +366,14 @@ class Dispatcher:
         finally:
             self._attempts.pop(attempt_id, None)
             connection.finish(attempt_id, active.request.pages)
+            chosen.ended_s, chosen.end = loop.time(), how.value
             await self._settle(control, finished=how is End.FINISHED)
         if len(active.emitted) > had:
             active.last_token_s = loop.time()
             active.cut.clear()
         if how in NOT_TAKEN:
             active.attempts -= 1
-            trace.replicas.pop()
-            trace.dispatched_s = trace.dispatched_s if active.attempts else None
+            trace.attempts.pop()
         else:
             active.full.clear()
         if how in BLAME:

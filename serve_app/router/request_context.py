@@ -12,14 +12,73 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
 
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.images import ImageEncoder
-from serve_app.protocol.messages import RequestSpec
+from serve_app.protocol.messages import RequestSpec, TokenDelta
 from serve_app.router.routing import Decision
+
+
+class WaitedFor(StrEnum):
+    """What a sequence waits for before an attempt is sent."""
+
+    NOTHING = "nothing"
+    REPLICA = "a replica"
+    """None was up."""
+    ROOM = "room"
+    """All were full."""
+    MIGRATIONS = "migrations"
+    """Sequences of a lost replica come first, and a few at a time (`migration_throttle.py`)."""
+
+
+@dataclass
+class AttemptTrace:
+    """What happened to one attempt. Times are `loop.time()` stamps in seconds, if their names do not say otherwise."""
+
+    replica_id: str
+    dispatched_s: float
+    routing: Decision
+    """Why it went there."""
+    waited_for: WaitedFor = WaitedFor.NOTHING
+    queued: int = 0
+    """How many requests waited at the replica when it was sent there."""
+    kv_usage_ratio: float = 0.0
+    """How full the replica's cache was then."""
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    ended_s: float | None = None
+    end: str = ""
+    """How it ended (`attempts.End`)."""
+    steps: int = 0
+    """Steps of the engine that gave it tokens; and how many tokens they gave."""
+    tokens: int = 0
+    replica_queue_s: float = 0.0
+    """Durations from the replica (`messages.EngineTiming`)."""
+    engine_queue_s: float = 0.0
+    prefill_s: float = 0.0
+    neighbour_prefill_s: float = 0.0
+    preempted_s: float = 0.0
+    preemptions: int = 0
+
+    def take(self, delta: TokenDelta, now_s: float) -> None:
+        """Note new tokens, and what their replica says of its time."""
+        if delta.token_ids:
+            if self.first_token_s is None:
+                self.first_token_s = now_s
+            self.last_token_s = now_s
+            self.steps += 1
+            self.tokens += len(delta.token_ids)
+        if (timing := delta.timing) is not None:
+            self.replica_queue_s += timing.replica_queue_s
+            self.engine_queue_s += timing.engine_queue_s
+            self.prefill_s += timing.prefill_s
+            self.neighbour_prefill_s += timing.neighbour_prefill_s
+            self.preempted_s += timing.preempted_s
+            self.preemptions += timing.preemptions
 
 
 @dataclass
@@ -27,22 +86,32 @@ class RequestTrace:
     """What happened to one sequence, for its log line. Times are `loop.time()` stamps in seconds."""
 
     submitted_s: float = 0.0
-    dispatched_s: float | None = None
-    engine_queue_s: float | None = None
-    """How long its last attempt waited at the replica before the engine got it. A duration, not a stamp."""
     first_token_s: float | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
     resumed_tokens: int = 0
     """Tokens of the output that come from a broken stream."""
-    replicas: list[str] = field(default_factory=list)
-    routing: Decision | None = None
-    """Why the last attempt went where it did."""
-    migrations: int = 0
+    attempts: list[AttemptTrace] = field(default_factory=list)
+    """Those that a replica took, in order."""
     inexact: tuple[str, ...] = ()
     """What a migration of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
     error: ServeError | None = None
+
+    @property
+    def replicas(self) -> list[str]:
+        """Where its attempts went."""
+        return [attempt.replica_id for attempt in self.attempts]
+
+    @property
+    def migrations(self) -> int:
+        """How often another attempt took over."""
+        return max(len(self.attempts) - 1, 0)
+
+    @property
+    def routing(self) -> Decision | None:
+        """Why the last attempt went where it did."""
+        return self.attempts[-1].routing if self.attempts else None
 
 
 @dataclass(frozen=True)
@@ -97,6 +166,14 @@ class RequestContext:
     """One HTTP request. `sequences` has an entry for each (`n`, or several prompts)."""
 
     request_id: str
+    received_s: float = 0.0
+    """When it arrived, as a stamp of `loop.time()`."""
+    received_unix_s: float = 0.0
+    """The same, in seconds since 1970."""
+    body_read_s: float | None = None
+    """When all of it had been read."""
+    wants_timing: bool = False
+    """Whether its answer ends with where its time went (`x-step-debug: timing`)."""
     session: Session | None = None
     resume_request_id: str | None = None
     """The id of the request with the broken stream that this one continues."""

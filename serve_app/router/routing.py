@@ -104,6 +104,8 @@ class Decision:
     reason: Reason
     missing_tokens: int
     cost_s: float = 0.0
+    least_missing_tokens: int = 0
+    """How many would have to be computed where the most of it is cached."""
 
 
 def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> Decision:
@@ -125,7 +127,9 @@ def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> D
     else:
         reason = Reason.PREFIX if most else Reason.NEW
     missing = prompt.missing_tokens(chosen.cached_pages)
-    return Decision(chosen.replica_id, reason, missing, costs[chosen.replica_id])
+    return Decision(
+        chosen.replica_id, reason, missing, costs[chosen.replica_id], least_missing_tokens=prompt.missing_tokens(most)
+    )
 
 
 def cost_s(replica: ReplicaFacts, prompt: PromptFacts, assumed_tokens_per_s: float) -> float:

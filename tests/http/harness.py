@@ -14,12 +14,15 @@ import uvicorn
 from serve_app.config import vllm_flags
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
+from serve_app.ingress import status_routes
 from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.engine_client import ReplicatedEngineClient, worker_settings
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings
 from serve_app.ingress.rate_limits.limiter import RateLimiter
+from serve_app.observability.records import RecordStore, record_of
+from serve_app.observability.search import OneStore
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, decode_info, encode_request
 from serve_app.router.admission import Admission
@@ -89,8 +92,11 @@ class Log:
 
     lines: asyncio.Queue[Line] = field(default_factory=asyncio.Queue)
 
+    records: RecordStore = field(default_factory=RecordStore)
+
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         assert total_s >= 0
+        self.records.add(record_of(context, "ingress-1", route, status, outcome, total_s))
         self.lines.put_nowait(Line(context, route, status, outcome))
 
 
@@ -121,6 +127,7 @@ async def service(
     allowed_media_hosts: Sequence[str] = (),
     image_bytes: int = 64 << 20,
     limiter: RateLimiter | None = None,
+    operators: tuple[str, ...] = (),
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -149,6 +156,7 @@ async def service(
         if engines:
             await client.dispatcher.wait_for_replica(30)
         log = Log()
+        status_routes.add(app, OneStore(log.records), operators)
         settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
         middleware = IngressMiddleware(app, settings, keys, log, limiter)
         yield Service(await stack.enter_async_context(_listening(middleware)), log, middleware, client, transport)

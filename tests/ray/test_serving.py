@@ -384,7 +384,8 @@ async def test_every_request_leaves_one_line(service: Cluster) -> None:
     assert (line["status"], line["outcome"]) == (200, "ok")
     assert line["prompt_tokens"] == usage["prompt_tokens"]
     assert line["output_tokens"] == usage["completion_tokens"]
-    assert 0 <= line["queue_s"] <= line["first_token_s"] <= line["total_s"]
+    assert 0 <= line["first_token_s"] <= line["total_s"]
+    assert sum(line["phases"].values()) == pytest.approx(line["total_s"], abs=0.002)
     assert len(line["replica"]) == 1
     assert "hello" not in json.dumps(line)
 

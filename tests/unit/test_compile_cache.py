@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app.app import _ingress_deployment, keep_compiled_kernels
+from serve_app.app import _ingress_deployment
 from serve_app.config.profile import load_config
 from serve_app.engine import compile_cache
 from serve_app.protocol.errors import EngineDead
@@ -96,7 +96,7 @@ def test_a_machine_without_a_gpu_is_named_by_what_its_processor_can() -> None:
 def test_a_directory_that_cannot_be_written_ends_the_start_with_its_key(tmp_path: Path) -> None:
     (tmp_path / "a file").write_text("")
     with pytest.raises(EngineDead, match=r"engine\.compile_cache_dir: .*a file"):
-        keep_compiled_kernels(str(tmp_path / "a file"))
+        compile_cache.keep_compiled_kernels(str(tmp_path / "a file"))
 
 
 def test_the_ingress_loads_the_models_files_from_where_the_engine_does() -> None:
