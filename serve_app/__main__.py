@@ -63,7 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     hashed.add_argument("--requests-per-minute", type=_limit, help="limits of the key, for its line in the file")
     hashed.add_argument("--tokens-per-minute", type=_limit, help="tokens of prompts and of answers")
     hashed.add_argument("--max-concurrent", type=_limit, help="requests at a time")
-    explained = with_file(command("explain", _explain, "why a past request took as long as it did"))
+    _add_explain_flags(with_file(command("explain", _explain, "why a past request took as long as it did")))
+    rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
+    add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
+    docs = command("docs", _docs, "write the generated pages of docs/")
+    docs.add_argument("--check", action="store_true", help="only say which are not current")
+    return parser
+
+
+def _add_explain_flags(explained: argparse.ArgumentParser) -> None:
     explained.add_argument("request_id", nargs="?", help="the `x-request-id` of its response (default: the last ones)")
     explained.add_argument("--slowest", type=int, metavar="N", help="the slowest ones instead")
     explained.add_argument("--key", help="those of this API key's owner")
@@ -73,11 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     explained.add_argument("--url", help="address of the endpoint, if it is not this machine")
     explained.add_argument("--api-key", help="API key to ask with, where the endpoint asks for one")
     explained.add_argument("--json", action="store_true", help="for programs")
-    rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
-    add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
-    docs = command("docs", _docs, "write the generated pages of docs/")
-    docs.add_argument("--check", action="store_true", help="only say which are not current")
-    return parser
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -247,7 +247,6 @@ class _RequestCycle:
         added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
         if self._method == "POST":
             read = await self._read_body()
-            self._context.body_read_s = asyncio.get_running_loop().time()
             if read is None:
                 return
             read = await self._plain_json(read)
@@ -310,6 +309,7 @@ class _RequestCycle:
             if len(body) > limit:
                 raise content_encoding.too_large(limit)
             if not message.get("more_body", False):
+                self._context.body_read_s = asyncio.get_running_loop().time()
                 return bytes(body)
 
     async def _plain_json(self, read: bytes) -> bytes:
