@@ -61,6 +61,17 @@ async def test_tokens_arrive_once_each_and_stop_at_max_tokens(subject: Subject) 
     assert subject.engine.stats().steps > steps_before
 
 
+async def test_the_first_delta_says_how_long_its_prefill_took(subject: Subject) -> None:
+    attempt = subject.attempt(max_tokens=5)
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time()
+    await subject.run(attempt)
+    timing = subject.sink.deltas[attempt.attempt_id][0].timing
+    assert timing is not None
+    assert timing.engine_queue_s >= 0
+    assert 0 < timing.prefill_s <= loop.time() - begun_s
+
+
 async def test_the_same_prompt_gives_the_same_tokens(subject: Subject) -> None:
     assert await subject.run(subject.attempt(max_tokens=12)) == await subject.run(subject.attempt(max_tokens=12))
 
