@@ -77,6 +77,11 @@ class PrefillQueue:
         self._waiting_tokens -= self._waiting.pop(attempt_id)
 
     @property
+    def oldest(self) -> str | None:
+        """The attempt that has waited longest for its first token, if one does."""
+        return next(iter(self._waiting), None)
+
+    @property
     def prefilling(self) -> int:
         """How many attempts have no token yet."""
         return len(self._waiting)

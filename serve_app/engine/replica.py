@@ -19,6 +19,7 @@ from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.fair_queue import Flow
+from serve_app.engine.gpu_time import GpuTime
 from serve_app.engine.load_facts import PrefillQueue, RecentMean
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
@@ -78,6 +79,7 @@ class Attempt:
     for not cached."""
 
     ingress_id: str
+    client: str
     resume_key: str
     output_token_ids: list[int]
     tokens: int
@@ -117,6 +119,7 @@ class EngineReplica:
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
         self._stalls = PrefillStalls()
+        self.gpu_time = GpuTime()
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._partial_outputs = PartialOutputs()
@@ -208,12 +211,16 @@ class EngineReplica:
     async def _run(self, attempt: AttemptRequest) -> None:
         emitted = attempt.emitted_token_ids
         tokens = attempt.spec.prompt_tokens + len(emitted)
-        running = Attempt(attempt.ingress_id, attempt.spec.resume_key, list(emitted), tokens, attempt.prefill_tokens)
+        spec = attempt.spec
+        running = Attempt(
+            attempt.ingress_id, spec.client, spec.resume_key, list(emitted), tokens, attempt.prefill_tokens
+        )
         self._enter(attempt.attempt_id, running)
         served = False
         try:
             running.queue_wait_s = await self._turn(attempt, tokens)
             running.has_started = True
+            self.gpu_time.begin(self._clock())
             self._prefill.enter(attempt.attempt_id, attempt.prefill_tokens, self._clock())
             await self._engine.run(attempt)
             served = True
@@ -257,8 +264,11 @@ class EngineReplica:
 
     def _leave(self, attempt_id: str, *, served: bool) -> None:
         now_s = self._clock()
-        if self._attempts.pop(attempt_id).has_started:
+        attempt = self._attempts.pop(attempt_id)
+        if attempt.has_started:
             self._prefill.leave(attempt_id, now_s)
+            if not self._prefill.prefilling + self._prefill.decoding:
+                self.gpu_time.end(now_s, attempt.client)
         self._service.leave(now_s, served=served)
         self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
@@ -330,16 +340,21 @@ class EngineReplica:
 
     def _on_step(self, deltas: Sequence[TokenDelta]) -> None:
         now_s = self._clock()
+        stall_s = 0.0
         if self._attempts:  # not while the engine warms up
-            self._stalls.step(now_s, prefilling=self._prefill.prefilling > 0, decoding=self._prefill.decoding > 0)
+            prefilling, decoding = self._prefill.prefilling > 0, self._prefill.decoding > 0
+            stall_s = self._stalls.step(now_s, prefilling=prefilling, decoding=decoding)
+        decoded: list[str] = []
+        computed: list[tuple[str, int]] = []
         for delta in deltas:
             attempt = self._attempts.get(delta.attempt_id)
             if attempt is None:
                 continue
-            if not attempt.has_token:
-                self._take_first(attempt, delta, now_s)
-            else:
+            if attempt.has_token:
+                decoded.append(attempt.client)
                 self._tell_stalls(attempt, delta)
+            else:
+                computed.append((attempt.client, self._take_first(attempt, delta, now_s)))
             self._starts.generated(delta.attempt_id, len(delta.token_ids))
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)
@@ -348,9 +363,13 @@ class EngineReplica:
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
+        if decoded or computed:
+            oldest = self._attempts.get(self._prefill.oldest or "")
+            self.gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")
         self._share_cache()
 
-    def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> None:
+    def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> int:
+        """Note its first token. Returns how many tokens were computed for it."""
         attempt.has_token = True
         attempt.stalled_s = self._stalls.total_s
         delta.timing = delta.timing or EngineTiming()
@@ -363,6 +382,7 @@ class EngineReplica:
         else:
             computed = attempt.tokens - delta.cached_tokens
         self._prefill.first_token(delta.attempt_id, computed, now_s)
+        return computed
 
     def _tell_stalls(self, attempt: Attempt, delta: TokenDelta) -> None:
         stalled_s = self._stalls.total_s - attempt.stalled_s

@@ -19,14 +19,17 @@ class PrefillStalls:
         self._plain_s: float | None = None
         self._last_s: float | None = None
 
-    def step(self, now_s: float, *, prefilling: bool, decoding: bool) -> None:
-        """A step has ended at `now_s`. `decoding`: some sequence had a token before it; `prefilling`: some other one
-        waited for its first token in the engine."""
+    def step(self, now_s: float, *, prefilling: bool, decoding: bool) -> float:
+        """A step has ended at `now_s`. Returns how much longer it took than usual because of a prompt. `decoding`: some
+        sequence had a token before it; `prefilling`: some other one waited for its first token in the engine."""
         last_s, self._last_s = self._last_s, now_s
         if last_s is None or not decoding:
-            return  # nobody waited for this step
+            return 0.0  # nobody waited for this step
         step_s = now_s - last_s
         if not prefilling:
             self._plain_s = step_s if self._plain_s is None else self._plain_s + STEP_MEMORY * (step_s - self._plain_s)
         elif self._plain_s is not None:
-            self.total_s += max(step_s - self._plain_s, 0.0)
+            stall_s = max(step_s - self._plain_s, 0.0)
+            self.total_s += stall_s
+            return stall_s
+        return 0.0
