@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import msgspec
 from ray.serve import metrics
 
+from serve_app.ingress import routes
 from serve_app.ingress.event_loop import LoopUse
 from serve_app.observability.phases import merged
 from serve_app.observability.records import RecordStore, RequestRecord, record_of
@@ -94,7 +95,7 @@ class IngressMetrics:
         self._observe_refusal(context, outcome)
         self._observe_times(record, phases)
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
-        if route not in PROBES:
+        if route not in PROBES and not route.startswith(routes.STATUS):
             self._store.add(record)
         level = logging.DEBUG if route in PROBES else logging.INFO
         logger.log(level, "request", extra={**_fields(record, phases), **_path_fields(context)})

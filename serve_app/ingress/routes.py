@@ -51,7 +51,8 @@ def _route(
 
 MODELS = "/v1/models"
 COMPLETIONS = "/v1/completions"
-REQUESTS = "/status/requests"
+STATUS = "/status"
+REQUESTS = f"{STATUS}/requests"
 
 SERVED = (
     _route("POST", "/v1/chat/completions", prompt="messages", generates=True),

@@ -54,8 +54,10 @@ def _routing(record: RequestRecord) -> str:
 
 def _replica_queue(record: RequestRecord) -> str:
     first = record.attempts[0]
-    others = f"{first.queued:,} requests waited there before it came" if first.queued else "its turn had not come"
-    return f"it waited at replica {first.replica_id} to be started: {others}"
+    return (
+        f"it waited at replica {first.replica_id} to be started: {first.unfinished:,} requests were there before it, "
+        f"of which {first.slots:,} run at a time"
+    )
 
 
 def _engine_queue(record: RequestRecord) -> str:

@@ -35,7 +35,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     replica_id: str
     reason: str
     waited_for: str
-    queued: int
+    unfinished: int
+    slots: int
     kv_usage_ratio: float
     missing_tokens: int
     least_missing_tokens: int
@@ -151,7 +152,8 @@ def _attempt(trace: AttemptTrace, received_s: float) -> AttemptRecord:
         replica_id=trace.replica_id,
         reason=trace.routing.reason.value,
         waited_for=trace.waited_for.value,
-        queued=trace.queued,
+        unfinished=trace.unfinished,
+        slots=trace.slots,
         kv_usage_ratio=trace.kv_usage_ratio,
         missing_tokens=trace.routing.missing_tokens,
         least_missing_tokens=trace.routing.least_missing_tokens,

@@ -341,8 +341,17 @@ class Dispatcher:
         up = self._pool.taking_work()
         candidates = [one for one in up if one.replica_id not in active.full] or up
         decision = self._choice.choose(candidates, active.prompt, len(active.emitted))
-        load, now_s = self._pool[decision.replica_id].load, asyncio.get_running_loop().time()
-        return AttemptTrace(decision.replica_id, now_s, decision, waited_for, load.queued, load.kv_usage_ratio)
+        connection = self._pool[decision.replica_id]
+        load = connection.load
+        return AttemptTrace(
+            decision.replica_id,
+            asyncio.get_running_loop().time(),
+            decision,
+            waited_for,
+            max(load.unfinished, len(connection.attempts)),
+            load.max_num_seqs,
+            load.kv_usage_ratio,
+        )
 
     async def _attempt(self, active: _ActiveRequest, chosen: AttemptTrace) -> bool:
         """One attempt on one replica. True when the request is complete."""

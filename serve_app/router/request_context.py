@@ -44,8 +44,9 @@ class AttemptTrace:
     routing: Decision
     """Why it went there."""
     waited_for: WaitedFor = WaitedFor.NOTHING
-    queued: int = 0
-    """How many requests waited at the replica when it was sent there."""
+    unfinished: int = 0
+    """How many requests ran or waited at the replica when it was sent there, and how many can run at a time."""
+    slots: int = 0
     kv_usage_ratio: float = 0.0
     """How full the replica's cache was then."""
     first_token_s: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -388,6 +389,26 @@ async def test_every_request_leaves_one_line(service: Cluster) -> None:
     assert sum(line["phases"].values()) == pytest.approx(line["total_s"], abs=0.002)
     assert len(line["replica"]) == 1
     assert "hello" not in json.dumps(line)
+
+
+async def test_explain_finds_a_request_whichever_ingress_had_it(service: Cluster) -> None:
+    asked = [f"explained-{number}" for number in range(6)]
+    async with http(service) as client:
+        for request_id in asked:
+            headers = {"x-request-id": request_id, "connection": "close"}
+            await client.post("/v1/chat/completions", json=HELLO, headers=headers)
+        by_ingress = set()
+        for request_id in asked:
+            (one,) = (await client.get(f"/status/requests/{request_id}")).json()["requests"]
+            by_ingress.add(one["record"]["ingress_id"])
+            assert sum(seconds for _, seconds in one["record"]["phases"]) == pytest.approx(one["record"]["total_s"])
+    assert len(by_ingress) == INGRESSES, "both were asked"
+    command = [sys.executable, "-m", "serve_app", "explain", asked[0], "--url", service.url()]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    text = (await process.communicate())[0].decode()
+    assert process.returncode == 0
+    assert f"{asked[0]}: /v1/chat/completions, ok (200)" in text
+    assert " of " in text.splitlines()[-1]
 
 
 async def access_line(service: Cluster, request_id: str) -> dict[str, Any]:

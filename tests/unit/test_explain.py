@@ -13,7 +13,8 @@ def attempt(replica_id: str = "a", **facts: object) -> AttemptRecord:
     fields = {
         "reason": "prefix",
         "waited_for": "nothing",
-        "queued": 0,
+        "unfinished": 0,
+        "slots": 8,
         "kv_usage_ratio": 0.1,
         "missing_tokens": 10,
         "least_missing_tokens": 10,
@@ -47,7 +48,7 @@ def test_a_long_prefill_says_how_much_and_why() -> None:
     [
         (Phase.ROUTING, {"waited_for": "room"}, "every replica was full"),
         (Phase.ROUTING, {"waited_for": "a replica"}, "none could take it"),
-        (Phase.REPLICA_QUEUE, {"queued": 31}, "31 requests waited there before it"),
+        (Phase.REPLICA_QUEUE, {"unfinished": 31}, "31 requests were there before it, of which 8 run at a time"),
         (Phase.ENGINE_QUEUE, {"kv_usage_ratio": 0.97}, "room in the KV cache (KV cache 97% used)"),
         (Phase.ENGINE_QUEUE, {"kv_usage_ratio": 0.2}, "for a slot"),
         (Phase.PREFILL, {"reason": "new"}, "no replica had any of it cached"),

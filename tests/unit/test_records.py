@@ -71,7 +71,9 @@ def test_records_and_queries_travel() -> None:
 
 
 def test_a_record_says_what_the_request_did() -> None:
-    attempt = AttemptTrace("a", 12.0, Decision("a", Reason.LOAD, 90, least_missing_tokens=5), queued=3, end="finished")
+    attempt = AttemptTrace(
+        "a", 12.0, Decision("a", Reason.LOAD, 90, least_missing_tokens=5), unfinished=3, end="finished"
+    )
     sequence = RequestTrace(11.0, 13.0, prompt_tokens=100, cached_tokens=10, output_tokens=7, attempts=[attempt])
     made = record_of(
         RequestContext("r", received_s=10.0, received_unix_s=500.0, key_name="alice", sequences=[sequence]),
@@ -84,4 +86,4 @@ def test_a_record_says_what_the_request_did() -> None:
     assert (made.key, made.prompt_tokens, made.cached_tokens, made.output_tokens) == ("alice", 100, 10, 7)
     assert made.first_token_s == 3.0
     (kept,) = made.attempts
-    assert (kept.dispatched_s, kept.queued, kept.missing_tokens, kept.least_missing_tokens) == (2.0, 3, 90, 5)
+    assert (kept.dispatched_s, kept.unfinished, kept.missing_tokens, kept.least_missing_tokens) == (2.0, 3, 90, 5)
