@@ -18,9 +18,8 @@ from collections.abc import Sequence
 import msgspec
 from ray.serve import metrics
 
-from serve_app.ingress.event_loop import LoopUse
+from serve_app.ingress.key_metrics import KeyMetrics
 from serve_app.protocol.errors import Outcome, RateLimited
-from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext, RequestTrace
 
 LOGGED_IGNORED = 20
@@ -42,14 +41,14 @@ RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
 class IngressMetrics:
     """Counts and logs requests at one ingress replica."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: KeyMetrics) -> None:
+        self._keys = keys
         self._requests = metrics.Counter(
             "step_requests", description="Requests, by how they ended.", tag_keys=("route", "outcome")
         )
         self._tokens = metrics.Counter(
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )
-        self._migrations = metrics.Counter("step_migrations", description="Attempts that took over from a lost one.")
         self._routing = metrics.Counter(
             "step_routing_decisions",
             description="Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is "
@@ -95,6 +94,7 @@ class IngressMetrics:
         for kind, count in (("prompt", prompt), ("cached", cached), ("output", output)):
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
+        self._keys.count(context.key_name, outcome, {"prompt": prompt, "cached": cached, "output": output})
         self._observe_refusal(context, outcome)
         self._observe_times(times, route)
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
@@ -131,8 +131,6 @@ class IngressMetrics:
 
     def _count(self, sequences: Sequence[RequestTrace]) -> None:
         for sequence in sequences:
-            if sequence.migrations:
-                self._migrations.inc(sequence.migrations)
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 
@@ -143,34 +141,6 @@ class IngressMetrics:
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
-
-
-class ProcessGauges:
-    """What one ingress replica is like at the moment."""
-
-    def __init__(self) -> None:
-        self._index_bytes = metrics.Gauge(
-            "step_prefix_index_bytes", description="About how much memory the index of the replicas' caches takes."
-        )
-        self._queued = metrics.Gauge(
-            "step_queued_requests",
-            description="Requests of all ingresses that wait at the replicas, as this ingress last heard.",
-        )
-        self._busy_ratio = metrics.Gauge(
-            "step_event_loop_busy_ratio",
-            description="Share of one core's time that the ingress' event loop used, over ten seconds.",
-        )
-        self._lag_s = metrics.Gauge(
-            "step_event_loop_lag_seconds",
-            description="How late the ingress' event loop ran a timer, the worst of ten seconds.",
-        )
-
-    def set(self, use: LoopUse, dispatcher: Dispatcher) -> None:
-        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the dispatcher knows."""
-        self._index_bytes.set(dispatcher.index_bytes())
-        self._queued.set(dispatcher.queued())
-        self._busy_ratio.set(use.busy_ratio)
-        self._lag_s.set(use.lag_s)
 
 
 def _session_fields(context: RequestContext) -> dict[str, object]:
