@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("serve_app", "chaos", "loadtest", "models", "bench")
+PACKAGES = ("serve_app", "chaos", "loadtest", "models", "bench", "monitoring")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
