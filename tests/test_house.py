@@ -104,6 +104,7 @@ JUSTIFIED_FILES = {
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",
     "serve_app/ingress/middleware.py": "one request's cycle, in its order",
+    "monitoring/contents.py": "five dashboards, panel by panel",
 }
 
 
