@@ -63,17 +63,17 @@ class Prometheus:
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
 
-    async def fired(self) -> set[str]:
-        """The alerts that have fired since its start."""
-        found = await self.query('max by (alertname) (max_over_time(ALERTS{alertstate="firing"}[1h]))')
+    async def firing(self) -> set[str]:
+        """The alerts that fire now."""
+        found = await self.query('ALERTS{alertstate="firing"}')
         return {one["metric"]["alertname"] for one in found}
 
     async def until_fired(self, *names: str, deadline_s: float = 40) -> None:
-        """Wait for alerts."""
+        """Wait until each of these has fired, at the same time or one after the other."""
         seen: set[str] = set()
 
         async def all_fired() -> bool:
-            seen.update(await self.fired())
+            seen.update(await self.firing())
             return seen.issuperset(names)
 
         await until(all_fired, deadline_s, f"{names} fire")
