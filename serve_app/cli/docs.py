@@ -163,9 +163,9 @@ Written by `python -m serve_app docs` from `serve_app/ingress/metrics.py`, `gaug
 `serve_app/engine/metrics.py`.
 
 All of them are on the metrics endpoint that Ray has on every node, without a token; [Observability](observability.md)
-says where, and has dashboards and alerts. A counter appears with its first count, unless it counts decisions or causes:
-these begin at 0. Histograms have `_bucket`, `_sum` and `_count`. Ray adds labels of its own (`NodeAddress`, `WorkerId`,
-`SessionName` ...), Serve adds `application`, `deployment` and `replica` to ours.
+says where, and has dashboards and alerts. A counter appears with its first count, unless it counts decisions, causes or
+failed requests: these begin at 0. Histograms have `_bucket`, `_sum` and `_count`. Ray adds labels of its own
+(`NodeAddress`, `WorkerId`, `SessionName` ...), Serve adds `application`, `deployment` and `replica` to ours.
 """
 
 INGRESS_INTRODUCTION = """\

@@ -5,7 +5,7 @@ Set with every heartbeat: Ray exports a gauge only in the intervals in which it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray.serve import metrics
@@ -29,6 +29,12 @@ class TotalCounter(metrics.Counter):  # type: ignore[misc]  # Ray is not read by
         if before is None or total > before:
             self._totals[key] = total
             self._record(total - (before or 0), tags=dict(tags or {}))  # `inc` refuses 0
+
+
+def start_at_zero(counter: metrics.Counter, series: Iterable[Mapping[str, str]]) -> None:
+    """Have these series of a counter there before their first count, for the same reason."""
+    for tags in series:
+        counter._record(0, tags=dict(tags))  # noqa: SLF001  # `inc` refuses 0
 
 
 class ReplicaMetrics:

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 import msgspec
 from ray.serve import metrics
 
+from serve_app.engine.metrics import start_at_zero
 from serve_app.ingress.key_metrics import KeyMetrics
+from serve_app.ingress.routes import SERVED
 from serve_app.protocol.errors import Outcome, RateLimited
 from serve_app.router.request_context import RequestContext, RequestTrace
 
@@ -29,6 +31,9 @@ logger = logging.getLogger("serve_app.access")
 
 PROBES = frozenset({"/health", "/version", "/"})
 """Routes that load balancers and agents poll."""
+
+FAILURES = (Outcome.SERVER_ERROR, Outcome.NO_REPLICA, Outcome.POISON)
+"""What the error objective counts (`monitoring/rules`): these are there before the first failure."""
 
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
@@ -46,6 +51,8 @@ class IngressMetrics:
         self._requests = metrics.Counter(
             "step_requests", description="Requests, by how they ended.", tag_keys=("route", "outcome")
         )
+        generating = [route.pattern.pattern for route in SERVED if route.generates]
+        start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in generating for end in FAILURES])
         self._tokens = metrics.Counter(
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )

@@ -76,7 +76,10 @@ class Prometheus:
             seen.update(await self.firing())
             return seen.issuperset(names)
 
-        await until(all_fired, deadline_s, f"{names} fire")
+        try:
+            await until(all_fired, deadline_s, f"{names} fire")
+        except AssertionError as error:
+            raise AssertionError(f"of {names} only {sorted(seen.intersection(names))} have fired") from error
 
     async def is_ready(self) -> bool:
         """Whether it answers."""

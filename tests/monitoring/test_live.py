@@ -249,7 +249,9 @@ async def _with_a_hanging_engine(server: Prometheus, client: Client) -> None:
 async def _with_a_request_that_crashes_engines(service: Cluster, server: Prometheus, client: Client) -> None:
     await service.until_replicas("engine", 2, 60)
     assert await client.chat("Each engine CRASHES with this.", max_tokens=30) >= 500
+    burst = asyncio.create_task(client.many(4 * (SLOTS + QUEUED), GREETING, max_tokens=4))
     await server.until_fired("StepErrorBudgetFastBurn", "StepErrorBudgetSlowBurn", "StepNoReplicaUp")
+    assert (await burst).count(503), "more than may wait for a replica"
 
 
 async def test_an_alert_fires_when_nothing_reports(service: Cluster, server: Prometheus) -> None:
