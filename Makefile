@@ -1,7 +1,7 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
 .PHONY: help venv serve preflight doctor rehearse check lint types test test-agents test-gpu-frontend test-deploy
-.PHONY: test-rehearsal install-agents coverage forget-coverage bench docs lock sbom clean
+.PHONY: test-rehearsal test-monitoring install-agents coverage forget-coverage bench docs lock sbom clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -25,11 +25,12 @@ help:
 	@echo 'make test-rehearsal  a whole rehearsal of the demo, and one that is interrupted: some 6 minutes on 2 cores'
 	@echo 'make test-gpu-frontend  the ingress on the GPU build of vLLM, without a GPU (downloads 336 MB, kept in build/)'
 	@echo 'make test-deploy  the files of deploy/ in their own tools: hadolint, schemas, parsers (downloads 150 MB, kept in build/)'
+	@echo 'make test-monitoring  dashboards, rules and alerts against a live service; needs prometheus and promtool (Debian: prometheus)'
 	@echo 'make preflight  only the checks that a start begins with'
 	@echo 'make rehearse   all of it on this machine with made-up weights: start, requests, load, a killed engine; a verdict'
 	@echo 'make doctor     how the running service is'
 	@echo 'make bench      ours against the bare vLLM server'
-	@echo 'make docs       write the generated pages of docs/'
+	@echo 'make docs       write the generated pages of docs/, and the dashboards'
 	@echo 'make lock       renew requirements/locks after a change of requirements/*.in'
 	@echo 'make sbom       write build/sbom-*.json (CycloneDX) from the locks'
 	@echo 'make clean      remove the environment and what was built'
@@ -41,8 +42,12 @@ venv:
 serve: venv
 	@$(PY) -m serve_app serve
 
-preflight doctor rehearse docs: venv
+preflight doctor rehearse: venv
 	@$(PY) -m serve_app $@
+
+docs: venv
+	@$(PY) -m serve_app docs
+	@$(PY) -m monitoring
 
 lint: venv
 	@$(PY) -m ruff format --check .
@@ -76,6 +81,10 @@ test-agents: install-agents
 # Starts the whole service twice, on its own ports: nothing else may run.
 test-rehearsal: venv
 	@$(PYTEST) tests/rehearsal
+
+# Part of `make test`, too. Without prometheus and promtool on PATH its tests are skipped.
+test-monitoring: venv
+	@$(PYTEST) tests/monitoring
 
 # The GPU build's Python laid over the environment, and on it the tests of the APIs and of what we take from vLLM: its
 # names, parsers, flags and the arithmetic of its cache. Some 15 minutes on 2 cores.

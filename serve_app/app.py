@@ -33,6 +33,7 @@ from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
+from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.watchdog import WatchdogLimits
@@ -105,6 +106,7 @@ class EngineDeployment(EngineReplica):
             config.replicas.max_queued_requests,
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
+            report=ReplicaMetrics().set,
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -135,7 +137,9 @@ class Ingress:
         # Not at the top: the process that builds the application does not need vLLM's server.
         from serve_app.ingress import status_routes
         from serve_app.ingress.api import build_api
-        from serve_app.ingress.metrics import IngressMetrics, ProcessGauges
+        from serve_app.ingress.gauges import ProcessGauges
+        from serve_app.ingress.key_metrics import KeyMetrics
+        from serve_app.ingress.metrics import IngressMetrics
 
         config = self._config
         ingress_id = uuid.uuid4().hex
@@ -172,7 +176,7 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, IngressMetrics(ingress_id, self._records), limiter)
+        return IngressMiddleware(app, settings, keys, IngressMetrics(ingress_id, self._records, KeyMetrics()), limiter)
 
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
@@ -204,10 +208,11 @@ def engine_factory(config: AppConfig) -> EngineFactory:
     """Builds a replica's engine, not yet started."""
 
     def fake(sink: StepSink) -> Engine:
-        from serve_app.engine.fake import FakeEngine
         from serve_app.engine.fake_config import fake_engine_config
+        from serve_app.engine.fake_metrics import MeteredFakeEngine, serve_replica_id
 
-        return FakeEngine(fake_engine_config(config.engine.fake, tokenizer=config.model.source), sink)
+        settings = fake_engine_config(config.engine.fake, tokenizer=config.model.source)
+        return MeteredFakeEngine(settings, sink, serve_replica_id())
 
     def vllm(sink: StepSink) -> Engine:
         from serve_app.engine.vllm import VllmEngine

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("serve_app", "chaos", "loadtest", "models", "bench")
+PACKAGES = ("serve_app", "chaos", "loadtest", "models", "bench", "monitoring")
 SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
@@ -37,6 +37,8 @@ VLLM_IMPORTERS = {
 RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
+    "serve_app/ingress/gauges.py",
+    "serve_app/ingress/key_metrics.py",
     "serve_app/ingress/metrics.py",
     "serve_app/ingress/peers.py",
     "serve_app/ingress/rate_limits/deployment.py",
@@ -44,6 +46,8 @@ RAY_IMPORTERS = {
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",
     "serve_app/engine/autoscaling.py",
+    "serve_app/engine/fake_metrics.py",
+    "serve_app/engine/metrics.py",
     "serve_app/engine/gang.py",
     "serve_app/cli/*",
     "chaos/ray_agent.py",
@@ -103,6 +107,7 @@ JUSTIFIED_FILES = {
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",
     "serve_app/ingress/middleware.py": "one request's cycle, in its order",
+    "monitoring/contents.py": "five dashboards, panel by panel",
 }
 
 

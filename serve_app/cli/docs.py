@@ -1,4 +1,4 @@
-"""Writes `docs/configuration.md` from `config/schema.py`, and `docs/metrics.md` from `ingress/metrics.py`.
+"""Writes `docs/configuration.md` from `config/schema.py`, and `docs/metrics.md` from the modules that declare metrics.
 
 Types, docstrings and declarations are the source, so that the pages cannot say anything else."""
 
@@ -7,20 +7,29 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from ray.serve.metrics import Counter
 
 from serve_app.cli import plan
 from serve_app.config import profile
 from serve_app.config.profile import ROOT
 from serve_app.config.schema import AppConfig, Section
 from serve_app.config.vllm_flags import OWNED
-from serve_app.ingress.metrics import IngressMetrics, ProcessGauges
+from serve_app.engine.figures import PriorityClass, StartPhase
+from serve_app.engine.metrics import Declared, ReplicaMetrics, declared
+from serve_app.engine.watchdog import EngineState
+from serve_app.ingress.gauges import LOST, ProcessGauges
+from serve_app.ingress.key_metrics import MAX_KEYS, KeyMetrics, Result
+from serve_app.ingress.metrics import IngressMetrics
 from serve_app.observability.records import RecordStore
-from serve_app.protocol.errors import Outcome
+from serve_app.protocol.errors import LimitKind, Outcome
+from serve_app.router.admission_control import AdmissionDecision
+from serve_app.router.attempts import ReplicaState
+from serve_app.router.routing import Reason
 
 INTRODUCTION = """\
 # Configuration
@@ -151,18 +160,54 @@ METRICS_PAGE = ROOT / "docs" / "metrics.md"
 METRICS_INTRODUCTION = """\
 # Metrics
 
-Written by `python -m serve_app docs` from `serve_app/ingress/metrics.py`.
+Written by `python -m serve_app docs` from `serve_app/ingress/metrics.py`, `gauges.py`, `key_metrics.py` and
+`serve_app/engine/metrics.py`.
 
-All of them are on the metrics endpoint that Ray has on every node, without a token; `docs/operations.md` says where,
-and which queries to begin with. A counter appears with its first count. Histograms have `_bucket`, `_sum` and `_count`.
-Ray adds labels of its own (`NodeAddress`, `WorkerId`, `SessionName` ...).
-
-## Ours
-
-From the ingress replicas: whole requests, as their clients saw them, and each replica's event loop. Serve adds
-`application`, `deployment` and `replica`. `route` is a pattern of the routes that are served, or `unserved`; no label
-comes from a user.
+All of them are on the metrics endpoint that Ray has on every node, without a token; [Observability](observability.md)
+says where, and has dashboards and alerts. A counter appears with its first count, unless it counts decisions, causes or
+failed requests: these begin at 0. Histograms have `_bucket`, `_sum` and `_count`. Ray adds labels of its own
+(`NodeAddress`, `WorkerId`, `SessionName` ...), Serve adds `application`, `deployment` and `replica` to ours.
 """
+
+INGRESS_INTRODUCTION = """\
+## From the ingresses
+
+Whole requests, as their clients saw them, the replicas as an ingress sees them, and its event loop. Gauges are of one
+ingress: sum over them what belongs to requests, take the maximum of what is about replicas.
+"""
+
+REPLICA_INTRODUCTION = """\
+## From the engine replicas
+
+What vLLM cannot know, or exports no other way.
+"""
+
+LABELS_INTRODUCTION = """\
+## Labels
+
+No label comes from a user.
+"""
+
+LABEL_VALUES: dict[str, Sequence[str]] = {
+    "outcome": tuple(Outcome),
+    "reason": tuple(Reason),
+    "decision": tuple(AdmissionDecision),
+    "cause": tuple(end.value for end in LOST),
+    "class": tuple(PriorityClass),
+    "result": tuple(Result),
+    "basis": ("measured", "constant"),
+}
+"""What a label may be, wherever it is. `route` and `key` are bounded otherwise: see `_labels`."""
+
+LABEL_VALUES_OF: dict[tuple[str, str], Sequence[str]] = {
+    ("step_tokens", "kind"): ("prompt", "cached", "output"),
+    ("step_key_tokens", "kind"): ("prompt", "cached", "output"),
+    ("step_rate_limited", "kind"): tuple(LimitKind),
+    ("step_replicas", "state"): tuple(ReplicaState),
+    ("step_watchdog_state", "state"): tuple(EngineState),
+    ("step_engine_start_seconds", "phase"): tuple(StartPhase),
+}
+"""The same of labels that mean something else in each metric."""
 
 VLLM_METRICS = {
     "num_requests_running": "Requests in the batch.",
@@ -198,23 +243,48 @@ Labels: `ReplicaId`, `model_name`, `engine`. There are more; these answer most q
 def metrics_page() -> str:
     """The whole page."""
     return "\n".join(
-        [METRICS_INTRODUCTION, *_our_metrics(), "", _outcomes(), "", VLLM_INTRODUCTION, *_vllm_metrics(), ""]
+        [
+            METRICS_INTRODUCTION,
+            INGRESS_INTRODUCTION,
+            *_table(ingress_metrics()),
+            "",
+            REPLICA_INTRODUCTION,
+            *_table(declared(ReplicaMetrics())),
+            "",
+            LABELS_INTRODUCTION,
+            *_labels(),
+            "",
+            VLLM_INTRODUCTION,
+            *_vllm_metrics(),
+            "",
+        ]
     )
 
 
-def _our_metrics() -> Iterator[str]:
+def ingress_metrics() -> list[Declared]:
+    """What an ingress exports."""
+    keys = KeyMetrics()
+    return declared(IngressMetrics("", RecordStore(), keys), keys, ProcessGauges())
+
+
+def _table(metrics: Iterable[Declared]) -> Iterator[str]:
     yield from ("| metric | labels | |", "| --- | --- | --- |")
-    exporters = (IngressMetrics("", RecordStore()), ProcessGauges())
-    for metric in (value for exporter in exporters for value in vars(exporter).values() if hasattr(value, "info")):
+    for metric in metrics:
         about = metric.info
-        kind = type(metric).__name__.lower()
+        kind = "counter" if isinstance(metric, Counter) else type(metric).__name__.lower()
         name = f"ray_{about['name']}{'_total' if kind == 'counter' else ''}"
         labels = ", ".join(f"`{key}`" for key in about["tag_keys"]) or "none"
         yield f"| `{name}` ({kind}) | {labels} | {about['description']} |"
 
 
-def _outcomes() -> str:
-    return "`outcome` is one of " + ", ".join(f"`{outcome.value}`" for outcome in Outcome) + "."
+def _labels() -> Iterator[str]:
+    yield from ("| label | values |", "| --- | --- |")
+    yield "| `route` | the pattern of a route that is served, or `unserved` |"
+    yield f"| `key` | a name of `ingress.keys_file`; beyond {MAX_KEYS} of them, those that come later are `other` |"
+    named = [(f"`{label}`", values) for label, values in LABEL_VALUES.items()]
+    named += [(f"`{label}` of `{metric}`", values) for (metric, label), values in LABEL_VALUES_OF.items()]
+    for label, values in named:
+        yield f"| {label} | {', '.join(f'`{value}`' for value in values)} |"
 
 
 def _vllm_metrics() -> Iterator[str]:

@@ -18,6 +18,9 @@ class Outbox:
         self._ready = asyncio.Event()
         self.closed = False
 
+    def __len__(self) -> int:
+        return len(self._deltas)
+
     def put(self, delta: TokenDelta) -> None:
         """Add a delta; it goes out with the next frame."""
         self._deltas.append(delta)

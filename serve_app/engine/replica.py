@@ -19,6 +19,7 @@ from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.fair_queue import Flow
+from serve_app.engine.figures import PriorityClass, ReplicaFigures, SentFrames, StartTimes, load_by_class
 from serve_app.engine.gpu_time import GpuTime
 from serve_app.engine.load_facts import PrefillQueue, RecentMean
 from serve_app.engine.outbox import Outbox
@@ -26,7 +27,7 @@ from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.stalls import PrefillStalls
 from serve_app.engine.start_queue import Abandoned, StartQueue
-from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
+from serve_app.engine.watchdog import EngineState, Judgement, Watchdog, WatchdogLimits
 from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.errors import (
     AttemptRefused,
@@ -84,6 +85,7 @@ class Attempt:
     output_token_ids: list[int]
     tokens: int
     prefill_tokens: int
+    priority: PriorityClass = PriorityClass.NORMAL
     has_started: bool = False
     """Whether it is in the engine."""
     has_token: bool = False
@@ -101,6 +103,7 @@ class EngineReplica:
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
+    `report` gets the replica's figures with every heartbeat.
     """
 
     def __init__(
@@ -113,8 +116,13 @@ class EngineReplica:
         image_bytes: int = 0,
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
+        report: Callable[[ReplicaFigures], None] = lambda _figures: None,
     ) -> None:
         self._replica_id = replica_id
+        self._report = report
+        self._sent = SentFrames()
+        self._start_times = StartTimes(clock)
+        self._judgement = Judgement(EngineState.WORKING, 0.0)
         self._clock = clock
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
@@ -213,7 +221,13 @@ class EngineReplica:
         tokens = attempt.spec.prompt_tokens + len(emitted)
         spec = attempt.spec
         running = Attempt(
-            attempt.ingress_id, spec.client, spec.resume_key, list(emitted), tokens, attempt.prefill_tokens
+            attempt.ingress_id,
+            spec.client,
+            spec.resume_key,
+            list(emitted),
+            tokens,
+            attempt.prefill_tokens,
+            _priority(attempt),
         )
         self._enter(attempt.attempt_id, running)
         served = False
@@ -298,7 +312,7 @@ class EngineReplica:
         try:
             while not outbox.closed:
                 deltas, cache = await outbox.take()
-                yield encode_frame(Frame(self._replica_id, frame_number, self._load(), deltas, cache))
+                yield self._sent.add(encode_frame(Frame(self._replica_id, frame_number, self._load(), deltas, cache)))
                 frame_number += 1
         finally:
             if self._outboxes.get(ingress_id) is outbox:
@@ -426,17 +440,35 @@ class EngineReplica:
 
     async def _heartbeat(self) -> None:
         while True:
+            due_s = self._clock() + HEARTBEAT_S
             await asyncio.sleep(HEARTBEAT_S)
+            lag_s = max(0.0, self._clock() - due_s)
             self._check_engine()
+            self._report(self.figures(lag_s))
             self._share_cache()
             for outbox in self._outboxes.values():
                 outbox.heartbeat()
+
+    def figures(self, lag_s: float = 0.0) -> ReplicaFigures:
+        """The replica as it is now; `lag_s` is its event loop's."""
+        attempts = self._attempts.values()
+        return ReplicaFigures(
+            load=load_by_class((one.priority, one.has_started, one.tokens) for one in attempts),
+            queued_prefill_tokens=self._prefill.queued_tokens(self._clock()) + self._starts.waiting_tokens(),
+            state=self._judgement.state,
+            silence_s=self._judgement.silence_s,
+            start_s=self._start_times.seconds(),
+            sent=self._sent,
+            unsent_deltas=max((len(outbox) for outbox in self._outboxes.values()), default=0),
+            lag_s=lag_s,
+        )
 
     def _check_engine(self) -> None:
         stats = self._engine.stats()
         if self._engine_dead:
             return
         judgement = self._watchdog.observe(self._clock(), stats.steps, self._engine.activity, busy=stats.unfinished > 0)
+        self._judgement = judgement
         if judgement.state in (EngineState.HUNG, EngineState.STUCK):
             reason = f"{judgement.state}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
@@ -459,10 +491,15 @@ class EngineReplica:
                 await self._engine.abort(attempt_id)
 
     def _progress(self, what: str) -> None:
+        self._start_times.note(what)
         logger.info("starting the engine", extra={"replica": self._replica_id, "phase": what})
 
 
 def _flow(attempt: AttemptRequest) -> Flow:
     """Whom it belongs to. A client may ask for less than others; as in vLLM, a higher number is a lower priority."""
     spec = attempt.spec
-    return Flow(spec.client, spec.session, rank=-1 if spec.priority > 0 else 0)
+    return Flow(spec.client, spec.session, rank=-1 if _priority(attempt) is PriorityClass.LOW else 0)
+
+
+def _priority(attempt: AttemptRequest) -> PriorityClass:
+    return PriorityClass.LOW if attempt.spec.priority > 0 else PriorityClass.NORMAL

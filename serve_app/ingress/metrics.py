@@ -18,12 +18,13 @@ from collections.abc import Sequence
 import msgspec
 from ray.serve import metrics
 
+from serve_app.engine.metrics import start_at_zero
 from serve_app.ingress import routes
-from serve_app.ingress.event_loop import LoopUse
+from serve_app.ingress.key_metrics import KeyMetrics
+from serve_app.ingress.routes import SERVED
 from serve_app.observability.phases import merged
 from serve_app.observability.records import RecordStore, RequestRecord, record_of
 from serve_app.protocol.errors import Outcome, RateLimited
-from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestContext, RequestTrace
 
 LOGGED_IGNORED = 20
@@ -33,6 +34,9 @@ logger = logging.getLogger("serve_app.access")
 
 PROBES = frozenset({"/health", "/version", "/"})
 """Routes that load balancers and agents poll."""
+
+FAILURES = (Outcome.SERVER_ERROR, Outcome.NO_REPLICA, Outcome.POISON)
+"""What the error objective counts (`monitoring/rules`): these are there before the first failure."""
 
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
@@ -45,16 +49,18 @@ RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
 class IngressMetrics:
     """Counts and logs requests at one ingress replica, and keeps their records in `store`."""
 
-    def __init__(self, ingress_id: str, store: RecordStore) -> None:
+    def __init__(self, ingress_id: str, store: RecordStore, keys: KeyMetrics) -> None:
         self._ingress_id = ingress_id
         self._store = store
+        self._keys = keys
         self._requests = metrics.Counter(
             "step_requests", description="Requests, by how they ended.", tag_keys=("route", "outcome")
         )
+        generating = [route.pattern.pattern for route in SERVED if route.generates]
+        start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in generating for end in FAILURES])
         self._tokens = metrics.Counter(
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )
-        self._migrations = metrics.Counter("step_migrations", description="Attempts that took over from a lost one.")
         self._routing = metrics.Counter(
             "step_routing_decisions",
             description="Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is "
@@ -106,9 +112,8 @@ class IngressMetrics:
         for kind, count in tokens.items():
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
+        self._keys.count(record.key, Outcome(record.outcome), tokens)
         for sequence in sequences:
-            if sequence.migrations:
-                self._migrations.inc(sequence.migrations)
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 
@@ -126,34 +131,6 @@ class IngressMetrics:
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
-
-
-class ProcessGauges:
-    """What one ingress replica is like at the moment."""
-
-    def __init__(self) -> None:
-        self._index_bytes = metrics.Gauge(
-            "step_prefix_index_bytes", description="About how much memory the index of the replicas' caches takes."
-        )
-        self._queued = metrics.Gauge(
-            "step_queued_requests",
-            description="Requests of all ingresses that wait at the replicas, as this ingress last heard.",
-        )
-        self._busy_ratio = metrics.Gauge(
-            "step_event_loop_busy_ratio",
-            description="Share of one core's time that the ingress' event loop used, over ten seconds.",
-        )
-        self._lag_s = metrics.Gauge(
-            "step_event_loop_lag_seconds",
-            description="How late the ingress' event loop ran a timer, the worst of ten seconds.",
-        )
-
-    def set(self, use: LoopUse, dispatcher: Dispatcher) -> None:
-        """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the dispatcher knows."""
-        self._index_bytes.set(dispatcher.index_bytes())
-        self._queued.set(dispatcher.queued())
-        self._busy_ratio.set(use.busy_ratio)
-        self._lag_s.set(use.lag_s)
 
 
 def _fields(record: RequestRecord, phases: dict[str, float]) -> dict[str, object]:

@@ -7,6 +7,8 @@ all replicas for dead. `engine/watchdog.py` counts its time with this, and wants
 
 from __future__ import annotations
 
+from collections import deque
+
 
 class SilenceClock:
     """For how long expected progress has not come. Call `observe` about every `period_s`."""
@@ -27,3 +29,27 @@ class SilenceClock:
         else:
             self._silence_s += min(elapsed_s, self._longest_interval_s)
         return self._silence_s
+
+
+class RecentPeak:
+    """The highest of the values of the last `memory_s` seconds."""
+
+    def __init__(self, memory_s: float) -> None:
+        self._memory_s = memory_s
+        self._peaks: deque[tuple[float, float]] = deque()
+
+    def add(self, value: float, now_s: float) -> None:
+        """A value of now."""
+        while self._peaks and self._peaks[-1][1] <= value:  # they can be the highest no more
+            self._peaks.pop()
+        self._peaks.append((now_s, value))
+        self._forget(now_s)
+
+    def value(self, now_s: float) -> float:
+        """The highest; 0 where there is none."""
+        self._forget(now_s)
+        return self._peaks[0][1] if self._peaks else 0.0
+
+    def _forget(self, now_s: float) -> None:
+        while self._peaks and self._peaks[0][0] < now_s - self._memory_s:
+            self._peaks.popleft()

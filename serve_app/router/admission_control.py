@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 
 from serve_app.protocol.errors import QueueFull, ServeError, TooManySequences
 from serve_app.router.admission import (
@@ -21,6 +22,19 @@ from serve_app.router.admission import (
     refuse,
 )
 from serve_app.router.replica_pool import ReplicaPool
+
+
+class AdmissionDecision(StrEnum):
+    """What became of a request before it was sent to any replica, or when the last one refused it."""
+
+    ADMITTED = "admitted"
+    ADMITTED_BY_SHARE = "admitted_by_share"
+    """All is full, but its client has less than its share: a replica may give it another one's place."""
+    QUEUE_FULL = "queue_full"
+    REPLICAS_FULL = "replicas_full"
+    """It was admitted, and then every replica refused it."""
+    NO_REPLICA = "no_replica"
+    TOO_MANY_SEQUENCES = "too_many_sequences"
 
 
 class PendingRetries:
@@ -52,24 +66,30 @@ class AdmissionControl:
         self._in_flight = in_flight
         self._clock = clock
         self._promises = PendingRetries()
+        self.decisions: Counter[AdmissionDecision] = Counter()
 
     def check(self, asked: int, has_little: Callable[[], bool] = lambda: False) -> None:
         """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more sequences must not be taken. What a
         client asks that `has_little` here is taken though all is full: a replica may give it another one's place."""
         facts = self._facts(asked)
-        verdict = self._admission.decide(facts)
-        if isinstance(verdict, Admit) or (isinstance(verdict, RejectRetryable) and has_little()):
-            return
-        if isinstance(verdict, RejectPermanently):
-            raise TooManySequences(asked, verdict.limit)
-        raise (
-            self._pool.no_replica(f"{verdict.waiting} requests wait for one")
-            if isinstance(verdict, RejectNoReplica)
-            else self._full(facts)
-        )
+        match self._admission.decide(facts):
+            case Admit():
+                self.decisions[AdmissionDecision.ADMITTED] += 1
+            case RejectRetryable() if has_little():
+                self.decisions[AdmissionDecision.ADMITTED_BY_SHARE] += 1
+            case RejectRetryable():
+                self.decisions[AdmissionDecision.QUEUE_FULL] += 1
+                raise self._full(facts)
+            case RejectNoReplica(waiting):
+                self.decisions[AdmissionDecision.NO_REPLICA] += 1
+                raise self._pool.no_replica(f"{waiting} requests wait for one")
+            case RejectPermanently(limit):
+                self.decisions[AdmissionDecision.TOO_MANY_SEQUENCES] += 1
+                raise TooManySequences(asked, limit)
 
     def refusal(self) -> ServeError:
         """The error for a sequence that every replica has refused."""
+        self.decisions[AdmissionDecision.REPLICAS_FULL] += 1
         facts = self._facts(1)
         return self._full(replace(facts, waiting=facts.waiting - 1))  # it does not wait for itself
 

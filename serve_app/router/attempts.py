@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Protocol
 
 import msgspec
@@ -31,6 +31,9 @@ from serve_app.router.routing import ReplicaFacts
 WATCH_PERIOD_S = 1.0
 """How often connections are checked for silence, and draining replicas for attempts that must move."""
 
+FRAME_PERIOD_S = 0.5
+"""A connection has a frame at least so often: the replicas' heartbeat (`engine/replica.py`)."""
+
 
 class End(Enum):
     """How an attempt ended."""
@@ -50,6 +53,19 @@ class End(Enum):
     """Its replica was full."""
     IMAGES_MISSING = "images missing"
     """Its replica does not have images that it was sent before."""
+
+
+class ReplicaState(StrEnum):
+    """A replica, as an ingress knows it."""
+
+    UP = "up"
+    """It takes work."""
+    CONNECTING = "connecting"
+    """It is listed, and no frame has come yet."""
+    DRAINING = "draining"
+    """It is stopping, or its engine is dead."""
+    REFUSED = "refused"
+    """It runs another version: nothing is sent to it."""
 
 
 class AttemptHandle(Protocol):
@@ -75,6 +91,7 @@ class ReplicaConnection:
     draining_since_s: float | None = None
     deregistered: bool = False
     frame_number: int = -1
+    last_frame_s: float | None = None
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
     prefilling: dict[str, tuple[str, int]] = field(default_factory=dict)
     images: SentImages = field(init=False)
@@ -90,6 +107,17 @@ class ReplicaConnection:
     def draining(self) -> bool:
         """Whether the replica is stopping, or cordoned."""
         return self.draining_since_s is not None
+
+    @property
+    def state(self) -> ReplicaState:
+        """The state of the replica; `REFUSED` is none of a connection's."""
+        if self.draining:
+            return ReplicaState.DRAINING
+        return ReplicaState.UP if self.up else ReplicaState.CONNECTING
+
+    def lateness_s(self, now_s: float) -> float:
+        """How long ago a frame was due at the latest."""
+        return 0.0 if self.last_frame_s is None else max(0.0, now_s - self.last_frame_s - FRAME_PERIOD_S)
 
     @property
     def takes_work(self) -> bool:

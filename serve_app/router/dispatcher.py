@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -39,8 +39,15 @@ from serve_app.protocol.errors import (
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.router.admission import Admission
-from serve_app.router.admission_control import AdmissionControl
-from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaConnection, Transport
+from serve_app.router.admission_control import AdmissionControl, AdmissionDecision
+from serve_app.router.attempts import (
+    DispatcherLimits,
+    DispatcherSink,
+    End,
+    ReplicaConnection,
+    ReplicaState,
+    Transport,
+)
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
@@ -87,6 +94,8 @@ class _ActiveRequest:
     """When the last attempt that gave a token ended; before that, when the request came."""
     ended: asyncio.Future[End] | None = None
     """The end of the current attempt."""
+    lost_by: End | None = None
+    """How the last attempt was lost, until another one begins."""
     task: asyncio.Task[None] | None = None
 
     def end(self, how: End) -> None:
@@ -119,6 +128,8 @@ class Dispatcher:
         self._attempts: dict[str, _ActiveRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._quarantine = Quarantine(limits.quarantine_s)
+        self.migrations: Counter[End] = Counter()
+        """Attempts that took over from a lost one, by how that was lost."""
         self._throttle = MigrationThrottle(lambda: len(self._pool.taking_work()))
         self._pool = ReplicaPool(
             transport, limits, self._spawn, self._on_deltas, self._throttle.admit_waiting, self._accept_info
@@ -182,6 +193,22 @@ class Dispatcher:
     def index_bytes(self) -> int:
         """About how much memory the index of the replicas' caches takes."""
         return self._choice.size_bytes() + sum(one.cache.size_bytes() for one in self._pool.taking_work())
+
+    def replicas_by_state(self) -> Mapping[ReplicaState, int]:
+        """How many replicas this ingress knows in each state."""
+        return self._pool.by_state()
+
+    def frame_lateness_s(self) -> float:
+        """How late a frame was, the worst of the last ten seconds."""
+        return self._pool.lateness_s()
+
+    def admission_decisions(self) -> Mapping[AdmissionDecision, int]:
+        """How many requests were admitted or refused, by the decision."""
+        return self._admission.decisions
+
+    def inflight_tokens(self) -> int:
+        """Tokens of the requests that are not complete: prompts, and answers so far."""
+        return sum(one.request.trace.prompt_tokens + len(one.emitted) for one in self._active.values())
 
     def queued(self) -> int:
         """How many requests, of all ingresses, wait at the replicas."""
@@ -363,6 +390,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
+        self._count_migration(active)
         self._attempts[attempt_id] = active
         attempt = self._attempt_request(active, attempt_id, connection, prefill_tokens)
         active.connection = connection
@@ -389,7 +417,14 @@ class Dispatcher:
             active.died[connection.replica_id] = BLAME[how]
         elif how is End.CUT:
             active.cut.append(connection.replica_id)
+        active.lost_by = None if how is End.FINISHED or how in NOT_TAKEN else how
         return how is End.FINISHED
+
+    def _count_migration(self, active: _ActiveRequest) -> None:
+        """An attempt begins. One that no replica takes counts, and the next one then does not again."""
+        if active.lost_by is not None:
+            self.migrations[active.lost_by] += 1
+            active.lost_by = None
 
     def _attempt_request(
         self, active: _ActiveRequest, attempt_id: str, connection: ReplicaConnection, prefill_tokens: int

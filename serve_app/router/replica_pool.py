@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
 from serve_app.protocol.errors import (
     EngineDead,
@@ -18,9 +19,17 @@ from serve_app.protocol.errors import (
     ReplicaLost,
     WrongReplica,
 )
+from serve_app.protocol.liveness import RecentPeak
 from serve_app.protocol.messages import Frame, ReplicaInfo, TokenDelta
 from serve_app.router.admission import start_wait
-from serve_app.router.attempts import WATCH_PERIOD_S, DispatcherLimits, End, ReplicaConnection, Transport
+from serve_app.router.attempts import (
+    WATCH_PERIOD_S,
+    DispatcherLimits,
+    End,
+    ReplicaConnection,
+    ReplicaState,
+    Transport,
+)
 from serve_app.router.routing import ReplicaFacts
 
 logger = logging.getLogger(__name__)
@@ -30,6 +39,9 @@ DISCOVERY_PERIOD_S = 1.0
 
 MOVES_PER_CHECK = 8
 """How many attempts leave a draining replica at a time: their prefill elsewhere competes with what runs there."""
+
+LATENESS_MEMORY_S = 10.0
+"""A scraper comes about as often."""
 
 FindIncompatibility = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where it may be used."""
@@ -60,6 +72,7 @@ class ReplicaPool:
         self._connections: dict[str, ReplicaConnection] = {}
         self._last: ReplicaConnection | None = None
         self._last_up_s = 0.0
+        self._late = RecentPeak(LATENESS_MEMORY_S)
         self._changed = asyncio.Event()
         self._rediscover = asyncio.Event()
 
@@ -79,6 +92,17 @@ class ReplicaPool:
     def taking_work(self) -> list[ReplicaConnection]:
         """The connections to the replicas that can take a request now."""
         return [connection for connection in self._connections.values() if connection.takes_work]
+
+    def by_state(self) -> Mapping[ReplicaState, int]:
+        """How many replicas are known in each state."""
+        states = Counter(connection.state for connection in self._connections.values())
+        return {one: states[one] for one in ReplicaState} | {ReplicaState.REFUSED: len(self._refused)}
+
+    def lateness_s(self) -> float:
+        """How late a frame came at worst in the last ten seconds, or is by now."""
+        now_s = asyncio.get_running_loop().time()
+        overdue = (one.lateness_s(now_s) for one in self._connections.values())
+        return max(self._late.value(now_s), *overdue, 0.0)
 
     def attempts(self) -> int:
         """How many attempts of this ingress are at a replica."""
@@ -209,6 +233,9 @@ class ReplicaPool:
         if frame.frame_number != connection.frame_number + 1:
             raise ReplicaLost(f"frame {frame.frame_number} came after {connection.frame_number}")
         connection.frame_number = frame.frame_number
+        now_s = asyncio.get_running_loop().time()
+        self._late.add(connection.lateness_s(now_s), now_s)
+        connection.last_frame_s = now_s
         connection.load = frame.load
         if frame.cache is not None:
             connection.cache.apply(frame.cache)
