@@ -31,8 +31,10 @@ from serve_app.config.placement import replica_options
 from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
+from serve_app.engine.activity import energy_reader
 from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
+from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
@@ -106,7 +108,7 @@ class EngineDeployment(EngineReplica):
             config.replicas.max_queued_requests,
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
-            report=ReplicaMetrics().set,
+            report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()

@@ -20,13 +20,16 @@ from serve_app.config.profile import ROOT
 from serve_app.config.schema import AppConfig, Section
 from serve_app.config.vllm_flags import OWNED
 from serve_app.engine.figures import PriorityClass, StartPhase
+from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import Declared, ReplicaMetrics, declared
 from serve_app.engine.watchdog import EngineState
 from serve_app.ingress.gauges import LOST, ProcessGauges
-from serve_app.ingress.key_metrics import MAX_KEYS, KeyMetrics, Result
+from serve_app.ingress.key_metrics import KeyMetrics, Result
 from serve_app.ingress.metrics import IngressMetrics
+from serve_app.observability.phases import Phase
 from serve_app.observability.records import RecordStore
 from serve_app.protocol.errors import LimitKind, Outcome
+from serve_app.protocol.key_labels import MAX_KEYS
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import ReplicaState
 from serve_app.router.routing import Reason
@@ -206,6 +209,7 @@ LABEL_VALUES_OF: dict[tuple[str, str], Sequence[str]] = {
     ("step_replicas", "state"): tuple(ReplicaState),
     ("step_watchdog_state", "state"): tuple(EngineState),
     ("step_engine_start_seconds", "phase"): tuple(StartPhase),
+    ("step_request_phase_seconds", "phase"): tuple(Phase),
 }
 """The same of labels that mean something else in each metric."""
 
@@ -249,7 +253,7 @@ def metrics_page() -> str:
             *_table(ingress_metrics()),
             "",
             REPLICA_INTRODUCTION,
-            *_table(declared(ReplicaMetrics())),
+            *_table(replica_metrics()),
             "",
             LABELS_INTRODUCTION,
             *_labels(),
@@ -265,6 +269,12 @@ def ingress_metrics() -> list[Declared]:
     """What an ingress exports."""
     keys = KeyMetrics()
     return declared(IngressMetrics("", RecordStore(), keys), keys, ProcessGauges())
+
+
+def replica_metrics() -> list[Declared]:
+    """What an engine replica exports."""
+    costs = KeyCosts(1, lambda: None)
+    return declared(ReplicaMetrics(costs), costs)
 
 
 def _table(metrics: Iterable[Declared]) -> Iterator[str]:

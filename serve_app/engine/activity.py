@@ -84,6 +84,27 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
     return utilization
 
 
+def energy_reader(nvml: Any | None = None) -> GpuReader:
+    """What reads the energy that the GPUs of this process have used so far, in joules; a reader of None where there is
+    none, or where they do not say (before Volta, or a part of a GPU)."""
+    nvml = nvml or nvml_library()
+    if nvml is None:
+        return lambda: None
+    try:
+        nvml.nvmlInit()
+        handles = visible_gpus(nvml)
+    except nvml.NVMLError:
+        return lambda: None
+
+    def energy_j() -> float | None:
+        try:
+            return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000 or None
+        except nvml.NVMLError:
+            return None
+
+    return energy_j
+
+
 def nvml_library() -> Any | None:
     """The installed NVML module; None where there is none. Unlike vLLM's copy it can be had without importing vLLM."""
     try:

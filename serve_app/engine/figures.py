@@ -108,6 +108,8 @@ class ReplicaFigures:
     sent: SentFrames = field(default_factory=SentFrames)
     unsent_deltas: int = 0
     lag_s: float = 0.0
+    engine_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the engine by the name of the key that they were for, since its start."""
 
 
 def load_by_class(attempts: Iterable[tuple[PriorityClass, bool, int]]) -> Mapping[PriorityClass, ClassLoad]:

@@ -53,10 +53,9 @@ class GpuTime:
         if since_s is not None:
             self._add(last, max(now_s - since_s, 0.0))
 
-    def take(self) -> dict[str, float]:
-        """The seconds by client since the last call."""
-        taken, self._seconds = self._seconds, {}
-        return taken
+    def totals(self) -> dict[str, float]:
+        """The seconds by client so far."""
+        return dict(self._seconds)
 
     def _add(self, client: str, seconds: float) -> None:
         if seconds > 0:

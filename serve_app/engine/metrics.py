@@ -11,6 +11,7 @@ from typing import Any
 from ray.serve import metrics
 
 from serve_app.engine.figures import ReplicaFigures
+from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.watchdog import EngineState
 
 
@@ -40,7 +41,8 @@ def start_at_zero(counter: metrics.Counter, series: Iterable[Mapping[str, str]])
 class ReplicaMetrics:
     """What one engine replica exports."""
 
-    def __init__(self) -> None:
+    def __init__(self, costs: KeyCosts) -> None:
+        self._costs = costs
         self._inflight = _gauge("step_replica_inflight_requests", "Sequences in the engine.", "class")
         self._inflight_tokens = _gauge(
             "step_replica_inflight_tokens", "Tokens of the sequences in the engine, as they came to it.", "class"
@@ -70,7 +72,8 @@ class ReplicaMetrics:
         )
 
     def set(self, figures: ReplicaFigures) -> None:
-        """The replica is like this now."""
+        """The replica is like this now. Called in the event loop."""
+        self._costs.set_totals(figures.engine_s)
         for priority, load in figures.load.items():
             tags = {"class": priority.value}
             self._inflight.set(load.inflight, tags=tags)

@@ -127,7 +127,7 @@ class EngineReplica:
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
         self._stalls = PrefillStalls()
-        self.gpu_time = GpuTime()
+        self._gpu_time = GpuTime()
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._partial_outputs = PartialOutputs()
@@ -234,7 +234,7 @@ class EngineReplica:
         try:
             running.queue_wait_s = await self._turn(attempt, tokens)
             running.has_started = True
-            self.gpu_time.begin(self._clock())
+            self._gpu_time.begin(self._clock())
             self._prefill.enter(attempt.attempt_id, attempt.prefill_tokens, self._clock())
             await self._engine.run(attempt)
             served = True
@@ -282,7 +282,7 @@ class EngineReplica:
         if attempt.has_started:
             self._prefill.leave(attempt_id, now_s)
             if not self._prefill.prefilling + self._prefill.decoding:
-                self.gpu_time.end(now_s, attempt.client)
+                self._gpu_time.end(now_s, attempt.client)
         self._service.leave(now_s, served=served)
         self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
@@ -379,7 +379,7 @@ class EngineReplica:
                 outbox.put(delta)
         if decoded or computed:
             oldest = self._attempts.get(self._prefill.oldest or "")
-            self.gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")
+            self._gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")
         self._share_cache()
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> int:
@@ -461,6 +461,7 @@ class EngineReplica:
             sent=self._sent,
             unsent_deltas=max((len(outbox) for outbox in self._outboxes.values()), default=0),
             lag_s=lag_s,
+            engine_s=self._gpu_time.totals(),
         )
 
     def _check_engine(self) -> None:

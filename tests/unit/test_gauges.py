@@ -20,10 +20,12 @@ from serve_app.engine.figures import (
     StartTimes,
     load_by_class,
 )
+from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics, TotalCounter, declared
 from serve_app.engine.watchdog import EngineState
-from serve_app.ingress.key_metrics import OTHER, KeyMetrics
+from serve_app.ingress.key_metrics import KeyMetrics
 from serve_app.protocol.errors import Outcome
+from serve_app.protocol.key_labels import OTHER
 from serve_app.protocol.liveness import RecentPeak
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta, encode_tokens
 from serve_app.router.routing import Reason
@@ -126,8 +128,8 @@ def test_a_total_is_there_at_zero_and_never_counts_twice() -> None:
     assert [(value, tags["cause"]) for _, value, tags in record] == [(0, "cut"), (3, "cut"), (2, "cut"), (1, "died")]
 
 
-def test_a_replica_exports_its_figures_with_listed_labels_only() -> None:
-    metrics = ReplicaMetrics()
+async def test_a_replica_exports_its_figures_with_listed_labels_only() -> None:
+    metrics = ReplicaMetrics(KeyCosts(0, lambda: None))
     record = recorded(declared(metrics))
     times = StartTimes(Clock())
     for words in ("loading weights", *(f"a phase that nobody knows: {number}" for number in range(500)), "ready"):
@@ -177,7 +179,7 @@ def test_every_outcome_is_a_result(outcome: Outcome) -> None:
 
 def test_every_label_of_every_metric_is_bounded() -> None:
     """By an enum, by the routes, or by the keys file up to a bound: nothing that a user sends becomes a series."""
-    for metric in (*docs.ingress_metrics(), *declared(ReplicaMetrics())):
+    for metric in (*docs.ingress_metrics(), *docs.replica_metrics()):
         for label in metric.info["tag_keys"]:
             assert label in ("route", "key") or _values(metric.info["name"], label), f"{metric.info['name']}: {label}"
 

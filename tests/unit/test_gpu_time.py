@@ -14,12 +14,11 @@ def test_decoding_is_shared_alike_and_prefill_is_paid_by_the_prompt() -> None:
     time.begin(10.0)
     time.step(11.0, 0.0, ["alice", "alice", "bob"], [], "")
     time.step(12.0, 0.7, ["alice", "bob"], [("carol", 700)], "")
-    assert time.take() == {
+    assert time.totals() == {
         "alice": pytest.approx(2 / 3 + 0.15),
         "bob": pytest.approx(1 / 3 + 0.15),
         "carol": pytest.approx(0.7),
     }
-    assert time.take() == {}
 
 
 def test_prompts_share_by_tokens_and_an_unfinished_one_is_charged_as_it_goes() -> None:
@@ -27,7 +26,7 @@ def test_prompts_share_by_tokens_and_an_unfinished_one_is_charged_as_it_goes() -
     time.begin(0.0)
     time.step(3.0, 0.0, [], [("alice", 300), ("bob", 100)], "carol")
     time.step(5.0, 1.0, ["alice"], [], "carol")
-    assert time.take() == pytest.approx({"alice": 2.25 + 1.0, "bob": 0.75, "carol": 1.0})
+    assert time.totals() == pytest.approx({"alice": 2.25 + 1.0, "bob": 0.75, "carol": 1.0})
 
 
 def test_idle_time_is_nobodys() -> None:
@@ -40,7 +39,7 @@ def test_idle_time_is_nobodys() -> None:
     time.begin(100.0)
     time.begin(101.0)
     time.end(102.0, "bob")
-    assert time.take() == pytest.approx({"alice": 1.5, "bob": 2.0})
+    assert time.totals() == pytest.approx({"alice": 1.5, "bob": 2.0})
 
 
 clients = st.sampled_from(["", "alice", "bob", "carol"])
@@ -66,4 +65,4 @@ def test_the_sum_over_clients_is_the_whole(
     for lasts_s, stall_s, decoding, computed, oldest in steps:
         now_s += lasts_s
         time.step(now_s, stall_s, decoding, computed, oldest)
-    assert sum(time.take().values()) == pytest.approx(now_s - 5.0)
+    assert sum(time.totals().values()) == pytest.approx(now_s - 5.0)
