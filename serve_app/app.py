@@ -35,6 +35,7 @@ from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
+from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
@@ -161,6 +162,14 @@ class Ingress:
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
         keys, limiter = await follow_keys(config.ingress, self._office, ingress_id, self._closing)
+        metrics = IngressMetrics(ingress_id, self._records)
+        tracing = None
+        if config.tracing.endpoint is not None:
+            from serve_app.observability.tracing import Tracing, exporter_for  # its imports take a tenth of a second
+
+            tracing = await self._closing.enter_async_context(
+                Tracing(exporter_for(config.tracing), config.tracing.sample_ratio, ingress_id, metrics.spans_dropped)
+            )
         settings = MiddlewareSettings(
             served_name=config.model.served_name,
             aliases=config.model.aliases,
@@ -172,7 +181,7 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, IngressMetrics(ingress_id, self._records), limiter)
+        return IngressMiddleware(app, settings, keys, metrics, limiter, tracing)
 
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
@@ -214,7 +223,7 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         from serve_app.engine.vllm_metrics import BufferedStatLogger
 
         return VllmEngine(
-            engine_argv(config),
+            [*engine_argv(config), *prepare_tracing(config.tracing)],
             sink,
             stat_loggers=[BufferedStatLogger],
             warms_up=config.engine.warm_up,
