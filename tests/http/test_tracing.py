@@ -19,7 +19,7 @@ from serve_app.observability.tracing import MAX_WAITING_SPANS, Tracing, exporter
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest
 from tests.http.harness import NAME, Service, service
-from tests.http.otlp_receiver import Receiver, attributes, grpc_receiver, http_receiver
+from tests.otlp_receiver import Receiver, attributes, grpc_receiver, http_receiver
 
 pytestmark = pytest.mark.asyncio
 

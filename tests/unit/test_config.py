@@ -60,6 +60,36 @@ def test_every_fault_is_told_at_once() -> None:
     assert "ingress.max_body_bytes" in told
 
 
+@pytest.mark.parametrize(
+    ("tracing", "told"),
+    [
+        ({"endpoint": "collector:4317"}, "'collector:4317' is no address"),
+        ({"endpoint": "grpc://collector:4317"}, "is no address; write http://host:port"),
+        ({"endpoint": "http://collector:99999"}, "is no address"),
+        ({"sample_ratio": 1.5}, "tracing.sample_ratio: input should be less than or equal to 1"),
+        ({"sampling": 1}, "unknown key `tracing.sampling`"),
+    ],
+)
+def test_traces_that_go_nowhere_are_refused(tracing: dict[str, object], told: str) -> None:
+    assert told in refusal({**DEMO, "tracing": tracing})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "uses_grpc", "url"),
+    [
+        ("http://c:4317", True, "http://c:4317"),
+        ("https://c/", True, "https://c"),
+        ("http://c:4318", False, "http://c:4318/v1/traces"),
+        ("http://c:4318/", False, "http://c:4318/v1/traces"),
+        ("https://c/otlp", False, "https://c/otlp/v1/traces"),
+        ("https://c/otlp/v1/traces", False, "https://c/otlp/v1/traces"),
+    ],
+)
+def test_the_address_of_the_collector_says_how_it_is_spoken_to(endpoint: str, uses_grpc: bool, url: str) -> None:
+    config = load_config({**DEMO, "tracing": {"endpoint": endpoint}}, NO_GPU).tracing
+    assert (config.uses_grpc, config.traces_url) == (uses_grpc, url)
+
+
 def test_an_unknown_profile_is_refused_with_the_nearest_one() -> None:
     assert "did you mean `h100-x8`?" in refusal({"profile": "h100x8"})
 
