@@ -35,7 +35,7 @@ class Receiver:
             self.changed.notify_all()
 
     async def trace(self, trace_id: str) -> dict[str, list[Span]]:
-        """The spans of that trace by name, when its request's own span is there: all of them are in one batch."""
+        """The spans of that trace by name, when its request's own span is there, which is sent last."""
 
         def found() -> list[Span]:
             return [span for span in self.spans if span.trace_id.hex() == trace_id]

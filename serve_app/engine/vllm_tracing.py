@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve_app.config.schema import TracingConfig
+
+if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
+    from vllm.v1.engine import EngineCoreOutput
+    from vllm.v1.engine.output_processor import OutputProcessor
 
 SERVICE_NAME = "step-serve"
 """What trace viewers call this service, unless `OTEL_SERVICE_NAME` or `OTEL_RESOURCE_ATTRIBUTES` say otherwise."""
@@ -34,11 +38,11 @@ def prepare(tracing: TracingConfig) -> list[str]:
     return ["--otlp-traces-endpoint", tracing.traces_url]
 
 
-def trace_sampled_only(output_processor: Any) -> None:
+def trace_sampled_only(output_processor: OutputProcessor) -> None:
     """Leave out the span of a request without trace headers: vLLM would make it, for the sampler to discard it."""
     do_tracing: Callable[..., None] = output_processor.do_tracing
 
-    def sampled_only(output: Any, *rest: Any) -> None:
+    def sampled_only(output: EngineCoreOutput, *rest: Any) -> None:
         if output.trace_headers:
             do_tracing(output, *rest)
 

@@ -104,7 +104,7 @@ def _request_span(context: RequestContext, record: RequestRecord, trace: TraceCo
         {
             "http.request.method": method,
             "http.route": record.route,
-            "http.response.status_code": record.status,
+            **({"http.response.status_code": record.status} if record.status else {}),  # 0: the client left before it
             "step.request.id": record.request_id,
             "step.outcome": record.outcome,
             **({"error.type": record.outcome} if record.outcome not in (Outcome.OK, Outcome.CANCELLED) else {}),

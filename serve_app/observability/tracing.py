@@ -130,7 +130,7 @@ class Tracing:
             return
         self._given += len(spans)
         offset_s = context.received_unix_s - context.received_s
-        for span in spans:
+        for span in reversed(spans):  # the request's own last, as it would be were they made on the way
             self._export(span, trace, offset_s)
 
     def _export(self, span: SpanFacts, trace: TraceContext, offset_s: float) -> None:

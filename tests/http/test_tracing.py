@@ -194,7 +194,7 @@ async def test_of_errors_only_the_servers_own_are_errors_of_the_span() -> None:
         refused = only((await here.receiver.trace(TRACE))["chat"])
         assert refused.status.code == Status.STATUS_CODE_UNSET
         assert attributes(refused)["error.type"] == "bad_request"
-        failed = only((await here.receiver.trace("b" * 32))["chat"])
+        failed = only((await here.receiver.trace("b" * 32))[f"chat {NAME}"])
         assert failed.status.code == Status.STATUS_CODE_ERROR
         assert attributes(failed)["error.type"] == "no_replica"
         assert failed.status.message
