@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -41,7 +42,7 @@ from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
-from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
+from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings, RequestTracing
 from serve_app.ingress.peers import AllIngresses
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
 from serve_app.observability.records import RecordStore, decode_query, encode_records
@@ -163,25 +164,18 @@ class Ingress:
         client.grammars.start()
         keys, limiter = await follow_keys(config.ingress, self._office, ingress_id, self._closing)
         metrics = IngressMetrics(ingress_id, self._records)
-        tracing = None
-        if config.tracing.endpoint is not None:
-            from serve_app.observability.tracing import Tracing, exporter_for  # its imports take a tenth of a second
-
-            tracing = await self._closing.enter_async_context(
-                Tracing(exporter_for(config.tracing), config.tracing.sample_ratio, ingress_id, metrics.spans_dropped)
-            )
-        settings = MiddlewareSettings(
-            served_name=config.model.served_name,
-            aliases=config.model.aliases,
-            max_body_bytes=config.ingress.max_body_bytes,
-            keep_alive_s=config.ingress.keep_alive_s,
-            sets_request_id=False,
-            cors=Cors(config.ingress.allowed_origins),
-        )
+        tracing = await self._open_tracing(ingress_id, metrics.spans_dropped)
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, metrics, limiter, tracing)
+        return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
+
+    async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:
+        if self._config.tracing.endpoint is None:
+            return None
+        from serve_app.observability.tracing import open_tracing  # OpenTelemetry's modules take a while
+
+        return await self._closing.enter_async_context(open_tracing(self._config.tracing, ingress_id, on_dropped))
 
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
@@ -201,6 +195,17 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()
+
+
+def _middleware_settings(config: AppConfig) -> MiddlewareSettings:
+    return MiddlewareSettings(
+        served_name=config.model.served_name,
+        aliases=config.model.aliases,
+        max_body_bytes=config.ingress.max_body_bytes,
+        keep_alive_s=config.ingress.keep_alive_s,
+        sets_request_id=False,
+        cors=Cors(config.ingress.allowed_origins),
+    )
 
 
 def _own_deployment() -> DeploymentHandle[Any]:

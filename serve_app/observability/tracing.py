@@ -166,6 +166,11 @@ def _text(value: str) -> str:
     return value[:MAX_TEXT].encode("utf-8", "replace").decode()
 
 
+def open_tracing(config: TracingConfig, ingress_id: str, on_dropped: Callable[[int], None]) -> Tracing:
+    """Tracing as configured, with an endpoint; use it as an async context manager."""
+    return Tracing(exporter_for(config), config.sample_ratio, ingress_id, on_dropped)
+
+
 class _GivenIds(IdGenerator):
     """The ids of the span that is made next. They are known before it: an engine's span has named it its parent."""
 
