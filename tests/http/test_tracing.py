@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
+import msgspec
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from serve_app.config.schema import TracingConfig
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
+from serve_app.ingress.metrics import _fields
+from serve_app.observability.records import RequestRecord
 from serve_app.observability.tracing import MAX_WAITING_SPANS, Tracing, exporter_for
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest
@@ -133,12 +136,15 @@ async def test_a_sampled_client_gets_its_request_with_phases_and_attempt_into_it
         assert headers == {"traceparent": f"00-{TRACE}-{attempt.span_id.hex()}-01", "tracestate": "vendor=1"}
 
 
-async def test_the_record_names_the_trace() -> None:
+async def test_record_and_log_line_name_the_trace() -> None:
     async with traced({"a": Engines().factory()}) as here:
         for request_id, headers in (("with", SAMPLED), ("without", {})):
             await here.client.post(CHAT, json=chat(), headers={**headers, "x-request-id": request_id})
         found = [(await here.client.get(f"/status/requests/{name}")).json() for name in ("with", "without")]
-        assert [one["requests"][0]["record"]["trace_id"] for one in found] == [TRACE, ""]
+        records = [one["requests"][0]["record"] for one in found]
+        assert [one["trace_id"] for one in records] == [TRACE, ""]
+        lines = [_fields(msgspec.convert(one, RequestRecord), {}) for one in records]
+        assert [one.get("trace_id", "none") for one in lines] == [TRACE, "none"]
 
 
 @pytest.mark.parametrize("headers", [NOT_SAMPLED, {}, {"traceparent": "00-nonsense-01"}], ids=["00", "none", "bad"])
@@ -200,7 +206,7 @@ async def test_of_errors_only_the_servers_own_are_errors_of_the_span() -> None:
         assert failed.status.message
 
 
-async def test_a_client_that_leaves_and_a_stop_string_are_no_errors() -> None:
+async def test_a_client_that_leaves_is_no_error() -> None:
     async with traced({"a": Engines().factory(gap_s=0.01, answer_tokens=(400, 400))}) as here:
         asked = chat(stream=True, max_tokens=400)
         async with here.client.stream("POST", CHAT, json=asked, headers=SAMPLED) as response:
