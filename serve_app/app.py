@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -38,12 +39,13 @@ from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.vllm_process import environment_is_final
+from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
-from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings
+from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings, RequestTracing
 from serve_app.ingress.peers import AllIngresses
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
 from serve_app.observability.records import RecordStore, decode_query, encode_records
@@ -167,18 +169,19 @@ class Ingress:
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
         keys, limiter = await follow_keys(config.ingress, self._office, ingress_id, self._closing)
-        settings = MiddlewareSettings(
-            served_name=config.model.served_name,
-            aliases=config.model.aliases,
-            max_body_bytes=config.ingress.max_body_bytes,
-            keep_alive_s=config.ingress.keep_alive_s,
-            sets_request_id=False,
-            cors=Cors(config.ingress.allowed_origins),
-        )
+        metrics = IngressMetrics(ingress_id, self._records, KeyMetrics())
+        tracing = await self._open_tracing(ingress_id, metrics.spans_dropped)
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        return IngressMiddleware(app, settings, keys, IngressMetrics(ingress_id, self._records, KeyMetrics()), limiter)
+        return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
+
+    async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:
+        if self._config.tracing.endpoint is None:
+            return None
+        from serve_app.observability.tracing import open_tracing  # OpenTelemetry's modules take a while
+
+        return await self._closing.enter_async_context(open_tracing(self._config.tracing, ingress_id, on_dropped))
 
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
@@ -198,6 +201,17 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()
+
+
+def _middleware_settings(config: AppConfig) -> MiddlewareSettings:
+    return MiddlewareSettings(
+        served_name=config.model.served_name,
+        aliases=config.model.aliases,
+        max_body_bytes=config.ingress.max_body_bytes,
+        keep_alive_s=config.ingress.keep_alive_s,
+        sets_request_id=False,
+        cors=Cors(config.ingress.allowed_origins),
+    )
 
 
 def _own_deployment() -> DeploymentHandle[Any]:
@@ -221,7 +235,7 @@ def engine_factory(config: AppConfig) -> EngineFactory:
         from serve_app.engine.vllm_metrics import BufferedStatLogger
 
         return VllmEngine(
-            engine_argv(config),
+            [*engine_argv(config), *prepare_tracing(config.tracing)],
             sink,
             stat_loggers=[BufferedStatLogger],
             warms_up=config.engine.warm_up,

@@ -222,6 +222,36 @@ class IngressConfig(Section):
         return self
 
 
+class TracingConfig(Section):
+    """Traces of requests, by OpenTelemetry (docs/observability-traces.md). Where they go and how many there are stands
+    here only; of the `OTEL_*` variables, those for headers, certificates, timeouts and the service's name are read."""
+
+    endpoint: str | None = None
+    """The collector: `http://collector:4317` for OTLP over gRPC; with port 4318 or a path, OTLP over HTTP. None: there
+    are no traces, and nothing is spent on them."""
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of requests that have a trace. A client that sends `traceparent` has decided for its own: always with the
+    flag `01`, never with `00`."""
+
+    @model_validator(mode="after")
+    def _endpoint_is_an_address(self) -> TracingConfig:
+        address = re.fullmatch(r"https?://[^/?#:\s]+(?::(\d+))?(/[^?#\s]*)?", self.endpoint or "http://-")
+        if address is None or int(address[1] or 1) > 65535:
+            raise ValueError(f"endpoint: {self.endpoint!r} is no address; write http://host:port or https://host:port")
+        return self
+
+    @property
+    def uses_grpc(self) -> bool:
+        """Whether `endpoint` speaks OTLP over gRPC."""
+        return re.fullmatch(r"https?://[^/]+(?<!:4318)/?", self.endpoint or "") is not None
+
+    @property
+    def traces_url(self) -> str:
+        """`endpoint`, with the path that OTLP over HTTP has for traces."""
+        address = (self.endpoint or "").rstrip("/")
+        return address if self.uses_grpc or address.endswith("/v1/traces") else f"{address}/v1/traces"
+
+
 class AppConfig(Section):
     """The whole configuration of the application."""
 
@@ -231,6 +261,7 @@ class AppConfig(Section):
     engine: EngineConfig = EngineConfig()
     replicas: ReplicasConfig = ReplicasConfig()
     ingress: IngressConfig = IngressConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @model_validator(mode="after")
     def _gpus_match_the_parallel_sizes(self) -> AppConfig:

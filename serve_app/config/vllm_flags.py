@@ -27,6 +27,7 @@ OWNED = {
     "config": "the profile itself",
     "api-server-count": "ingress.min_replicas",
     "headless": "replicas.nodes_per_replica",
+    "otlp-traces-endpoint": "tracing.endpoint",
 }
 """Flags that another key of the configuration sets: a value with two sources would contradict itself some day."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from serve_app.engine.vllm_tracing import trace_sampled_only
 from serve_app.protocol.errors import AttemptRefused
 from serve_app.protocol.messages import AttemptRequest, EngineTiming, TokenDelta, count_tokens
 from serve_app.protocol.pages import PromptImage, prompt_pages
@@ -83,6 +84,7 @@ def as_attempt(request: EngineCoreRequest, attempt: AttemptRequest) -> EngineCor
     request.external_req_id = attempt.spec.request_id
     request.prompt_token_ids = attempt.spec.prompt_token_ids + emitted if emitted else attempt.spec.prompt
     request.priority = attempt.spec.priority
+    request.trace_headers = attempt.trace_headers or None
     # The engine's metrics count from here: another machine's clock would falsify them.
     request.arrival_time = time.time()
     params = request.sampling_params
@@ -185,6 +187,7 @@ def observe_core(
     llm: AsyncLLM, on_step: Callable[[EngineCoreOutputs], None], on_failure: Callable[[Exception], None]
 ) -> None:
     """Observe the engine core of `llm`, and start its output handler on the calling event loop."""
+    trace_sampled_only(llm.output_processor)
     llm.engine_core = ObservedCore(llm.engine_core, on_step, on_failure)
     llm._run_output_handler()  # noqa: SLF001  # would start with `generate`, which is not called here
 

@@ -96,7 +96,9 @@ class ReplicatedEngineCore:
             raise VLLMValidationError("Only text generation from tokens is served here.", parameter="prompt_embeds")
         self._check_limits(params, len(request.prompt_token_ids))
         context = CURRENT.get()
-        trace = RequestTrace(inexact=_inexact_after_resume(params))
+        trace = RequestTrace(
+            inexact=_inexact_after_resume(params), trace_context=context.trace_context if context is not None else None
+        )
         if params.structured_outputs is not None:
             self._grammars[request.request_id] = context.grammar_source if context is not None else "structured_outputs"
         # Partial outputs hold tokens only, no log probabilities.

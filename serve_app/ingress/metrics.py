@@ -88,6 +88,14 @@ class IngressMetrics:
             description="Requests refused because their key had used up a limit, by kind.",
             tag_keys=("kind",),
         )
+        self._spans_dropped = metrics.Counter(
+            "step_trace_spans_dropped",
+            description="Spans of sampled requests that the collector did not get: it is away, slow, or refuses them.",
+        )
+
+    def spans_dropped(self, count: int) -> None:
+        """So many spans were not exported. May be called from any thread."""
+        self._spans_dropped.inc(count)
 
     @staticmethod
     def _histogram(name: str, description: str, tag_keys: tuple[str, ...] = ("route",)) -> metrics.Histogram:
@@ -149,6 +157,7 @@ def _fields(record: RequestRecord, phases: dict[str, float]) -> dict[str, object
         "phases": {f"{phase}_s": _round(seconds) for phase, seconds in phases.items()},
         "total_s": _round(record.total_s),
         "resumed_tokens": record.resumed_tokens,
+        **({"trace_id": record.trace_id} if record.trace_id else {}),
     }
 
 

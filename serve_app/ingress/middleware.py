@@ -15,7 +15,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -33,13 +33,15 @@ from serve_app.ingress.requests.edits import HEADER, Edits, header_value
 from serve_app.ingress.sse import EventStream
 from serve_app.observability.phases import server_timing
 from serve_app.protocol.errors import Outcome, PoisonRequest, PromptTooLong, RateLimited, RequestRefused, ServeError
+from serve_app.protocol.trace_context import HEADERS as TRACE_HEADERS
+from serve_app.protocol.trace_context import TraceContext
 from serve_app.router.request_context import CURRENT, RequestContext
 
 logger = logging.getLogger(__name__)
 
-NOT_PASSED_ON = (b"x-request-id", b"content-length", b"x-data-parallel-rank")
-"""Request headers that we set ourselves or drop. The last names a rank of vLLM's data parallelism, and routing is
-ours."""
+NOT_PASSED_ON = (b"x-request-id", b"content-length", b"x-data-parallel-rank", *TRACE_HEADERS)
+"""Request headers that we set ourselves or drop. The third names a rank of vLLM's data parallelism, and routing is
+ours; an engine gets trace headers with each attempt."""
 
 REQUEST_ID = re.compile(r"[ -~]{1,256}")
 """A request id that a client may choose: it is logged, and it is part of the engine's id. Any printable text, because
@@ -73,6 +75,13 @@ class AccessLog(Protocol):
         """One request has ended. `route` is a pattern of `routes.SERVED`, or "unserved"."""
 
 
+class RequestTracing(AccessLog, Protocol):
+    """Makes spans of requests (`observability/tracing.py`)."""
+
+    def begin(self, headers: Mapping[str, str]) -> TraceContext | None:
+        """A request with these headers has arrived. None: it is not sampled, and its end is not to be told."""
+
+
 @dataclass(frozen=True)
 class MiddlewareSettings:
     """The middleware's part of the configuration. An alias that ends in `*` matches any name with that start."""
@@ -96,12 +105,14 @@ class IngressMiddleware:
         keys: Keys | None,
         log: AccessLog,
         limiter: RateLimiter | None = None,
+        tracing: RequestTracing | None = None,
     ) -> None:
         self.app = app
         self.settings = settings
         self.keys = keys
         self.log = log
         self.limiter = limiter
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection; only HTTP requests are processed here."""
@@ -156,12 +167,17 @@ class _RequestCycle:
         self._raw_send = send
         self._headers = headers
         self._context = context
+        context.method = scope["method"]
         path = middleware.resolve_path(routes.tidy_path(scope["path"]))
         self._method: str = scope["method"]
         # HEAD is a GET whose body is kept back.
         self._scope = {**scope, "path": path, "raw_path": path.encode(), "method": self._app_method()}
         self._route = routes.find(path, self._method)
         self._api = routes.api_of(self._route, path, headers)
+        self._tracing = middleware.tracing
+        # Probes come every few seconds, and nobody looks for their traces.
+        if self._tracing is not None and (self._route is None or self._route.needs_key):
+            context.trace_context = self._tracing.begin(headers)
         self._status = 0
         self._disconnected = False
         self._complete = False
@@ -190,7 +206,10 @@ class _RequestCycle:
                 self._stream.close()
             pattern = route.pattern.pattern if route is not None else "unserved"
             total_s = loop.time() - self._context.received_s
-            self._middleware.log.request(self._context, pattern, self._status, self._outcome(), total_s)
+            ended = (self._context, pattern, self._status, self._outcome(), total_s)
+            self._middleware.log.request(*ended)
+            if self._tracing is not None and self._context.trace_context is not None:
+                self._tracing.request(*ended)
 
     async def _handle(self, route: routes.Route | None) -> None:
         method, path = self._method, self._scope["path"]

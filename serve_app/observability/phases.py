@@ -73,6 +73,17 @@ def split(context: RequestContext, ended_s: float) -> list[PhaseSpan]:
     return clock.spans
 
 
+def at_replica(attempt: AttemptTrace) -> list[PhaseSpan]:
+    """The phases of one attempt, from its dispatch to its last token; none without a token. What stalls its decoding
+    (`NEIGHBOUR_PREFILL`, `PREEMPTION`) is part of `DECODE`: it is spread over it."""
+    if attempt.first_token_s is None or attempt.last_token_s is None:
+        return []
+    clock = _Clock(attempt.dispatched_s, attempt.last_token_s)
+    clock.shares(_before_first_token(attempt), Phase.TRANSFER, attempt.first_token_s)
+    clock.until(Phase.DECODE, attempt.last_token_s)
+    return clock.spans
+
+
 def slowest(sequences: Sequence[RequestTrace]) -> RequestTrace | None:
     """The sequence that got its last token last; one without a token is later than any with one."""
     return max(sequences, key=_last_token_s, default=None)
@@ -143,8 +154,7 @@ def _follow(clock: _Clock, sequence: RequestTrace, ended_s: float) -> None:
             lost = not is_last or sequence.error is not None
             clock.until(Phase.MIGRATION if lost else Phase.UNANSWERED, attempt.ended_s or ended_s)
         elif is_first:
-            queues = [(Phase.REPLICA_QUEUE, attempt.replica_queue_s), (Phase.ENGINE_QUEUE, attempt.engine_queue_s)]
-            clock.shares([*queues, (Phase.PREFILL, attempt.prefill_s)], Phase.TRANSFER, attempt.first_token_s)
+            clock.shares(_before_first_token(attempt), Phase.TRANSFER, attempt.first_token_s)
             _decode(clock, attempt, attempt.last_token_s)
         else:
             clock.until(Phase.MIGRATION, attempt.first_token_s)
@@ -155,6 +165,14 @@ def _follow(clock: _Clock, sequence: RequestTrace, ended_s: float) -> None:
     elif not sequence.attempts and not sequence.resumed_tokens:
         clock.until(Phase.ROUTING, ended_s)
     clock.until(Phase.DELIVERY, ended_s)
+
+
+def _before_first_token(attempt: AttemptTrace) -> list[tuple[Phase, float]]:
+    return [
+        (Phase.REPLICA_QUEUE, attempt.replica_queue_s),
+        (Phase.ENGINE_QUEUE, attempt.engine_queue_s),
+        (Phase.PREFILL, attempt.prefill_s),
+    ]
 
 
 def _decode(clock: _Clock, attempt: AttemptTrace, last_token_s: float) -> None:

@@ -137,6 +137,7 @@ def record_of(
         first_token_s=first_token_s(context),
         attempts=_attempts(followed, context.received_s) if followed is not None else [],
         error=str(error)[:300] if error is not None else "",
+        trace_id=context.trace_context.trace_id_hex if context.trace_context is not None else "",
     )
 
 

@@ -60,7 +60,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `admitted`: a replica has taken the request before, so no replica refuses it for lack of room. `images` are those of
     `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
     `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as its ingress
-    knows.
+    knows. `trace_headers` (`TraceContext.headers`) make the engine's span a child of the attempt's; empty: the request
+    is not sampled.
     """
 
     wire_version: int
@@ -71,6 +72,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     admitted: bool = False
     images: dict[str, list[bytearray]] = {}
     prefill_tokens: int = 0
+    trace_headers: dict[str, str] = {}
 
 
 class EngineTiming(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

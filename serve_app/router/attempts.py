@@ -45,6 +45,8 @@ class End(Enum):
     """The engine died, and the evidence points at this attempt (`protocol/poison.py`)."""
     BESIDE = "beside"
     """The engine died, and nothing points at this attempt."""
+    CANCELLED = "cancelled"
+    """The ingress needs no more of it: its client has left, or a stop string has ended it."""
     CUT = "cut"
     """The connection broke or fell silent, or tokens were missing: there is no evidence that anything died."""
     MOVED = "moved"

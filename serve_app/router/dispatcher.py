@@ -38,6 +38,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
+from serve_app.protocol.trace_context import new_span_id
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl, AdmissionDecision
 from serve_app.router.attempts import (
@@ -392,7 +393,7 @@ class Dispatcher:
         had = len(active.emitted)
         self._count_migration(active)
         self._attempts[attempt_id] = active
-        attempt = self._attempt_request(active, attempt_id, connection, prefill_tokens)
+        attempt = self._attempt_request(active, attempt_id, connection, chosen)
         active.connection = connection
         connection.begin(attempt_id, active, active.request.pages, active.request.flow, prefill_tokens)
         call = self._transport.run_attempt(connection.replica_id, attempt)
@@ -400,6 +401,9 @@ class Dispatcher:
         how = End.CUT
         try:
             how = await self._await_end(active, connection, control, ended)
+        except asyncio.CancelledError:
+            how = End.CANCELLED
+            raise
         finally:
             self._attempts.pop(attempt_id, None)
             connection.finish(attempt_id, active.request.pages)
@@ -427,9 +431,13 @@ class Dispatcher:
             active.lost_by = None
 
     def _attempt_request(
-        self, active: _ActiveRequest, attempt_id: str, connection: ReplicaConnection, prefill_tokens: int
+        self, active: _ActiveRequest, attempt_id: str, connection: ReplicaConnection, chosen: AttemptTrace
     ) -> AttemptRequest:
         request = active.request
+        trace_headers: dict[str, str] = {}
+        if (trace_context := request.trace.trace_context) is not None:
+            chosen.span_id = new_span_id()
+            trace_headers = trace_context.headers(chosen.span_id)
         return AttemptRequest(
             WIRE_VERSION,
             attempt_id,
@@ -438,7 +446,8 @@ class Dispatcher:
             list(active.emitted),
             active.admitted,
             connection.images.to_send(request.images),
-            prefill_tokens,
+            chosen.routing.missing_tokens,
+            trace_headers,
         )
 
     async def _await_end(

@@ -20,6 +20,7 @@ import msgspec
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.images import ImageEncoder
 from serve_app.protocol.messages import RequestSpec, TokenDelta
+from serve_app.protocol.trace_context import TraceContext
 from serve_app.router.routing import Decision
 
 
@@ -64,6 +65,8 @@ class AttemptTrace:
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    span_id: int = 0
+    """Of its span, where the request is sampled."""
 
     def take(self, delta: TokenDelta, now_s: float) -> None:
         """Note new tokens, and what their replica says of its time."""
@@ -98,6 +101,8 @@ class RequestTrace:
     inexact: tuple[str, ...] = ()
     """What a migration of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
     error: ServeError | None = None
+    trace_context: TraceContext | None = None
+    """Its request's."""
 
     @property
     def replicas(self) -> list[str]:
@@ -175,6 +180,9 @@ class RequestContext:
     """When all of it had been read."""
     wants_timing: bool = False
     """Whether its answer ends with where its time went (`x-step-debug: timing`)."""
+    method: str = ""
+    trace_context: TraceContext | None = None
+    """Where it belongs in its trace; None: it is not sampled."""
     session: Session | None = None
     resume_request_id: str | None = None
     """The id of the request with the broken stream that this one continues."""

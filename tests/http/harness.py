@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import uvicorn
+from starlette.types import ASGIApp
 
 from serve_app.config import vllm_flags
 from serve_app.engine.replica import EngineFactory, EngineReplica
@@ -19,7 +20,7 @@ from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.engine_client import ReplicatedEngineClient, worker_settings
 from serve_app.ingress.grammars.checker import GrammarChecker
-from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings
+from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings, RequestTracing
 from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.observability.records import RecordStore, record_of
 from serve_app.observability.search import OneStore
@@ -128,6 +129,7 @@ async def service(
     image_bytes: int = 64 << 20,
     limiter: RateLimiter | None = None,
     operators: tuple[str, ...] = (),
+    tracing: RequestTracing | None = None,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -158,13 +160,14 @@ async def service(
         log = Log()
         status_routes.add(app, OneStore(log.records), operators)
         settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
-        middleware = IngressMiddleware(app, settings, keys, log, limiter)
-        yield Service(await stack.enter_async_context(_listening(middleware)), log, middleware, client, transport)
+        middleware = IngressMiddleware(app, settings, keys, log, limiter, tracing)
+        yield Service(await stack.enter_async_context(listening(middleware)), log, middleware, client, transport)
 
 
 @contextlib.asynccontextmanager
-async def _listening(middleware: IngressMiddleware) -> AsyncIterator[str]:
-    server = uvicorn.Server(uvicorn.Config(middleware, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+async def listening(app: ASGIApp) -> AsyncIterator[str]:
+    """The app on a free port of the loopback; its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
     sockets = [server.config.bind_socket()]
     task = asyncio.create_task(server.serve(sockets))
     host, port = sockets[0].getsockname()

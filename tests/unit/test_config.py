@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from serve_app.cli.plan import SESSION_TOKENS
 from serve_app.config import memory, profile
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.profile import ROOT, load_config, resolve
-from serve_app.config.schema import AppConfig, ConfigError
+from serve_app.config.schema import AppConfig, ConfigError, TracingConfig
 from serve_app.config.vllm_flags import OWNED, BadFlag, argv_of, engine_argv, parse, serve_parser
 from serve_app.config.yaml_lines import BadYaml, YamlDocument
 from serve_app.config.yaml_lines import parse as parse_yaml
+from serve_app.engine import vllm_tracing
 
 DEMO = {"profile": "cpu-demo"}
 NO_GPU = [NodeGpus("head", None, 0)]
@@ -58,6 +60,55 @@ def test_every_fault_is_told_at_once() -> None:
     told = refusal({**DEMO, "replicas": {"mim": 1}, "ingress": {"max_body_bytes": -1}})
     assert "replicas.mim" in told
     assert "ingress.max_body_bytes" in told
+
+
+@pytest.mark.parametrize(
+    ("tracing", "told"),
+    [
+        ({"endpoint": "collector:4317"}, "'collector:4317' is no address"),
+        ({"endpoint": "grpc://collector:4317"}, "is no address; write http://host:port"),
+        ({"endpoint": "http://collector:99999"}, "is no address"),
+        ({"sample_ratio": 1.5}, "tracing.sample_ratio: input should be less than or equal to 1"),
+        ({"sampling": 1}, "unknown key `tracing.sampling`"),
+    ],
+)
+def test_traces_that_go_nowhere_are_refused(tracing: dict[str, object], told: str) -> None:
+    assert told in refusal({**DEMO, "tracing": tracing})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "uses_grpc", "url"),
+    [
+        ("http://c:4317", True, "http://c:4317"),
+        ("https://c/", True, "https://c"),
+        ("http://c:4318", False, "http://c:4318/v1/traces"),
+        ("http://c:4318/", False, "http://c:4318/v1/traces"),
+        ("https://c/otlp", False, "https://c/otlp/v1/traces"),
+        ("https://c/otlp/v1/traces", False, "https://c/otlp/v1/traces"),
+    ],
+)
+def test_the_address_of_the_collector_says_how_it_is_spoken_to(endpoint: str, uses_grpc: bool, url: str) -> None:
+    config = load_config({**DEMO, "tracing": {"endpoint": endpoint}}, NO_GPU).tracing
+    assert (config.uses_grpc, config.traces_url) == (uses_grpc, url)
+
+
+def test_vllm_is_told_where_its_spans_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER")
+    for name in names:  # so that they are taken away again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=mine")
+    assert vllm_tracing.prepare(TracingConfig()) == []
+    assert not [name for name in names if name in os.environ]
+    told = vllm_tracing.prepare(TracingConfig(endpoint="http://c:4318"))
+    assert told == ["--otlp-traces-endpoint", "http://c:4318/v1/traces"]
+    assert parse([*told, "--model", "x"], serve_parser()).otlp_traces_endpoint == told[1]
+    assert [os.environ.get(name) for name in names] == ["http/protobuf", None, "parentbased_always_off"]
+
+
+def test_an_engine_flag_does_not_say_where_traces_go() -> None:
+    with pytest.raises(BadFlag, match=r"`otlp-traces-endpoint` is set by `tracing\.endpoint`"):
+        argv_of({"otlp-traces-endpoint": "http://c:4317"}, serve_parser())
 
 
 def test_an_unknown_profile_is_refused_with_the_nearest_one() -> None:
