@@ -183,8 +183,8 @@ class IngressConfig(Section):
     """How an engine is chosen for a request. `cost`: the one where prefill that its cache does not save, what waits
     there and what it delays take the least time. The others are for comparison (`python -m bench routing`)."""
     keys_file: str | None = None
-    """File of hashed API keys (`python -m serve_app hash-key`), with the limits of those that have some. It is read
-    again when it changes. None: no key is required."""
+    """File of hashed API keys (`python -m serve_app hash-key`), with the limits, classes and weights of those that
+    have some. It is read again when it changes. None: no key is required."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
     allowed_origins: tuple[str, ...] = ()

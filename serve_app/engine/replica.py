@@ -422,6 +422,6 @@ class EngineReplica:
 
 
 def _flow(attempt: AttemptRequest) -> Flow:
-    """Whom it belongs to. A client may ask for less than others; as in vLLM, a higher number is a lower priority."""
+    """Whom it belongs to."""
     spec = attempt.spec
-    return Flow(spec.client, spec.session, rank=-1 if spec.priority > 0 else 0)
+    return Flow(spec.client, spec.session, spec.rank, spec.weight)

@@ -104,6 +104,7 @@ class IngressMetrics:
             extra={
                 "id": context.request_id,
                 "key": context.key_name,
+                "class": context.share.service_class.word,
                 **_session_fields(context),
                 "route": route,
                 "model": context.model,

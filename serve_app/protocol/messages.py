@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 """Raised when a message changes: its fields are positions. During a rolling upgrade an old ingress may meet a new
 replica. Messages of another version are not read beyond the version; the ingress then uses a replica of its own."""
 
@@ -26,7 +26,8 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     the token ids and without its images), in the buffers of vLLM's encoder. `resume_key` names the partial output of a
     broken stream (`engine/partial_outputs.py`); empty: it is not kept. `images` are vLLM's hashes of its images, which
     travel with the attempt (`AttemptRequest.images`). `client` (the name of its API key) and `session`
-    (`Session.id_for`) say whom it belongs to where requests wait (`engine/fair_queue.py`).
+    (`Session.id_for`) say whom it belongs to where requests wait (`engine/fair_queue.py`), `rank` and `weight` in which
+    class and with which share (`protocol/service_class.py`).
     """
 
     request_id: str
@@ -41,6 +42,8 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     images: list[str] = []
     client: str = ""
     session: str = ""
+    rank: int = 0
+    weight: float = 1.0
 
     @property
     def prompt_token_ids(self) -> list[int]:

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
+from serve_app.protocol.service_class import Holder, holds_little
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink, End, ReplicaConnection, Transport
@@ -145,17 +145,15 @@ class Dispatcher:
         active.task = self._spawn(self._dispatch(active), f"request {request.spec.request_id}")
         active.task.add_done_callback(lambda task: self._complete(active, task))
 
-    def check_room(self, asked: int, client: str = "") -> None:
+    def check_room(self, asked: int, holder: Holder | None = None) -> None:
         """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more requests of a client must not be
         submitted."""
-        self._admission.check(asked, lambda: self._has_little(client, asked))
+        client = holder or Holder("")
+        self._admission.check(asked, lambda: holds_little(client, asked, self._held()))
 
-    def _has_little(self, client: str, asked: int) -> bool:
-        """Whether a client has fewer requests here than its share of them, with `asked` more. One client alone has
-        all."""
-        held = Counter(active.request.spec.client for active in self._active.values())
-        clients = len(held) + (client not in held)
-        return clients > 1 and held[client] + asked <= len(self._active) / clients
+    def _held(self) -> list[Holder]:
+        specs = (active.request.spec for active in self._active.values())
+        return [Holder(spec.client, spec.rank, spec.weight) for spec in specs]
 
     def cancel(self, request_id: str) -> None:
         """Stop a request wherever it is. Unknown ids are ignored: the request may just have completed."""

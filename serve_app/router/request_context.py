@@ -19,6 +19,7 @@ import msgspec
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.images import ImageEncoder
 from serve_app.protocol.messages import RequestSpec
+from serve_app.protocol.service_class import DEFAULT_SHARE, Share
 from serve_app.router.routing import Decision
 
 
@@ -102,6 +103,10 @@ class RequestContext:
     """The id of the request with the broken stream that this one continues."""
     body_digest: bytes = b""
     key_name: str | None = None
+    share: Share = DEFAULT_SHARE
+    """That of its key; of a request that asks for a lower class, with that class."""
+    service_tier: str | None = None
+    """The tier that the answer names, where the request asked for one."""
     model: str | None = None
     ignored: list[str] = field(default_factory=list)
     """Parts of the request that were left out, by field (`ingress/requests/edits.py`)."""

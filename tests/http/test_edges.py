@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,6 +33,9 @@ PAGE = "https://app.example"
 class OneKey:
     def name_of(self, presented: str) -> str | None:
         return "team-a" if presented == "sk-good" else None
+
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
 
 
 KEY = {"authorization": "Bearer sk-good"}
