@@ -178,7 +178,9 @@ async def test_a_browser_may_call_from_the_origins_of_the_configuration(http: ht
                 answer = await browser.post(CHAT, json={}, headers={"origin": origin, **headers})
                 assert answer.status_code == status
                 assert answer.headers["access-control-allow-origin"] == origin
-                assert "retry-after" in answer.headers["access-control-expose-headers"]
+                exposed = answer.headers["access-control-expose-headers"].split(", ")
+                assert {"retry-after", "x-request-id", "x-ratelimit-remaining-tokens"} <= set(exposed)
+                assert "anthropic-ratelimit-requests-reset" in exposed
                 assert answer.headers["vary"] == "Origin"
         streamed = await browser.post(CHAT, json=BODY | {"stream": True}, headers={"origin": PAGE, **KEY})
         assert streamed.headers["access-control-allow-origin"] == PAGE
