@@ -16,6 +16,7 @@ from serve_app.config.schema import ConfigError
 from serve_app.config.vllm_flags import BadFlag, engine_argv
 from serve_app.ingress import auth
 from serve_app.ingress.auth import BadKeysFile
+from serve_app.protocol.service_class import Share
 from serve_app.rehearse.setup import add_flags as add_rehearse_flags
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
@@ -63,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     hashed.add_argument("--requests-per-minute", type=_limit, help="limits of the key, for its line in the file")
     hashed.add_argument("--tokens-per-minute", type=_limit, help="tokens of prompts and of answers")
     hashed.add_argument("--max-concurrent", type=_limit, help="requests at a time")
+    hashed.add_argument(
+        "--class", dest="service_class", choices=auth.CLASSES, default="standard", help="who goes first"
+    )
+    hashed.add_argument("--weight", type=_weight, default=1, help="its share against other keys of its class")
     _add_explain_flags(with_file(command("explain", _explain, "why a past request took as long as it did")))
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
@@ -143,10 +148,10 @@ def _client_env(options: argparse.Namespace) -> int:
     return 0
 
 
-def _limit(text: str) -> int:
+def _limit(text: str, most: int = auth.MAX_LIMIT) -> int:
     number = int(text)
-    if not 0 < number <= auth.MAX_LIMIT:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {auth.MAX_LIMIT}")
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {most}")
     return number
 
 
@@ -170,10 +175,14 @@ def _explain(options: argparse.Namespace) -> int:
     return 0
 
 
+def _weight(text: str) -> int:
+    return _limit(text, auth.MAX_WEIGHT)
+
+
 def _hash_key(options: argparse.Namespace) -> int:
     key = auth.new_key()
     limits = auth.KeyLimits(options.requests_per_minute, options.tokens_per_minute, options.max_concurrent)
-    line = auth.line_for(options.name, key, limits)
+    line = auth.line_for(options.name, key, limits, Share(auth.CLASSES[options.service_class], options.weight))
     _say(f"key (shown once, give it to {options.name}):\n  {key}\n")
     _say(f"line for the keys file (`ingress.keys_file`):\n  {line}")
     return 0

@@ -27,6 +27,7 @@ from serve_app.protocol.messages import (
     encode_tokens,
 )
 from serve_app.protocol.pages import prompt_pages
+from serve_app.protocol.service_class import DEFAULT_SHARE, Holder, Share
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
@@ -189,18 +190,37 @@ class Fleet:
         for name in self.live:
             self._engines[name].reset_prefix_cache()
 
-    async def generate(self, prompt: Sequence[int], max_tokens: int, session: str | None, client: str = "") -> Answer:
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        session: str | None,
+        client: str = "",
+        share: Share = DEFAULT_SHARE,
+    ) -> Answer:
         """Run one request to its end. Raises `ServeError`."""
         loop = asyncio.get_running_loop()
         self._submitted += 1
         request_id = f"r{self._submitted}"
         dispatcher = self._dispatchers[self._submitted % INGRESSES]
-        dispatcher.check_room(1, client)
+        rank = int(share.service_class)
+        dispatcher.check_room(1, Holder(client, rank, share.weight))
         self._sink.token_ids[request_id] = []
         ended = self._sink.ended[request_id] = loop.create_future()
         trace = RequestTrace()
         spec = RequestSpec(
-            request_id, encode_tokens(prompt), max_tokens, 0, True, [], 0, [], client=client, session=session or ""
+            request_id,
+            encode_tokens(prompt),
+            max_tokens,
+            0,
+            True,
+            [],
+            0,
+            [],
+            client=client,
+            session=session or "",
+            rank=rank,
+            weight=share.weight,
         )
         dispatcher.submit(SubmittedRequest(spec, trace, prompt_pages(prompt)))
         try:

@@ -19,7 +19,7 @@ from serve_app.config import profile
 from serve_app.config.profile import ROOT
 from serve_app.config.schema import AppConfig, Section
 from serve_app.config.vllm_flags import OWNED
-from serve_app.engine.figures import PriorityClass, StartPhase
+from serve_app.engine.figures import StartPhase
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import Declared, ReplicaMetrics, declared
 from serve_app.engine.watchdog import EngineState
@@ -30,6 +30,7 @@ from serve_app.observability.phases import Phase
 from serve_app.observability.records import RecordStore
 from serve_app.protocol.errors import LimitKind, Outcome
 from serve_app.protocol.key_labels import MAX_KEYS
+from serve_app.protocol.service_class import ServiceClass
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import ReplicaState
 from serve_app.router.routing import Reason
@@ -196,7 +197,7 @@ LABEL_VALUES: dict[str, Sequence[str]] = {
     "reason": tuple(Reason),
     "decision": tuple(AdmissionDecision),
     "cause": tuple(end.value for end in LOST),
-    "class": tuple(PriorityClass),
+    "class": tuple(one.word for one in ServiceClass),
     "result": tuple(Result),
     "basis": ("measured", "constant"),
 }

@@ -183,8 +183,8 @@ class IngressConfig(Section):
     """How an engine is chosen for a request. `cost`: the one where prefill that its cache does not save, what waits
     there and what it delays take the least time. The others are for comparison (`python -m bench routing`)."""
     keys_file: str | None = None
-    """File of hashed API keys (`python -m serve_app hash-key`), with the limits of those that have some. It is read
-    again when it changes. None: no key is required."""
+    """File of hashed API keys (`python -m serve_app hash-key`), with the limits, classes and weights of those that
+    have some. It is read again when it changes. None: no key is required."""
     operators: tuple[str, ...] = ()
     """Names of keys that may see the requests of all keys (`explain`, `/status`): times and token counts, no texts.
     Another key then sees its own. Empty: every key sees all."""

@@ -13,7 +13,9 @@ coming cannot hold off one that has used more than they. Within a client the sam
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 OUTPUT_COST = 2.0
@@ -27,6 +29,10 @@ HEADROOM = 32
 """One of so many slots is not given to a client that has its share, while others come: one of them then need not wait
 for an answer to end. It is what fairness may cost in throughput, 3 %."""
 
+OVERDUE_EVERY = 16
+"""Of so many starts, one may be that of a lower class that has waited for long, though a higher class waits: what this
+costs the higher class is bounded, and what the lower one waits, too."""
+
 RECENT_STARTS = 20
 """Clients count as being there until so many times the slots of other requests have started."""
 
@@ -36,8 +42,8 @@ MAX_ACCOUNTS = 4096
 
 @dataclass(frozen=True)
 class Flow:
-    """Who asks. A higher `rank` goes first, whatever was used; `weight` is a client's share against others of its
-    rank."""
+    """Who asks. A higher `rank` (a `ServiceClass`) goes first, whatever was used; `weight` is a client's share against
+    others of its rank."""
 
     client: str = ""
     session: str = ""
@@ -104,6 +110,9 @@ class _Accounts:
         if account is None:
             account = self.by_name[name] = _Account(flow.rank, flow.weight)
         self.by_name.move_to_end(name)
+        if account.weight != flow.weight:  # the keys file has changed
+            self._active_weight += 0.0 if account.is_idle else flow.weight - account.weight
+            account.weight = flow.weight
         if account.is_idle:
             account.used = max(account.used, self._virtual_time)
             self._active_weight += account.weight
@@ -143,13 +152,19 @@ class _Accounts:
 
 
 class FairQueue:
-    """The requests that wait for one engine of that many `slots`. Costs are in tokens of prefill."""
+    """The requests that wait for one engine of that many `slots`. Costs are in tokens of prefill, times in seconds of
+    one clock. Who has waited for `patience_s` is started now and then (`OVERDUE_EVERY`), whatever its rank."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, patience_s: float = math.inf) -> None:
         self._slots = slots
+        self._patience_s = patience_s
         self._headroom = slots // HEADROOM
         self._clients = _Accounts()
         self._waiting: dict[str, Flow] = {}
+        self._since: dict[int, OrderedDict[str, float]] = {}
+        """When each that waits has come, by rank."""
+        self._overdue_start = 0
+        """At which start one that was overdue was chosen last."""
         self._running: dict[str, Flow] = {}
         self._front: OrderedDict[str, float] = OrderedDict()
         self._starts = 0
@@ -157,15 +172,16 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, request_id: str, flow: Flow, cost: float, *, first: bool = False) -> None:
+    def put(self, request_id: str, flow: Flow, cost: float, *, first: bool = False, now_s: float = 0.0) -> None:
         """A request waits. `first`: before all others (it ran before, on a replica that was lost)."""
+        self._since.setdefault(flow.rank, OrderedDict())[request_id] = now_s
         client = self._clients.join(flow.account, flow)
         session = client.sessions.join(flow.session, Flow(flow.client, flow.session, flow.rank))
         self._waiting[request_id] = flow
         (self._front if first else session.waiting)[request_id] = cost
         self._note_waiting(flow)
 
-    def next(self) -> str | None:
+    def next(self, now_s: float = 0.0) -> str | None:
         """The request that may start next; None where none may: there is none, the slots are taken, or the last of
         them are kept for others."""
         free = self._slots - len(self._running)
@@ -173,6 +189,8 @@ class FairQueue:
             return None
         if self._front:
             return next(iter(self._front))
+        if (overdue := self._overdue(now_s)) is not None:
+            return overdue
         clients = list(self._clients.waiting.values())
         if free <= self._headroom:
             weights = self._recent_weights()
@@ -183,9 +201,24 @@ class FairQueue:
         session = min(client.sessions.waiting.values(), key=lambda one: one.used)
         return next(iter(session.waiting))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all slots are taken."""
+        return len(self._running) >= self._slots
+
+    def promote(self, request_id: str) -> None:
+        """One that waits goes before all others now."""
+        flow = self._waiting[request_id]
+        if (cost := self._accounts(flow)[1].waiting.pop(request_id, None)) is not None:
+            self._front[request_id] = cost
+            self._note_waiting(flow)
+
     def start(self, request_id: str) -> None:
         """A request that waits has started. Raises KeyError for one that does not wait."""
         flow = self._waiting.pop(request_id)
+        self._since[flow.rank].pop(request_id)
+        if any(waiting for rank, waiting in self._since.items() if rank > flow.rank):
+            self._overdue_start = self._starts
         client, session = self._accounts(flow)
         cost = self._front.pop(request_id, None)
         if cost is None:
@@ -211,6 +244,7 @@ class FairQueue:
         if flow is None and (flow := self._waiting.pop(request_id, None)) is None:
             return
         client, session = self._accounts(flow)
+        self._since[flow.rank].pop(request_id, None)
         self._front.pop(request_id, None)
         session.waiting.pop(request_id, None)
         self._note_waiting(flow)
@@ -248,13 +282,28 @@ class FairQueue:
         client.sessions.note_waiting(flow.session, is_waiting=bool(session.waiting))
         self._clients.note_waiting(flow.account, is_waiting=bool(client.sessions.waiting))
 
-    def _recent_weights(self) -> float:
-        """The weights of the clients that are here, or were a moment ago."""
-        recent = self._starts - RECENT_STARTS * self._slots
-        return sum(one.weight for one in self._clients.by_name.values() if not one.is_idle or one.last_start > recent)
+    def _overdue(self, now_s: float) -> str | None:
+        """The oldest request of a rank below the highest that waits, if it has waited for long and it is its turn."""
+        if self._starts - self._overdue_start < OVERDUE_EVERY:
+            return None
+        ranks = [rank for rank, waiting in self._since.items() if waiting]
+        oldest = [next(iter(self._since[rank].items())) for rank in ranks if rank < max(ranks)]
+        request_id, since_s = min(oldest, key=lambda one: one[1], default=("", math.inf))
+        return request_id if now_s - since_s >= self._patience_s else None
 
-    def _has_its_share(self, client: _Account, weights: float) -> bool:
-        return weights > client.weight and client.running >= self._slots * client.weight / weights
+    def _recent_weights(self) -> dict[int, float]:
+        """The weights of the clients that are here, or were a moment ago, by rank."""
+        recent = self._starts - RECENT_STARTS * self._slots
+        weights: dict[int, float] = {}
+        for one in self._clients.by_name.values():
+            if not one.is_idle or one.last_start > recent:
+                weights[one.rank] = weights.get(one.rank, 0.0) + one.weight
+        return weights
+
+    def _has_its_share(self, client: _Account, weights: Mapping[int, float]) -> bool:
+        """Whether it runs its share of the slots. Clients of lower ranks do not count: they go after it."""
+        others = sum(weight for rank, weight in weights.items() if rank >= client.rank)
+        return others > client.weight and client.running >= self._slots * client.weight / others
 
 
 def _last_waiting(client: _Account) -> str:

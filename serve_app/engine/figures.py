@@ -12,13 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from serve_app.engine.watchdog import EngineState
-
-
-class PriorityClass(StrEnum):
-    """The class of a request: vLLM's `priority` above 0 is `low`, and starts after all others."""
-
-    NORMAL = "normal"
-    LOW = "low"
+from serve_app.protocol.service_class import ServiceClass
 
 
 class StartPhase(StrEnum):
@@ -100,7 +94,7 @@ class ReplicaFigures:
     """A replica now. `silence_s`: since the engine's last step, while it has work; `lag_s`: how late the replica's
     event loop ran its last timer; `unsent_deltas`: the most that wait for one ingress."""
 
-    load: Mapping[PriorityClass, ClassLoad] = field(default_factory=dict)
+    load: Mapping[ServiceClass, ClassLoad] = field(default_factory=dict)
     queued_prefill_tokens: int = 0
     state: EngineState = EngineState.WORKING
     silence_s: float = 0.0
@@ -112,9 +106,9 @@ class ReplicaFigures:
     """Seconds of the engine by the name of the key that they were for, since its start."""
 
 
-def load_by_class(attempts: Iterable[tuple[PriorityClass, bool, int]]) -> Mapping[PriorityClass, ClassLoad]:
+def load_by_class(attempts: Iterable[tuple[ServiceClass, bool, int]]) -> Mapping[ServiceClass, ClassLoad]:
     """The load by class, from each attempt's class, whether it is in the engine, and its tokens."""
-    sums = {one: [0, 0, 0, 0] for one in PriorityClass}
+    sums = {one: [0, 0, 0, 0] for one in ServiceClass}
     for priority, has_started, tokens in attempts:
         first = 0 if has_started else 2
         sums[priority][first] += 1

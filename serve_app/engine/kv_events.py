@@ -151,9 +151,17 @@ class KvEvents:
         )
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(_read(events, sequence), name="kv-events"),
-            loop.create_task(_read_replay(replay, sequence), name="kv-events-replay"),
+            loop.create_task(_read(events, _published(sequence), self._lose), name="kv-events"),
+            loop.create_task(_read(replay, _replayed(sequence), self._lose), name="kv-events-replay"),
         ]
+
+        for task in self._tasks:
+            task.add_done_callback(self._reader_ended)
+
+    def _reader_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the prefix cache is not followed any more", exc_info=error)
+            self._lose()
 
     def changes(self) -> CacheChanges | None:
         """See `contract.Engine.cache_changes`."""
@@ -228,16 +236,27 @@ def _endpoint(folder: str, name: str) -> str:
     return f"ipc://{folder}/{name}"
 
 
-async def _read(socket: Any, sequence: BatchSequence) -> None:
+async def _read(socket: Any, take: Callable[..., None], lose: Callable[[], None]) -> None:
+    """Pass on the parts of each message. If one fails, it is logged and what the cache holds counts as forgotten.
+    Without a reader the pages would stay as they are, and routing would go by them."""
     while True:
-        _, number, batch = await socket.recv_multipart()
-        sequence.published(int.from_bytes(number, "big"), batch)
+        parts = await socket.recv_multipart()
+        try:
+            take(*parts)
+        except Exception:  # whatever it is, the next messages must be read
+            logger.exception("a report of the prefix cache failed")
+            lose()
 
 
-async def _read_replay(socket: Any, sequence: BatchSequence) -> None:
-    while True:
-        _, _, number, batch = await socket.recv_multipart()
+def _published(sequence: BatchSequence) -> Callable[[bytes, bytes, bytes], None]:
+    return lambda _topic, number, batch: sequence.published(int.from_bytes(number, "big"), batch)
+
+
+def _replayed(sequence: BatchSequence) -> Callable[[bytes, bytes, bytes, bytes], None]:
+    def take(_identity: bytes, _empty: bytes, number: bytes, batch: bytes) -> None:
         if number == END_OF_REPLAY:
             sequence.replayed_all()
         else:
             sequence.replayed(int.from_bytes(number, "big"), batch)
+
+    return take

@@ -74,8 +74,8 @@ class ReplicaMetrics:
     def set(self, figures: ReplicaFigures) -> None:
         """The replica is like this now. Called in the event loop."""
         self._costs.set_totals(figures.engine_s)
-        for priority, load in figures.load.items():
-            tags = {"class": priority.value}
+        for service_class, load in figures.load.items():
+            tags = {"class": service_class.word}
             self._inflight.set(load.inflight, tags=tags)
             self._inflight_tokens.set(load.inflight_tokens, tags=tags)
             self._queued.set(load.queued, tags=tags)

@@ -16,6 +16,10 @@ STEPS_AHEAD = 2
 """How many steps' worth of prompts the engine has beside the one that it computes."""
 
 
+PATIENCE = 0.5
+"""After this share of the longest wait an attempt of a lower class is overdue: there is time left to start it."""
+
+
 class Abandoned(Exception):
     """Nobody waits for this attempt any more."""
 
@@ -25,7 +29,7 @@ class StartQueue:
     longer than `max_wait_s`. `clock` gives seconds."""
 
     def __init__(self, slots: int, step_tokens: int, max_wait_s: float, clock: Callable[[], float]) -> None:
-        self._queue = FairQueue(slots)
+        self._queue = FairQueue(slots, PATIENCE * max_wait_s)
         self._max_prefill_tokens = STEPS_AHEAD * step_tokens
         self._max_wait_s = max_wait_s
         self._clock = clock
@@ -37,9 +41,19 @@ class StartQueue:
         return len(self._queue)
 
     async def turn(
-        self, attempt_id: str, flow: Flow, prefill_tokens: int, cached_tokens: int, *, first: bool = False
+        self,
+        attempt_id: str,
+        flow: Flow,
+        prefill_tokens: int,
+        cached_tokens: int,
+        *,
+        first: bool = False,
+        begun: bool = False,
+        on_full: Callable[[], None] = lambda: None,
     ) -> float:
         """Return when it may start: after how many seconds. Call `leave` when it has ended, however `turn` ends.
+        `on_full` is called where it has to wait because all slots are taken. One that has `begun` to answer is not
+        refused after the longest wait: it goes before all others then.
 
         Raises `WaitedTooLong` after `max_wait_s`, `ReplicaFull` if it was displaced, `Abandoned`, and what `fail`
         was given.
@@ -47,13 +61,18 @@ class StartQueue:
         since_s = self._clock()
         waiter = self._waiters[attempt_id] = asyncio.get_running_loop().create_future()
         self._tokens[attempt_id] = prefill_tokens
-        self._queue.put(attempt_id, flow, prompt_cost(prefill_tokens, cached_tokens), first=first)
+        cost = prompt_cost(prefill_tokens, cached_tokens)
+        self._queue.put(attempt_id, flow, cost, first=first, now_s=since_s)
         self._start_next()
-        try:
-            async with asyncio.timeout(self._max_wait_s):
-                await waiter
-        except TimeoutError:
-            raise WaitedTooLong(f"it has waited {self._max_wait_s:.0f} s") from None
+        if not waiter.done() and self._queue.is_full:
+            on_full()
+        await asyncio.wait({waiter}, timeout=self._max_wait_s)
+        if not waiter.done():
+            if not begun:
+                raise WaitedTooLong(f"it has waited {self._max_wait_s:.0f} s")
+            self._queue.promote(attempt_id)
+            self._start_next()
+        await waiter
         return self._clock() - since_s
 
     def tokens_before_newcomer(self) -> int:
@@ -105,7 +124,7 @@ class StartQueue:
             waiter.set_exception(error)
 
     def _start_next(self) -> None:
-        while (attempt_id := self._queue.next()) is not None:
+        while (attempt_id := self._queue.next(self._clock())) is not None:
             tokens, waiter = self._tokens[attempt_id], self._waiters[attempt_id]
             # The longest prompt does not count: it would keep short ones waiting for as long as it takes.
             together = [*self._prefilling.values(), tokens]

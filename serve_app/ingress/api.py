@@ -24,6 +24,7 @@ from serve_app.ingress import media, own_routes, responses_api, vllm_errors, vll
 from serve_app.ingress.engine_client import DispatcherFactory, ReplicatedEngineClient
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.own_routes import OwnFacts
+from serve_app.ingress.requests import service_tier
 from serve_app.vllm_patches import answers, chunk_classes, parsers, token_cache
 
 TASKS = ("generate",)
@@ -74,6 +75,7 @@ async def build_api(
     chunk_classes.use_structs()
     token_cache.remember_tokens()
     responses_api.use()
+    service_tier.use()
     structured_outputs.use()
     client = ReplicatedEngineClient(frontend_config(args), dispatcher_factory)
     app = build_app(args, TASKS, client.model_config)

@@ -12,9 +12,15 @@ from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
 
-EXPOSED = b"x-request-id, request-id, retry-after, x-should-retry, x-step-ignored"
-"""Response headers that a page may read: those that the vendors' SDKs use in a browser, and what was left out of a
-request."""
+PARTS, KINDS = ("limit", "remaining", "reset"), ("requests", "tokens")
+_LIMITS = [f"x-ratelimit-{part}-{kind}" for part in PARTS for kind in KINDS]
+_LIMITS += [f"anthropic-ratelimit-{kind}-{part}" for part in PARTS for kind in KINDS]
+
+EXPOSED = ", ".join(
+    ("x-request-id", "request-id", "retry-after", "x-should-retry", "x-step-ignored", *_LIMITS)
+).encode()
+"""Response headers that a page may read: those that the vendors' SDKs use in a browser, what was left out of a request,
+and how its key stands with its limits (`rate_limits/headers.py`)."""
 
 METHODS = b"GET, HEAD, POST, OPTIONS"
 MAX_AGE_S = b"600"

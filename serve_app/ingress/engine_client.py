@@ -38,6 +38,7 @@ from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
 from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.protocol.messages import RequestSpec, TokenDelta, encode_tokens
+from serve_app.protocol.service_class import DEFAULT_SHARE, Holder, ServiceClass
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import CURRENT, RequestTrace, SubmittedRequest
 
@@ -127,6 +128,11 @@ class ReplicatedEngineCore:
         payload.mm_features = [replace(one, data=None) for one in features] or None
         params = request.sampling_params
         context = CURRENT.get()
+        share = context.share if context else DEFAULT_SHARE
+        if request.priority > 0:  # as in vLLM, that is a lower priority; it may have come in vLLM's header
+            share = replace(share, service_class=ServiceClass.BATCH)
+            if context is not None:
+                context.share = share
         return RequestSpec(
             request_id=request.request_id,
             prompt=prompt,
@@ -141,6 +147,9 @@ class ReplicatedEngineCore:
             client=context.client if context else "",
             # Not vLLM's own `request.session_id`, which two clients may share.
             session=(context.session_id if context else None) or "",
+            rank=int(share.service_class),
+            weight=float(share.weight),
+            preemptible=not _inexact_after_resume(params),
         )
 
     def _encode(self, image: MultiModalKwargsItem) -> list[bytearray]:
@@ -243,7 +252,9 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         """Raise `ServeHTTPError` for a request that no replica would take, before any header is sent."""
         context = CURRENT.get()
         try:
-            self.dispatcher.check_room(n, context.client if context else "")
+            share = context.share if context else DEFAULT_SHARE
+            client = context.client if context else ""
+            self.dispatcher.check_room(n, Holder(client, share.service_class, share.weight))
         except ServeError as error:
             if context is not None:
                 context.refused = error

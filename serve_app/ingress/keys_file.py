@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from serve_app.ingress.auth import BadKeysFile, KeyLimits, KeyStore
+from serve_app.protocol.service_class import Share
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class KeysFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp = self._stat()
+        self._refused: tuple[Stamp, str] | None = None
+        """The file that was refused last, and why: it is logged once."""
         self._store = KeyStore.load(path)
 
     async def __aenter__(self) -> Self:
@@ -41,21 +44,28 @@ class KeysFile:
         """See `KeyStore`."""
         return self._store.name_of(presented)
 
+    def share_of(self, name: str) -> Share:
+        """See `KeyStore`."""
+        return self._store.share_of(name)
+
     def limits(self) -> Mapping[str, KeyLimits]:
         """See `KeyStore`. Another object after each change."""
         return self._store.limits()
 
     def look(self) -> None:
-        """Read the file if it is not the one that was read last."""
+        """Read the file if it is not the one that was loaded last. One that could not be is tried again: it may have
+        been half written, or the disk away."""
         stamp = self._stat()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
-            self._store = KeyStore.load(self._path)
+            store = KeyStore.load(self._path)
         except BadKeysFile as error:
-            logger.error("keys file refused, the last one stays", extra={"problem": str(error)})
+            if self._refused != (stamp, str(error)):
+                logger.error("keys file refused, the last one stays", extra={"problem": str(error)})
+            self._refused = stamp, str(error)
             return
+        self._store, self._stamp, self._refused = store, stamp, None
         logger.info("keys file read again", extra={"file": str(self._path), "keys": len(self._store)})
 
     async def _follow(self) -> None:

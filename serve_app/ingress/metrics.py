@@ -61,6 +61,9 @@ class IngressMetrics:
         self._tokens = metrics.Counter(
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )
+        self._preemptions = metrics.Counter(
+            "step_preemptions", description="Attempts that made room for one of a higher class."
+        )
         self._routing = metrics.Counter(
             "step_routing_decisions",
             description="Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is "
@@ -122,6 +125,8 @@ class IngressMetrics:
                 self._tokens.inc(count, tags={"kind": kind})
         self._keys.count(record.key, Outcome(record.outcome), tokens)
         for sequence in sequences:
+            if sequence.preemptions:
+                self._preemptions.inc(sequence.preemptions)
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 
@@ -166,6 +171,7 @@ def _path_fields(context: RequestContext) -> dict[str, object]:
     exactly."""
     sequences, session = context.sequences, context.session
     return {
+        "class": context.share.service_class.word,
         **({} if session is None else {"session": session.name, "session_source": session.source}),
         "ignored": context.ignored[:LOGGED_IGNORED],
         "replica": [replica for sequence in sequences for replica in sequence.replicas],
@@ -173,6 +179,7 @@ def _path_fields(context: RequestContext) -> dict[str, object]:
         "prefill_tokens": sum(one.routing.missing_tokens for one in sequences if one.routing is not None),
         "inexact": sorted({name for sequence in sequences if sequence.migrations for name in sequence.inexact}),
         "migrations": sum(sequence.migrations for sequence in sequences),
+        "preemptions": sum(sequence.preemptions for sequence in sequences),
     }
 
 

@@ -16,7 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol
@@ -28,11 +28,12 @@ from serve_app.ingress.cors import Cors
 from serve_app.ingress.error_format import SERVER_FAULT, ApiStyle, error_body, foreign_error, status_of
 from serve_app.ingress.rate_limits.headers import limit_headers
 from serve_app.ingress.rate_limits.limiter import RateLimiter
-from serve_app.ingress.requests import json_body, preparation
+from serve_app.ingress.requests import json_body, preparation, service_tier
 from serve_app.ingress.requests.edits import HEADER, Edits, header_value
 from serve_app.ingress.sse import EventStream
 from serve_app.observability.phases import server_timing
 from serve_app.protocol.errors import Outcome, PoisonRequest, PromptTooLong, RateLimited, RequestRefused, ServeError
+from serve_app.protocol.service_class import Share
 from serve_app.protocol.trace_context import HEADERS as TRACE_HEADERS
 from serve_app.protocol.trace_context import TraceContext
 from serve_app.router.request_context import CURRENT, RequestContext
@@ -66,6 +67,9 @@ class Keys(Protocol):
 
     def name_of(self, presented: str) -> str | None:
         """The name of the key's owner; None for an unknown key."""
+
+    def share_of(self, name: str) -> Share:
+        """The class and weight of an owner's key."""
 
 
 class AccessLog(Protocol):
@@ -252,6 +256,7 @@ class _RequestCycle:
             presented = bearer.strip()
         self._context.key_name = keys.name_of(presented) if presented else None
         if self._context.key_name is not None:
+            self._context.share = keys.share_of(self._context.key_name)
             return True
         problem = "The API key is not known." if presented else "No API key was given."
         text = f"{problem} Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`."
@@ -358,6 +363,8 @@ class _RequestCycle:
             edits.changed |= self._context.model != model
             request["model"] = self._context.model
         preparation.prepare(path, request, edits)
+        used, self._context.service_tier = service_tier.take(request, edits, self._context.share.service_class)
+        self._context.share = replace(self._context.share, service_class=used)
         self._context.ignored = edits.ignored
         for holder in (
             request,

@@ -177,7 +177,7 @@ def _attempt(attempt: AttemptTrace) -> Attributes:
         "step.replica.id": attempt.replica_id,
         "step.routing.reason": attempt.routing.reason.value,
         "step.routing.waited_for": attempt.waited_for.value,
-        "step.replica.queued": attempt.queued,
+        "step.replica.unfinished": attempt.unfinished,
         "step.replica.kv_usage_ratio": attempt.kv_usage_ratio,
         "step.attempt.prefill_tokens": attempt.routing.missing_tokens,
         "step.attempt.end": attempt.end,

@@ -26,7 +26,8 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     the token ids and without its images), in the buffers of vLLM's encoder. `resume_key` names the partial output of a
     broken stream (`engine/partial_outputs.py`); empty: it is not kept. `images` are vLLM's hashes of its images, which
     travel with the attempt (`AttemptRequest.images`). `client` (the name of its API key) and `session`
-    (`Session.id_for`) say whom it belongs to where requests wait (`engine/fair_queue.py`).
+    (`Session.id_for`) say whom it belongs to where requests wait (`engine/fair_queue.py`), `rank` and `weight` in which
+    class and with which share (`protocol/service_class.py`). Not `preemptible`: another attempt would not be exact.
     """
 
     request_id: str
@@ -41,6 +42,9 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     images: list[str] = []
     client: str = ""
     session: str = ""
+    rank: int = 0
+    weight: float = 1.0
+    preemptible: bool = True
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -61,7 +65,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
     `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as its ingress
     knows. `trace_headers` (`TraceContext.headers`) make the engine's span a child of the attempt's; empty: the request
-    is not sampled.
+    is not sampled. `preempted`: the last attempt made room for another request. This one waits in the order of its
+    class, and is not preempted again.
     """
 
     wire_version: int
@@ -73,6 +78,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     images: dict[str, list[bytearray]] = {}
     prefill_tokens: int = 0
     trace_headers: dict[str, str] = {}
+    preempted: bool = False
 
 
 class EngineTiming(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

@@ -28,6 +28,7 @@ from serve_app.protocol.errors import (
     ImagesMissing,
     InQuarantine,
     PoisonRequest,
+    Preempted,
     ReplicaFull,
     ReplicaLost,
     ReplicaStopping,
@@ -38,6 +39,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
+from serve_app.protocol.service_class import Holder, holds_little
 from serve_app.protocol.trace_context import new_span_id
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl, AdmissionDecision
@@ -85,6 +87,8 @@ class _ActiveRequest:
     """Attempts that a replica refused for lack of room are not counted."""
     admitted: bool = False
     """Whether a replica has taken it: then no replica refuses it for lack of room."""
+    preempted: bool = False
+    """Whether its last attempt made room for another request: it is in no hurry then, and takes nobody's turn."""
     full: set[str] = field(default_factory=set)
     """Replicas that have refused it since it last waited for room."""
     died: dict[str, Blame] = field(default_factory=dict)
@@ -160,17 +164,15 @@ class Dispatcher:
         active.task = self._spawn(self._dispatch(active), f"request {request.spec.request_id}")
         active.task.add_done_callback(lambda task: self._complete(active, task))
 
-    def check_room(self, asked: int, client: str = "") -> None:
+    def check_room(self, asked: int, holder: Holder | None = None) -> None:
         """Raise `QueueFull`, `NoReplica` or `TooManySequences` where `asked` more requests of a client must not be
         submitted."""
-        self._admission.check(asked, lambda: self._has_little(client, asked))
+        client = holder or Holder("")
+        self._admission.check(asked, lambda: holds_little(client, asked, self._held()))
 
-    def _has_little(self, client: str, asked: int) -> bool:
-        """Whether a client has fewer requests here than its share of them, with `asked` more. One client alone has
-        all."""
-        held = Counter(active.request.spec.client for active in self._active.values())
-        clients = len(held) + (client not in held)
-        return clients > 1 and held[client] + asked <= len(self._active) / clients
+    def _held(self) -> list[Holder]:
+        specs = (active.request.spec for active in self._active.values())
+        return [Holder(spec.client, spec.rank, spec.weight) for spec in specs]
 
     def cancel(self, request_id: str) -> None:
         """Stop a request wherever it is. Unknown ids are ignored: the request may just have completed."""
@@ -353,15 +355,13 @@ class Dispatcher:
         await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
-                if active.attempts:
+                if active.attempts and not active.preempted:
                     self._throttle.leave(active)
                     tokens = active.request.spec.prompt_tokens + len(active.emitted)
-                    throttled = self._throttle.enter(active, tokens)
-                else:
-                    throttled = self._throttle.until_nobody_waits()
-                asked_s = asyncio.get_running_loop().time()
-                await throttled
-                if asyncio.get_running_loop().time() - asked_s > WORTH_SAYING_S:
+                    await self._throttle.enter(active, tokens)
+                elif not active.attempts:
+                    await self._throttle.until_nobody_waits()
+                if asyncio.get_running_loop().time() - now_s > WORTH_SAYING_S and waited_for is WaitedFor.NOTHING:
                     waited_for = WaitedFor.MIGRATIONS
                 await self._pool.wait_for_one(left_s)  # they may be gone since
         except TimeoutError:
@@ -417,11 +417,12 @@ class Dispatcher:
             trace.attempts.pop()
         else:
             active.full.clear()
+            active.preempted = how is End.PREEMPTED
         if how in BLAME:
             active.died[connection.replica_id] = BLAME[how]
         elif how is End.CUT:
             active.cut.append(connection.replica_id)
-        active.lost_by = None if how is End.FINISHED or how in NOT_TAKEN else how
+        active.lost_by = None if how in (End.FINISHED, End.PREEMPTED, *NOT_TAKEN) else how
         return how is End.FINISHED
 
     def _count_migration(self, active: _ActiveRequest) -> None:
@@ -448,6 +449,7 @@ class Dispatcher:
             connection.images.to_send(request.images),
             chosen.routing.missing_tokens,
             trace_headers,
+            active.preempted,
         )
 
     async def _await_end(
@@ -470,6 +472,9 @@ class Dispatcher:
                 active.full.add(connection.replica_id)
                 connection.note_full()
                 return End.REFUSED
+            except Preempted:
+                active.admitted = True
+                return End.PREEMPTED
             except ImagesMissing:
                 connection.images.forget(active.request.images)
                 return End.IMAGES_MISSING
@@ -499,7 +504,8 @@ class Dispatcher:
             return
         control.cancel()
         with contextlib.suppress(
-            asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, ImagesMissing, EngineDead, AttemptRefused
+            *(asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, Preempted, ImagesMissing),
+            *(EngineDead, AttemptRefused),
         ):
             await control
 

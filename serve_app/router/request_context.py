@@ -20,8 +20,12 @@ import msgspec
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.images import ImageEncoder
 from serve_app.protocol.messages import RequestSpec, TokenDelta
+from serve_app.protocol.service_class import DEFAULT_SHARE, Share
 from serve_app.protocol.trace_context import TraceContext
 from serve_app.router.routing import Decision
+
+PREEMPTED = "preempted"
+"""`attempts.End.PREEMPTED`."""
 
 
 class WaitedFor(StrEnum):
@@ -111,8 +115,13 @@ class RequestTrace:
 
     @property
     def migrations(self) -> int:
-        """How often another attempt took over."""
-        return max(len(self.attempts) - 1, 0)
+        """How often another attempt took over from a lost one."""
+        return max(len(self.attempts) - 1 - self.preemptions, 0)
+
+    @property
+    def preemptions(self) -> int:
+        """How often it made room for a request of a higher class."""
+        return sum(attempt.end == PREEMPTED for attempt in self.attempts)
 
     @property
     def routing(self) -> Decision | None:
@@ -188,6 +197,10 @@ class RequestContext:
     """The id of the request with the broken stream that this one continues."""
     body_digest: bytes = b""
     key_name: str | None = None
+    share: Share = DEFAULT_SHARE
+    """That of its key; of a request that asks for a lower class, with that class."""
+    service_tier: str | None = None
+    """The tier that the answer names, where the request asked for one."""
     model: str | None = None
     ignored: list[str] = field(default_factory=list)
     """Parts of the request that were left out, by field (`ingress/requests/edits.py`)."""

@@ -1,5 +1,5 @@
 """The functions of vLLM's API server that the ingress replaces (`ingress/vllm_errors.py`, `vllm_limits.py`,
-`responses_api.py`, `grammars/structured_outputs.py`).
+`responses_api.py`, `requests/service_tier.py`, `grammars/structured_outputs.py`).
 
 They are apart from their replacements, so that `vllm_api_check.py` can compare them with a vLLM that is not installed.
 """
@@ -43,6 +43,12 @@ RESPONSE_PARAMS: Final = PatchTarget(
 
 _CHAT = ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest")
 _COMPLETION = ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest")
+CHAT: Final = PatchTarget(
+    "vllm.entrypoints.openai.chat_completion.serving", "OpenAIServingChat", "create_chat_completion", ("request",)
+)
+COMPLETION: Final = PatchTarget(
+    "vllm.entrypoints.openai.completion.serving", "OpenAIServingCompletion", "create_completion", ("request",)
+)
 CHAT_PARAMS: Final = PatchTarget(*_CHAT, "to_sampling_params", ())
 REASONING_ENDED: Final = PatchTarget(*_CHAT, "resolve_reasoning_ended", ("parser",))
 COMPLETION_PARAMS: Final = PatchTarget(*_COMPLETION, "to_sampling_params", ())
@@ -54,6 +60,8 @@ TARGETS: Final = (
     WHOLE_RESPONSE,
     RESPONSE_STREAM,
     RESPONSE_PARAMS,
+    CHAT,
+    COMPLETION,
     CHAT_PARAMS,
     REASONING_ENDED,
     COMPLETION_PARAMS,

@@ -18,6 +18,7 @@ import pytest_asyncio
 
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,6 +33,9 @@ PAGE = "https://app.example"
 class OneKey:
     def name_of(self, presented: str) -> str | None:
         return "team-a" if presented == "sk-good" else None
+
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
 
 
 KEY = {"authorization": "Bearer sk-good"}
@@ -174,7 +178,9 @@ async def test_a_browser_may_call_from_the_origins_of_the_configuration(http: ht
                 answer = await browser.post(CHAT, json={}, headers={"origin": origin, **headers})
                 assert answer.status_code == status
                 assert answer.headers["access-control-allow-origin"] == origin
-                assert "retry-after" in answer.headers["access-control-expose-headers"]
+                exposed = answer.headers["access-control-expose-headers"].split(", ")
+                assert {"retry-after", "x-request-id", "x-ratelimit-remaining-tokens"} <= set(exposed)
+                assert "anthropic-ratelimit-requests-reset" in exposed
                 assert answer.headers["vary"] == "Origin"
         streamed = await browser.post(CHAT, json=BODY | {"stream": True}, headers={"origin": PAGE, **KEY})
         assert streamed.headers["access-control-allow-origin"] == PAGE

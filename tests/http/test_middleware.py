@@ -17,6 +17,7 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.replica import EngineFactory
 from serve_app.protocol.errors import Outcome
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -232,6 +233,9 @@ class OneKey:
     def name_of(self, presented: str) -> str | None:
         return "team-a" if presented == "sk-good" else None
 
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
+
 
 async def test_keys_work_as_bearer_and_as_x_api_key_and_nothing_else_does() -> None:
     async with service({"a": fake()}, keys=OneKey()) as running, talking_to(running) as client:
@@ -252,6 +256,9 @@ async def test_keys_work_as_bearer_and_as_x_api_key_and_nothing_else_does() -> N
 class TwoKeys:
     def name_of(self, presented: str) -> str | None:
         return {"sk-a": "team-a", "sk-b": "team-b"}.get(presented)
+
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
 
 
 @pytest.mark.parametrize(

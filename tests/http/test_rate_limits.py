@@ -18,6 +18,7 @@ from serve_app.engine.replica import EngineFactory
 from serve_app.ingress.auth import KeyLimits
 from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.protocol.errors import LimitKind, Outcome, RateLimited
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -29,9 +30,13 @@ class Keys:
     """Each key is its owner's name, with these limits."""
 
     known: Mapping[str, KeyLimits] = field(default_factory=dict)
+    shares: Mapping[str, Share] = field(default_factory=dict)
 
     def name_of(self, presented: str) -> str | None:
         return presented
+
+    def share_of(self, name: str) -> Share:
+        return self.shares.get(name, Share())
 
     def limits(self) -> Mapping[str, KeyLimits]:
         return self.known

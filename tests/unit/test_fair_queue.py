@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.engine.fair_queue import MAX_ACCOUNTS, OUTPUT_COST, FairQueue, Flow, prompt_cost
+from serve_app.engine.fair_queue import MAX_ACCOUNTS, OUTPUT_COST, OVERDUE_EVERY, FairQueue, Flow, prompt_cost
 
 
 def served(queue: FairQueue, count: int) -> list[str]:
@@ -49,6 +49,68 @@ def test_a_weight_is_a_share() -> None:
     fill(queue, "gold", 400, weight=3.0)
     fill(queue, "plain", 400)
     assert 140 <= served(queue, 200).count("gold") <= 160
+
+
+def test_a_weight_is_a_share_of_all_sessions_together() -> None:
+    queue = FairQueue(slots=1)
+    for number in range(4):
+        fill(queue, "plain", 100, session=f"s{number}")
+    fill(queue, "gold", 400, weight=4.0)
+    assert 155 <= served(queue, 200).count("gold") <= 165
+
+
+@given(st.lists(st.integers(1, 1000), min_size=2, max_size=4), st.integers(1, 8))
+def test_shares_are_as_the_weights(weights: list[int], slots: int) -> None:
+    """With requests of one size, each has its share of the cost to within one request, and one for each slot."""
+    queue, starts = FairQueue(slots), 40
+    for number, weight in enumerate(weights):
+        fill(queue, str(number), starts + slots, weight=float(weight))
+    running: list[str] = []
+    counts = dict.fromkeys(map(str, range(len(weights))), 0)
+    for _ in range(starts):
+        if len(running) == slots:
+            queue.leave(running.pop(0))
+        request_id = str(queue.next())
+        queue.start(request_id)
+        running.append(request_id)
+        counts[request_id.split(":", maxsplit=1)[0]] += 1
+    for name, weight in zip(counts, weights, strict=True):
+        assert abs(counts[name] - starts * weight / sum(weights)) <= len(weights)
+
+
+def test_a_weight_may_change_while_requests_wait() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "gold", 400)
+    fill(queue, "plain", 400)
+    served(queue, 100)
+    queue.put("new", Flow("gold", weight=3.0), 100.0)
+    assert 140 <= served(queue, 200).count("gold") <= 160
+
+
+def test_who_waits_long_in_a_lower_class_gets_one_start_of_sixteen() -> None:
+    queue = FairQueue(slots=1, patience_s=100.0)
+    fill(queue, "batch", 200, rank=-1)
+    fill(queue, "urgent", 800, rank=1)
+    order = []
+    for number in range(400):
+        request_id = str(queue.next(now_s=float(number)))
+        queue.start(request_id)
+        queue.leave(request_id)
+        order.append(request_id.split(":", maxsplit=1)[0])
+    assert "batch" not in order[:100]
+    assert order[100:].count("batch") == 300 // OVERDUE_EVERY + 1
+
+
+def test_within_a_class_nobody_is_overdue() -> None:
+    queue = FairQueue(slots=1, patience_s=1.0)
+    fill(queue, "flood", 100)
+    fill(queue, "alice", 20)
+    request_ids = []
+    for _ in range(40):
+        request_ids.append(str(queue.next(now_s=1000.0)))
+        queue.start(request_ids[-1])
+        queue.leave(request_ids[-1])
+    assert sum(one.startswith("alice") for one in request_ids) == 20
 
 
 def test_a_rank_goes_first() -> None:

@@ -13,7 +13,6 @@ from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.fake_metrics import COUNTERS, GAUGES, LABELS, PER_POSITION, MeteredFakeEngine
 from serve_app.engine.figures import (
     ClassLoad,
-    PriorityClass,
     ReplicaFigures,
     SentFrames,
     StartPhase,
@@ -28,6 +27,7 @@ from serve_app.protocol.errors import Outcome
 from serve_app.protocol.key_labels import OTHER
 from serve_app.protocol.liveness import RecentPeak
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, TokenDelta, encode_tokens
+from serve_app.protocol.service_class import ServiceClass
 from serve_app.router.routing import Reason
 
 Recorded = list[tuple[str, float, dict[str, str]]]
@@ -67,14 +67,14 @@ class Clock:
 def test_load_is_summed_by_class_and_by_whether_the_engine_has_it() -> None:
     load = load_by_class(
         [
-            (PriorityClass.NORMAL, True, 100),
-            (PriorityClass.NORMAL, True, 50),
-            (PriorityClass.NORMAL, False, 7),
-            (PriorityClass.LOW, False, 30),
+            (ServiceClass.STANDARD, True, 100),
+            (ServiceClass.STANDARD, True, 50),
+            (ServiceClass.STANDARD, False, 7),
+            (ServiceClass.BATCH, False, 30),
         ]
     )
-    assert load[PriorityClass.NORMAL] == ClassLoad(2, 150, 1, 7)
-    assert load[PriorityClass.LOW] == ClassLoad(0, 0, 1, 30)
+    assert load[ServiceClass.STANDARD] == ClassLoad(2, 150, 1, 7)
+    assert load[ServiceClass.BATCH] == ClassLoad(0, 0, 1, 30)
 
 
 def test_the_phases_of_a_start_are_timed_though_they_are_said_again() -> None:
@@ -138,7 +138,7 @@ async def test_a_replica_exports_its_figures_with_listed_labels_only() -> None:
     sent.add(b"12345")
     metrics.set(
         ReplicaFigures(
-            load=load_by_class([(PriorityClass.LOW, True, 9)]),
+            load=load_by_class([(ServiceClass.BATCH, True, 9)]),
             state=EngineState.HUNG,
             silence_s=21.0,
             start_s=times.seconds(),
@@ -146,7 +146,7 @@ async def test_a_replica_exports_its_figures_with_listed_labels_only() -> None:
         )
     )
     values = {(name, *_own(tags)): value for name, value, tags in record}
-    assert values["step_replica_inflight_tokens", "class=low"] == 9
+    assert values["step_replica_inflight_tokens", "class=batch"] == 9
     assert values["step_watchdog_state", "state=hung"] == 1
     assert values["step_watchdog_state", "state=working"] == 0
     assert values["step_engine_silence_seconds",] == 21

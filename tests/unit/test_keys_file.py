@@ -11,6 +11,7 @@ import pytest
 from serve_app.ingress import auth, keys_file
 from serve_app.ingress.auth import BadKeysFile, KeyLimits
 from serve_app.ingress.keys_file import KeysFile
+from serve_app.protocol.service_class import ServiceClass, Share
 
 
 def write(file: Path, *lines: str) -> None:
@@ -51,6 +52,32 @@ def test_a_bad_file_keeps_the_last_good_one_and_is_logged_once(
     file.unlink()
     keys.look()
     assert keys.name_of(ann) == "ann"
+
+
+def _fails(*_args: object, **_named: object) -> str:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, ann, bob = tmp_path / "keys.txt", auth.new_key(), auth.new_key()
+    write(file, auth.line_for("ann", ann))
+    keys = KeysFile(file)
+    write(file, auth.line_for("bob", bob))
+    with monkeypatch.context() as broken:
+        broken.setattr(auth.Path, "read_text", _fails)
+        keys.look()
+    assert keys.name_of(bob) is None
+    keys.look()
+    assert keys.name_of(bob) == "bob"
+
+
+def test_a_class_follows_the_file_too(tmp_path: Path) -> None:
+    file, ann = tmp_path / "keys.txt", auth.new_key()
+    write(file, auth.line_for("ann", ann))
+    keys = KeysFile(file)
+    write(file, auth.line_for("ann", ann, share=Share(ServiceClass.BATCH, 2)))
+    keys.look()
+    assert keys.share_of("ann") == Share(ServiceClass.BATCH, 2)
 
 
 class Watched(KeysFile):

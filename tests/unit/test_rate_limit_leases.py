@@ -16,6 +16,7 @@ from serve_app.ingress.rate_limits import sharing
 from serve_app.ingress.rate_limits.leases import (
     GONE_AFTER_S,
     LEASE_S,
+    Ingresses,
     Lease,
     Report,
     SharedLimit,
@@ -61,6 +62,17 @@ def test_who_asks_for_more_gets_more_and_who_is_idle_a_little() -> None:
     assert divide(100, crowded) == {"a": 76, "b": 24, "c": 0}
 
 
+class Shared(SharedLimit):
+    """Hears each report, as the office does."""
+
+    def __init__(self, memory_s: float, settled_s: float, expected: int) -> None:
+        super().__init__(memory_s, settled_s, expected, Ingresses())
+
+    def exchange(self, ingress: str, report: Report, now_s: float) -> Lease:
+        self._ingresses.hear(ingress, now_s)
+        return super().exchange(ingress, report, now_s)
+
+
 @dataclass
 class Ingress:
     """One limit at one ingress, as `RateLimiter` has it."""
@@ -99,7 +111,7 @@ BURSTS = st.lists(st.tuples(st.floats(0, 3), st.sampled_from(NAMES), st.integers
 def test_no_minute_has_more_than_the_limit_however_demand_moves_and_whoever_hears_nothing(
     limit: int, bursts: list[tuple[float, str, int]], unheard: set[int]
 ) -> None:
-    shared = SharedLimit(MEMORY_S, settled_s=0.0, expected=4)
+    shared = Shared(MEMORY_S, settled_s=0.0, expected=4)
     ingresses = {name: Ingress(name, limit) for name in NAMES}
     admitted: list[float] = []
     now_s = 0.0
@@ -115,7 +127,7 @@ def test_no_minute_has_more_than_the_limit_however_demand_moves_and_whoever_hear
 
 @pytest.mark.parametrize("phase_s", [0.1, 0.5, 0.9])
 def test_an_unused_share_moves_to_who_needs_it_within_two_leases(phase_s: float) -> None:
-    shared = SharedLimit(MEMORY_S, settled_s=0.0, expected=2)
+    shared = Shared(MEMORY_S, settled_s=0.0, expected=2)
     idle, busy = Ingress("a", 100), Ingress("b", 100)
     for number in range(5):
         idle.renew(shared, number * LEASE_S)
@@ -133,7 +145,7 @@ def test_an_unused_share_moves_to_who_needs_it_within_two_leases(phase_s: float)
 
 
 def test_a_share_in_use_stays_until_it_leaves_the_window_and_then_goes_by_demand() -> None:
-    shared = SharedLimit(MEMORY_S, settled_s=0.0, expected=2)
+    shared = Shared(MEMORY_S, settled_s=0.0, expected=2)
     first, second = Ingress("a", 60), Ingress("b", 60)
     for number in range(400):
         now_s = number * LEASE_S
@@ -150,7 +162,7 @@ def test_a_share_in_use_stays_until_it_leaves_the_window_and_then_goes_by_demand
 
 
 def test_an_ingress_that_has_gone_leaves_its_ceiling_at_once_and_its_use_a_minute_later() -> None:
-    shared = SharedLimit(MEMORY_S, settled_s=0.0, expected=2)
+    shared = Shared(MEMORY_S, settled_s=0.0, expected=2)
     gone, left = Ingress("a", 100), Ingress("b", 100)
     gone.renew(shared, 0.0)
     for _ in range(30):
@@ -166,7 +178,7 @@ def test_an_ingress_that_has_gone_leaves_its_ceiling_at_once_and_its_use_a_minut
 
 
 def test_after_a_restart_nothing_is_raised_beyond_an_equal_share_until_all_have_reported() -> None:
-    shared = SharedLimit(MEMORY_S, settled_s=2.0, expected=4)
+    shared = Shared(MEMORY_S, settled_s=2.0, expected=4)
     assert shared.exchange("a", Report(100, 70, 50, 90), 0.0).ceiling == 70
     assert shared.exchange("b", Report(100, 0, 0, 90), 0.5).ceiling == 25
     assert shared.exchange("c", Report(100, 30, 30, 0), 1.0).ceiling <= 30
@@ -175,7 +187,7 @@ def test_after_a_restart_nothing_is_raised_beyond_an_equal_share_until_all_have_
 
 
 def test_the_lower_of_two_limits_holds_while_a_file_changes() -> None:
-    shared = SharedLimit(MEMORY_S, settled_s=0.0, expected=2)
+    shared = Shared(MEMORY_S, settled_s=0.0, expected=2)
     assert shared.exchange("a", Report(100, 0, 0, 0), 0.0).ceiling == 100
     assert shared.exchange("b", Report(10, 0, 0, 5), 0.0).ceiling == 0
     after = shared.exchange("a", Report(100, 100, 0, 0), 1.0)
@@ -214,9 +226,11 @@ class Fleet:
         self.limiters = [
             RateLimiter(Table(self.known), shared_by=self.count, clock_s=self.clock) for _ in range(self.count)
         ]
-        self.holders = [LeaseHolder(one, self.ask, f"ingress-{number}") for number, one in enumerate(self.limiters)]
+        self.holders = [
+            LeaseHolder(one, self.ask, f"ingress-{number}", self.clock) for number, one in enumerate(self.limiters)
+        ]
 
-    async def ask(self, ingress: str, reports: Reports) -> Leases:
+    async def ask(self, ingress: str, reports: Reports) -> Leases | None:
         if self.away:
             raise OfficeAway("killed")
         return self.office.exchange(ingress, reports)
@@ -300,7 +314,7 @@ async def test_a_shortage_that_a_lease_can_end_is_reported_at_once(monkeypatch: 
     fleet = Fleet(2, {"ann": KeyLimits(requests_per_minute=100)})
     asked = asyncio.Event()
 
-    async def ask(ingress: str, reports: Reports) -> Leases:
+    async def ask(ingress: str, reports: Reports) -> Leases | None:
         asked.set()
         return fleet.office.exchange(ingress, reports)
 
@@ -367,3 +381,73 @@ async def test_limits_of_keys_that_are_gone_are_forgotten() -> None:
         limiter._limits = Table({"bob": KeyLimits(tokens_per_minute=10)})
     await fleet.lease(500)
     assert {name for name, _ in fleet.office._limits} == {"bob"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(4, 60),
+    st.lists(
+        st.tuples(st.sampled_from(["burst", "wait", "away", "back", "restart"]), st.integers(0, 3), st.integers(0, 40)),
+        max_size=60,
+    ),
+)
+def test_no_minute_has_more_than_the_limit_whatever_becomes_of_the_office(
+    limit: int, events: list[tuple[str, int, int]]
+) -> None:
+    asyncio.run(_keeps_the_limit(limit, events))
+
+
+async def _keeps_the_limit(limit: int, events: list[tuple[str, int, int]]) -> None:
+    fleet = Fleet(4, {"ann": KeyLimits(requests_per_minute=limit)})
+    await fleet.lease(3)
+    admitted: list[float] = []
+    for event, number, count in events:
+        if event == "burst":
+            admitted += [fleet.clock.now_s] * fleet.admitted(number, count)
+        elif event == "restart":
+            fleet.office = LeaseOffice(4, fleet.clock)
+        elif event != "wait":
+            fleet.away = event == "away"
+        await fleet.lease(1 + count // 10 if event == "wait" else 1)
+    assert all(sum(begin <= at_s < begin + 60 for at_s in admitted) <= limit for begin in admitted)
+
+
+async def test_only_keys_in_use_are_reported_and_everything_to_a_new_office() -> None:
+    known = {f"key {number}": KeyLimits(requests_per_minute=100, max_concurrent=20) for number in range(50)}
+    fleet = Fleet(4, known | {"ann": KeyLimits(requests_per_minute=100)})
+    sent: list[Reports] = []
+    ask = fleet.ask
+
+    async def counted(ingress: str, reports: Reports) -> Leases | None:
+        sent.append(reports)
+        return await ask(ingress, reports)
+
+    for number, limiter in enumerate(fleet.limiters):
+        fleet.holders[number] = LeaseHolder(limiter, counted, f"ingress-{number}", fleet.clock)
+    await fleet.lease(12)
+    sent.clear()
+    await fleet.lease(1)
+    assert [(len(one.of), one.is_complete) for one in sent] == [(0, False)] * 4
+    assert fleet.admitted(0, 3) == 3
+    sent.clear()
+    await fleet.lease(1)
+    assert {name for one in sent for name, _ in one.of} == {"ann"}
+    fleet.office = LeaseOffice(4, fleet.clock)
+    sent.clear()
+    await fleet.lease(1)
+    assert sum(one.is_complete and len(one.of) == 101 for one in sent) == 4
+
+
+async def test_a_limit_below_the_number_of_ingresses_is_no_refusal_for_all_while_the_office_is_away() -> None:
+    fleet = Fleet(4, {"ann": KeyLimits(requests_per_minute=2), "bob": KeyLimits(requests_per_minute=100)})
+    fleet.away = True
+    async with fleet.holders[0]:
+        assert fleet.admitted(0, 5) == 1
+    fleet = Fleet(4, {"ann": KeyLimits(requests_per_minute=2)})
+    await fleet.lease(5)
+    fleet.away = True
+    await fleet.lease(10)
+    assert [fleet.admitted(number, 5) for number in range(4)] == [1] * 4
+    fleet.away = False
+    await fleet.lease(70)
+    assert sum(fleet.admitted(number, 5) for number in range(4)) == 2

@@ -39,7 +39,7 @@ class RateLimitOffice:
         log_to_stderr()
         self._office = LeaseOffice(expected)
 
-    async def exchange(self, ingress: str, reports: Reports) -> Leases:
+    async def exchange(self, ingress: str, reports: Reports) -> Leases | None:
         """See `LeaseOffice`."""
         return self._office.exchange(ingress, reports)
 
@@ -77,9 +77,9 @@ async def follow_keys(
 def _asking(office: DeploymentHandle[Any]) -> Ask:
     call = office.options(method_name="exchange", request_serialization="pickle", response_serialization="pickle")
 
-    async def ask(ingress: str, reports: Reports) -> Leases:
+    async def ask(ingress: str, reports: Reports) -> Leases | None:
         try:
-            leases: Leases = await call.remote(ingress, reports)
+            leases: Leases | None = await call.remote(ingress, reports)
         except CALL_FAILED as error:
             raise OfficeAway(str(error)) from error
         return leases

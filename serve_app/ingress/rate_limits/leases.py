@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEASE_S = 1.0
 """How often an ingress reports. A new demand is met within two."""
@@ -43,6 +43,12 @@ class Report:
     demand: int
     frees_in_s: float | None = None
 
+    def says_the_same(self, other: Report | None) -> bool:
+        """Whether it adds nothing to an earlier report: nothing was asked for, and nothing is used or held that was
+        not."""
+        same = other is not None and (self.limit, self.ceiling, self.used) == (other.limit, other.ceiling, other.used)
+        return same and other is not None and not self.demand and not other.demand
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -53,12 +59,55 @@ class Lease:
     frees_elsewhere_in_s: float | None = None
 
 
+class Ingresses:
+    """The ingresses that there are, and when each was heard from."""
+
+    def __init__(self) -> None:
+        self._heard_s: dict[str, float] = {}
+        self._last_s = -math.inf
+
+    def hear(self, ingress: str, now_s: float) -> bool:
+        """One has reported. False where it is new, or was taken for gone: what it holds is not known."""
+        silent_s, self._last_s = now_s - self._last_s, now_s
+        if silent_s > 2 * LEASE_S:
+            # Nobody was heard: it was this process that stood still, or was cut off. Nobody has gone for that.
+            self._heard_s = {name: at_s + silent_s for name, at_s in self._heard_s.items()}
+        is_known = self.is_here(ingress, now_s)
+        self._heard_s[ingress] = now_s
+        return is_known
+
+    def silent_s(self, ingress: str, now_s: float) -> float:
+        """How long it has reported nothing."""
+        return now_s - self._heard_s.get(ingress, -math.inf)
+
+    def is_here(self, ingress: str, now_s: float) -> bool:
+        """Whether it has reported lately."""
+        return self.silent_s(ingress, now_s) <= GONE_AFTER_S
+
+    def forget(self, ingress: str) -> None:
+        """Take back that it was heard."""
+        self._heard_s.pop(ingress, None)
+
+    def forget_gone(self, after_s: float, now_s: float) -> list[str]:
+        """Forget those that have been silent for so long, and name them."""
+        gone = [name for name, at_s in self._heard_s.items() if now_s - at_s > after_s]
+        for name in gone:
+            del self._heard_s[name]
+        return gone
+
+
 @dataclass
 class _Share:
     report: Report
     held: int
     """What it may have in use until its next report."""
-    seen_s: float
+    reported_s: float
+
+    def lacks(self, target: int) -> bool:
+        """Whether it needs more, of what it should have: for its demand, or for its first requests if it has none. That
+        ceilings are exactly as they should be is not worth a lease for everybody."""
+        wanted = self.report.used + AHEAD * self.report.demand if self.report.demand else (target + 1) // 2
+        return self.held < min(target, wanted)
 
 
 class SharedLimit:
@@ -66,23 +115,26 @@ class SharedLimit:
 
     `memory_s` is how long the use of an ingress lasts that has gone. Before `settled_s` other ingresses than those that
     have reported may hold something (this process may have been restarted): no ceiling is raised beyond an equal share
-    among `expected`.
+    among `expected`. `ingresses` are told of each report before it comes here.
     """
 
-    def __init__(self, memory_s: float, settled_s: float, expected: int) -> None:
+    def __init__(self, memory_s: float, settled_s: float, expected: int, ingresses: Ingresses) -> None:
+        self._ingresses = ingresses
         self._memory_s = memory_s
         self._settled_s = settled_s
         self._expected = max(1, expected)
         self._shares: dict[str, _Share] = {}
-        self._heard_s = -math.inf
+        self.is_uneven = False
+        """Whether an ingress needs more than was free, or much is free that nobody holds."""
+        self.is_scarce = False
+        """Whether so much of it is used that others should know."""
 
     def exchange(self, ingress: str, report: Report, now_s: float) -> Lease:
         """Take a report and lease a ceiling."""
-        self._skip_own_silence(now_s)
         self._forget_gone(now_s)
         share = _Share(report, max(report.ceiling, report.used), now_s)
         self._shares[ingress] = share
-        here = {name: one for name, one in self._shares.items() if now_s - one.seen_s <= GONE_AFTER_S}
+        here = {name: one for name, one in self._shares.items() if self._ingresses.is_here(name, now_s)}
         limit = min(one.report.limit for one in here.values())
         gone = sum(one.held for name, one in self._shares.items() if name not in here)
         targets = divide(max(0, limit - gone), {name: one.report for name, one in here.items()})
@@ -90,27 +142,40 @@ class SharedLimit:
         if now_s < self._settled_s:
             ceiling = min(ceiling, max(report.ceiling, limit // self._expected))
         share.held = max(share.held, ceiling)
-        others = [one.report for name, one in self._shares.items() if name != ingress]
-        frees = [one.frees_in_s for one in others if one.frees_in_s is not None]
-        return Lease(ceiling, sum(one.used for one in others), min(frees, default=None))
+        much_is_free = 16 * (limit - self.held) > limit
+        self.is_uneven = much_is_free or any(one.lacks(targets[name]) for name, one in here.items())
+        self.is_scarce = 2 * sum(one.report.used for one in self._shares.values()) >= limit
+        return self._lease(ingress, ceiling, now_s)
+
+    def renew(self, ingress: str, now_s: float) -> Lease | None:
+        """Another lease for an ingress that has nothing to report of this limit; None where it does not have it."""
+        share = self._shares.get(ingress)
+        if share is None:
+            return None
+        return self.exchange(ingress, replace(share.report, ceiling=share.held, demand=0), now_s)
+
+    def drop(self, ingress: str) -> bool:
+        """An ingress has this limit no more. True where nobody has it."""
+        self._shares.pop(ingress, None)
+        return not self._shares
+
+    def _lease(self, ingress: str, ceiling: int, now_s: float) -> Lease:
+        others = [one for name, one in self._shares.items() if name != ingress]
+        ages_s = [(one.report.frees_in_s, now_s - one.reported_s) for one in others]
+        frees = [max(0.0, frees_s - age_s) for frees_s, age_s in ages_s if frees_s is not None]
+        return Lease(ceiling, sum(one.report.used for one in others), min(frees, default=None))
 
     @property
     def held(self) -> int:
         """What all ingresses together may have in use."""
         return sum(one.held for one in self._shares.values())
 
-    def _skip_own_silence(self, now_s: float) -> None:
-        """Where nobody was heard, it was this process that stood still, or was cut off: nobody has gone for that."""
-        silent_s, self._heard_s = now_s - self._heard_s, now_s
-        if silent_s > 2 * LEASE_S:
-            for one in self._shares.values():
-                one.seen_s += silent_s
-
     def _forget_gone(self, now_s: float) -> None:
         for name, one in list(self._shares.items()):
-            if now_s - one.seen_s > GONE_AFTER_S:
+            silent_s = self._ingresses.silent_s(name, now_s)
+            if silent_s > GONE_AFTER_S:
                 one.held = one.report.used
-                if now_s - one.seen_s > max(self._memory_s, GONE_AFTER_S):
+                if silent_s > max(self._memory_s, GONE_AFTER_S):
                     del self._shares[name]
 
 

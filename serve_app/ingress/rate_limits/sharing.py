@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-from serve_app.ingress.rate_limits.leases import LEASE_S, SharedLimit
+from serve_app.ingress.rate_limits.leases import LEASE_S, Ingresses, Lease, Report, SharedLimit
 from serve_app.ingress.rate_limits.limiter import Leases, RateLimiter, Reports
 from serve_app.ingress.rate_limits.window import WINDOW_S
 from serve_app.protocol.errors import LimitKind
@@ -33,57 +35,109 @@ SETTLED_AFTER_S = 2 * LEASE_S
 """By then every ingress has reported to a new office."""
 
 FORGET_AFTER_S = 2.0 * WINDOW_S
-"""Limits that nobody reports any more are those of keys that were removed."""
+"""What an ingress that has gone has used, has left all windows by then."""
+
+ALONE_AFTER_S = 5.0
+"""An office that has been away for so long is not just being replaced."""
 
 
 class OfficeAway(Exception):
     """The office did not answer."""
 
 
-Ask = Callable[[str, Reports], Awaitable[Leases]]
+Ask = Callable[[str, Reports], Awaitable[Leases | None]]
 """Sends an ingress's reports to the office. Raises `OfficeAway`."""
 
 
 class LeaseOffice:
-    """Leases every limit of every key to the ingresses that report. At most `expected` of them, as a rule."""
+    """Leases every limit of every key to the ingresses that report. At most `expected` of them, as a rule.
+
+    An ingress reports what has changed. It is asked for everything where the office does not know it, or has taken it
+    for gone.
+    """
 
     def __init__(self, expected: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._expected = expected
         self._clock_s = clock_s
-        self._settled_s = clock_s() + SETTLED_AFTER_S
+        self._ingresses = Ingresses()
         self._limits: dict[tuple[str, LimitKind], SharedLimit] = {}
-        self._reported_s: dict[tuple[str, LimitKind], float] = {}
+        self._uneven: set[tuple[str, LimitKind]] = set()
+        self._reported: OrderedDict[tuple[str, LimitKind], int] = OrderedDict()
+        """In which exchange each limit that is scarce was reported last, the oldest first."""
+        self._exchanges = 0
+        self._told: dict[str, int] = {}
+        """The last exchange of each ingress."""
         self._swept_s = clock_s()
 
-    def exchange(self, ingress: str, reports: Reports) -> Leases:
-        """Take an ingress's reports, and lease it what it may use until its next."""
+    def exchange(self, ingress: str, reports: Reports) -> Leases | None:
+        """Take an ingress's reports, and lease it what it may use until its next: an answer to each, and where
+        others need what it holds or have used much of a limit since its last. None: it must report everything."""
         now_s = self._clock_s()
-        self._forget_unreported(now_s)
-        leases: Leases = {}
-        for name, report in reports.items():
-            self._reported_s[name] = now_s
-            if name not in self._limits:
-                memory_s = 0.0 if name[1] is LimitKind.CONCURRENT else WINDOW_S + 1.0
-                self._limits[name] = SharedLimit(memory_s, self._settled_s, self._expected)
-            leases[name] = self._limits[name].exchange(ingress, report, now_s)
+        if not self._ingresses.hear(ingress, now_s) and not reports.is_complete:
+            self._ingresses.forget(ingress)
+            return None
+        self._sweep(now_s)
+        self._exchanges += 1
+        leases = {name: self._exchange(name, ingress, report, now_s) for name, report in reports.of.items()}
+        if reports.is_complete:
+            for name in [one for one in self._limits if one not in reports.of]:
+                self._drop(name, ingress)
+        for name in (self._uneven | self._reported_since(self._told.get(ingress, 0))) - reports.of.keys():
+            limit = self._limits[name]
+            if (lease := limit.renew(ingress, now_s)) is not None:
+                leases[name] = lease
+            self._note(name, limit)
+        self._told[ingress] = self._exchanges
         return leases
 
-    def _forget_unreported(self, now_s: float) -> None:
+    def _reported_since(self, exchange: int) -> set[tuple[str, LimitKind]]:
+        later = itertools.takewhile(lambda one: one[1] > exchange, reversed(self._reported.items()))
+        return {name for name, _ in later}
+
+    def _exchange(self, name: tuple[str, LimitKind], ingress: str, report: Report, now_s: float) -> Lease:
+        limit = self._limits.get(name)
+        if limit is None:
+            memory_s = 0.0 if name[1] is LimitKind.CONCURRENT else WINDOW_S + 1.0
+            # Other ingresses have a share of it that they have not reported yet: this process, or the key, is new.
+            limit = SharedLimit(memory_s, now_s + SETTLED_AFTER_S, self._expected, self._ingresses)
+            self._limits[name] = limit
+        lease = limit.exchange(ingress, report, now_s)
+        if limit.is_scarce:
+            self._reported[name] = self._exchanges
+            self._reported.move_to_end(name)
+        self._note(name, limit)
+        return lease
+
+    def _note(self, name: tuple[str, LimitKind], limit: SharedLimit) -> None:
+        (self._uneven.add if limit.is_uneven else self._uneven.discard)(name)
+
+    def _drop(self, name: tuple[str, LimitKind], ingress: str) -> None:
+        if self._limits[name].drop(ingress):
+            del self._limits[name]
+            self._reported.pop(name, None)
+            self._uneven.discard(name)
+
+    def _sweep(self, now_s: float) -> None:
         if now_s - self._swept_s < FORGET_AFTER_S:
             return
         self._swept_s = now_s
-        for name in [one for one, at_s in self._reported_s.items() if now_s - at_s > FORGET_AFTER_S]:
-            del self._limits[name], self._reported_s[name]
+        for ingress in self._ingresses.forget_gone(FORGET_AFTER_S, now_s):
+            self._told.pop(ingress, None)
+            for name in list(self._limits):
+                self._drop(name, ingress)
 
 
 class LeaseHolder:
     """Keeps the leases of an ingress's limiter. Enter it before the first request."""
 
-    def __init__(self, limiter: RateLimiter, ask: Ask, ingress: str) -> None:
+    def __init__(
+        self, limiter: RateLimiter, ask: Ask, ingress: str, clock_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._limiter = limiter
         self._ask = ask
         self._ingress = ingress
-        self._is_away = False
+        self._clock_s = clock_s
+        self._away_since_s: float | None = None
         self._short = asyncio.Event()
         limiter.on_shortage = self._short.set
 
@@ -102,14 +156,16 @@ class LeaseHolder:
         try:
             async with asyncio.timeout(timeout_s):
                 if self._limiter.apply(await self._ask(self._ingress, self._limiter.reports())):
-                    # A ceiling was lowered: others get the rest when this is known.
                     self._limiter.apply(await self._ask(self._ingress, self._limiter.reports()))
         except (OfficeAway, TimeoutError) as error:
-            if not self._is_away:
+            now_s = self._clock_s()
+            if self._away_since_s is None:
                 logger.warning("no rate limit leases, the last ones stay", extra={"reason": str(error)})
-            self._is_away = True
+                self._away_since_s = now_s
+            if now_s - self._away_since_s >= ALONE_AFTER_S:
+                self._limiter.do_without_office()
             return False
-        self._is_away = False
+        self._away_since_s = None
         return True
 
     async def _follow(self) -> None:

@@ -36,8 +36,6 @@ INCLUDED = frozenset(
 )  # fmt: skip
 """Values of `include` that vLLM accepts (all but the log probabilities without effect)."""
 
-TIERS = ("auto", "default", "flex", "scale", "priority")
-
 CALLS = {
     "local_shell_call": ("local_shell", "action"),
     "shell_call": ("shell", "action"),
@@ -105,10 +103,6 @@ def _options(request: dict[str, Any], edits: Edits) -> None:
         # vLLM would cut the prompt to the whole context, and then find no room for an answer.
         del request["truncation"]
         edits.note("truncation", "auto")
-    tier = request.get("service_tier")
-    if tier is not None and tier not in TIERS:
-        del request["service_tier"]  # a hint, and the names of tiers change
-        edits.changed = True
 
 
 def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
