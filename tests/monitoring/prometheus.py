@@ -101,7 +101,8 @@ class Prometheus:
 
 @contextmanager
 def running(folder: Path, ray_folder: Path) -> Iterator[str]:
-    """The address of a Prometheus that reads the endpoints of the Ray with this temporary folder. Its files go to `folder`."""
+    """The address of a Prometheus that reads the endpoints of the Ray with this temporary folder. Its files are in
+    `folder`."""
     (folder / "rules").mkdir(parents=True)
     for file in RULES:
         (folder / "rules" / file.name).write_text(shortened(file.read_text(encoding="utf-8")), encoding="utf-8")
