@@ -12,9 +12,9 @@ from serve_app.engine.metrics import TotalCounter
 from serve_app.ingress.event_loop import LoopUse
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import End
-from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.dispatcher import NOT_TAKEN, Dispatcher
 
-LOST = tuple(end for end in End if end in (End.DIED, End.NAMED, End.BESIDE, End.CUT, End.MOVED))
+LOST = tuple(end for end in End if end is not End.FINISHED and end not in NOT_TAKEN)
 """How an attempt can be lost."""
 
 

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import yaml
@@ -27,6 +27,9 @@ SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 FACTOR = 100
 SHORTEST_S = 8
 """Ray exports, and Prometheus reads, once a second here: a rate needs a few samples."""
+
+PATIENCE_S = 120
+"""A quiet machine needs seconds."""
 
 LIMITS = {"silence_seconds) > 30": "silence_seconds) > 2", 'le="5.0"': 'le="0.5"'}
 """Times that are compared with, and not windows."""
@@ -50,15 +53,22 @@ def shortened(text: str) -> str:
 
 
 class Prometheus:
-    """A running one."""
+    """A running one at this address. Use as an async context manager."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._http = httpx.AsyncClient(
+            base_url=url, trust_env=False, timeout=30
+        )  # one: each new one reads certificates
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
 
     async def query(self, expr: str) -> list[dict[str, Any]]:
         """The result of an instant query. Fails with Prometheus' words where it is not one."""
-        async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
-            answer = (await client.get(f"{self._url}/api/v1/query", params={"query": expr})).json()
+        answer = (await self._http.get("/api/v1/query", params={"query": expr})).json()
         assert answer["status"] == "success", f"{expr}: {answer}"
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
@@ -68,7 +78,7 @@ class Prometheus:
         found = await self.query('ALERTS{alertstate="firing"}')
         return {one["metric"]["alertname"] for one in found}
 
-    async def until_fired(self, *names: str, deadline_s: float = 40) -> None:
+    async def until_fired(self, *names: str, deadline_s: float = PATIENCE_S) -> None:
         """Wait until each of these has fired, at the same time or one after the other."""
         seen: set[str] = set()
 
@@ -83,16 +93,16 @@ class Prometheus:
 
     async def is_ready(self) -> bool:
         """Whether it answers."""
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            try:
-                return (await client.get(f"{self._url}/-/ready")).status_code == 200
-            except httpx.HTTPError:
-                return False
+        try:
+            return (await self._http.get("/-/ready")).status_code == 200
+        except httpx.HTTPError:
+            return False
 
 
 @contextmanager
-def running(folder: Path, ray_folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus that reads the endpoints of the Ray with this temporary folder. Its files go to `folder`."""
+def running(folder: Path, ray_folder: Path) -> Iterator[str]:
+    """The address of a Prometheus that reads the endpoints of the Ray with this temporary folder. Its files are in
+    `folder`."""
     (folder / "rules").mkdir(parents=True)
     for file in RULES:
         (folder / "rules" / file.name).write_text(shortened(file.read_text(encoding="utf-8")), encoding="utf-8")
@@ -116,7 +126,7 @@ def running(folder: Path, ray_folder: Path) -> Iterator[Prometheus]:
             stderr=log,
         )
     try:
-        yield Prometheus(f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
