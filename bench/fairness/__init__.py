@@ -1,1 +1,1 @@
-"""One client floods the service: what the others notice. Fake engines, in virtual time (`bench/routing`)."""
+"""What clients notice of each other under load. Fake engines, in virtual time (`bench/routing`)."""

@@ -1,5 +1,5 @@
-"""`python -m bench fairness`: the same load without a flood, with one in the order of arrival, and with one in a fair
-order."""
+"""`python -m bench fairness`: one client floods the service; two keys of different weight want all of it; and everybody
+asks ten times what there is (`bench/fairness/overload.py`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
+from bench.fairness.overload import Overload, OverloadRun
+from bench.fairness.weights import SHARES, Weights, WeightsRun
 from bench.routing import virtual_time
 from bench.routing.fleet import Fleet, FleetSize
 from serve_app.protocol.errors import QueueFull
@@ -23,6 +26,13 @@ from serve_app.router.routing import RoutingPolicy
 
 SCALE = 0.25
 FLOOD = "flood"
+
+SDK_TRIES = 3
+"""How often the vendors' SDKs send a request that is refused."""
+
+UNTIL_SERVED = 1_000_000
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -142,23 +152,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 when every mode was run."""
     parser = argparse.ArgumentParser(
         prog="python -m bench fairness",
-        description="One client floods the service: what the others notice. Fake engines, in virtual time.",
+        description="What clients notice of each other under load. Fake engines, in virtual time.",
     )
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--flood", type=float, default=50.0, help="what the flood asks, in equal shares (default 50)")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--duration-s", type=float, default=600.0, help="virtual seconds (default 600)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("flood", "weights", "overload"), help="one of the three (default: all)")
     options = parser.parse_args(argv)
     load = Load(options.clients, flood_ratio=options.flood, duration_s=options.duration_s, seed=options.seed)
     size = FleetSize(replicas=options.replicas)
-    table = Table("", title=f"One client asks {options.flood:.0f} times its share")
+    tables = {"flood": _flood, "weights": _weights, "overload": _overload}
+    for name, table in tables.items():
+        if options.only in (None, name):
+            Console(width=120).print(table(load, size))
+    return 0
+
+
+def _flood(load: Load, size: FleetSize) -> Table:
+    table = Table("", title=f"One client asks {load.flood_ratio:.0f} times its share")
     for heading in ("others' TTFT p50", "p95", "others refused", "Jain", "all finished/s"):
         table.add_column(heading, justify="right")
     for mode in MODES:
-        began_s = time.monotonic()
-        found = virtual_time.run(Run(mode, load, size)())
-        print(f"{mode.name}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+        found = _run(mode.name, Run(mode, load, size)())
         table.add_row(
             mode.name,
             f"{found.ttft_p50_s:.2f} s",
@@ -167,5 +184,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{found.jain:.3f}",
             f"{found.finished_per_s:.2f}",
         )
-    Console(width=120).print(table)
-    return 0
+    return table
+
+
+def _weights(load: Load, size: FleetSize) -> Table:
+    table = Table("key", "class", "weight", "share of the tokens", title="Three keys want everything")
+    shares = _run("weights", WeightsRun(Weights(duration_s=load.duration_s, seed=load.seed), size)())
+    for key, share in SHARES.items():
+        table.add_row(key, share.service_class.word, str(share.weight), f"{shares[key]:.1%}")
+    return table
+
+
+def _overload(load: Load, size: FleetSize) -> Table:
+    table = Table("", title="Everybody asks more than there is")
+    for heading in ("finished/s", "refused", "after headers", "Retry-After's error, median", "of"):
+        table.add_column(heading, justify="right")
+    capacity = load.capacity_per_s(size)
+    for name, factor, asking_s, tries in (
+        ("1.2 times as much, for long", 1.2, load.duration_s / 2, SDK_TRIES),
+        ("10 times as much, for long", 10.0, load.duration_s / 2, SDK_TRIES),
+        ("10 times as much, for 20 s; all come back", 10.0, 20.0, UNTIL_SERVED),
+    ):
+        found = _run(name, OverloadRun(Overload(factor, asking_s, tries, capacity, seed=load.seed), size)())
+        error = "" if found.retry_error_ratio is None else f"{found.retry_error_ratio:.0%}"
+        table.add_row(
+            name, f"{found.finished_per_s:.2f}", str(found.refused), str(found.refused_late), error, str(found.compared)
+        )
+    return table
+
+
+def _run(name: str, run: Coroutine[Any, Any, Result]) -> Result:
+    began_s = time.monotonic()
+    found = virtual_time.run(run)
+    print(f"{name}: {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
+    return found

@@ -69,3 +69,20 @@ def test_a_quiet_night_changes_nothing() -> None:
     times.enter(0.0)
     times.leave(3.0, served=True)
     assert times.mean_s(100_000.0) == times.mean_s(3.0)
+
+
+def test_a_full_engine_is_not_as_fast_as_one_with_little_to_do() -> None:
+    times, now_s = ServiceTimes(4, 0.0), 0.0
+    for _ in range(50):  # one at a time, a second each
+        times.enter(now_s)
+        now_s += 1.0
+        times.leave(now_s, served=True)
+    for _ in range(4):
+        times.enter(now_s)
+    assert times.mean_s(now_s) == pytest.approx(1.0)
+    for _ in range(8):  # four at a time take three seconds each
+        now_s += 3.0
+        for _ in range(4):
+            times.leave(now_s, served=True)
+            times.enter(now_s)
+    assert times.mean_s(now_s) == pytest.approx(3.0, rel=0.25)
