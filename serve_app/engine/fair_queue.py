@@ -201,6 +201,18 @@ class FairQueue:
         session = min(client.sessions.waiting.values(), key=lambda one: one.used)
         return next(iter(session.waiting))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all slots are taken."""
+        return len(self._running) >= self._slots
+
+    def promote(self, request_id: str) -> None:
+        """One that waits goes before all others now."""
+        flow = self._waiting[request_id]
+        if (cost := self._accounts(flow)[1].waiting.pop(request_id, None)) is not None:
+            self._front[request_id] = cost
+            self._note_waiting(flow)
+
     def start(self, request_id: str) -> None:
         """A request that waits has started. Raises KeyError for one that does not wait."""
         flow = self._waiting.pop(request_id)

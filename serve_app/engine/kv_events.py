@@ -237,8 +237,8 @@ def _endpoint(folder: str, name: str) -> str:
 
 
 async def _read(socket: Any, take: Callable[..., None], lose: Callable[[], None]) -> None:
-    """Pass on the parts of each message. If one fails, it is logged and what the cache holds counts as forgotten. Without
-    a reader the pages would stay as they are, and routing would go by them."""
+    """Pass on the parts of each message. If one fails, it is logged and what the cache holds counts as forgotten.
+    Without a reader the pages would stay as they are, and routing would go by them."""
     while True:
         parts = await socket.recv_multipart()
         try:

@@ -22,6 +22,7 @@ from serve_app.engine.fair_queue import Flow
 from serve_app.engine.load_facts import PrefillQueue, RecentMean
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
+from serve_app.engine.preemption import Running, to_preempt
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.start_queue import Abandoned, StartQueue
 from serve_app.engine.watchdog import EngineState, Watchdog, WatchdogLimits
@@ -31,6 +32,7 @@ from serve_app.protocol.errors import (
     EngineDead,
     EngineDeadBeside,
     EngineDeadByRequest,
+    Preempted,
     ReplicaFull,
     ReplicaStopping,
     WrongReplica,
@@ -77,6 +79,13 @@ class Attempt:
     output_token_ids: list[int]
     tokens: int
     prefill_tokens: int
+    rank: int = 0
+    preemptible: bool = True
+    """Whether it may be ended to make room for another."""
+    made_tokens: int = 0
+    """Tokens of the sequence so far, earlier attempts' included."""
+    in_engine: asyncio.Timeout | None = None
+    """Expires when it is preempted."""
     has_started: bool = False
     """Whether it is in the engine."""
     has_token: bool = False
@@ -178,7 +187,8 @@ class EngineReplica:
 
         Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new
         request beyond the bound, `ImagesMissing` where an image must be sent again, `AttemptRefused` as the engine
-        does, and `EngineDead` when the engine died or hung with the attempt in it.
+        does, `Preempted` when it made room for a higher class, and `EngineDead` when the engine died or hung with the
+        attempt in it.
         """
         self._check_target(target)
         try:
@@ -200,17 +210,31 @@ class EngineReplica:
     async def _run(self, attempt: AttemptRequest) -> None:
         emitted = attempt.emitted_token_ids
         tokens = attempt.spec.prompt_tokens + len(emitted)
-        running = Attempt(attempt.ingress_id, attempt.spec.resume_key, list(emitted), tokens, attempt.prefill_tokens)
+        running = Attempt(
+            attempt.ingress_id,
+            attempt.spec.resume_key,
+            list(emitted),
+            tokens,
+            attempt.prefill_tokens,
+            attempt.spec.rank,
+            attempt.spec.preemptible and not attempt.preempted,
+            len(emitted),
+        )
         self._enter(attempt.attempt_id, running)
         served = False
         try:
             running.queue_wait_s = await self._turn(attempt, tokens)
             running.has_started = True
             self._prefill.enter(attempt.attempt_id, attempt.prefill_tokens, self._clock())
-            await self._engine.run(attempt)
+            async with asyncio.timeout(None) as running.in_engine:
+                await self._engine.run(attempt)
             served = True
         except Abandoned:
             return
+        except TimeoutError:
+            if running.in_engine is None or not running.in_engine.expired():
+                raise
+            raise Preempted("a request of a higher class takes its place") from None
         except EngineDead as error:
             self._lose_engine(error)
             if self._stopping:  # the engine was shut down: the attempt is not the cause
@@ -218,14 +242,23 @@ class EngineReplica:
             raise self._blamed(running, error) from error
         finally:
             # A cancelled attempt with tokens counts: the ingress may have found a stop string.
-            self._leave(attempt.attempt_id, served=served or len(running.output_token_ids) > len(emitted))
+            preempted = running.in_engine is not None and running.in_engine.expired()
+            made_some = len(running.output_token_ids) > len(emitted) and not preempted
+            self._leave(attempt.attempt_id, served=served or made_some)
             self._keep(running)
 
     async def _turn(self, attempt: AttemptRequest, tokens: int) -> float:
         """Wait until the engine may start it. Raises as `StartQueue.turn`."""
         cached = max(tokens - attempt.prefill_tokens, 0)
+        begun = bool(attempt.emitted_token_ids)
         waited_s = await self._starts.turn(
-            attempt.attempt_id, _flow(attempt), attempt.prefill_tokens, cached, first=bool(attempt.emitted_token_ids)
+            attempt.attempt_id,
+            _flow(attempt),
+            attempt.prefill_tokens,
+            cached,
+            first=begun and not attempt.preempted,
+            begun=begun,
+            on_full=lambda: self._preempt(attempt.spec.rank),
         )
 
         if attempt.ingress_id not in self._outboxes:
@@ -235,6 +268,20 @@ class EngineReplica:
         except EngineDead as error:
             raise ReplicaStopping(f"its engine died before it could start: {error}") from error
         return waited_s
+
+    def _preempt(self, rank: int) -> None:
+        """End one that runs and is of a lower class than this, if there is one."""
+        running = (
+            Running(name, one.rank, one.made_tokens)
+            for name, one in self._attempts.items()
+            if one.in_engine is not None and one.preemptible
+        )
+        if (attempt_id := to_preempt(rank, running)) is None:
+            return
+        attempt = self._attempts[attempt_id]
+        if attempt.in_engine is not None:
+            attempt.preemptible = False
+            attempt.in_engine.reschedule(asyncio.get_running_loop().time())
 
     def _lose_engine(self, error: Exception) -> None:
         """The engine is dead. What waits was not in it, and goes elsewhere."""
@@ -328,6 +375,7 @@ class EngineReplica:
                 continue
             if not attempt.has_token:
                 self._take_first(attempt, delta, now_s)
+            attempt.made_tokens += len(delta.token_ids)
             self._starts.generated(delta.attempt_id, len(delta.token_ids))
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)

@@ -41,9 +41,19 @@ class StartQueue:
         return len(self._queue)
 
     async def turn(
-        self, attempt_id: str, flow: Flow, prefill_tokens: int, cached_tokens: int, *, first: bool = False
+        self,
+        attempt_id: str,
+        flow: Flow,
+        prefill_tokens: int,
+        cached_tokens: int,
+        *,
+        first: bool = False,
+        begun: bool = False,
+        on_full: Callable[[], None] = lambda: None,
     ) -> float:
         """Return when it may start: after how many seconds. Call `leave` when it has ended, however `turn` ends.
+        `on_full` is called where it has to wait because all slots are taken. One that has `begun` to answer is not
+        refused after the longest wait: it goes before all others then.
 
         Raises `WaitedTooLong` after `max_wait_s`, `ReplicaFull` if it was displaced, `Abandoned`, and what `fail`
         was given.
@@ -54,11 +64,15 @@ class StartQueue:
         cost = prompt_cost(prefill_tokens, cached_tokens)
         self._queue.put(attempt_id, flow, cost, first=first, now_s=since_s)
         self._start_next()
-        try:
-            async with asyncio.timeout(self._max_wait_s):
-                await waiter
-        except TimeoutError:
-            raise WaitedTooLong(f"it has waited {self._max_wait_s:.0f} s") from None
+        if not waiter.done() and self._queue.is_full:
+            on_full()
+        await asyncio.wait({waiter}, timeout=self._max_wait_s)
+        if not waiter.done():
+            if not begun:
+                raise WaitedTooLong(f"it has waited {self._max_wait_s:.0f} s")
+            self._queue.promote(attempt_id)
+            self._start_next()
+        await waiter
         return self._clock() - since_s
 
     def tokens_before_newcomer(self) -> int:

@@ -147,6 +147,7 @@ class ReplicatedEngineCore:
             session=(context.session_id if context else None) or "",
             rank=int(share.service_class),
             weight=float(share.weight),
+            preemptible=not _inexact_after_resume(params),
         )
 
     def _encode(self, image: MultiModalKwargsItem) -> list[bytearray]:

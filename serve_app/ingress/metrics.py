@@ -50,6 +50,9 @@ class IngressMetrics:
             "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
         )
         self._migrations = metrics.Counter("step_migrations", description="Attempts that took over from a lost one.")
+        self._preemptions = metrics.Counter(
+            "step_preemptions", description="Attempts that made room for one of a higher class."
+        )
         self._routing = metrics.Counter(
             "step_routing_decisions",
             description="Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is "
@@ -117,6 +120,7 @@ class IngressMetrics:
                 "total_s": _round(total_s),
                 **_path_fields(context),
                 "migrations": sum(sequence.migrations for sequence in sequences),
+                "preemptions": sum(sequence.preemptions for sequence in sequences),
             },
         )
 
@@ -134,6 +138,8 @@ class IngressMetrics:
         for sequence in sequences:
             if sequence.migrations:
                 self._migrations.inc(sequence.migrations)
+            if sequence.preemptions:
+                self._preemptions.inc(sequence.preemptions)
             if sequence.routing is not None:
                 self._routing.inc(tags={"reason": sequence.routing.reason.value})
 

@@ -24,6 +24,7 @@ them differently.
     WrongReplica            the attempt did not run: the call reached another replica than the one meant
     `-- ReplicaStopping         the replica is being stopped
     ReplicaFull             the attempt did not run: the replica holds as many as it may
+    Preempted               the attempt made room for one of a higher class, and its request goes on later
     ImagesMissing           the attempt did not run: the replica no longer has an image that was not sent again
     EngineDead              the engine died with the attempt in it
     |-- EngineDeadByRequest     and the evidence points at this attempt
@@ -315,6 +316,11 @@ class ReplicaFull(Exception):
 
 class WaitedTooLong(ReplicaFull):
     """The attempt has waited in the replica for as long as one may, and did not run."""
+
+
+class Preempted(Exception):
+    """The attempt was ended to make room for one of a higher class. Nothing died: its request goes on when it is its
+    turn again."""
 
 
 class ImagesMissing(Exception):

@@ -27,7 +27,7 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     broken stream (`engine/partial_outputs.py`); empty: it is not kept. `images` are vLLM's hashes of its images, which
     travel with the attempt (`AttemptRequest.images`). `client` (the name of its API key) and `session`
     (`Session.id_for`) say whom it belongs to where requests wait (`engine/fair_queue.py`), `rank` and `weight` in which
-    class and with which share (`protocol/service_class.py`).
+    class and with which share (`protocol/service_class.py`). Not `preemptible`: another attempt would not be exact.
     """
 
     request_id: str
@@ -44,6 +44,7 @@ class RequestSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     session: str = ""
     rank: int = 0
     weight: float = 1.0
+    preemptible: bool = True
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -63,7 +64,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `admitted`: a replica has taken the request before, so no replica refuses it for lack of room. `images` are those of
     `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
     `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as its ingress
-    knows.
+    knows. `preempted`: the last attempt made room for another request. This one waits in the order of its class, and is
+    not preempted again.
     """
 
     wire_version: int
@@ -74,6 +76,7 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     admitted: bool = False
     images: dict[str, list[bytearray]] = {}
     prefill_tokens: int = 0
+    preempted: bool = False
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

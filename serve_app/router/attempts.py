@@ -46,6 +46,8 @@ class End(Enum):
     """The connection broke or fell silent, or tokens were missing: there is no evidence that anything died."""
     MOVED = "moved"
     """Its replica is stopping, or did not take it: nothing died."""
+    PREEMPTED = "preempted"
+    """It made room for one of a higher class."""
     REFUSED = "refused"
     """Its replica was full."""
     IMAGES_MISSING = "images missing"

@@ -27,6 +27,7 @@ from serve_app.protocol.errors import (
     ImagesMissing,
     InQuarantine,
     PoisonRequest,
+    Preempted,
     ReplicaFull,
     ReplicaLost,
     ReplicaStopping,
@@ -74,6 +75,8 @@ class _ActiveRequest:
     """Attempts that a replica refused for lack of room are not counted."""
     admitted: bool = False
     """Whether a replica has taken it: then no replica refuses it for lack of room."""
+    preempted: bool = False
+    """Whether its last attempt made room for another request: it is in no hurry then, and takes nobody's turn."""
     full: set[str] = field(default_factory=set)
     """Replicas that have refused it since it last waited for room."""
     died: dict[str, Blame] = field(default_factory=dict)
@@ -318,11 +321,11 @@ class Dispatcher:
         await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
-                if active.attempts:
+                if active.attempts and not active.preempted:
                     self._throttle.leave(active)
                     tokens = active.request.spec.prompt_tokens + len(active.emitted)
                     await self._throttle.enter(active, tokens)
-                else:
+                elif not active.attempts:
                     await self._throttle.until_nobody_waits()
                 await self._pool.wait_for_one(left_s)  # they may be gone since
         except TimeoutError:
@@ -338,7 +341,7 @@ class Dispatcher:
         attempt_id = f"{active.request.spec.request_id}:{active.attempts}"
         trace = active.request.trace
         trace.replicas.append(connection.replica_id)
-        trace.migrations = active.attempts - 1
+        trace.migrations = active.attempts - 1 - trace.preemptions
         trace.routing = decision
         loop = asyncio.get_running_loop()
         if trace.dispatched_s is None:
@@ -367,6 +370,8 @@ class Dispatcher:
             trace.dispatched_s = trace.dispatched_s if active.attempts else None
         else:
             active.full.clear()
+            active.preempted = how is End.PREEMPTED
+            trace.preemptions += active.preempted
         if how in BLAME:
             active.died[connection.replica_id] = BLAME[how]
         elif how is End.CUT:
@@ -386,6 +391,7 @@ class Dispatcher:
             active.admitted,
             connection.images.to_send(request.images),
             prefill_tokens,
+            active.preempted,
         )
 
     async def _await_end(
@@ -408,6 +414,9 @@ class Dispatcher:
                 active.full.add(connection.replica_id)
                 connection.note_full()
                 return End.REFUSED
+            except Preempted:
+                active.admitted = True
+                return End.PREEMPTED
             except ImagesMissing:
                 connection.images.forget(active.request.images)
                 return End.IMAGES_MISSING
@@ -437,7 +446,8 @@ class Dispatcher:
             return
         control.cancel()
         with contextlib.suppress(
-            asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, ImagesMissing, EngineDead, AttemptRefused
+            *(asyncio.CancelledError, ReplicaLost, WrongReplica, ReplicaFull, Preempted, ImagesMissing),
+            *(EngineDead, AttemptRefused),
         ):
             await control
 

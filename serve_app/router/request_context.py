@@ -41,6 +41,7 @@ class RequestTrace:
     routing: Decision | None = None
     """Why the last attempt went where it did."""
     migrations: int = 0
+    preemptions: int = 0
     inexact: tuple[str, ...] = ()
     """What a migration of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
     error: ServeError | None = None

@@ -30,6 +30,7 @@ from serve_app.protocol.errors import (
     AttemptRefused,
     EngineDead,
     ImagesMissing,
+    Preempted,
     ReplicaDied,
     ReplicaFull,
     ReplicaLost,
@@ -58,7 +59,7 @@ reason."""
 PLAIN = {"request_serialization": "pickle", "response_serialization": "pickle"}
 """Only bytes and errors cross. Serve's default serializer can also carry functions, and takes several times as long."""
 
-OUR_ERRORS = (WrongReplica, ReplicaFull, ImagesMissing, AttemptRefused, EngineDead)
+OUR_ERRORS = (WrongReplica, ReplicaFull, Preempted, ImagesMissing, AttemptRefused, EngineDead)
 
 CALL_FAILED = (RayError, RayServeException, grpc.RpcError)
 """How a call ends without the replica's answer. Serve passes gRPC's errors other than UNAVAILABLE on as they are."""

@@ -1,0 +1,79 @@
+"""A request of a higher class takes the place of a lower one's, which loses nothing by it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.routing import virtual_time
+from bench.routing.fleet import Answer, Fleet, FleetSize
+from serve_app.engine.preemption import Running, to_preempt
+from serve_app.protocol.service_class import ServiceClass, Share
+from serve_app.router.routing import RoutingPolicy
+
+BATCH, INTERACTIVE = Share(ServiceClass.BATCH), Share(ServiceClass.INTERACTIVE)
+SLOTS = 4
+TOKENS = 2_000
+SIZE = FleetSize(replicas=1, max_num_seqs=SLOTS)
+
+RUNNING = st.lists(st.builds(Running, st.text("abc", min_size=1), st.integers(-1, 1), st.integers(0, 99)))
+
+
+@given(st.integers(-1, 1), RUNNING)
+def test_only_lower_ranks_are_preempted_and_the_least_is_lost(rank: int, running: list[Running]) -> None:
+    chosen = to_preempt(rank, running)
+    lower = [one for one in running if one.rank < rank]
+    assert (chosen is None) == (not lower)
+    if lower:
+        lowest = min(one.rank for one in lower)
+        fewest = min(one.output_tokens for one in lower if one.rank == lowest)
+        assert chosen in {one.attempt_id for one in lower if (one.rank, one.output_tokens) == (lowest, fewest)}
+
+
+async def batch(fleet: Fleet, number: int) -> Answer:
+    return await fleet.generate([number] * 50, TOKENS, None, "batch", BATCH)
+
+
+async def interactive(fleet: Fleet, number: int, tokens: int = 50) -> Answer:
+    return await fleet.generate([1000 + number] * 50, tokens, None, "ann", INTERACTIVE)
+
+
+async def together(others: int, size: FleetSize = SIZE) -> tuple[list[Answer], list[Answer], list[float]]:
+    """Batch requests in all slots, and interactive ones that come when they have run for a while: both, and how long
+    the latter waited for a token."""
+    async with Fleet(size, 1.0, RoutingPolicy.COST) as fleet, asyncio.TaskGroup() as tasks:
+        lower = [tasks.create_task(batch(fleet, number)) for number in range(SLOTS * size.replicas)]
+        await asyncio.sleep(5)
+        higher = [tasks.create_task(interactive(fleet, number)) for number in range(others)]
+    answers = [one.result() for one in higher]
+    waits_s = [(one.trace.first_token_s or 1e9) - one.trace.submitted_s for one in answers]
+    return [one.result() for one in lower], answers, waits_s
+
+
+def test_a_higher_class_does_not_wait_for_a_lower_one_and_the_lower_one_loses_nothing() -> None:
+    undisturbed, _, _ = virtual_time.run(together(0))
+    lower, _, waits_s = virtual_time.run(together(1))
+    assert max(waits_s) < 1.0
+    assert [one.trace.preemptions for one in lower].count(1) == 1
+    assert [one.token_ids for one in lower] == [one.token_ids for one in undisturbed]
+    assert not [one for one in lower if one.trace.error is not None or one.trace.migrations]
+
+
+def test_each_waiting_request_ends_one_at_most_and_none_is_ended_twice() -> None:
+    undisturbed, _, _ = virtual_time.run(together(0))
+    lower, higher, _ = virtual_time.run(together(40))
+    assert [one.trace.preemptions for one in lower] == [1] * SLOTS
+    assert [one.token_ids for one in lower] == [one.token_ids for one in undisturbed]
+    assert [len(one.token_ids) for one in higher] == [50] * 40
+    last = max(one.ended_s for one in higher)
+    assert all(one.ended_s > last for one in lower)
+
+
+def test_nobody_is_preempted_for_its_own_class() -> None:
+    async def run() -> list[Answer]:
+        async with Fleet(SIZE, 1.0, RoutingPolicy.COST) as fleet:
+            return await asyncio.gather(*(batch(fleet, number) for number in range(3 * SLOTS)))
+
+    assert sum(one.trace.preemptions for one in virtual_time.run(run())) == 0
