@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 from bench.routing import virtual_time
 from bench.routing.fleet import Answer, Fleet, FleetSize
 from serve_app.engine.preemption import Running, to_preempt
+from serve_app.protocol.errors import Preempted
 from serve_app.protocol.service_class import ServiceClass, Share
 from serve_app.router.routing import RoutingPolicy
+from tests.unit.local_replicas import local_fleet, request
 
 BATCH, INTERACTIVE = Share(ServiceClass.BATCH), Share(ServiceClass.INTERACTIVE)
 SLOTS = 4
 TOKENS = 2_000
+BEFORE_S = 5.0
+"""Virtual seconds, in which the slots are taken and many tokens made."""
+
 SIZE = FleetSize(replicas=1, max_num_seqs=SLOTS)
 
 RUNNING = st.lists(st.builds(Running, st.text("abc", min_size=1), st.integers(-1, 1), st.integers(0, 99)))
@@ -45,7 +50,7 @@ async def together(others: int, size: FleetSize = SIZE) -> tuple[list[Answer], l
     the latter waited for a token."""
     async with Fleet(size, 1.0, RoutingPolicy.COST) as fleet, asyncio.TaskGroup() as tasks:
         lower = [tasks.create_task(batch(fleet, number)) for number in range(SLOTS * size.replicas)]
-        await asyncio.sleep(5)
+        await asyncio.sleep(BEFORE_S)
         higher = [tasks.create_task(interactive(fleet, number)) for number in range(others)]
     answers = [one.result() for one in higher]
     waits_s = [(one.trace.first_token_s or 1e9) - one.trace.submitted_s for one in answers]
@@ -77,3 +82,23 @@ def test_nobody_is_preempted_for_its_own_class() -> None:
             return await asyncio.gather(*(batch(fleet, number) for number in range(3 * SLOTS)))
 
     assert sum(one.trace.preemptions for one in virtual_time.run(run())) == 0
+
+
+async def test_a_preempted_request_goes_on_with_its_tokens_and_in_no_haste() -> None:
+    async with local_fleet("ab") as fleet:
+        fleet.dispatcher.submit(request(max_tokens=8))
+        attempt, first, second = await fleet.first_attempt()
+        first.emit(attempt, 0, 3)
+        await fleet.results.until_tokens("r", 3)
+        first.end(attempt, Preempted("a request of a higher class takes its place"))
+        starts = [asyncio.create_task(one.started.get()) for one in (first, second)]
+        done, pending = await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+        for one in pending:
+            one.cancel()
+        again = done.pop().result()
+        assert (again.emitted_token_ids, again.preempted, again.admitted) == ([100, 101, 102], True, True)
+        assert fleet.names_up() == {"a", "b"}  # its replica is not taken for lost
+        (first if first.running else second).finish(again, 3, 5)
+        await fleet.results.until_over("r")
+    assert fleet.results.tokens["r"] == list(range(100, 108))
+    assert not fleet.results.errors
