@@ -195,11 +195,11 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 
 def _docs(options: argparse.Namespace) -> int:
-    from serve_app.cli import docs
+    from serve_app.cli import docs, docs_metrics
 
     pages = {
         profile.ROOT / "docs" / "configuration.md": docs.configuration_page(),
-        docs.METRICS_PAGE: docs.metrics_page(),
+        docs_metrics.METRICS_PAGE: docs_metrics.metrics_page(),
     }
     stale = [page for page, text in pages.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]
     if options.check:

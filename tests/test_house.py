@@ -47,6 +47,7 @@ RAY_IMPORTERS = {
     "serve_app/config/placement.py",
     "serve_app/engine/autoscaling.py",
     "serve_app/engine/fake_metrics.py",
+    "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
     "serve_app/engine/gang.py",
     "serve_app/cli/*",

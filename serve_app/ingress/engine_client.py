@@ -32,7 +32,6 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.engine.vllm_io import image_name, pages_of
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
-from serve_app.ingress.grammars.jobs import WorkerSettings
 from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor, is_plain
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
@@ -230,7 +229,7 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         core.on_failed = self._on_failed
         self.engine_core: Any = core
         self.dispatcher = core.dispatcher
-        self.grammars = GrammarChecker(worker_settings(vllm_config))
+        self.grammars = GrammarChecker(structured_outputs.worker_settings(vllm_config))
 
     async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
         """See `AsyncLLM`, whose own validation of a grammar would block the event loop. The outputs of a sequence come
@@ -278,23 +277,6 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         if queue is not None:
             # After the abort, which put an "aborted" output in the queue: the error replaces it.
             queue.put(ServeHTTPError(error))
-
-
-def worker_settings(config: VllmConfig) -> WorkerSettings:
-    """What a worker needs to compile grammars as an engine of this configuration does."""
-    model, outputs, speculative = config.model_config, config.structured_outputs_config, config.speculative_config
-    return WorkerSettings(
-        tokenizer=str(model.tokenizer),
-        tokenizer_mode=model.tokenizer_mode,
-        revision=model.tokenizer_revision,
-        trust_remote_code=model.trust_remote_code,
-        vocab_size=model.get_vocab_size(),
-        model_type=model.hf_config.model_type,
-        backend=outputs.backend,
-        disable_any_whitespace=outputs.disable_any_whitespace,
-        disable_additional_properties=outputs.disable_additional_properties,
-        speculative_tokens=speculative.num_speculative_tokens if speculative is not None else 0,
-    )
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:

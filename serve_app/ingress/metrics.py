@@ -53,32 +53,29 @@ class IngressMetrics:
         self._ingress_id = ingress_id
         self._store = store
         self._keys = keys
-        self._requests = metrics.Counter(
-            "step_requests", description="Requests, by how they ended.", tag_keys=("route", "outcome")
-        )
+        self._requests = _counter("step_requests", "Requests, by how they ended.", "route", "outcome")
         generating = [route.pattern.pattern for route in SERVED if route.generates]
         start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in generating for end in FAILURES])
-        self._tokens = metrics.Counter(
-            "step_tokens", description="Tokens: prompt, cached (of the prompt), output.", tag_keys=("kind",)
-        )
-        self._preemptions = metrics.Counter(
-            "step_preemptions", description="Attempts that made room for one of a higher class."
-        )
-        self._routing = metrics.Counter(
+        self._tokens = _counter("step_tokens", "Tokens: prompt, cached (of the prompt), output.", "kind")
+        self._preemptions = _counter("step_preemptions", "Attempts that made room for one of a higher class.")
+        self._routing = _counter(
             "step_routing_decisions",
-            description="Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is "
-            "busier), new (none has any), only (there was no other), policy (not by cost).",
-            tag_keys=("reason",),
+            "Choices of a replica: prefix (none has more of the prompt cached), load (another has, but is busier), new "
+            "(none has any), only (there was no other), policy (not by cost).",
+            "reason",
         )
-        self._total_s = self._histogram("step_request_duration_seconds", "From the request's arrival to its last byte.")
-        self._first_token_s = self._histogram(
+        self._total_s = _seconds(
+            "step_request_duration_seconds", "From the request's arrival to its last byte.", "route"
+        )
+        self._first_token_s = _seconds(
             "step_time_to_first_token_seconds",
             "From the request's arrival to the first token back at the ingress.",
+            "route",
         )
-        self._phase_s = self._histogram(
+        self._phase_s = _seconds(
             "step_request_phase_seconds",
             "The parts of a request's time, which add up to its duration (`docs/observability.md`).",
-            tag_keys=("phase",),
+            "phase",
         )
         self._retry_after_s = metrics.Histogram(
             "step_retry_after_seconds",
@@ -86,23 +83,17 @@ class IngressMetrics:
             boundaries=RETRY_BUCKETS_S,
             tag_keys=("outcome", "basis"),
         )
-        self._rate_limited = metrics.Counter(
-            "step_rate_limited",
-            description="Requests refused because their key had used up a limit, by kind.",
-            tag_keys=("kind",),
+        self._rate_limited = _counter(
+            "step_rate_limited", "Requests refused because their key had used up a limit, by kind.", "kind"
         )
-        self._spans_dropped = metrics.Counter(
+        self._spans_dropped = _counter(
             "step_trace_spans_dropped",
-            description="Spans of sampled requests that the collector did not get: it is away, slow, or refuses them.",
+            "Spans of sampled requests that the collector did not get: it is away, slow, or refuses them.",
         )
 
     def spans_dropped(self, count: int) -> None:
         """So many spans were not exported. May be called from any thread."""
         self._spans_dropped.inc(count)
-
-    @staticmethod
-    def _histogram(name: str, description: str, tag_keys: tuple[str, ...] = ("route",)) -> metrics.Histogram:
-        return metrics.Histogram(name, description=description, boundaries=LATENCY_BUCKETS_S, tag_keys=tag_keys)
 
     def request(self, context: RequestContext, route: str, status: int, outcome: Outcome, total_s: float) -> None:
         """See `middleware.AccessLog`."""
@@ -144,6 +135,14 @@ class IngressMetrics:
         if error is not None and error.retry_after_s is not None:
             basis = "measured" if error.measured else "constant"
             self._retry_after_s.observe(error.retry_after_s, tags={"outcome": outcome.value, "basis": basis})
+
+
+def _counter(name: str, description: str, *labels: str) -> metrics.Counter:
+    return metrics.Counter(name, description=description, tag_keys=labels)
+
+
+def _seconds(name: str, description: str, *labels: str) -> metrics.Histogram:
+    return metrics.Histogram(name, description=description, boundaries=LATENCY_BUCKETS_S, tag_keys=labels)
 
 
 def _fields(record: RequestRecord, phases: dict[str, float]) -> dict[str, object]:

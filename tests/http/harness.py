@@ -18,8 +18,9 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress import status_routes
 from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
-from serve_app.ingress.engine_client import ReplicatedEngineClient, worker_settings
+from serve_app.ingress.engine_client import ReplicatedEngineClient
 from serve_app.ingress.grammars.checker import GrammarChecker
+from serve_app.ingress.grammars.structured_outputs import worker_settings
 from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings, RequestTracing
 from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.observability.records import RecordStore, record_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from serve_app.cli import docs
+from serve_app.cli import docs, docs_metrics
 from tests.monitoring.prometheus import RULES
 
 PENDING: frozenset[str] = frozenset({"ray_step_request_phase_seconds_sum"})
@@ -23,7 +23,7 @@ def names_in(expr: str) -> set[str]:
 def known() -> set[str]:
     """Every name that a query may read: ours, vLLM's that docs/metrics.md lists, and recorded ones."""
     names = {"ALERTS"} | {f"ray_vllm_{name}" for name in docs.VLLM_METRICS}
-    for metric in (*docs.ingress_metrics(), *docs.replica_metrics()):
+    for metric in (*docs_metrics.ingress_metrics(), *docs_metrics.replica_metrics()):
         name = f"ray_{metric.info['name']}"
         if "boundaries" in metric.info:
             names |= {f"{name}{part}" for part in ("_bucket", "_sum", "_count")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.cli import docs
+from serve_app.cli import docs_metrics
 from serve_app.engine.fake_config import FakeEngineConfig
 from serve_app.engine.fake_metrics import COUNTERS, GAUGES, LABELS, PER_POSITION, MeteredFakeEngine
 from serve_app.engine.figures import (
@@ -179,14 +179,16 @@ def test_every_outcome_is_a_result(outcome: Outcome) -> None:
 
 def test_every_label_of_every_metric_is_bounded() -> None:
     """By an enum, by the routes, or by the keys file up to a bound: nothing that a user sends becomes a series."""
-    for metric in (*docs.ingress_metrics(), *docs.replica_metrics()):
+    for metric in (*docs_metrics.ingress_metrics(), *docs_metrics.replica_metrics()):
         for label in metric.info["tag_keys"]:
             assert label in ("route", "key") or _values(metric.info["name"], label), f"{metric.info['name']}: {label}"
 
 
 def test_values_that_mean_the_same_are_written_the_same() -> None:
-    assert set(docs.LABEL_VALUES["reason"]) == set(Reason)
-    assert all(value == value.lower() and " " not in value for values in docs.LABEL_VALUES.values() for value in values)
+    assert set(docs_metrics.LABEL_VALUES["reason"]) == set(Reason)
+    assert all(
+        value == value.lower() and " " not in value for values in docs_metrics.LABEL_VALUES.values() for value in values
+    )
 
 
 def assert_listed(record: Recorded) -> None:
@@ -199,7 +201,7 @@ def assert_listed(record: Recorded) -> None:
 
 
 def _values(metric: str, label: str) -> Sequence[str]:
-    return docs.LABEL_VALUES_OF.get((metric, label)) or docs.LABEL_VALUES.get(label, ())
+    return docs_metrics.LABEL_VALUES_OF.get((metric, label)) or docs_metrics.LABEL_VALUES.get(label, ())
 
 
 def _own(tags: Mapping[str, str]) -> list[str]:

@@ -16,10 +16,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, Final
 
+from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 from serve_app.ingress.grammars.checker import GrammarChecker
+from serve_app.ingress.grammars.jobs import WorkerSettings
 from serve_app.ingress.grammars.syntax import KINDS, check_size
 from serve_app.router.request_context import CURRENT
 from serve_app.vllm_patches import vllm_api
@@ -120,3 +122,20 @@ def field_of(asked: StructuredOutputsParams) -> str:
     if source == "text.format":
         return "text.format.schema" if kind == "json" else source
     return source if source == "tools" and kind in ("json", "structural_tag") else f"structured_outputs.{kind}"
+
+
+def worker_settings(config: VllmConfig) -> WorkerSettings:
+    """What a worker needs to compile grammars as an engine of this configuration does."""
+    model, outputs, speculative = config.model_config, config.structured_outputs_config, config.speculative_config
+    return WorkerSettings(
+        tokenizer=str(model.tokenizer),
+        tokenizer_mode=model.tokenizer_mode,
+        revision=model.tokenizer_revision,
+        trust_remote_code=model.trust_remote_code,
+        vocab_size=model.get_vocab_size(),
+        model_type=model.hf_config.model_type,
+        backend=outputs.backend,
+        disable_any_whitespace=outputs.disable_any_whitespace,
+        disable_additional_properties=outputs.disable_additional_properties,
+        speculative_tokens=speculative.num_speculative_tokens if speculative is not None else 0,
+    )
