@@ -19,7 +19,7 @@ from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.fair_queue import Flow
-from serve_app.engine.load_facts import PrefillQueue, RecentMean
+from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.service_times import ServiceTimes
@@ -44,6 +44,7 @@ from serve_app.protocol.messages import (
     EngineTiming,
     Frame,
     OtherWireVersion,
+    ReplicaActivity,
     ReplicaCapacity,
     ReplicaInfo,
     ReplicaLoad,
@@ -64,6 +65,9 @@ SLOW_STEP_S = 10.0
 
 TOLD_STALL_S = 0.05
 """An ingress is told of stalls once they are so long, and at an attempt's end: not with every step of a long prompt."""
+
+STEP_MEMORY = 10_000.0
+"""Tokens per step are those of about so many steps of a request: some seconds of a busy engine."""
 
 BLAMED = {Blame.NAMED: EngineDeadByRequest, Blame.SUSPECT: EngineDead, Blame.BESIDE: EngineDeadBeside}
 
@@ -129,6 +133,8 @@ class EngineReplica:
         """How many attempts had no token yet when the engine died."""
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
+        self._state = EngineState.WORKING
+        self._step_tokens = RecentRatio(STEP_MEMORY)
         self._data_channel_host = data_channel_host
         self._max_queued_requests = max_queued_requests
         self._channels = DataChannelServer(self)
@@ -172,6 +178,7 @@ class EngineReplica:
                 capacity,
                 self._info.engine_version,
                 self._quarantine.remaining(now_s),
+                self._activity(),
             )
         )
 
@@ -348,6 +355,8 @@ class EngineReplica:
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
+        if deltas:
+            self._step_tokens.add(sum(len(one.token_ids) for one in deltas), len(deltas))
         self._share_cache()
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> None:
@@ -404,6 +413,16 @@ class EngineReplica:
             newcomer_prefill_tokens=self._starts.tokens_before_newcomer(),
         )
 
+    def _activity(self) -> ReplicaActivity:
+        stats = self._engine.stats()
+        if self._stopping or self._engine_dead:
+            state = "stopping" if self._stopping else "dead"
+        elif self._slow:
+            state = "slow"
+        else:
+            state = "idle" if not self._attempts else str(self._state)
+        return ReplicaActivity(state, self._engine.under_way(), self._step_tokens.value, stats.acceptance_ratio)
+
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
@@ -417,6 +436,7 @@ class EngineReplica:
         if self._engine_dead:
             return
         judgement = self._watchdog.observe(self._clock(), stats.steps, self._engine.activity, busy=stats.unfinished > 0)
+        self._state = judgement.state
         if judgement.state in (EngineState.HUNG, EngineState.STUCK):
             reason = f"{judgement.state}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
