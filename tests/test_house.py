@@ -39,6 +39,7 @@ RAY_IMPORTERS = {
     "serve_app/router/serve_transport.py",
     "serve_app/ingress/metrics.py",
     "serve_app/ingress/peers.py",
+    "serve_app/ingress/serve_watch.py",
     "serve_app/ingress/rate_limits/deployment.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
@@ -56,7 +57,7 @@ PURE = (
     *("router/admission", "protocol/poison", "router/routing"),
     *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
-    *("observability/explain", "observability/phases", "observability/records"),
+    *("observability/explain", "observability/phases", "observability/records", "observability/usage"),
     *("ingress/sessions", "ingress/validation_errors"),
     *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )

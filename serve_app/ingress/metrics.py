@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import msgspec
 from ray.serve import metrics
 
+from serve_app.ingress import routes
 from serve_app.ingress.event_loop import LoopUse
 from serve_app.observability.phases import merged
 from serve_app.observability.records import RecordStore, RequestRecord, record_of
@@ -30,8 +31,8 @@ LOGGED_IGNORED = 20
 
 logger = logging.getLogger("serve_app.access")
 
-PROBES = frozenset({"/health", "/version", "/"})
-"""Routes that load balancers and agents poll."""
+PROBES = frozenset({"/health", "/version", "/", routes.FLEET, routes.STATUS_PAGE, routes.STATUS_PAGE_FILES})
+"""Routes that load balancers, agents and status pages poll."""
 
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
