@@ -44,7 +44,7 @@ async def fleet(client: httpx.AsyncClient, **headers: str) -> dict[str, Any]:
 
 async def listed(client: httpx.AsyncClient, state: str, under_way: str = "") -> dict[str, Any]:
     """The only replica, once the listing, which is a second old, says so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             (replica,) = (await fleet(client))["replicas"]
             if replica["state"] == state and replica["under_way"].startswith(under_way):
@@ -53,9 +53,9 @@ async def listed(client: httpx.AsyncClient, state: str, under_way: str = "") -> 
 
 
 async def test_a_working_replica_says_what_it_does() -> None:
-    async with service({"a": engine(gap_s=0.02, tokens_per_step=2)}) as running, client_of(running) as client:
+    async with service({"a": engine(gap_s=0.1, tokens_per_step=2)}) as running, client_of(running) as client:
         assert (await listed(client, "idle"))["slots"] == 16
-        asked = chat(max_tokens=2000, stream=True, ignore_eos=True)
+        asked = chat(max_tokens=7000, stream=True, ignore_eos=True)
         async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
             await anext(response.aiter_lines())
             replica = await listed(client, "working", "1 requests, longest context")
@@ -76,7 +76,9 @@ async def test_keys_are_summed_and_the_slowest_are_explained() -> None:
         assert (used["key"], used["requests"], used["output_tokens"]) == (None, 2, 25)
         assert used["prompt_tokens"] == 2 * usage["prompt_tokens"]
         chats = [one for one in found["slowest"] if one["record"]["route"].startswith("/v1")]
-        assert [one["record"]["output_tokens"] for one in chats] == [20, 5]
+        assert sorted(one["record"]["output_tokens"] for one in chats) == [5, 20]
+        totals = [one["record"]["total_s"] for one in chats]
+        assert totals == sorted(totals, reverse=True)
         assert all(one["record"]["request_id"] == NASTY and " of " in one["sentence"] for one in chats)
 
 
