@@ -46,7 +46,7 @@ from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings, RequestTracing
-from serve_app.ingress.peers import AllIngresses
+from serve_app.ingress.peers import AllIngresses, own_deployment, serve_status_page
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
 from serve_app.observability.records import RecordStore, decode_query, encode_records
 from serve_app.router.admission import Admission
@@ -163,7 +163,7 @@ class Ingress:
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
-        status_routes.add(app, AllIngresses(_own_deployment, self._records), config.ingress.operators)
+        status_routes.add(app, peers := AllIngresses(own_deployment, self._records), config.ingress.operators)
         await self._closing.enter_async_context(client.dispatcher)
         self._client = client
         await self._closing.enter_async_context(client.grammars)
@@ -174,6 +174,7 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
+        self._status = await serve_status_page(app, config, client.dispatcher, peers, self._event_loop, self._closing)
         return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
 
     async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:
@@ -186,6 +187,10 @@ class Ingress:
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
         return encode_records(self._records.find(decode_query(query)))
+
+    async def report_status(self, query: bytes) -> bytes:
+        """What this replica tells the status page that another one serves (`ingress/peers.py`)."""
+        return b"" if self._status is None else self._status.encoded_report(query)
 
     async def check_health(self) -> None:
         """Raises when vLLM's output handling has failed: no token would reach a client any more. Serve then replaces
@@ -212,12 +217,6 @@ def _middleware_settings(config: AppConfig) -> MiddlewareSettings:
         sets_request_id=False,
         cors=Cors(config.ingress.allowed_origins),
     )
-
-
-def _own_deployment() -> DeploymentHandle[Any]:
-    """The deployment that this replica belongs to."""
-    context = serve.get_replica_context()
-    return serve.get_deployment_handle(context.deployment, context.app_name)
 
 
 def engine_factory(config: AppConfig) -> EngineFactory:

@@ -41,6 +41,7 @@ RAY_IMPORTERS = {
     "serve_app/ingress/key_metrics.py",
     "serve_app/ingress/metrics.py",
     "serve_app/ingress/peers.py",
+    "serve_app/ingress/serve_watch.py",
     "serve_app/ingress/rate_limits/deployment.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
@@ -61,7 +62,8 @@ PURE = (
     *("router/admission", "protocol/poison", "router/routing"),
     *("engine/autoscaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
-    *("observability/explain", "observability/phases", "observability/records", "observability/spans"),
+    *("observability/explain", "observability/phases", "observability/records"),
+    *("observability/spans", "observability/usage"),
     *("ingress/sessions", "ingress/validation_errors"),
     *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )

@@ -188,6 +188,9 @@ class IngressConfig(Section):
     operators: tuple[str, ...] = ()
     """Names of keys that may see the requests of all keys (`explain`, `/status`): times and token counts, no texts.
     Another key then sees its own. Empty: every key sees all."""
+    status_page: bool = True
+    """Whether `/status` has a page with the state of the service and a playground. The page itself needs no key and
+    holds no data; what it shows (`/status/fleet`) needs one where there are keys."""
     max_body_bytes: PositiveInt = 64 * MIB
     """Largest request body. Images travel in it, a third larger than their files."""
     allowed_origins: tuple[str, ...] = ()

@@ -46,12 +46,14 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """The engine as it is now. `unfinished` attempts run or wait in it; `steps` counts engine steps since start."""
+    """The engine as it is now. `unfinished` attempts run or wait in it; `steps` counts engine steps since start.
+    `acceptance_ratio` of the drafted tokens were accepted lately (None: it drafts none, or none yet)."""
 
     running: int
     unfinished: int
     kv_usage_ratio: float
     steps: int
+    acceptance_ratio: float | None = None
 
 
 class Engine(Protocol):

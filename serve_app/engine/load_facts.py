@@ -119,6 +119,24 @@ def _decayed(sums: tuple[float, float], tokens: int, seconds: float) -> tuple[fl
     return sums[0] * keep + tokens, sums[1] * keep + seconds
 
 
+class RecentRatio:
+    """The ratio of two sums, of which older parts count for less: after `memory` more of the denominator, a third."""
+
+    def __init__(self, memory: float) -> None:
+        self._memory = memory
+        self._sums = (0.0, 0.0)
+
+    def add(self, numerator: float, denominator: float) -> None:
+        """More of both."""
+        keep = math.exp(-denominator / self._memory)
+        self._sums = (self._sums[0] * keep + numerator, self._sums[1] * keep + denominator)
+
+    @property
+    def value(self) -> float | None:
+        """The ratio; None while there is no denominator."""
+        return self._sums[0] / self._sums[1] if self._sums[1] else None
+
+
 class RecentMean:
     """The mean of a count over the last `RECENT_S`, weighted by time; what is older fades exponentially."""
 

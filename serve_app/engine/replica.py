@@ -21,7 +21,7 @@ from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, Step
 from serve_app.engine.fair_queue import Flow
 from serve_app.engine.figures import ReplicaFigures, SentFrames, StartTimes, load_by_class
 from serve_app.engine.gpu_time import GpuTime
-from serve_app.engine.load_facts import PrefillQueue, RecentMean
+from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.preemption import Running, to_preempt
@@ -48,6 +48,7 @@ from serve_app.protocol.messages import (
     EngineTiming,
     Frame,
     OtherWireVersion,
+    ReplicaActivity,
     ReplicaCapacity,
     ReplicaInfo,
     ReplicaLoad,
@@ -69,6 +70,9 @@ SLOW_STEP_S = 10.0
 
 TOLD_STALL_S = 0.05
 """An ingress is told of stalls once they are so long, and at an attempt's end: not with every step of a long prompt."""
+
+STEP_MEMORY = 10_000.0
+"""Tokens per step are those of about so many steps of a request: some seconds of a busy engine."""
 
 BLAMED = {Blame.NAMED: EngineDeadByRequest, Blame.SUSPECT: EngineDead, Blame.BESIDE: EngineDeadBeside}
 
@@ -149,6 +153,7 @@ class EngineReplica:
         """How many attempts had no token yet when the engine died."""
         self._watchdog = Watchdog(watchdog_limits, HEARTBEAT_S)
         self._slow = False
+        self._step_tokens = RecentRatio(STEP_MEMORY)
         self._data_channel_host = data_channel_host
         self._max_queued_requests = max_queued_requests
         self._channels = DataChannelServer(self)
@@ -192,6 +197,7 @@ class EngineReplica:
                 capacity,
                 self._info.engine_version,
                 self._quarantine.remaining(now_s),
+                self._activity(),
             )
         )
 
@@ -421,6 +427,8 @@ class EngineReplica:
         if decoded or computed:
             oldest = self._attempts.get(self._prefill.oldest or "")
             self._gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")
+        if deltas:
+            self._step_tokens.add(sum(len(one.token_ids) for one in deltas), len(deltas))
         self._share_cache()
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> int:
@@ -478,6 +486,16 @@ class EngineReplica:
             queued=len(self._starts),
             newcomer_prefill_tokens=self._starts.tokens_before_newcomer(),
         )
+
+    def _activity(self) -> ReplicaActivity:
+        stats = self._engine.stats()
+        if self._stopping or self._engine_dead:
+            state = "stopping" if self._stopping else "dead"
+        elif self._slow:
+            state = "slow"
+        else:
+            state = "idle" if not self._attempts else str(self._judgement.state)
+        return ReplicaActivity(state, self._engine.under_way(), self._step_tokens.value, stats.acceptance_ratio)
 
     async def _heartbeat(self) -> None:
         while True:

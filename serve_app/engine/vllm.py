@@ -25,6 +25,7 @@ from serve_app.engine.child import ProcessReport
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.gang import Gang
 from serve_app.engine.kv_events import KvEvents
+from serve_app.engine.load_facts import RecentRatio
 from serve_app.engine.vllm_io import add_request, engine_request, observe_core, token_delta
 from serve_app.engine.vllm_process import (
     EngineReports,
@@ -52,6 +53,9 @@ LENGTH = 1
 """vLLM's `FinishReason.LENGTH`."""
 
 LOG_PERIOD_S = 10.0
+
+DRAFT_MEMORY_TOKENS = 20_000.0
+"""Acceptance is that of about so many drafted tokens: some seconds of a busy engine."""
 """How often vLLM's console logger prints its line, as in vLLM's own server."""
 
 
@@ -114,6 +118,7 @@ class VllmEngine:
         self._ranks = 1
         self._gpu: activity.GpuReader = lambda: None
         self._steps = 0
+        self._acceptance = RecentRatio(DRAFT_MEMORY_TOKENS)
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -306,6 +311,7 @@ class VllmEngine:
             unfinished=len(self._attempts),
             kv_usage_ratio=sum(rank.kv_cache_usage for rank in ranks) / self._ranks if ranks else 0.0,
             steps=self._steps,
+            acceptance_ratio=self._acceptance.value,
         )
 
     def _admit(self, attempt: AttemptRequest) -> _Running:
@@ -337,6 +343,8 @@ class VllmEngine:
         self._steps += 1
         if outputs.scheduler_stats is not None:
             self._schedulers[outputs.engine_index] = outputs.scheduler_stats
+            if (drafts := outputs.scheduler_stats.spec_decoding_stats) is not None:
+                self._acceptance.add(drafts.num_accepted_tokens, drafts.num_draft_tokens)
         ended = []
         deltas = []
         for output in outputs.outputs:

@@ -113,6 +113,7 @@ class ReplicatedEngineCore:
                 pages=pages_of(request),
                 images=images,
                 resumes_key=resumes_key,
+                http_request_id=context.request_id if context is not None else request.request_id,
                 answer_begun=lambda: context is not None and context.answer_begun,
             )
         )

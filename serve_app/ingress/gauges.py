@@ -72,7 +72,7 @@ class ProcessGauges:
         for decision in AdmissionDecision:
             self._admission.set_total(decisions.get(decision, 0), tags={"decision": decision.value})
         for cause in LOST:
-            self._migrations.set_total(dispatcher.migrations[cause], tags={"cause": cause.value})
+            self._migrations.set_total(dispatcher.migrations_by_cause[cause], tags={"cause": cause.value})
         self._lateness_s.set(dispatcher.frame_lateness_s())
         self._index_bytes.set(dispatcher.index_bytes())
         self._busy_ratio.set(use.busy_ratio)

@@ -32,8 +32,8 @@ LOGGED_IGNORED = 20
 
 logger = logging.getLogger("serve_app.access")
 
-PROBES = frozenset({"/health", "/version", "/"})
-"""Routes that load balancers and agents poll."""
+PROBES = frozenset({"/health", "/version", "/", routes.FLEET, routes.STATUS_PAGE, routes.STATUS_PAGE_FILES})
+"""Routes that load balancers, agents and status pages poll."""
 
 FAILURES = (Outcome.SERVER_ERROR, Outcome.NO_REPLICA, Outcome.POISON)
 """What the error objective counts (`monitoring/rules`): these are there before the first failure."""
@@ -103,7 +103,7 @@ class IngressMetrics:
         self._observe_refusal(context, outcome)
         self._observe_times(record, phases)
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
-        if route not in PROBES and not route.startswith(routes.STATUS):
+        if route not in PROBES and not route.startswith(routes.REQUESTS):
             self._store.add(record)
         level = logging.DEBUG if route in PROBES else logging.INFO
         logger.log(level, "request", extra={**_fields(record, phases), **_path_fields(context)})

@@ -1,19 +1,40 @@
-"""Asks all ingress replicas of the application, this one included."""
+"""Asks all ingress replicas of the application, this one included, and wires the status page that shows their
+answers."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
 import msgspec
+import ray.util
+from fastapi import FastAPI
+from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.config import vllm_device
+from serve_app.config.schema import AppConfig
+from serve_app.ingress import page_routes
+from serve_app.ingress.autoscaling import BUSY_RATIO
+from serve_app.ingress.event_loop import EventLoopSampler
+from serve_app.ingress.fleet_status import (
+    FleetStatus,
+    OwnStatus,
+    Reports,
+    decode_report,
+    encode_report_query,
+)
+from serve_app.ingress.serve_watch import Load, ServeWatch
+from serve_app.observability.fleet import IngressReport, ReportQuery
 from serve_app.observability.records import RecordQuery, RecordStore, decode_records, encode_query
 from serve_app.observability.search import Found
+from serve_app.router.dispatcher import Dispatcher
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +49,15 @@ class AllIngresses:
 
     def __init__(self, ingresses: Callable[[], DeploymentHandle[Any]], own: RecordStore) -> None:
         self._ingresses = ingresses
-        self._own = own
+        self.own = own
         self._handle: DeploymentHandle[Any] | None = None
 
     async def find(self, query: RecordQuery) -> Found:
         """See `RecordSearch`."""
-        if self._handle is None:
-            self._handle = self._ingresses()
-        try:
-            response = self._handle.broadcast("find_records", encode_query(query))
-            answers = await response.results_async(timeout_s=ANSWER_TIMEOUT_S, return_exceptions=True)
-        except CALL_FAILED as error:
-            logger.warning("the other ingresses cannot be asked", extra={"error": str(error)})
-            return Found(self._own.find(query), silent_ingresses=1)
-        records = self._own.find(query)
+        answers = await self.ask("find_records", encode_query(query))
+        if answers is None:
+            return Found(self.own.find(query), silent_ingresses=1)
+        records = self.own.find(query)
         silent = 0
         for answer in answers:
             try:
@@ -49,3 +65,79 @@ class AllIngresses:
             except (msgspec.DecodeError, TypeError):  # an error in place of an answer, or another version's
                 silent += 1
         return Found(query.best(records), silent)
+
+    async def ask(self, method: str, query: bytes) -> list[Any] | None:
+        """What each ingress answers to a call of this method, an error in its place; None if none can be asked."""
+        if self._handle is None:
+            self._handle = self._ingresses()
+        try:
+            response = self._handle.broadcast(method, query)
+            answers: list[Any] = await response.results_async(timeout_s=ANSWER_TIMEOUT_S, return_exceptions=True)
+        except CALL_FAILED as error:
+            logger.warning("the other ingresses cannot be asked", extra={"error": str(error)})
+            return None
+        return answers
+
+
+class AllReports:
+    """`ReportSource` over all ingresses; `own` is what this one reports."""
+
+    def __init__(self, peers: AllIngresses, own: OwnStatus) -> None:
+        self._peers = peers
+        self._own = own
+
+    async def reports(self, query: ReportQuery) -> Reports:
+        """See `ReportSource`."""
+        answers = await self._peers.ask("report_status", encode_report_query(query))
+        found: dict[str, IngressReport] = {}
+        silent = 1 if answers is None else 0
+        for answer in answers or ():
+            try:
+                report = decode_report(answer)
+            except (msgspec.DecodeError, TypeError):
+                silent += 1
+            else:
+                found[report.ingress_id] = report
+        if self._own.ingress_id not in found:
+            found[self._own.ingress_id] = self._own.report(query)
+            silent = max(silent - 1, 0) if answers is not None else silent
+        return Reports(list(found.values()), silent)
+
+
+def own_deployment() -> DeploymentHandle[Any]:
+    """The deployment that this replica belongs to."""
+    context = serve.get_replica_context()
+    return serve.get_deployment_handle(context.deployment, context.app_name)
+
+
+async def serve_status_page(
+    app: FastAPI,
+    config: AppConfig,
+    dispatcher: Dispatcher,
+    peers: AllIngresses,
+    event_loop: EventLoopSampler,
+    closing: contextlib.AsyncExitStack,
+) -> OwnStatus | None:
+    """Add the status page, unless it is switched off, and follow Serve until `closing`. Returns what this ingress
+    reports to the others."""
+    if not config.ingress.status_page:
+        return None
+
+    def loads() -> Mapping[str, Load]:
+        engines = [one.load.utilization for one in dispatcher.connections() if one.takes_work]
+        busy = [use for name, use in event_loop.stats().items() if name == BUSY_RATIO]
+        return {"engine": (engines, config.replicas.target_load), "ingress": (busy, config.ingress.target_load)}
+
+    watch = await closing.enter_async_context(ServeWatch(serve.get_replica_context().app_name, loads))
+    own = OwnStatus(
+        ingress_id=serve.get_replica_context().replica_id.unique_id,
+        node=str(ray.util.get_node_ip_address()),
+        dispatcher=dispatcher,
+        records=peers.own,
+        serve=watch,
+        loop_use=event_loop.stats,
+        started_unix_s=time.time(),
+    )
+    status = FleetStatus(own, AllReports(peers, own), config.model.served_name, f"vllm {vllm_device.version()}")
+    page_routes.add(app, status, config.ingress.operators)
+    return own

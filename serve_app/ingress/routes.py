@@ -51,8 +51,10 @@ def _route(
 
 MODELS = "/v1/models"
 COMPLETIONS = "/v1/completions"
-STATUS = "/status"
-REQUESTS = f"{STATUS}/requests"
+STATUS_PAGE = "/status"
+STATUS_PAGE_FILES = "/status/page/[a-z]+[.](js|css)"
+REQUESTS = "/status/requests"
+FLEET = "/status/fleet"
 
 SERVED = (
     _route("POST", "/v1/chat/completions", prompt="messages", generates=True),
@@ -68,6 +70,10 @@ SERVED = (
     _route("POST", "/detokenize"),
     _route("GET", REQUESTS),
     _route("GET", f"{REQUESTS}/.+"),
+    _route("GET", FLEET),
+    # The page holds no data: it asks for the key that its requests need.
+    _route("GET", STATUS_PAGE, needs_key=False),
+    _route("GET", STATUS_PAGE_FILES, needs_key=False),
     _route("GET", "/health", needs_key=False),
     _route("GET", "/version", needs_key=False),
     _route("GET", "/openapi.json", needs_key=False),

@@ -18,14 +18,19 @@ from serve_app.router.request_context import CURRENT
 HOUR_S = 3600.0
 
 
+def restricted_to(operators: tuple[str, ...]) -> str | None:
+    """The key of the current request, if it may see its own requests only."""
+    context = CURRENT.get()
+    asking = context.key_name if context is not None else None
+    return None if asking is None or not operators or asking in operators else asking
+
+
 def add(app: FastAPI, search: RecordSearch, operators: tuple[str, ...] = ()) -> None:
     """Add the routes. A key that is not among `operators` sees its own requests only; with none named, every key sees
     all."""
 
     def visible(key: str | None) -> str | None:
-        context = CURRENT.get()
-        asking = context.key_name if context is not None else None
-        return key if asking is None or not operators or asking in operators else asking
+        return key if (asking := restricted_to(operators)) is None else asking
 
     @app.get(routes.REQUESTS, tags=["status"], response_class=Response)
     async def list_requests(

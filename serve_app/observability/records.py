@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from serve_app.observability.phases import first_token_s, slowest, split
+from serve_app.observability.usage import KeyUsage, UsageLog
 from serve_app.protocol.errors import Outcome
 from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace
 
@@ -175,20 +176,27 @@ def _attempt(trace: AttemptTrace, received_s: float) -> AttemptRecord:
 
 
 class RecordStore:
-    """The last records of one ingress, and the slowest of the last hour. Records are kept encoded: they are read
-    seldom, and objects would be looked at by every run of the garbage collector."""
+    """The last records of one ingress, the slowest of the last hour, and what each key has used in it.
+
+    Records are kept encoded: they are read seldom, and objects would be looked at by every run of the garbage
+    collector."""
 
     def __init__(self) -> None:
         self._recent: deque[bytes] = deque(maxlen=RECENT_RECORDS)
         self._slow: deque[tuple[int, list[tuple[float, int, bytes]]]] = deque(maxlen=SLOTS)
         self._added = 0
+        self.usage = UsageLog()
 
     def add(self, record: RequestRecord) -> None:
         """Keep a record."""
         data = _ENCODER.encode(record)
         self._recent.append(data)
         self._added += 1
-        number = math.floor((record.received_unix_s + record.total_s) / SLOT_S)
+        ended_unix_s = record.received_unix_s + record.total_s
+        if record.sequences:
+            tokens = (record.prompt_tokens, record.cached_tokens, record.output_tokens)
+            self.usage.add(KeyUsage(record.key, 1, *tokens), ended_unix_s)
+        number = math.floor(ended_unix_s / SLOT_S)
         if not self._slow or self._slow[-1][0] < number:
             self._slow.append((number, []))
         slow = self._slow[-1][1]
@@ -197,6 +205,14 @@ class RecordStore:
             heapq.heappush(slow, entry)
         else:
             heapq.heappushpop(slow, entry)
+
+    def kept_slowest(self, limit: int, since_unix_s: float) -> list[RequestRecord]:
+        """The slowest since then, from those that are kept for each five minutes: cheap enough for every few
+        seconds."""
+        since_slot = math.floor(since_unix_s / SLOT_S)
+        entries = (entry for number, slow in self._slow if number >= since_slot for entry in slow)
+        found = (decode_record(data) for _, _, data in heapq.nlargest(2 * limit, entries))
+        return [record for record in found if record.received_unix_s >= since_unix_s][:limit]
 
     def find(self, query: RecordQuery) -> list[RequestRecord]:
         """The records that are wanted, as `RecordQuery.best` orders them."""

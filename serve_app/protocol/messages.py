@@ -169,6 +169,16 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reports_cache: bool = False
 
 
+class ReplicaActivity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """For people: its `state` (`idle`, `working`, `busy`, `slow`, `stopping`, `dead`) and in words what is `under_way`.
+    Lately a step gave a request `tokens_per_step`, and `acceptance_ratio` of the drafted tokens were accepted."""
+
+    state: str = ""
+    under_way: str = ""
+    tokens_per_step: float | None = None
+    acceptance_ratio: float | None = None
+
+
 class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A replica's answer to a listing. Without `data_channel`, attempts and frames go by Serve's calls.
 
@@ -184,6 +194,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     capacity: ReplicaCapacity = ReplicaCapacity()
     vllm_version: str = ""
     quarantine: dict[str, float] = {}
+    activity: ReplicaActivity = ReplicaActivity()
 
 
 class CacheChanges(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

@@ -91,6 +91,8 @@ class ReplicaConnection:
     replica_id: str
     load: ReplicaLoad
     capacity: ReplicaCapacity
+    info: ReplicaInfo | None = None
+    """Its last answer to a listing; what the status page shows of it."""
     up: bool = False
     draining_since_s: float | None = None
     deregistered: bool = False

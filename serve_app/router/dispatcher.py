@@ -15,7 +15,8 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ from serve_app.router.attempts import (
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
-from serve_app.router.request_context import AttemptTrace, SubmittedRequest, WaitedFor
+from serve_app.router.request_context import AttemptTrace, Migration, SubmittedRequest, WaitedFor
 from serve_app.router.routing import PromptFacts, ReplicaFacts
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ means that the connection is broken."""
 
 WORTH_SAYING_S = 0.01
 """A shorter wait for migrations is a turn of the event loop."""
+
+KEPT_MIGRATIONS = 50
+"""How many of the last migrations are kept for the status page."""
 
 ROOM_PERIOD_S = 0.5
 """How often a request that can no longer be refused tries full replicas again: frames may free a place, and an idle
@@ -132,8 +136,9 @@ class Dispatcher:
         self._active: dict[str, _ActiveRequest] = {}
         self._attempts: dict[str, _ActiveRequest] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._migrations: deque[Migration] = deque(maxlen=KEPT_MIGRATIONS)
         self._quarantine = Quarantine(limits.quarantine_s)
-        self.migrations: Counter[End] = Counter()
+        self.migrations_by_cause: Counter[End] = Counter()
         """Attempts that took over from a lost one, by how that was lost."""
         self._throttle = MigrationThrottle(lambda: len(self._pool.taking_work()))
         self._pool = ReplicaPool(
@@ -191,7 +196,21 @@ class Dispatcher:
 
     def replicas_refused(self) -> list[str]:
         """Why some replicas get nothing, a sentence for each."""
+        return list(self._pool.refused.values())
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """The same by replica id."""
         return self._pool.refused
+
+    def connections(self) -> list[ReplicaConnection]:
+        """The connections to all replicas that are listed and not refused."""
+        return self._pool.connections()
+
+    @property
+    def migrations(self) -> list[Migration]:
+        """The last migrations of this ingress' requests, the oldest first."""
+        return list(self._migrations)
 
     def index_bytes(self) -> int:
         """About how much memory the index of the replicas' caches takes."""
@@ -244,6 +263,8 @@ class Dispatcher:
         trace = active.request.trace
         if trace.first_token_s is None and delta.token_ids:
             trace.first_token_s = now_s
+        if active.attempts > 1 and trace.attempts[-1].first_token_s is None:
+            self._note_migration(active)
         trace.attempts[-1].take(delta, now_s)
         trace.output_tokens = len(active.emitted)
         if delta.cached_tokens is not None and delta.position == 0:
@@ -254,6 +275,13 @@ class Dispatcher:
             del self._attempts[delta.attempt_id]
             active.end(End.FINISHED)
         return active.request.spec.request_id, delta
+
+    def _note_migration(self, active: _ActiveRequest) -> None:
+        request, (*_, lost, now) = active.request, active.request.trace.attempts
+        name = request.http_request_id or request.spec.request_id
+        self._migrations.append(
+            Migration(time.time(), name, request.spec.client, lost.replica_id, now.replica_id, lost.end)
+        )
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -428,7 +456,7 @@ class Dispatcher:
     def _count_migration(self, active: _ActiveRequest) -> None:
         """An attempt begins. One that no replica takes counts, and the next one then does not again."""
         if active.lost_by is not None:
-            self.migrations[active.lost_by] += 1
+            self.migrations_by_cause[active.lost_by] += 1
             active.lost_by = None
 
     def _attempt_request(

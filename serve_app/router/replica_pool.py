@@ -104,6 +104,10 @@ class ReplicaPool:
         overdue = (one.lateness_s(now_s) for one in self._connections.values())
         return max(self._late.value(now_s), *overdue, 0.0)
 
+    def connections(self) -> list[ReplicaConnection]:
+        """The connections to all replicas that are not refused."""
+        return list(self._connections.values())
+
     def attempts(self) -> int:
         """How many attempts of this ingress are at a replica."""
         return sum(len(connection.attempts) for connection in self._connections.values())
@@ -120,9 +124,9 @@ class ReplicaPool:
         return NoReplica(what, retry_after_s, measured=measured)
 
     @property
-    def refused(self) -> list[str]:
-        """The reasons why some replicas get nothing."""
-        return list(self._refused.values())
+    def refused(self) -> dict[str, str]:
+        """The reasons why some replicas get nothing, by replica id."""
+        return dict(self._refused)
 
     async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`; unless `patient`, raises `OtherVersion` as
@@ -131,7 +135,7 @@ class ReplicaPool:
             async with asyncio.timeout(timeout_s):
                 while not self.taking_work():
                     if self._refused and not self._connections and not patient:
-                        raise OtherVersion(self.refused[0])
+                        raise OtherVersion(next(iter(self._refused.values())))
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -176,7 +180,7 @@ class ReplicaPool:
                 connection = ReplicaConnection(info.replica_id, info.load, info.capacity)
                 self._connections[info.replica_id] = connection
                 connection.task = self._spawn(self._follow(connection), f"connection {info.replica_id}")
-            connection.capacity = info.capacity
+            connection.capacity, connection.info = info.capacity, info
             self._last = connection
             if info.load.draining:
                 self._drain(connection)

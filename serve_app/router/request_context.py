@@ -89,6 +89,17 @@ class AttemptTrace:
             self.preemptions += timing.preemptions
 
 
+class Migration(msgspec.Struct, frozen=True):
+    """A request moved to another replica. `cause` is how its attempt on the old one ended (`attempts.End`)."""
+
+    at_unix_s: float
+    request_id: str
+    key: str
+    from_replica: str
+    to_replica: str
+    cause: str
+
+
 @dataclass
 class RequestTrace:
     """What happened to one sequence, for its log line. Times are `loop.time()` stamps in seconds."""
@@ -141,6 +152,8 @@ class SubmittedRequest:
     """The images of `spec.images`: they are sent where they are not yet."""
     resumes_key: str = ""
     """The resume key of the broken stream that it continues, if it does."""
+    http_request_id: str = ""
+    """The `x-request-id` of the HTTP request that it belongs to."""
     answer_begun: Callable[[], bool] = lambda: False
     """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from starlette.types import ASGIApp
 from serve_app.config import vllm_flags
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.ingress import status_routes
+from serve_app.ingress import page_routes, status_routes
 from serve_app.ingress.api import build_api
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.engine_client import ReplicatedEngineClient
+from serve_app.ingress.fleet_status import FleetStatus, NoServe, OwnStatus
 from serve_app.ingress.grammars.checker import GrammarChecker
 from serve_app.ingress.grammars.structured_outputs import worker_settings
 from serve_app.ingress.middleware import IngressMiddleware, Keys, MiddlewareSettings, RequestTracing
@@ -131,6 +133,7 @@ async def service(
     limiter: RateLimiter | None = None,
     operators: tuple[str, ...] = (),
     tracing: RequestTracing | None = None,
+    status_page: bool = True,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -160,6 +163,9 @@ async def service(
             await client.dispatcher.wait_for_replica(30)
         log = Log()
         status_routes.add(app, OneStore(log.records), operators)
+        if status_page:
+            own = OwnStatus(ingress_id, "127.0.0.1", client.dispatcher, log.records, NoServe(), dict, time.time())
+            page_routes.add(app, FleetStatus(own, own, NAME, "vllm"), operators)
         settings = MiddlewareSettings(NAME, ALIASES, max_body_bytes, keep_alive_s, cors=Cors(allowed_origins))
         middleware = IngressMiddleware(app, settings, keys, log, limiter, tracing)
         yield Service(await stack.enter_async_context(listening(middleware)), log, middleware, client, transport)

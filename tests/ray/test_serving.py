@@ -141,6 +141,24 @@ async def test_both_ingress_and_both_engine_replicas_take_part(service: Cluster)
 # ---- headers and statuses --------------------------------------------------------------------------------------------
 
 
+async def test_the_status_page_knows_the_whole_fleet(service: Cluster) -> None:
+    async with http(service) as client:
+        assert (await client.post("/v1/chat/completions", json=HELLO)).status_code == 200
+        assert "<title>" in (await client.get("/status")).text
+
+        async def whole() -> dict[str, Any] | None:
+            fleet: dict[str, Any] = (await client.get("/status/fleet")).json()
+            return fleet if len(fleet["ingresses"]) == INGRESSES and len(fleet["deployments"]) == 2 else None
+
+        fleet = await until(whole, 30, "every ingress and Serve have answered")
+    assert not fleet["problem"] and not fleet["silent_ingresses"]
+    assert [one["takes_work"] for one in fleet["replicas"]] == [True, True]
+    assert all(one["node"] and one["started_unix_s"] for one in fleet["replicas"]), "Serve knows where and since when"
+    assert {one["name"]: one["target"] for one in fleet["deployments"]} == {"engine": 2, "ingress": INGRESSES}
+    assert sum(one["requests"] for one in fleet["keys"]) >= 1, "of whichever ingress had it"
+    assert any(one["record"]["output_tokens"] for one in fleet["slowest"])
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_id_that_is_given_comes_back_once(service: Cluster, *, stream: bool) -> None:
     async with http(service) as client:
