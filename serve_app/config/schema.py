@@ -226,7 +226,7 @@ class IngressConfig(Section):
 
 
 class TracingConfig(Section):
-    """Traces of requests, by OpenTelemetry (docs/observability-traces.md). Where they go and how many there are stands
+    """Traces of requests, by OpenTelemetry (docs/observability.md). Where they go and how many there are stands
     here only; of the `OTEL_*` variables, those for headers, certificates, timeouts and the service's name are read."""
 
     endpoint: str | None = None
