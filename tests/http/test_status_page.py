@@ -57,7 +57,8 @@ async def test_a_working_replica_says_what_it_does() -> None:
         assert (await listed(client, "idle"))["slots"] == 16
         asked = chat(max_tokens=7000, stream=True, ignore_eos=True)
         async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
-            await anext(response.aiter_lines())
+            lines = response.aiter_lines()  # held: the end of the iterator would close the stream
+            await anext(lines)
             replica = await listed(client, "working", "1 requests, longest context")
             assert replica["unfinished"] == 1 and replica["tokens_per_step"] == pytest.approx(2.0)
             assert replica["takes_work"] and replica["own_requests"] == 1 and replica["slots"] == 16
