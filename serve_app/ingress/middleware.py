@@ -269,7 +269,9 @@ class _RequestCycle:
         body = b""
         replaced = [*NOT_PASSED_ON]
         added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
+        self._context.body_read_s = self._context.received_s  # of a request without a body
         if self._method == "POST":
+            self._context.body_read_s = None
             read = await self._read_body()
             if read is None:
                 return
