@@ -16,6 +16,7 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.fake_script import Conversation, ScriptedCall, ScriptedTurn
 from serve_app.engine.replica import EngineFactory
+from serve_app.protocol.service_class import Share
 from tests.browser import chromium
 from tests.browser.chromium import Page
 from tests.http.harness import MODEL, NAME, Service, service
@@ -57,6 +58,9 @@ class OneKey:
 
     def name_of(self, presented: str) -> str | None:
         return "alice" if presented == "secret" else None
+
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
 
 
 @contextlib.asynccontextmanager

@@ -13,6 +13,7 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
 from serve_app.ingress.page_routes import FILES
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio
@@ -98,6 +99,9 @@ class Named:
 
     def name_of(self, presented: str) -> str | None:
         return presented if presented in ("alice", "bob") else None
+
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
 
 
 async def test_a_key_sees_its_own_and_an_operator_sees_all() -> None:

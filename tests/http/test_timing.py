@@ -15,6 +15,7 @@ from starlette.types import Message
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
 from serve_app.observability.phases import Phase
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 
 pytestmark = pytest.mark.asyncio
@@ -161,6 +162,9 @@ class TwoKeys:
 
     def name_of(self, presented: str) -> str | None:
         return presented if presented in ("alice", "bob") else None
+
+    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
+        return Share()
 
 
 async def test_a_key_sees_its_own_requests_and_an_operator_sees_all() -> None:

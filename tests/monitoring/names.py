@@ -7,11 +7,8 @@ from typing import Any
 
 import yaml
 
-from serve_app.cli import docs, docs_metrics
+from serve_app.cli import docs_metrics
 from tests.monitoring.prometheus import RULES
-
-PENDING: frozenset[str] = frozenset({"ray_step_request_phase_seconds_sum"})
-"""Metrics that dashboards use and that this version does not export yet. Their panels are empty."""
 
 
 def names_in(expr: str) -> set[str]:
@@ -22,7 +19,7 @@ def names_in(expr: str) -> set[str]:
 
 def known() -> set[str]:
     """Every name that a query may read: ours, vLLM's that docs/metrics.md lists, and recorded ones."""
-    names = {"ALERTS"} | {f"ray_vllm_{name}" for name in docs.VLLM_METRICS}
+    names = {"ALERTS"} | {f"ray_vllm_{name}" for name in docs_metrics.VLLM_METRICS}
     for metric in (*docs_metrics.ingress_metrics(), *docs_metrics.replica_metrics()):
         name = f"ray_{metric.info['name']}"
         if "boundaries" in metric.info:
