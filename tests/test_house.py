@@ -106,6 +106,7 @@ JUSTIFIED_FUNCTIONS = {
 JUSTIFIED_FILES = {
     "serve_app/vllm_patches/vllm_api_check.py": "one walk over the syntax of our modules",
     "serve_app/app.py": "wires everything, in one place",
+    "serve_app/protocol/messages.py": "every message between an ingress and a replica",
     "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",

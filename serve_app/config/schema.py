@@ -186,8 +186,7 @@ class IngressConfig(Section):
     """File of hashed API keys (`python -m serve_app hash-key`), with the limits, classes and weights of those that
     have some. It is read again when it changes. None: no key is required."""
     operators: tuple[str, ...] = ()
-    """Names of keys that may see the requests of all keys (`explain`, `/status`): times and token counts, no texts.
-    Another key then sees its own. Empty: every key sees all."""
+    """Names of keys that see the requests of all keys (`explain`, `/status`). Others see their own. Empty: all do."""
     status_page: bool = True
     """Whether `/status` has a page with the state of the service and a playground. The page itself needs no key and
     holds no data; what it shows (`/status/fleet`) needs one where there are keys."""
@@ -233,8 +232,7 @@ class TracingConfig(Section):
     """The collector: `http://collector:4317` for OTLP over gRPC; with port 4318 or a path, OTLP over HTTP. None: there
     are no traces, and nothing is spent on them."""
     sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of requests that have a trace. A client that sends `traceparent` has decided for its own: always with the
-    flag `01`, never with `00`."""
+    """Share of requests that have a trace. A client that sends `traceparent` decides itself: flag `01` or `00`."""
 
     @model_validator(mode="after")
     def _endpoint_is_an_address(self) -> TracingConfig:

@@ -127,9 +127,11 @@ class IngressMiddleware:
         offered = headers.get("x-request-id", "")
         request_id = offered if REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
         broken = headers.get("x-resume-request-id", "")
+        received_s = asyncio.get_running_loop().time()
         context = RequestContext(
             request_id,
-            received_s=asyncio.get_running_loop().time(),
+            received_s=received_s,
+            body_read_s=None if scope["method"] == "POST" else received_s,
             received_unix_s=time.time(),
             wants_timing=headers.get(DEBUG_HEADER, "") == "timing",
             resume_request_id=broken if REQUEST_ID.fullmatch(broken) else None,
@@ -269,9 +271,7 @@ class _RequestCycle:
         body = b""
         replaced = [*NOT_PASSED_ON]
         added = [(b"x-request-id", self._context.request_id.encode("latin-1"))]
-        self._context.body_read_s = self._context.received_s  # of a request without a body
         if self._method == "POST":
-            self._context.body_read_s = None
             read = await self._read_body()
             if read is None:
                 return

@@ -190,8 +190,9 @@ def ids(answer: httpx.Response) -> set[str]:
 
 
 async def test_the_slowest_come_first_and_an_unknown_one_is_a_404() -> None:
-    async with service({"a": engine(gap_s=0.01)}) as running, client_of(running) as client:
-        for number, tokens in enumerate((2, 40, 10)):
+    async with service({"a": engine(gap_s=0.05)}) as running, client_of(running) as client:
+        await client.post("/v1/chat/completions", json=chat(max_tokens=1))  # the first one loads what all need
+        for number, tokens in enumerate((2, 60, 20)):
             asked = chat(max_tokens=tokens, ignore_eos=True)
             await client.post("/v1/chat/completions", json=asked, headers={"x-request-id": f"n-{number}"})
         answer = (await client.get("/status/requests?slowest=2")).json()["requests"]

@@ -25,7 +25,11 @@ def vllm_config(ranks: int) -> Any:
 
 def step(rank: int, running: int, waiting: int, usage: float) -> Any:
     scheduler = SimpleNamespace(
-        num_running_reqs=running, num_waiting_reqs=waiting, num_skipped_waiting_reqs=0, kv_cache_usage=usage
+        num_running_reqs=running,
+        num_waiting_reqs=waiting,
+        num_skipped_waiting_reqs=0,
+        kv_cache_usage=usage,
+        spec_decoding_stats=None,
     )
     return SimpleNamespace(engine_index=rank, scheduler_stats=scheduler, outputs=[])
 

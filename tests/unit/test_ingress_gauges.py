@@ -30,7 +30,7 @@ async def test_a_migration_counts_by_how_the_attempt_was_lost(error: Exception, 
         replica.end(attempt, error)
         other.finish(await other.started.get(), 0)
         await fleet.results.until_over("r")
-        assert dict(fleet.dispatcher.migrations) == {cause: 1}
+        assert dict(fleet.dispatcher.migrations_by_cause) == {cause: 1}
 
 
 async def test_admission_counts_its_decisions() -> None:
