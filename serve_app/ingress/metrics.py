@@ -35,8 +35,8 @@ logger = logging.getLogger("serve_app.access")
 PROBES = frozenset({"/health", "/version", "/", routes.FLEET, routes.STATUS_PAGE, routes.STATUS_PAGE_FILES})
 """Routes that load balancers, agents and status pages poll."""
 
-FAILURES = (Outcome.SERVER_ERROR, Outcome.NO_REPLICA, Outcome.POISON)
-"""What the error objective counts (`monitoring/rules`): these are there before the first failure."""
+ALERTED = (Outcome.SERVER_ERROR, Outcome.NO_REPLICA, Outcome.POISON, Outcome.SHED_QUEUE_FULL)
+"""What alerts count (`monitoring/rules`): these are there before the first of them, whose step is seen then."""
 
 LATENCY_BUCKETS_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 """From a cached prompt on an idle engine to the slowest published P99 (100 s to first token) and long streams."""
@@ -55,7 +55,7 @@ class IngressMetrics:
         self._keys = keys
         self._requests = _counter("step_requests", "Requests, by how they ended.", "route", "outcome")
         generating = [route.pattern.pattern for route in SERVED if route.generates]
-        start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in generating for end in FAILURES])
+        start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in generating for end in ALERTED])
         self._tokens = _counter("step_tokens", "Tokens: prompt, cached (of the prompt), output.", "kind")
         self._preemptions = _counter("step_preemptions", "Attempts that made room for one of a higher class.")
         self._routing = _counter(

@@ -101,12 +101,12 @@ class Client:
 
 
 @asynccontextmanager
-async def kept_up(client: Client, text: str, **options: object) -> AsyncIterator[None]:
+async def kept_up(client: Client, text: str, at_once: int = 6, **options: object) -> AsyncIterator[None]:
     """Requests, one batch after another, while the block runs."""
 
     async def forever() -> None:
         while True:
-            await client.many(6, text, **options)
+            await client.many(at_once, text, **options)
 
     load = asyncio.create_task(forever())
     try:
@@ -237,9 +237,11 @@ async def _with_a_full_cache(server: Prometheus, client: Client) -> None:
 
 
 async def _with_full_queues(server: Prometheus, client: Client) -> None:
-    statuses = await client.many(4 * (SLOTS + QUEUED), GREETING, max_tokens=40)
+    too_many = 4 * (SLOTS + QUEUED)
+    statuses = await client.many(too_many, GREETING, max_tokens=40)
     assert statuses.count(429) > len(statuses) / 10
-    await server.until_fired("StepQueueFull")
+    async with kept_up(client, GREETING, too_many, max_tokens=40):
+        await server.until_fired("StepQueueFull")
 
 
 async def _with_slow_engines(server: Prometheus, client: Client) -> None:
