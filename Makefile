@@ -9,8 +9,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
-APART := tests/gpu_frontend tests/deploy tests/rehearsal
-OTHER_TESTS := $(filter-out $(FAST_TESTS) $(APART),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py))))
+APART := tests/gpu_frontend tests/deploy tests/monitoring tests/rehearsal
+OTHER_TESTS := $(filter-out $(FAST_TESTS) $(APART),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py)))) \
+	tests/monitoring/test_rules.py
 RUN = $(PY)
 # Notes which lines run, in every process that starts from here, too: each must find the plugin in tests/coverage.
 MEASURED_RUN = PYTHONPATH=$(CURDIR) $(PY) -m coverage run

@@ -298,7 +298,8 @@ async def test_the_description_has_every_served_route_and_no_other(http: httpx.A
     assert set(described["paths"]) == {
         "/", "/health", "/version", "/v1/models", "/v1/models/{model_id}", CHAT, "/v1/completions", "/v1/responses",
         "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel", "/v1/messages",
-        "/v1/messages/count_tokens", "/tokenize", "/detokenize",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/status/fleet", "/status/requests",
+        "/status/requests/{request_id}",
     }  # fmt: skip
     chat = described["paths"][CHAT]["post"]["responses"]
     assert chat["429"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/OpenAIError"}
