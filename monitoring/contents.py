@@ -42,10 +42,14 @@ def highest(metric: str, by: str = "", where: str = "") -> str:
     return total(metric, by, where).replace("sum", "max", 1)
 
 
-def quantiles(histogram: str, *shares: float) -> tuple[Query, ...]:
+GENERATING = 'route=~"/v1/(chat/completions|completions|responses|messages)"'
+"""Requests for answers: no probes, no status pages."""
+
+
+def quantiles(histogram: str, *shares: float, where: str = "") -> tuple[Query, ...]:
     """Quantiles of a histogram, of all ingresses."""
     return tuple(
-        Query(f"histogram_quantile({share:g}, {rate(f'{histogram}_bucket', 'le')})", f"p{share * 100:g}")
+        Query(f"histogram_quantile({share:g}, {rate(f'{histogram}_bucket', 'le', where)})", f"p{share * 100:g}")
         for share in shares
     )
 
@@ -70,12 +74,16 @@ FLEET: Final = Dashboard(
         Row(
             (
                 Panel("Time to first token", "s", quantiles("ray_step_time_to_first_token_seconds", 0.5, 0.9, 0.99)),
-                Panel("Request duration", "s", quantiles("ray_step_request_duration_seconds", 0.5, 0.9, 0.99)),
+                Panel(
+                    "Request duration",
+                    "s",
+                    quantiles("ray_step_request_duration_seconds", 0.5, 0.9, 0.99, where=GENERATING),
+                ),
                 one(
                     "Where the time goes",
                     "s",
                     f"{rate('ray_step_request_phase_seconds_sum', 'phase')} / ignoring(phase) group_left "
-                    f"{rate('ray_step_request_duration_seconds_count')}",
+                    f"{rate('ray_step_request_duration_seconds_count', '', GENERATING)}",
                     description="Seconds per request in each phase, of the requests that end.",
                     stacked=True,
                 ),

@@ -29,6 +29,8 @@ class KeyCosts:
         self._told_s: dict[str, float] = {}
         self._unpaid_s: dict[str, float] = {}
         self._energy_j: float | None = None
+        self._charged_s = 0.0
+        self._reading: asyncio.Future[float | None] | None = None
         self._seconds = metrics.Counter(
             "step_key_gpu_seconds",
             description="Time of engines that had work, times their GPUs (a CPU counts as one), by the key that it "
@@ -57,17 +59,27 @@ class KeyCosts:
             self._unpaid_s[label] = self._unpaid_s.get(label, 0.0) + lasted_s
         self._reports += 1
         if self._reports % REPORTS_PER_READING == 1:
-            reading = asyncio.get_running_loop().run_in_executor(None, self._read_energy_j)
-            reading.add_done_callback(lambda done: None if done.cancelled() else self.charge(done.result()))
+            self._read()
 
-    def charge(self, energy_j: float | None) -> None:
-        """Divide the energy that was used since the last reading."""
+    def _read(self) -> None:
+        if self._reading is not None and not self._reading.done():
+            return  # a GPU that is gone may never answer: it gets one thread
+        loop = asyncio.get_running_loop()
+        self._reading = loop.run_in_executor(None, self._read_energy_j)
+        self._reading.add_done_callback(
+            lambda done: None if done.cancelled() else self.charge(done.result(), loop.time())
+        )
+
+    def charge(self, energy_j: float | None, now_s: float) -> None:
+        """Divide the energy that was used since the last reading: by time, and idle time is nobody's."""
         before_j, self._energy_j = self._energy_j, energy_j
+        since_s, self._charged_s = self._charged_s, now_s
         unpaid_s, self._unpaid_s = self._unpaid_s, {}
         if before_j is None or energy_j is None or energy_j <= before_j:
             return
-        total_s = sum(unpaid_s.values())
+        joules, busy_s = energy_j - before_j, sum(unpaid_s.values())
+        whole_s = max(now_s - since_s, busy_s)
         for label, lasted_s in unpaid_s.items():
-            self._joules.inc((energy_j - before_j) * lasted_s / total_s, tags={"key": label})
-        if not unpaid_s:
-            self._idle_joules.inc(energy_j - before_j)
+            self._joules.inc(joules * lasted_s / whole_s, tags={"key": label})
+        if whole_s > busy_s:
+            self._idle_joules.inc(joules * (whole_s - busy_s) / whole_s)

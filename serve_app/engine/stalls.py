@@ -6,6 +6,10 @@ excess over the usual step, summed up, is what a neighbour's prefill has cost th
 
 from __future__ import annotations
 
+LONGER = 1.5
+"""A step that is less than so many times as long as usual is a usual one: a request without a token may just be waiting
+in the engine for room in its cache, and steps vary."""
+
 STEP_MEMORY = 0.05
 """Weight of the newest step in the usual step's duration: some twenty steps, for contexts grow and batches change."""
 
@@ -26,7 +30,7 @@ class PrefillStalls:
         if last_s is None or not decoding:
             return 0.0  # nobody waited for this step
         step_s = now_s - last_s
-        if not prefilling:
+        if not prefilling or (self._plain_s is not None and step_s < LONGER * self._plain_s):
             self._plain_s = step_s if self._plain_s is None else self._plain_s + STEP_MEMORY * (step_s - self._plain_s)
         elif self._plain_s is not None:
             stall_s = max(step_s - self._plain_s, 0.0)

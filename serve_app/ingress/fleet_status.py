@@ -76,9 +76,9 @@ class OwnStatus:
         """Its report. It reads what is kept for it and looks through no more than some hundred records, except for one
         key."""
         now_unix_s, use = time.time(), self.loop_use()
-        keys, migrations = self.records.usage.last_hour(now_unix_s), self.dispatcher.migrations
+        keys = self.records.usage.last_hour(now_unix_s, [query.key] if query.only_key else None)
+        migrations = self.dispatcher.migrations
         if query.only_key:
-            keys = [one for one in keys if one.key == query.key]
             migrations = [one for one in migrations if one.key == query.key]
         return IngressReport(
             ingress_id=self.ingress_id,

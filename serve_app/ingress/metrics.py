@@ -35,6 +35,8 @@ logger = logging.getLogger("serve_app.access")
 PROBES = frozenset({"/health", "/version", "/", routes.FLEET, routes.STATUS_PAGE, routes.STATUS_PAGE_FILES})
 """Routes that load balancers, agents and status pages poll."""
 
+GENERATING = frozenset(route.pattern.pattern for route in SERVED if route.generates)
+
 ALERTED = (Outcome.SERVER_ERROR, Outcome.NO_REPLICA, Outcome.POISON, Outcome.SHED_QUEUE_FULL)
 """What alerts count (`monitoring/rules`): these are there before the first of them, whose step is seen then."""
 
@@ -54,8 +56,7 @@ class IngressMetrics:
         self._store = store
         self._keys = keys
         self._requests = _counter("step_requests", "Requests, by how they ended.", "route", "outcome")
-        generating = [route.pattern.pattern for route in SERVED if route.generates]
-        start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in generating for end in ALERTED])
+        start_at_zero(self._requests, [{"route": one, "outcome": end.value} for one in GENERATING for end in ALERTED])
         self._tokens = _counter("step_tokens", "Tokens: prompt, cached (of the prompt), output.", "kind")
         self._preemptions = _counter("step_preemptions", "Attempts that made room for one of a higher class.")
         self._routing = _counter(
@@ -103,8 +104,8 @@ class IngressMetrics:
         self._observe_refusal(context, outcome)
         self._observe_times(record, phases)
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
-        if route not in PROBES and not route.startswith(routes.REQUESTS):
-            self._store.add(record)
+        if route in GENERATING and outcome is not Outcome.UNAUTHENTICATED:
+            self._store.add(record)  # not what strangers send: it would push the others out
         level = logging.DEBUG if route in PROBES else logging.INFO
         logger.log(level, "request", extra={**_fields(record, phases), **_path_fields(context)})
 
@@ -114,7 +115,8 @@ class IngressMetrics:
         for kind, count in tokens.items():
             if count:
                 self._tokens.inc(count, tags={"kind": kind})
-        self._keys.count(record.key, Outcome(record.outcome), tokens)
+        if record.route not in PROBES:
+            self._keys.count(record.key, Outcome(record.outcome), tokens)
         for sequence in sequences:
             if sequence.preemptions:
                 self._preemptions.inc(sequence.preemptions)

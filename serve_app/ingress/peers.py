@@ -3,19 +3,18 @@ answers."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
-import grpc
 import msgspec
 import ray.util
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import vllm_device
@@ -34,14 +33,19 @@ from serve_app.ingress.serve_watch import Load, ServeWatch
 from serve_app.observability.fleet import IngressReport, ReportQuery
 from serve_app.observability.records import RecordQuery, RecordStore, decode_records, encode_query
 from serve_app.observability.search import Found
+from serve_app.protocol.errors import RequestRefused
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.serve_transport import CALL_FAILED, ask_all
 
 logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 0.8
 """An ingress that does not answer in this time is left out: whoever asks wants to know within a second."""
 
-CALL_FAILED = (RayError, RayServeException, grpc.RpcError, TimeoutError)
+
+MAX_ASKED = 8
+ASKED_S = 0.5
+"""So many questions in so long: one may cost each ingress ten milliseconds in which it hands no token on."""
 
 
 class AllIngresses:
@@ -51,6 +55,7 @@ class AllIngresses:
         self._ingresses = ingresses
         self.own = own
         self._handle: DeploymentHandle[Any] | None = None
+        self._asked = 0
 
     async def find(self, query: RecordQuery) -> Found:
         """See `RecordSearch`."""
@@ -67,16 +72,25 @@ class AllIngresses:
         return Found(query.best(records), silent)
 
     async def ask(self, method: str, query: bytes) -> list[Any] | None:
-        """What each ingress answers to a call of this method, an error in its place; None if none can be asked."""
+        """What each ingress answers to a call of this method, an error in its place; None if none can be asked.
+        Raises `RequestRefused` (429) when there are too many questions."""
+        if self._asked >= MAX_ASKED:
+            raise RequestRefused(
+                "Too many questions about requests and replicas at a time; ask again in a second.",
+                HTTPStatus.TOO_MANY_REQUESTS,
+            )
+        self._asked += 1
+        asyncio.get_running_loop().call_later(ASKED_S, self._may_ask_again)
         if self._handle is None:
             self._handle = self._ingresses()
         try:
-            response = self._handle.broadcast(method, query)
-            answers: list[Any] = await response.results_async(timeout_s=ANSWER_TIMEOUT_S, return_exceptions=True)
-        except CALL_FAILED as error:
+            return await ask_all(self._handle, method, query, timeout_s=ANSWER_TIMEOUT_S)
+        except (*CALL_FAILED, TimeoutError) as error:
             logger.warning("the other ingresses cannot be asked", extra={"error": str(error)})
             return None
-        return answers
+
+    def _may_ask_again(self) -> None:
+        self._asked -= 1
 
 
 class AllReports:

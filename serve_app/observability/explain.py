@@ -105,7 +105,10 @@ def _neighbour_prefill(record: RequestRecord) -> str:
 
 def _preemption(record: RequestRecord) -> str:
     times = sum(one.preemptions for one in record.attempts)
-    return f"it was preempted {_times(times)} for want of KV cache, and computed again"
+    made_room = sum(one.end == "preempted" for one in record.attempts)
+    ways = [f"preempted {_times(times)} for want of KV cache"] if times or not made_room else []
+    ways += [f"preempted {_times(made_room)} by requests of a higher class"] if made_room else []
+    return f"it was {' and '.join(ways)}, and computed again"
 
 
 def _migration(record: RequestRecord) -> str:

@@ -13,11 +13,11 @@ stamps are the ingress'; what the replica says of its part are durations, so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace
+from serve_app.router.request_context import PREEMPTED, AttemptTrace, RequestContext, RequestTrace
 
 
 class Phase(StrEnum):
@@ -42,11 +42,11 @@ class Phase(StrEnum):
     NEIGHBOUR_PREFILL = "neighbour_prefill"
     """How much longer steps took because they computed other requests' prompts."""
     PREEMPTION = "preemption"
-    """Preempted for want of KV cache, and computed again."""
+    """Preempted for want of KV cache, and computed again, or to make room for a request of a higher class."""
     MIGRATION = "migration"
     """From the last token of a lost attempt to the next one's first token."""
     UNANSWERED = "unanswered"
-    """At a replica that gave no token, for a request that ended there: cancelled, or refused by the engine."""
+    """At a replica that gave no token, for a request that ended there: cancelled, or refused."""
     DELIVERY = "delivery"
     """From the last token to the last byte that the client took."""
 
@@ -111,6 +111,15 @@ def server_timing(context: RequestContext, now_s: float) -> str:
     return ", ".join(f"{phase};dur={seconds * 1000:.1f}" for phase, seconds in phases.items())
 
 
+CANCELLED = "cancelled"
+"""Of `attempts.End`, the attempts that their client or a stop string ended."""
+
+AFTER = {
+    **dict.fromkeys(("died", "named", "beside", "cut", "moved", "images missing"), Phase.MIGRATION),
+    PREEMPTED: Phase.PREEMPTION,
+}
+"""What the time after an attempt that has ended so goes to, until another one's first token."""
+
 _ORDER = {str(phase): number for number, phase in enumerate(Phase)}
 
 
@@ -146,24 +155,25 @@ def _last_token_s(sequence: RequestTrace) -> float:
 
 
 def _follow(clock: _Clock, sequence: RequestTrace, ended_s: float) -> None:
-    is_first = True
-    for attempt, is_last in _with_last(sequence.attempts):
-        clock.until(Phase.ROUTING if is_first else Phase.MIGRATION, attempt.dispatched_s)
+    gap = Phase.ROUTING
+    """What the time between two attempts goes to."""
+    for attempt in sequence.attempts:
+        is_first = gap is Phase.ROUTING
+        clock.until(gap, attempt.dispatched_s)
+        after = AFTER.get(attempt.end, Phase.UNANSWERED)
         if attempt.first_token_s is None or attempt.last_token_s is None:
-            # Nothing came back from there, so nothing is known of its time.
-            lost = not is_last or sequence.error is not None
-            clock.until(Phase.MIGRATION if lost else Phase.UNANSWERED, attempt.ended_s or ended_s)
+            clock.until(after, attempt.ended_s or ended_s)  # nothing came back, so nothing is known of its time
         elif is_first:
             clock.shares(_before_first_token(attempt), Phase.TRANSFER, attempt.first_token_s)
-            _decode(clock, attempt, attempt.last_token_s)
         else:
-            clock.until(Phase.MIGRATION, attempt.first_token_s)
+            clock.until(gap, attempt.first_token_s)
+        if attempt.last_token_s is not None:
             _decode(clock, attempt, attempt.last_token_s)
-        is_first = False
-    if sequence.error is not None:
-        clock.until(Phase.MIGRATION if sequence.attempts else Phase.ROUTING, ended_s)
-    elif not sequence.attempts and not sequence.resumed_tokens:
-        clock.until(Phase.ROUTING, ended_s)
+            if attempt.end == CANCELLED:  # by a stop string at once, or by a client that waited for more
+                clock.until(Phase.DECODE, attempt.ended_s or ended_s)
+        gap = after
+    if sequence.error is not None or not sequence.attempts:
+        clock.until(gap, ended_s)
     clock.until(Phase.DELIVERY, ended_s)
 
 
@@ -178,8 +188,3 @@ def _before_first_token(attempt: AttemptTrace) -> list[tuple[Phase, float]]:
 def _decode(clock: _Clock, attempt: AttemptTrace, last_token_s: float) -> None:
     stalls = [(Phase.NEIGHBOUR_PREFILL, attempt.neighbour_prefill_s), (Phase.PREEMPTION, attempt.preempted_s)]
     clock.shares(stalls, Phase.DECODE, last_token_s)
-
-
-def _with_last(attempts: Sequence[AttemptTrace]) -> Iterator[tuple[AttemptTrace, bool]]:
-    for number, attempt in enumerate(attempts, start=1):
-        yield attempt, number == len(attempts)

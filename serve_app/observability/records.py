@@ -23,6 +23,9 @@ SLOW_RECORDS_PER_SLOT = 32
 """Of each five minutes of the last hour the slowest requests are kept beside the last ones, so that `--since 1h` finds
 them at a busy service, too."""
 
+MAX_TEXT = 300
+"""Characters that are kept of a name or an error."""
+
 MAX_MATCHES = 200
 """The most records that one question gets."""
 
@@ -127,8 +130,8 @@ def record_of(
         outcome=outcome.value,
         phases=[(str(one.phase), one.duration_s) for one in split(context, context.received_s + total_s)],
         key=context.key_name,
-        session=context.session.name if context.session is not None else None,
-        model=context.model,
+        session=_short(context.session.name) if context.session is not None else None,
+        model=_short(context.model),
         streamed=context.stream is not None,
         sequences=len(sequences),
         prompt_tokens=sum(one.prompt_tokens for one in sequences),
@@ -137,9 +140,16 @@ def record_of(
         resumed_tokens=sum(one.resumed_tokens for one in sequences),
         first_token_s=first_token_s(context),
         attempts=_attempts(followed, context.received_s) if followed is not None else [],
-        error=str(error)[:300] if error is not None else "",
+        error=_short(str(error)) or "" if error is not None else "",
         trace_id=context.trace_context.trace_id_hex if context.trace_context is not None else "",
     )
+
+
+def _short(text: str | None) -> str | None:
+    """Text that may be a client's: a record is small, and a terminal shows it."""
+    if text is None:
+        return None
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:MAX_TEXT])
 
 
 def _attempts(sequence: RequestTrace, received_s: float) -> list[AttemptRecord]:

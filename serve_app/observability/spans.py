@@ -90,7 +90,7 @@ def _request_span(context: RequestContext, record: RequestRecord, trace: TraceCo
     operation = OPERATIONS.get(record.route)
     method = context.method if context.method in METHODS else "_OTHER"
     name = operation or f"{method} {record.route}"
-    if operation and record.sequences:  # else the model may be any text that a client has sent
+    if operation and record.sequences and record.model:  # else the model may be any text that a client has sent
         name = f"{operation} {record.model}"
     # By OpenTelemetry's conventions for servers, what is the client's fault (4xx) is no error of the span.
     failed = record.status >= 500 or (record.status < 400 and record.outcome not in (Outcome.OK, Outcome.CANCELLED))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -47,11 +47,11 @@ class UsageLog:
         if len(self._minutes) > MAX_KEYS:
             self._minutes.popitem(last=False)
 
-    def last_hour(self, now_unix_s: float) -> list[KeyUsage]:
-        """The sums of each key that has used anything."""
+    def last_hour(self, now_unix_s: float, only: Collection[str | None] | None = None) -> list[KeyUsage]:
+        """The sums of each key, or of each of `only`, that has used anything."""
         since = int(now_unix_s) // 60 - MINUTES
-        recent = (usage for minutes in self._minutes.values() for minute, usage in minutes if minute > since)
-        return summed(recent)
+        keys = self._minutes if only is None else [key for key in only if key in self._minutes]
+        return summed(usage for key in keys for minute, usage in self._minutes[key] if minute > since)
 
 
 def summed(usages: Iterable[KeyUsage]) -> list[KeyUsage]:

@@ -432,6 +432,9 @@ class Dispatcher:
         except asyncio.CancelledError:
             how = End.CANCELLED
             raise
+        except ServeError:
+            how = End.REFUSED
+            raise
         finally:
             self._attempts.pop(attempt_id, None)
             connection.finish(attempt_id, active.request.pages)

@@ -103,9 +103,7 @@ class ServeTransport:
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         """See `Transport`."""
         try:
-            answers = await self._engine.broadcast("info").results_async(
-                timeout_s=LIST_TIMEOUT_S, return_exceptions=True
-            )
+            answers = await ask_all(self._engine, "info", timeout_s=LIST_TIMEOUT_S)
         except (*CALL_FAILED, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
         infos = [info for answer in answers if (info := _readable_info(answer)) is not None]
@@ -177,9 +175,7 @@ class ServeTransport:
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
         """See `Transport`."""
         try:
-            answers = await self._engine.broadcast("fetch_partial_output", resume_key).results_async(
-                timeout_s=LIST_TIMEOUT_S, return_exceptions=True
-            )
+            answers = await ask_all(self._engine, "fetch_partial_output", resume_key, timeout_s=LIST_TIMEOUT_S)
         except (*CALL_FAILED, TimeoutError) as error:
             logger.warning("cannot fetch partial outputs", extra={"error": str(error)})
             return []
@@ -190,9 +186,7 @@ class ServeTransport:
         """See `Transport`. A replica that does not answer is not asked again: the other replicas have it."""
         told = msgspec.msgpack.encode(quarantine)
         try:
-            await self._engine.broadcast("share_quarantine", told).results_async(
-                timeout_s=LIST_TIMEOUT_S, return_exceptions=True
-            )
+            await ask_all(self._engine, "share_quarantine", told, timeout_s=LIST_TIMEOUT_S)
         except (*CALL_FAILED, TimeoutError) as error:
             logger.warning("no replica could be told of the quarantine", extra={"error": str(error)})
 
@@ -212,6 +206,31 @@ class ServeTransport:
             raise
         except (*CALL_FAILED, *OUR_ERRORS) as error:
             raise as_replica_error(error) from error
+
+
+async def ask_all(handle: DeploymentHandle[Any], method: str, *args: object, timeout_s: float) -> list[object]:
+    """What each replica of a deployment answers to a call within `timeout_s`; in place of an answer, the error of the
+    call, and `TimeoutError` for a replica that is silent. Raises one of `CALL_FAILED` or `TimeoutError` where none can
+    be asked.
+
+    Serve's own `results_async` gives up all answers when one replica is late.
+    """
+    response = handle.broadcast(method, *args)
+    async with asyncio.timeout(timeout_s):
+        results = await response._fetch_replica_results_async()  # noqa: SLF001  # there is no public way to each of them
+    calls = [asyncio.ensure_future(result.get_async()) for result in results]
+    if calls:
+        _, late = await asyncio.wait(calls, timeout=timeout_s)
+        for call in late:
+            call.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+    return [_outcome(call) for call in calls]
+
+
+def _outcome(call: asyncio.Future[object]) -> object:
+    if call.cancelled():
+        return TimeoutError("no answer in time")
+    return call.exception() or call.result()
 
 
 def _readable_info(answer: object) -> ReplicaInfo | None:

@@ -35,16 +35,16 @@ async def test_gpu_seconds_are_the_engines_time_times_its_gpus() -> None:
 async def test_energy_is_divided_by_time_and_idle_energy_is_nobodys() -> None:
     costs = KeyCosts(1, lambda: None)
     record = recorded(declared(costs))
-    costs.charge(1000.0)
+    costs.charge(1000.0, 100.0)
     costs.set_totals({"alice": 3.0, "bob": 1.0})
-    costs.charge(1400.0)
-    costs.charge(1450.0)
+    costs.charge(1800.0, 108.0)
+    costs.charge(1850.0, 118.0)
     costs.set_totals({"alice": 3.0, "bob": 2.0})
-    costs.charge(None)  # a driver that does not answer: this stretch is not known
-    costs.charge(2000.0)
+    costs.charge(None, 128.0)  # a driver that does not answer: this stretch is not known
+    costs.charge(2000.0, 138.0)
     assert total(record, "step_key_energy_joules", "alice") == pytest.approx(300.0)
     assert total(record, "step_key_energy_joules", "bob") == pytest.approx(100.0)
-    assert total(record, "step_idle_energy_joules") == 50.0
+    assert total(record, "step_idle_energy_joules") == pytest.approx(450.0)
 
 
 def test_labels_are_bounded() -> None:

@@ -75,6 +75,34 @@ def test_a_request_that_was_cancelled_without_a_token_is_unanswered() -> None:
     assert found == {"receive": 1.0, "render": 1.0, "unanswered": 5.0}
 
 
+def test_a_refused_request_is_unanswered_and_not_moved() -> None:
+    refused = attempt("a", 12.0, end="refused")
+    refused.ended_s = 16.0
+    found = seconds(split(context(RequestTrace(submitted_s=12.0, attempts=[refused], error=ServeError("full"))), 17.0))
+    assert found == {"receive": 1.0, "render": 1.0, "unanswered": 5.0}
+
+
+def test_a_client_that_waited_for_more_is_not_said_to_read_slowly() -> None:
+    one = attempt("a", 12.0, 13.0, 15.0, end="cancelled")
+    one.ended_s = 30.0
+    found = seconds(split(context(RequestTrace(submitted_s=12.0, attempts=[one])), 30.0))
+    assert found == {"receive": 1.0, "render": 1.0, "transfer": 1.0, "decode": 17.0}
+
+
+def test_making_room_for_a_higher_class_is_preemption() -> None:
+    first = attempt("a", 12.0, 13.0, 15.0, end="preempted")
+    sequence = RequestTrace(submitted_s=12.0, attempts=[first, attempt("a", 16.0, 20.0, 22.0)])
+    assert sequence.migrations == 0
+    found = seconds(split(context(sequence), 22.0))
+    assert (found["preemption"], found["decode"]) == (5.0, 4.0)
+    assert "migration" not in found
+
+
+def test_a_broken_stream_that_no_replica_took_on_waited_for_one() -> None:
+    waiting = RequestTrace(submitted_s=12.0, resumed_tokens=7)
+    assert seconds(split(context(waiting), 72.0))["routing"] == 60.0
+
+
 def test_a_request_that_no_replica_took_waited_for_one() -> None:
     failed = RequestTrace(submitted_s=12.0, error=ServeError("none"))
     assert seconds(split(context(failed), 17.0)) == {"receive": 1.0, "render": 1.0, "routing": 5.0}

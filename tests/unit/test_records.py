@@ -17,8 +17,8 @@ from serve_app.observability.records import (
     encode_records,
     record_of,
 )
-from serve_app.protocol.errors import Outcome
-from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace
+from serve_app.protocol.errors import Outcome, ServeError
+from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace, Session
 from serve_app.router.routing import Decision, Reason
 
 
@@ -87,3 +87,11 @@ def test_a_record_says_what_the_request_did() -> None:
     assert made.first_token_s == 3.0
     (kept,) = made.attempts
     assert (kept.dispatched_s, kept.unfinished, kept.missing_tokens, kept.least_missing_tokens) == (2.0, 3, 90, 5)
+
+
+def test_what_a_client_sends_makes_a_record_neither_large_nor_dangerous_to_print() -> None:
+    sent = RequestContext("r", model="m" * 10_000_000, session=Session("\x1b]0;owned\x07\nfake line", "x-session-id"))
+    sent.refused = ServeError("GET /\x1b[31m is not served here." + "x" * 5000)
+    made = record_of(sent, "i", "/v1/messages", 404, Outcome.NOT_FOUND, 0.1)
+    assert len(encode_records([made])) < 2000
+    assert all(text is not None and text.isprintable() for text in (made.model, made.session, made.error))

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from ray.exceptions import ActorUnavailableError
+from ray.serve.exceptions import RayServeException
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
@@ -26,7 +27,7 @@ from serve_app.protocol.messages import (
     encode_info,
     encode_tokens,
 )
-from serve_app.router.serve_transport import ServeTransport
+from serve_app.router.serve_transport import ServeTransport, ask_all
 
 
 @dataclass
@@ -68,15 +69,23 @@ class Call:
 
 
 @dataclass
-class Answers:
-    """Serve's responses to a broadcast to one replica."""
+class Answer:
+    """Serve's response of one replica to a broadcast."""
 
     answer: Awaitable[Any]
 
-    async def results_async(self, timeout_s: float, *, return_exceptions: bool) -> list[Any]:
-        assert timeout_s > 0
-        assert return_exceptions
-        return [await self.answer]
+    async def get_async(self) -> Any:
+        return await self.answer
+
+
+@dataclass
+class Answers:
+    """Serve's responses to a broadcast."""
+
+    answers: list[Awaitable[Any]]
+
+    async def _fetch_replica_results_async(self) -> list[Answer]:
+        return [Answer(one) for one in self.answers]
 
 
 @dataclass
@@ -93,7 +102,7 @@ class Handle:
         return Handle(self.replica, self.info, method_name, self.called, self.streams)
 
     def broadcast(self, method: str, *args: Any) -> Answers:
-        return Answers(self._info() if method == "info" else getattr(self.replica, method)(*args))
+        return Answers([self._info() if method == "info" else getattr(self.replica, method)(*args)])
 
     async def _info(self) -> bytes:
         return self.info
@@ -219,3 +228,29 @@ async def test_what_is_held_against_a_client_is_in_the_next_info() -> None:
         await follower.transport.share_quarantine({"client mallory": 60.0})
         info = decode_info(await handle.replica.info())
         assert info.quarantine == {"client mallory": pytest.approx(60.0, abs=5.0)}
+
+
+@dataclass
+class SomeReplicas:
+    """A handle to a deployment with a healthy replica, a silent one and one that fails."""
+
+    asked: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
+
+    def broadcast(self, method: str, *args: object) -> Answers:
+        self.asked.append((method, args))
+        return Answers([self._answer(), asyncio.Event().wait(), self._fail()])
+
+    async def _answer(self) -> bytes:
+        return b"here"
+
+    async def _fail(self) -> bytes:
+        raise RayServeException("gone")
+
+
+async def test_one_silent_replica_does_not_hide_the_answers_of_the_others() -> None:
+    handle = SomeReplicas()
+    here, silent, failed = await ask_all(handle, "info", 1, timeout_s=0.05)  # type: ignore[arg-type]
+    assert handle.asked == [("info", (1,))]
+    assert here == b"here"
+    assert isinstance(silent, TimeoutError)
+    assert isinstance(failed, RayServeException)
