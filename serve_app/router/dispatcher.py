@@ -440,21 +440,26 @@ class Dispatcher:
             connection.finish(attempt_id, active.request.pages)
             chosen.ended_s, chosen.end = loop.time(), how.value
             await self._settle(control, finished=how is End.FINISHED)
-        if len(active.emitted) > had:
-            active.last_token_s = loop.time()
+        self._note_end(active, connection.replica_id, how, had_tokens=len(active.emitted) > had)
+        return how is End.FINISHED
+
+    @staticmethod
+    def _note_end(active: _ActiveRequest, replica_id: str, how: End, *, had_tokens: bool) -> None:
+        """What an attempt that has ended so means for the next one."""
+        if had_tokens:
+            active.last_token_s = asyncio.get_running_loop().time()
             active.cut.clear()
         if how in NOT_TAKEN:
             active.attempts -= 1
-            trace.attempts.pop()
+            active.request.trace.attempts.pop()
         else:
             active.full.clear()
             active.preempted = how is End.PREEMPTED
         if how in BLAME:
-            active.died[connection.replica_id] = BLAME[how]
+            active.died[replica_id] = BLAME[how]
         elif how is End.CUT:
-            active.cut.append(connection.replica_id)
+            active.cut.append(replica_id)
         active.lost_by = None if how in (End.FINISHED, End.PREEMPTED, *NOT_TAKEN) else how
-        return how is End.FINISHED
 
     def _count_migration(self, active: _ActiveRequest) -> None:
         """An attempt begins. One that no replica takes counts, and the next one then does not again."""
