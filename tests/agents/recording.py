@@ -16,7 +16,7 @@ from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import fake_engine_config
 from serve_app.engine.replica import EngineFactory
 from tests.agents.conversations import NOT_THE_TASK
-from tests.http.harness import FLAGS, MODEL, Line, Service, _listening, service
+from tests.http.harness import FLAGS, MODEL, Line, Service, listening, service
 
 MAX_MODEL_LEN = 200_000
 
@@ -120,5 +120,5 @@ async def recorded(engines: dict[str, EngineFactory], **options: Any) -> AsyncIt
     options = {"argv": argv(), "max_body_bytes": 64 << 20, **options}
     async with service(engines, **options) as running:
         recorder = Recorder(running.middleware)
-        async with _listening(recorder) as url:
+        async with listening(recorder) as url:
             yield Recorded(url, recorder, running)
