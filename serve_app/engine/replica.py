@@ -95,10 +95,12 @@ class Attempt:
     rank: int = 0
     preemptible: bool = True
     """Whether it may be ended to make room for another."""
-    made_tokens: int = 0
-    """Tokens of the sequence so far, earlier attempts' included."""
+    computed_tokens: int = 0
+    """How many tokens this engine has computed for it, since its first token: of its prompt, and of output."""
     in_engine: asyncio.Timeout | None = None
     """Expires when it is preempted."""
+    is_ending: bool = False
+    """Whether it is being preempted: its slot is about to be free."""
     has_started: bool = False
     """Whether it is in the engine."""
     has_token: bool = False
@@ -245,7 +247,6 @@ class EngineReplica:
             attempt.prefill_tokens,
             spec.rank,
             spec.preemptible and not attempt.preempted,
-            len(emitted),
         )
         self._enter(attempt.attempt_id, running)
         served = False
@@ -278,7 +279,7 @@ class EngineReplica:
     async def _turn(self, attempt: AttemptRequest, tokens: int) -> float:
         """Wait until the engine may start it. Raises as `StartQueue.turn`."""
         cached = max(tokens - attempt.prefill_tokens, 0)
-        begun = bool(attempt.emitted_token_ids)
+        begun = bool(attempt.emitted_token_ids) or attempt.preempted
         waited_s = await self._starts.turn(
             attempt.attempt_id,
             _flow(attempt),
@@ -286,6 +287,7 @@ class EngineReplica:
             cached,
             first=begun and not attempt.preempted,
             begun=begun,
+            kept=attempt.admitted,
             on_full=lambda: self._preempt(attempt.spec.rank),
         )
 
@@ -298,17 +300,19 @@ class EngineReplica:
         return waited_s
 
     def _preempt(self, rank: int) -> None:
-        """End one that runs and is of a lower class than this, if there is one."""
+        """End one that runs and is of a lower class than this, if there is one and this class gains its slot."""
+        if not self._starts.gains(rank, sum(one.is_ending for one in self._attempts.values())):
+            return
         running = (
-            Running(name, one.rank, one.made_tokens)
+            Running(name, one.rank, one.computed_tokens)
             for name, one in self._attempts.items()
-            if one.in_engine is not None and one.preemptible
+            if one.has_token and one.preemptible and not self._starts.was_overdue(name)
         )
         if (attempt_id := to_preempt(rank, running)) is None:
             return
         attempt = self._attempts[attempt_id]
         if attempt.in_engine is not None:
-            attempt.preemptible = False
+            attempt.preemptible, attempt.is_ending = False, True
             attempt.in_engine.reschedule(asyncio.get_running_loop().time())
 
     def _lose_engine(self, error: Exception) -> None:
@@ -415,7 +419,7 @@ class EngineReplica:
                 self._tell_stalls(attempt, delta)
             else:
                 computed.append((attempt.client, self._take_first(attempt, delta, now_s)))
-            attempt.made_tokens += len(delta.token_ids)
+            attempt.computed_tokens += len(delta.token_ids)
             self._starts.generated(delta.attempt_id, len(delta.token_ids))
             if attempt.resume_key:
                 attempt.output_token_ids.extend(delta.token_ids)
@@ -445,6 +449,7 @@ class EngineReplica:
         else:
             computed = attempt.tokens - delta.cached_tokens
         self._prefill.first_token(delta.attempt_id, computed, now_s)
+        attempt.computed_tokens = computed
         return computed
 
     def _tell_stalls(self, attempt: Attempt, delta: TokenDelta) -> None:
