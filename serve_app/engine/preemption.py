@@ -1,9 +1,9 @@
 """Which attempt is ended early so that one of a higher class can start. Pure.
 
-A waiting attempt ends at most one, when it comes and finds all slots taken, and only where the slot would be for its
-class. The one that is ended is of the lowest class, and the engine has computed the fewest tokens for it: least is
-computed again. Its request goes on with all that it has where and when it is its turn (`router/dispatcher.py`), and is
-not ended so again.
+An attempt that comes and finds all slots taken ends at most one, then or while it waits, and only where the slot would
+be for its class. The one that is ended is of the lowest class, and the engine has computed the fewest tokens for it:
+least is computed again. Its request goes on with all that it has where and when it is its turn
+(`router/dispatcher.py`), and is not ended so again.
 
 One without a token is not ended: it may have been started a moment ago, after a long wait, and if its prompt is about
 to kill the engine, another one would be blamed.

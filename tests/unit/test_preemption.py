@@ -122,17 +122,18 @@ def test_who_was_started_for_its_long_wait_keeps_its_slot() -> None:
     assert answer.trace.preemptions == 0
 
 
-def test_nobody_without_a_token_is_preempted() -> None:
-    async def run() -> list[Answer]:
+def test_nobody_without_a_token_is_preempted_but_with_its_first_one() -> None:
+    async def run() -> tuple[list[Answer], list[Answer]]:
         async with Fleet(SIZE, 1.0, RoutingPolicy.COST) as fleet:
             lower = [asyncio.create_task(batch(fleet, number)) for number in range(SLOTS)]
             await asyncio.sleep(SIZE.step_s / 2)  # they have started, and nothing is computed yet
             higher = [asyncio.create_task(interactive(fleet, number)) for number in range(SLOTS)]
-            await asyncio.gather(*higher)
-            return await asyncio.gather(*lower)
+            return await asyncio.gather(*lower), await asyncio.gather(*higher)
 
-    for one in virtual_time.run(run()):
-        assert all(attempt.tokens for attempt in one.trace.attempts)
+    lower, higher = virtual_time.run(run())
+    assert all(attempt.tokens for one in lower for attempt in one.trace.attempts)
+    assert [one.trace.preemptions for one in lower] == [1] * SLOTS
+    assert max((one.trace.first_token_s or 1e9) - one.trace.submitted_s for one in higher) < 0.5
 
 
 def test_nobody_is_preempted_for_its_own_class() -> None:
