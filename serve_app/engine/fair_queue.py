@@ -8,13 +8,14 @@ client has a counter of what it has used, divided by its weight: prompt tokens w
 they are generated. The client with the lowest counter is next. A client that comes back is lifted to what each one
 that was there has had in the meantime (the virtual time of weighted fair queueing: it passes as work is done, slower
 the more clients share it). So nobody saves up while idle, who was alone owes nothing for it, and clients that keep
-coming cannot hold off one that has used more than they. Within a client the same holds for its sessions.
+coming cannot hold off one that has used more than they. Within a client the same holds for its sessions. Each rank has
+a virtual time of its own: a client of a lower one that waits does not share what the higher ones have.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -95,14 +96,14 @@ class _Accounts:
         self.by_name: OrderedDict[str, _Account] = OrderedDict()
         self.active: dict[str, _Account] = {}
         self.waiting: dict[str, _Account] = {}
-        self._virtual_time = 0.0
-        self._active_weight = 0.0
+        self._virtual_time: defaultdict[int, float] = defaultdict(float)
+        self._active_weight: defaultdict[int, float] = defaultdict(float)
 
     def charge(self, name: str, cost: float) -> None:
         """One of its running requests has used so much."""
         account = self.by_name[name]
         account.used += cost / account.weight
-        self._virtual_time += max(cost, 0.0) / max(self._active_weight, account.weight)
+        self._virtual_time[account.rank] += max(cost, 0.0) / max(self._active_weight[account.rank], account.weight)
 
     def join(self, name: str, flow: Flow) -> _Account:
         """The account of someone who has a request that waits now."""
@@ -111,11 +112,11 @@ class _Accounts:
             account = self.by_name[name] = _Account(flow.rank, flow.weight)
         self.by_name.move_to_end(name)
         if account.weight != flow.weight:  # the keys file has changed
-            self._active_weight += 0.0 if account.is_idle else flow.weight - account.weight
+            self._active_weight[account.rank] += 0.0 if account.is_idle else flow.weight - account.weight
             account.weight = flow.weight
         if account.is_idle:
-            account.used = max(account.used, self._virtual_time)
-            self._active_weight += account.weight
+            account.used = max(account.used, self._virtual_time[account.rank])
+            self._active_weight[account.rank] += account.weight
         self.active[name] = account
         account.queued += 1
         return account
@@ -135,7 +136,7 @@ class _Accounts:
             account.queued -= 1
         if account.is_idle:
             del self.active[name]
-            self._active_weight -= account.weight
+            self._active_weight[account.rank] -= account.weight
         while len(self.by_name) > MAX_ACCOUNTS + len(self.active):
             oldest = next(iter(self.by_name))
             if oldest in self.active:
@@ -167,13 +168,27 @@ class FairQueue:
         """At which start one that was overdue was chosen last."""
         self._running: dict[str, Flow] = {}
         self._front: OrderedDict[str, float] = OrderedDict()
+        self._kept: set[str] = set()
+        self._out_of_turn: set[str] = set()
         self._starts = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, request_id: str, flow: Flow, cost: float, *, first: bool = False, now_s: float = 0.0) -> None:
-        """A request waits. `first`: before all others (it ran before, on a replica that was lost)."""
+    def put(
+        self,
+        request_id: str,
+        flow: Flow,
+        cost: float,
+        *,
+        first: bool = False,
+        kept: bool = False,
+        now_s: float = 0.0,
+    ) -> None:
+        """A request waits. `first`: before all others (it ran before, on a replica that was lost). `kept`: it is not
+        displaced (a replica had taken it before)."""
+        if kept:
+            self._kept.add(request_id)
         self._since.setdefault(flow.rank, OrderedDict())[request_id] = now_s
         client = self._clients.join(flow.account, flow)
         session = client.sessions.join(flow.session, Flow(flow.client, flow.session, flow.rank))
@@ -185,21 +200,40 @@ class FairQueue:
         """The request that may start next; None where none may: there is none, the slots are taken, or the last of
         them are kept for others."""
         free = self._slots - len(self._running)
+        if free > 0 and not self._front and (overdue := self._overdue(now_s)) is not None:
+            return overdue
+        return self._next_in_order(free)
+
+    def _next_in_order(self, free: int) -> str | None:
+        """The next one where so many slots were free and nobody overdue. Where the highest class that waits may not
+        have the last of them, no lower one may."""
         if free <= 0:
             return None
         if self._front:
             return next(iter(self._front))
-        if (overdue := self._overdue(now_s)) is not None:
-            return overdue
-        clients = list(self._clients.waiting.values())
+        highest = max((one.rank for one in self._clients.waiting.values()), default=0)
+        clients = [one for one in self._clients.waiting.values() if one.rank == highest]
         if free <= self._headroom:
             weights = self._recent_weights()
             clients = [one for one in clients if not self._has_its_share(one, weights)]
         if not clients:
             return None
-        client = min(clients, key=lambda one: (-one.rank, one.used, one.running))
+        client = min(clients, key=lambda one: (one.used, one.running))
         session = min(client.sessions.waiting.values(), key=lambda one: one.used)
         return next(iter(session.waiting))
+
+    def gains(self, rank: int, coming: int) -> bool:
+        """Whether one more slot would be for a request of at least this rank, when all slots are taken and `coming` of
+        them are about to be free. That an overdue one may take it does not count: that is one in `OVERDUE_EVERY`."""
+        waiting = sum(len(those) for of, those in self._since.items() if of >= rank)
+        if waiting <= coming:
+            return False
+        chosen = self._next_in_order(self._slots - len(self._running) + coming + 1)
+        return chosen is not None and self._waiting[chosen].rank >= rank
+
+    def was_overdue(self, request_id: str) -> bool:
+        """Whether a request that runs was started before its turn, because it had waited for long."""
+        return request_id in self._out_of_turn
 
     @property
     def is_full(self) -> bool:
@@ -209,6 +243,7 @@ class FairQueue:
     def promote(self, request_id: str) -> None:
         """One that waits goes before all others now."""
         flow = self._waiting[request_id]
+        self._out_of_turn.add(request_id)
         if (cost := self._accounts(flow)[1].waiting.pop(request_id, None)) is not None:
             self._front[request_id] = cost
             self._note_waiting(flow)
@@ -217,8 +252,11 @@ class FairQueue:
         """A request that waits has started. Raises KeyError for one that does not wait."""
         flow = self._waiting.pop(request_id)
         self._since[flow.rank].pop(request_id)
+        self._kept.discard(request_id)
         if any(waiting for rank, waiting in self._since.items() if rank > flow.rank):
             self._overdue_start = self._starts
+            if request_id not in self._front:
+                self._out_of_turn.add(request_id)
         client, session = self._accounts(flow)
         cost = self._front.pop(request_id, None)
         if cost is None:
@@ -243,6 +281,8 @@ class FairQueue:
         ran = (flow := self._running.pop(request_id, None)) is not None
         if flow is None and (flow := self._waiting.pop(request_id, None)) is None:
             return
+        self._kept.discard(request_id)
+        self._out_of_turn.discard(request_id)
         client, session = self._accounts(flow)
         self._since[flow.rank].pop(request_id, None)
         self._front.pop(request_id, None)
@@ -253,16 +293,18 @@ class FairQueue:
 
     def to_displace(self, flow: Flow) -> str | None:
         """The request that waits and has to go where there is room for no more, and this flow has a new one: the last
-        one of the client that has the most here, for its weight; None where that is this client, or nobody waits."""
-        waiting = self._clients.waiting.values()
-        if not waiting:
+        one of the client that has the most here, for its weight; None where that is this client, or nobody waits who
+        may have to go."""
+        waiting = ((one, self._last_waiting(one)) for one in self._clients.waiting.values())
+        may_go = [(one, last) for one, last in waiting if last is not None]
+        if not may_go:
             return None
-        worst = min(waiting, key=lambda one: (one.rank, -one.held))
+        worst, last = min(may_go, key=lambda pair: (pair[0].rank, -pair[0].held))
         own = self._clients.by_name.get(flow.account)
         held = ((own.running + own.queued if own is not None else 0) + 1) / flow.weight
         if worst is own or worst.rank > flow.rank or (worst.rank == flow.rank and worst.held <= held):
             return None
-        return _last_waiting(worst)
+        return last
 
     def heads(self) -> list[str]:
         """The requests that are next of each session, and those before all others: what a newcomer waits for."""
@@ -305,8 +347,9 @@ class FairQueue:
         others = sum(weight for rank, weight in weights.items() if rank >= client.rank)
         return others > client.weight and client.running >= self._slots * client.weight / others
 
-
-def _last_waiting(client: _Account) -> str:
-    """The last request of the client's session that has the most of them waiting."""
-    session = max(client.sessions.waiting.values(), key=lambda one: len(one.waiting))
-    return next(reversed(session.waiting))
+    def _last_waiting(self, client: _Account) -> str | None:
+        """The last request that may be displaced, of the client's session that has the most waiting."""
+        for session in sorted(client.sessions.waiting.values(), key=lambda one: -len(one.waiting)):
+            if (last := next((one for one in reversed(session.waiting) if one not in self._kept), None)) is not None:
+                return last
+        return None

@@ -95,10 +95,12 @@ class Attempt:
     rank: int = 0
     preemptible: bool = True
     """Whether it may be ended to make room for another."""
-    made_tokens: int = 0
-    """Tokens of the sequence so far, earlier attempts' included."""
+    computed_tokens: int = 0
+    """How many tokens this engine has computed for it, since its first token: of its prompt, and of output."""
     in_engine: asyncio.Timeout | None = None
     """Expires when it is preempted."""
+    is_ending: bool = False
+    """Whether it is complete, or being preempted: its slot is about to be free."""
     has_started: bool = False
     """Whether it is in the engine."""
     has_token: bool = False
@@ -143,6 +145,8 @@ class EngineReplica:
         self._gpu_time = GpuTime()
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
+        self._wants_slot: dict[str, int] = {}
+        """Attempts that wait and may end one of a lower rank yet, by id, with their ranks."""
         self._partial_outputs = PartialOutputs()
         self._quarantine = Quarantine()
         self._cache = CacheMirror()
@@ -245,7 +249,6 @@ class EngineReplica:
             attempt.prefill_tokens,
             spec.rank,
             spec.preemptible and not attempt.preempted,
-            len(emitted),
         )
         self._enter(attempt.attempt_id, running)
         served = False
@@ -278,17 +281,20 @@ class EngineReplica:
     async def _turn(self, attempt: AttemptRequest, tokens: int) -> float:
         """Wait until the engine may start it. Raises as `StartQueue.turn`."""
         cached = max(tokens - attempt.prefill_tokens, 0)
-        begun = bool(attempt.emitted_token_ids)
-        waited_s = await self._starts.turn(
-            attempt.attempt_id,
-            _flow(attempt),
-            attempt.prefill_tokens,
-            cached,
-            first=begun and not attempt.preempted,
-            begun=begun,
-            on_full=lambda: self._preempt(attempt.spec.rank),
-        )
-
+        begun = bool(attempt.emitted_token_ids) or attempt.preempted
+        try:
+            waited_s = await self._starts.turn(
+                attempt.attempt_id,
+                _flow(attempt),
+                attempt.prefill_tokens,
+                cached,
+                first=begun and not attempt.preempted,
+                begun=begun,
+                kept=attempt.admitted,
+                on_full=lambda: self._want_slot(attempt.attempt_id, attempt.spec.rank),
+            )
+        finally:
+            self._wants_slot.pop(attempt.attempt_id, None)
         if attempt.ingress_id not in self._outboxes:
             raise Abandoned
         try:
@@ -297,19 +303,33 @@ class EngineReplica:
             raise ReplicaStopping(f"its engine died before it could start: {error}") from error
         return waited_s
 
-    def _preempt(self, rank: int) -> None:
-        """End one that runs and is of a lower class than this, if there is one."""
+    def _want_slot(self, attempt_id: str, rank: int) -> None:
+        self._wants_slot[attempt_id] = rank
+        self._preempt()
+
+    def _preempt(self) -> None:
+        """Each that waits for a slot, the highest first, ends one of a lower class, as long as there is one."""
+        while self._wants_slot:
+            attempt_id = max(self._wants_slot, key=self._wants_slot.__getitem__)
+            if not self._preempt_for(self._wants_slot[attempt_id]):
+                return
+            del self._wants_slot[attempt_id]
+
+    def _preempt_for(self, rank: int) -> bool:
+        """End one that runs and is of a lower class than this, if there is one and this class gains its slot."""
         running = (
-            Running(name, one.rank, one.made_tokens)
+            Running(name, one.rank, one.computed_tokens)
             for name, one in self._attempts.items()
-            if one.in_engine is not None and one.preemptible
+            if one.has_token and one.preemptible and not self._starts.was_overdue(name)
         )
         if (attempt_id := to_preempt(rank, running)) is None:
-            return
-        attempt = self._attempts[attempt_id]
-        if attempt.in_engine is not None:
-            attempt.preemptible = False
-            attempt.in_engine.reschedule(asyncio.get_running_loop().time())
+            return False
+        attempt, coming = self._attempts[attempt_id], sum(one.is_ending for one in self._attempts.values())
+        if attempt.in_engine is None or not self._starts.gains(rank, coming):
+            return False
+        attempt.preemptible, attempt.is_ending = False, True
+        attempt.in_engine.reschedule(asyncio.get_running_loop().time())
+        return True
 
     def _lose_engine(self, error: Exception) -> None:
         """The engine is dead. What waits was not in it, and goes elsewhere."""
@@ -415,15 +435,12 @@ class EngineReplica:
                 self._tell_stalls(attempt, delta)
             else:
                 computed.append((attempt.client, self._take_first(attempt, delta, now_s)))
-            attempt.made_tokens += len(delta.token_ids)
-            self._starts.generated(delta.attempt_id, len(delta.token_ids))
-            if attempt.resume_key:
-                attempt.output_token_ids.extend(delta.token_ids)
-                if delta.finish_reason is not None:
-                    attempt.resume_key = ""  # it is complete: nothing to resume
+            self._take_tokens(attempt, delta)
             outbox = self._outboxes.get(attempt.ingress_id)
             if outbox is not None:
                 outbox.put(delta)
+        if computed:
+            self._preempt()  # there may have been none with a token
         if decoded or computed:
             oldest = self._attempts.get(self._prefill.oldest or "")
             self._gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")
@@ -445,7 +462,17 @@ class EngineReplica:
         else:
             computed = attempt.tokens - delta.cached_tokens
         self._prefill.first_token(delta.attempt_id, computed, now_s)
+        attempt.computed_tokens = computed
         return computed
+
+    def _take_tokens(self, attempt: Attempt, delta: TokenDelta) -> None:
+        attempt.computed_tokens += len(delta.token_ids)
+        self._starts.generated(delta.attempt_id, len(delta.token_ids))
+        if attempt.resume_key:
+            attempt.output_token_ids.extend(delta.token_ids)
+        if delta.finish_reason is not None:
+            attempt.resume_key = ""  # it is complete: nothing to resume
+            attempt.preemptible, attempt.is_ending = False, True
 
     def _tell_stalls(self, attempt: Attempt, delta: TokenDelta) -> None:
         stalled_s = self._stalls.total_s - attempt.stalled_s

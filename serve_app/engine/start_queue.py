@@ -49,11 +49,12 @@ class StartQueue:
         *,
         first: bool = False,
         begun: bool = False,
+        kept: bool = False,
         on_full: Callable[[], None] = lambda: None,
     ) -> float:
         """Return when it may start: after how many seconds. Call `leave` when it has ended, however `turn` ends.
         `on_full` is called where it has to wait because all slots are taken. One that has `begun` to answer is not
-        refused after the longest wait: it goes before all others then.
+        refused after the longest wait: it goes before all others then. Nor is it displaced, or one that is `kept`.
 
         Raises `WaitedTooLong` after `max_wait_s`, `ReplicaFull` if it was displaced, `Abandoned`, and what `fail`
         was given.
@@ -62,7 +63,7 @@ class StartQueue:
         waiter = self._waiters[attempt_id] = asyncio.get_running_loop().create_future()
         self._tokens[attempt_id] = prefill_tokens
         cost = prompt_cost(prefill_tokens, cached_tokens)
-        self._queue.put(attempt_id, flow, cost, first=first, now_s=since_s)
+        self._queue.put(attempt_id, flow, cost, first=first, kept=kept or begun, now_s=since_s)
         self._start_next()
         if not waiter.done() and self._queue.is_full:
             on_full()
@@ -74,6 +75,14 @@ class StartQueue:
             self._start_next()
         await waiter
         return self._clock() - since_s
+
+    def gains(self, rank: int, coming: int) -> bool:
+        """Whether one more slot, beside those that are `coming`, would be for this rank or a higher one."""
+        return self._queue.gains(rank, coming)
+
+    def was_overdue(self, attempt_id: str) -> bool:
+        """Whether an attempt that runs was started before its turn, because it had waited for long."""
+        return self._queue.was_overdue(attempt_id)
 
     def tokens_before_newcomer(self) -> int:
         """How many prompt tokens are computed before those of a client or session that has nothing here."""

@@ -129,7 +129,7 @@ class ReplicatedEngineCore:
         params = request.sampling_params
         context = CURRENT.get()
         share = context.share if context else DEFAULT_SHARE
-        if request.priority > 0:  # as in vLLM, that is a lower priority; it may have come in vLLM's header
+        if request.priority > 0:  # as in vLLM, that is a lower priority
             share = replace(share, service_class=ServiceClass.BATCH)
             if context is not None:
                 context.share = share

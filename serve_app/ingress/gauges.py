@@ -14,8 +14,8 @@ from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import End
 from serve_app.router.dispatcher import NOT_TAKEN, Dispatcher
 
-LOST = tuple(end for end in End if end is not End.FINISHED and end not in NOT_TAKEN)
-"""How an attempt can be lost."""
+LOST = tuple(end for end in End if end not in (End.FINISHED, End.CANCELLED, End.PREEMPTED, *NOT_TAKEN))
+"""How an attempt can be lost. One that is preempted goes on later, a cancelled one not at all: neither migrates."""
 
 
 class ProcessGauges:

@@ -181,9 +181,6 @@ class _RequestCycle:
         self._route = routes.find(path, self._method)
         self._api = routes.api_of(self._route, path, headers)
         self._tracing = middleware.tracing
-        # Probes come every few seconds, and nobody looks for their traces.
-        if self._tracing is not None and (self._route is None or self._route.needs_key):
-            context.trace_context = self._tracing.begin(headers)
         self._status = 0
         self._disconnected = False
         self._complete = False
@@ -197,6 +194,8 @@ class _RequestCycle:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         route = self._route
+        # Whoever has no key, or asks for nothing that is served, does not decide what is sampled.
+        self._begin_trace({})
         try:
             await self._handle(route)
         except (RequestRefused, RateLimited) as refused:
@@ -229,9 +228,15 @@ class _RequestCycle:
             )
             await self._refuse(problem, [(b"allow", route.allow.encode())])
         elif await self._authenticate(route):
+            self._begin_trace(self._headers)
             limiter = self._middleware.limiter if route.generates else None
             with limiter.admitted(self._context.key_name, self._context) if limiter else contextlib.nullcontext():
                 await self._serve()
+
+    def _begin_trace(self, headers: Mapping[str, str]) -> None:
+        # Probes come every few seconds, and nobody looks for their traces.
+        if self._tracing is not None and (self._route is None or self._route.needs_key):
+            self._context.trace_context = self._tracing.begin(headers)
 
     async def _answer_options(self, route: routes.Route) -> None:
         """The methods of a route. A browser asks, without its key, before it sends a request from another origin's
@@ -365,7 +370,9 @@ class _RequestCycle:
             edits.changed |= self._context.model != model
             request["model"] = self._context.model
         preparation.prepare(path, request, edits)
-        used, self._context.service_tier = service_tier.take(request, edits, self._context.share.service_class)
+        priority = self._headers.get(service_tier.PRIORITY_HEADER, "")
+        allowed = self._context.share.service_class
+        used, self._context.service_tier = service_tier.take(request, edits, allowed, priority)
         self._context.share = replace(self._context.share, service_class=used)
         self._context.ignored = edits.ignored
         for holder in (

@@ -65,8 +65,8 @@ class AttemptRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `spec.images` that the replica may not have, by their hash: processed, in the buffers of vLLM's encoder.
     `prefill_tokens` of its prompt and emitted tokens are not in the replica's prefix cache, as far as its ingress
     knows. `trace_headers` (`TraceContext.headers`) make the engine's span a child of the attempt's; empty: the request
-    is not sampled. `preempted`: the last attempt made room for another request. This one waits in the order of its
-    class, and is not preempted again.
+    is not sampled. `preempted`: an attempt made room for another request, and none has had a token since. This one
+    waits in the order of its class. (`spec.preemptible` says that it is not preempted again.)
     """
 
     wire_version: int

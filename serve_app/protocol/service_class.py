@@ -48,10 +48,16 @@ class Holder:
 
 def holds_little(holder: Holder, asked: int, held: Collection[Holder]) -> bool:
     """Whether a replica may make room for `asked` more of this client: one of a lower class is held, or the client has
-    less than its share of what its class holds. One client alone has all of that."""
+    less than its share of what its class holds. One client alone has all of that.
+
+    `held` is by one ingress. What others hold is not known, so one request of a client that holds nothing in its class
+    here may always be sent to the replicas, in any class: they know. It is one at a time, and is held meanwhile. More
+    at once only where nothing of the class is held here to compare with."""
     if any(one.rank < holder.rank for one in held):
         return True
     alike = [one for one in held if one.rank == holder.rank]
     weights = {one.client: one.weight for one in alike} | {holder.client: holder.weight}
     own = sum(one.client == holder.client for one in alike)
+    if not own and (asked == 1 or not alike):
+        return True
     return len(weights) > 1 and (own + asked) * sum(weights.values()) <= len(alike) * holder.weight

@@ -22,6 +22,8 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from msgspec import structs
+
 from serve_app.protocol.errors import (
     AttemptRefused,
     CutOff,
@@ -91,8 +93,10 @@ class _ActiveRequest:
     """Attempts that a replica refused for lack of room are not counted."""
     admitted: bool = False
     """Whether a replica has taken it: then no replica refuses it for lack of room."""
-    preempted: bool = False
-    """Whether its last attempt made room for another request: it is in no hurry then, and takes nobody's turn."""
+    was_preempted: bool = False
+    """Whether an attempt of it has made room for another request: none does so again."""
+    in_no_hurry: bool = False
+    """Whether none has given a token since: the next one takes nobody's turn."""
     full: set[str] = field(default_factory=set)
     """Replicas that have refused it since it last waited for room."""
     died: dict[str, Blame] = field(default_factory=dict)
@@ -111,6 +115,16 @@ class _ActiveRequest:
         """See `AttemptHandle` in `router/replica_pool.py`."""
         if self.ended is not None and not self.ended.done():
             self.ended.set_result(how)
+
+    def note_end(self, how: End, replica_id: str) -> None:
+        """An attempt on that replica has ended so."""
+        self.was_preempted |= how is End.PREEMPTED
+        self.in_no_hurry |= how is End.PREEMPTED
+        if how in BLAME:
+            self.died[replica_id] = BLAME[how]
+        elif how is End.CUT:
+            self.cut.append(replica_id)
+        self.lost_by = None if how in (End.FINISHED, End.PREEMPTED, *NOT_TAKEN) else how
 
 
 class Dispatcher:
@@ -277,7 +291,10 @@ class Dispatcher:
         return active.request.spec.request_id, delta
 
     def _note_migration(self, active: _ActiveRequest) -> None:
+        """Keep it for the status page, where the last attempt was lost and not preempted."""
         request, (*_, lost, now) = active.request, active.request.trace.attempts
+        if lost.end == End.PREEMPTED.value:
+            return
         name = request.http_request_id or request.spec.request_id
         self._migrations.append(
             Migration(time.time(), name, request.spec.client, lost.replica_id, now.replica_id, lost.end)
@@ -367,10 +384,11 @@ class Dispatcher:
     async def _choose(self, active: _ActiveRequest) -> AttemptTrace:
         """The replica for the next attempt, and why, when it is this request's turn.
 
-        Raises `NoReplica` at its deadline, and `QueueFull` where all replicas have refused it."""
+        Raises `NoReplica` at its deadline, and `QueueFull` where all replicas have refused it, and none took it before.
+        """
         waited_for = WaitedFor.NOTHING if self._pool.taking_work() else WaitedFor.REPLICA
         if active.full and all(one.replica_id in active.full for one in self._pool.taking_work()):
-            if not active.request.answer_begun():
+            if not (active.admitted or active.emitted or active.request.answer_begun()):
                 raise self._admission.refusal()
             waited_for = WaitedFor.ROOM
             await asyncio.sleep(ROOM_PERIOD_S)
@@ -383,7 +401,7 @@ class Dispatcher:
         await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
-                if active.attempts and not active.preempted:
+                if active.attempts and not active.in_no_hurry:
                     self._throttle.leave(active)
                     tokens = active.request.spec.prompt_tokens + len(active.emitted)
                     await self._throttle.enter(active, tokens)
@@ -440,26 +458,17 @@ class Dispatcher:
             connection.finish(attempt_id, active.request.pages)
             chosen.ended_s, chosen.end = loop.time(), how.value
             await self._settle(control, finished=how is End.FINISHED)
-        self._note_end(active, connection.replica_id, how, had_tokens=len(active.emitted) > had)
-        return how is End.FINISHED
-
-    @staticmethod
-    def _note_end(active: _ActiveRequest, replica_id: str, how: End, *, had_tokens: bool) -> None:
-        """What an attempt that has ended so means for the next one."""
-        if had_tokens:
-            active.last_token_s = asyncio.get_running_loop().time()
+        if len(active.emitted) > had:
+            active.last_token_s = loop.time()
             active.cut.clear()
+            active.in_no_hurry = False
         if how in NOT_TAKEN:
             active.attempts -= 1
-            active.request.trace.attempts.pop()
+            trace.attempts.pop()
         else:
             active.full.clear()
-            active.preempted = how is End.PREEMPTED
-        if how in BLAME:
-            active.died[replica_id] = BLAME[how]
-        elif how is End.CUT:
-            active.cut.append(replica_id)
-        active.lost_by = None if how in (End.FINISHED, End.PREEMPTED, *NOT_TAKEN) else how
+        active.note_end(how, connection.replica_id)
+        return how is End.FINISHED
 
     def _count_migration(self, active: _ActiveRequest) -> None:
         """An attempt begins. One that no replica takes counts, and the next one then does not again."""
@@ -479,13 +488,13 @@ class Dispatcher:
             WIRE_VERSION,
             attempt_id,
             self._ingress_id,
-            request.spec,
+            structs.replace(request.spec, preemptible=False) if active.was_preempted else request.spec,
             list(active.emitted),
             active.admitted,
             connection.images.to_send(request.images),
             chosen.routing.missing_tokens,
             trace_headers,
-            active.preempted,
+            active.in_no_hurry,
         )
 
     async def _await_end(

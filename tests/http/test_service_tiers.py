@@ -88,6 +88,8 @@ async def test_anthropics_names_and_vllms_header_are_understood(running: Service
         ann.headers["x-vllm-priority"] = "2"
         answer, found = await sent(running, ann, CHAT, service_tier="auto")
         assert (answer.json()["service_tier"], found) == ("flex", "batch 4")
+        answer, found = await sent(running, ann, RESPONSES, service_tier="auto")
+        assert (answer.json()["service_tier"], found) == ("flex", "batch 4")
 
 
 @pytest.mark.asyncio(loop_scope="module")

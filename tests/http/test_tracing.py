@@ -21,6 +21,7 @@ from serve_app.observability.records import RequestRecord
 from serve_app.observability.tracing import MAX_WAITING_SPANS, Tracing, exporter_for
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest
+from serve_app.protocol.service_class import Share
 from tests.http.harness import NAME, Service, service
 from tests.otlp_receiver import Receiver, attributes, grpc_receiver, http_receiver
 
@@ -68,7 +69,9 @@ class Traced:
 
 
 @contextlib.asynccontextmanager
-async def traced(engines: dict[str, EngineFactory], sample_ratio: float = 0.0, **named: float) -> AsyncIterator[Traced]:
+async def traced(
+    engines: dict[str, EngineFactory], sample_ratio: float = 0.0, **named: object
+) -> AsyncIterator[Traced]:
     async with (
         grpc_receiver() as (receiver, url),
         tracing(url, sample_ratio) as (one, dropped),
@@ -168,6 +171,33 @@ async def test_the_ratio_begins_traces_but_not_for_probes() -> None:
         assert not request.parent_span_id
         names = [span.name for span in here.receiver.spans if span.kind == Span.SPAN_KIND_SERVER]
         assert names[:2] == ["GET /v1/models", f"chat {NAME}"]
+
+
+@dataclass(frozen=True)
+class OneKey:
+    """A keys file with the key `good`."""
+
+    def name_of(self, presented: str) -> str | None:
+        return "ann" if presented == "good" else None
+
+    def share_of(self, name: str) -> Share:
+        return {"ann": Share()}[name]
+
+
+async def test_who_has_no_key_or_route_does_not_decide_what_is_sampled() -> None:
+    async with traced({"a": Engines().factory()}, keys=OneKey()) as here:
+        known, unknown = ({**SAMPLED, "authorization": f"Bearer {key}"} for key in ("good", "bad"))
+        refused = await here.client.post(CHAT, json=chat(), headers=unknown)
+        unserved = await here.client.get("/nothing", headers=known)
+        assert (refused.status_code, unserved.status_code) == (401, 404)
+        await here.client.post(CHAT, json=chat(), headers={**known, "x-request-id": "mine"})
+        spans = await here.receiver.trace(TRACE)
+        assert [
+            attributes(one)["step.request.id"]
+            for named in spans.values()
+            for one in named
+            if one.kind == Span.SPAN_KIND_SERVER
+        ] == ["mine"]
 
 
 async def test_a_migration_is_two_linked_attempts() -> None:

@@ -101,6 +101,22 @@ def test_who_waits_long_in_a_lower_class_gets_one_start_of_sixteen() -> None:
     assert order[100:].count("batch") == 300 // OVERDUE_EVERY + 1
 
 
+def test_who_was_started_for_its_long_wait_is_known_until_it_ends() -> None:
+    queue = FairQueue(slots=2, patience_s=100.0)
+    fill(queue, "batch", 2, rank=-1)
+    fill(queue, "urgent", 40, rank=1)
+    for _ in range(OVERDUE_EVERY):
+        request_id = str(queue.next(now_s=0.0))
+        queue.start(request_id)
+        assert not queue.was_overdue(request_id)
+        queue.leave(request_id)
+    assert queue.next(now_s=100.0) == "batch::0"
+    queue.start("batch::0")
+    assert queue.was_overdue("batch::0")
+    queue.leave("batch::0")
+    assert not queue.was_overdue("batch::0")
+
+
 def test_within_a_class_nobody_is_overdue() -> None:
     queue = FairQueue(slots=1, patience_s=1.0)
     fill(queue, "flood", 100)
@@ -180,6 +196,61 @@ def test_a_rank_goes_first_within_a_client_too() -> None:
     assert queue.next() == "normal"
 
 
+def test_who_was_idle_saves_nothing_up_while_a_lower_class_waits() -> None:
+    queue = FairQueue(slots=16)
+    fill(queue, "batch", 10, rank=-1)
+    for number in range(3000):
+        queue.put(f"alone {number}", Flow("a", rank=1), 100.0)
+        queue.start(f"alone {number}")
+        queue.leave(f"alone {number}")
+    fill(queue, "a", 1500, rank=1)
+    fill(queue, "b", 1500, rank=1)
+    assert 730 <= served(queue, 1500).count("b") <= 770
+
+
+def test_a_lower_class_gets_no_slot_that_a_higher_one_may_not_have() -> None:
+    queue = FairQueue(slots=64)
+    fill(queue, "alice", 1, rank=1)
+    fill(queue, "flood", 200, rank=1)
+    fill(queue, "batch", 10, rank=-1)
+    for _ in range(62):
+        queue.start(str(queue.next()))
+    queue.leave("alice::0")  # it was here a moment ago: a slot is kept for it
+    queue.start(str(queue.next()))
+    assert queue.next() is None
+    assert not queue.is_full
+
+
+def test_a_slot_more_is_gained_by_those_that_wait_for_it() -> None:
+    queue = FairQueue(slots=2)
+    fill(queue, "batch", 4, rank=-1)
+    for _ in range(2):
+        queue.start(str(queue.next()))
+    assert not queue.gains(1, coming=0)  # nobody of it waits
+    assert not queue.gains(0, coming=0)
+    fill(queue, "urgent", 2, rank=1)
+    assert queue.gains(1, coming=0)
+    assert queue.gains(1, coming=1)
+    assert not queue.gains(1, coming=2)  # each has one
+    queue.put("moved", Flow("batch", rank=-1), 1.0, first=True)
+    assert not queue.gains(1, coming=0)  # it would be the one's that goes first
+
+
+def test_who_may_not_have_the_last_slots_gains_none() -> None:
+    queue = FairQueue(slots=64)
+    fill(queue, "batch", 63, rank=-1)
+    fill(queue, "alice", 1, rank=1)
+    for _ in range(32):
+        queue.start(str(queue.next()))
+    fill(queue, "flood", 40, rank=1)
+    for _ in range(32):
+        queue.start(str(queue.next()))
+    assert queue.is_full
+    assert not queue.gains(1, coming=0)  # half of the slots are its share
+    fill(queue, "bob", 1, rank=1)
+    assert queue.gains(1, coming=0)
+
+
 def test_answers_are_charged_as_they_grow() -> None:
     queue = FairQueue(slots=3)
     fill(queue, "talker", 5)
@@ -234,6 +305,18 @@ def test_where_there_is_no_room_the_one_with_the_most_gives_way() -> None:
     assert queue.to_displace(Flow("flood")) == "batch::0"
     assert queue.to_displace(Flow("other", rank=-2)) is None
     assert FairQueue(slots=1).to_displace(Flow("alice")) is None
+
+
+def test_who_was_taken_before_does_not_give_way() -> None:
+    queue = FairQueue(slots=1)
+    fill(queue, "flood", 3)
+    queue.start("flood::0")
+    queue.put("taken", Flow("batch", rank=-1), 1.0, kept=True)
+    queue.put("moved", Flow("flood"), 1.0, kept=True)
+    assert queue.to_displace(Flow("alice")) == "flood::2"
+    queue.leave("flood::2")
+    queue.leave("flood::1")
+    assert queue.to_displace(Flow("alice", rank=1)) is None
 
 
 def test_who_is_gone_is_forgotten() -> None:

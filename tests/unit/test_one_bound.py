@@ -15,6 +15,7 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.protocol.errors import NoReplica, QueueFull, ReplicaFull, TooManySequences
 from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, RequestSpec, encode_request, encode_tokens
 from serve_app.router.admission import Admission
+from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import DispatcherLimits
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.request_context import RequestTrace, SubmittedRequest
@@ -112,16 +113,22 @@ async def test_21_four_ingresses_together_never_have_more_in_the_fleet_than_its_
         assert here.outcomes.count(name) == 0
 
 
-async def test_an_ingress_that_has_sent_nothing_knows_that_the_fleet_is_full() -> None:
-    async with site(gap_s=0.2) as here:
+async def test_an_ingress_that_has_sent_nothing_knows_that_the_fleet_is_full_and_not_of_whom() -> None:
+    async with site(gap_s=1.0) as here:
         first, last = here.fleets[0], here.fleets[-1]
         here.fleets = [first]
         here.submit(BOUND)
         async with asyncio.timeout(10):
             while sum(one.load.unfinished for one in last.replicas_up()) < BOUND:  # noqa: ASYNC110  # it sets no event
                 await asyncio.sleep(0)
-        with pytest.raises(QueueFull):
+        last.check_room(1)
+        assert last.admission_decisions() == {AdmissionDecision.ADMITTED_BY_SHARE: 1}
+        here.fleets = [last]
+        here.submit(1, "refused")
+        with pytest.raises(QueueFull):  # one is being tried
             last.check_room(1)
+        await here.outcomes.until(1)
+        assert isinstance(here.outcomes.errors["refused-0-0"], QueueFull)
         with pytest.raises(TooManySequences):
             last.check_room(BOUND + 1)
 

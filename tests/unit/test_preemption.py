@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bench.routing import virtual_time
 from bench.routing.fleet import Answer, Fleet, FleetSize
 from serve_app.engine.preemption import Running, to_preempt
-from serve_app.protocol.errors import Preempted
+from serve_app.protocol.errors import Preempted, ReplicaFull, ReplicaLost
 from serve_app.protocol.service_class import ServiceClass, Share
 from serve_app.router.routing import RoutingPolicy
 from tests.unit.local_replicas import local_fleet, request
@@ -20,6 +20,9 @@ SLOTS = 4
 TOKENS = 2_000
 BEFORE_S = 5.0
 """Virtual seconds, in which the slots are taken and many tokens made."""
+
+APART_S = 0.1
+"""What was ended in this time waits again."""
 
 SIZE = FleetSize(replicas=1, max_num_seqs=SLOTS)
 
@@ -33,8 +36,8 @@ def test_only_lower_ranks_are_preempted_and_the_least_is_lost(rank: int, running
     assert (chosen is None) == (not lower)
     if lower:
         lowest = min(one.rank for one in lower)
-        fewest = min(one.output_tokens for one in lower if one.rank == lowest)
-        assert chosen in {one.attempt_id for one in lower if (one.rank, one.output_tokens) == (lowest, fewest)}
+        fewest = min(one.computed_tokens for one in lower if one.rank == lowest)
+        assert chosen in {one.attempt_id for one in lower if (one.rank, one.computed_tokens) == (lowest, fewest)}
 
 
 async def batch(fleet: Fleet, number: int) -> Answer:
@@ -76,6 +79,63 @@ def test_each_waiting_request_ends_one_at_most_and_none_is_ended_twice() -> None
     assert all(one.ended_s > last for one in lower)
 
 
+def test_who_waits_again_is_not_refused_where_there_is_no_more_room() -> None:
+    async def run() -> tuple[list[Answer | BaseException], list[Answer | BaseException]]:
+        async with Fleet(SIZE, 1.0, RoutingPolicy.COST, max_queued_requests=6) as fleet:
+            lower = [asyncio.create_task(batch(fleet, number)) for number in range(SLOTS)]
+            await asyncio.sleep(BEFORE_S)
+            higher = []
+            for number in range(14):
+                higher.append(asyncio.create_task(interactive(fleet, number, TOKENS)))
+                await asyncio.sleep(APART_S)
+            return (
+                await asyncio.gather(*lower, return_exceptions=True),
+                await asyncio.gather(*higher, return_exceptions=True),
+            )
+
+    lower, higher = virtual_time.run(run())
+    assert [len(one.token_ids) for one in lower if isinstance(one, Answer)] == [TOKENS] * SLOTS
+    assert [one.trace.preemptions for one in lower if isinstance(one, Answer)] == [1] * SLOTS
+    assert sum(isinstance(one, Answer) for one in higher) >= 6
+
+
+def test_who_was_started_for_its_long_wait_keeps_its_slot() -> None:
+    """Interactive requests are always more than there are slots; a batch request comes, and they go on."""
+
+    async def run() -> Answer:
+        async with Fleet(SIZE, 1.0, RoutingPolicy.COST) as fleet:
+
+            async def flood(number: int) -> None:
+                while True:
+                    await interactive(fleet, number, 300)
+
+            others = [asyncio.create_task(flood(number)) for number in range(3 * SLOTS)]
+            await asyncio.sleep(BEFORE_S)
+            answer = await batch(fleet, 0)
+            for one in others:
+                one.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            return answer
+
+    answer = virtual_time.run(run())
+    assert len(answer.token_ids) == TOKENS
+    assert answer.trace.preemptions == 0
+
+
+def test_nobody_without_a_token_is_preempted_but_with_its_first_one() -> None:
+    async def run() -> tuple[list[Answer], list[Answer]]:
+        async with Fleet(SIZE, 1.0, RoutingPolicy.COST) as fleet:
+            lower = [asyncio.create_task(batch(fleet, number)) for number in range(SLOTS)]
+            await asyncio.sleep(SIZE.step_s / 2)  # they have started, and nothing is computed yet
+            higher = [asyncio.create_task(interactive(fleet, number)) for number in range(SLOTS)]
+            return await asyncio.gather(*lower), await asyncio.gather(*higher)
+
+    lower, higher = virtual_time.run(run())
+    assert all(attempt.tokens for one in lower for attempt in one.trace.attempts)
+    assert [one.trace.preemptions for one in lower] == [1] * SLOTS
+    assert max((one.trace.first_token_s or 1e9) - one.trace.submitted_s for one in higher) < 0.5
+
+
 def test_nobody_is_preempted_for_its_own_class() -> None:
     async def run() -> list[Answer]:
         async with Fleet(SIZE, 1.0, RoutingPolicy.COST) as fleet:
@@ -101,4 +161,51 @@ async def test_a_preempted_request_goes_on_with_its_tokens_and_in_no_haste() -> 
         (first if first.running else second).finish(again, 3, 5)
         await fleet.results.until_over("r")
     assert fleet.results.tokens["r"] == list(range(100, 108))
+    assert not fleet.results.errors
+
+
+async def test_what_was_preempted_once_stays_so_and_is_in_no_hurry_until_it_has_a_token() -> None:
+    async with local_fleet("ab") as fleet:
+        fleet.dispatcher.submit(request(max_tokens=8))
+        attempt, first, _ = await fleet.first_attempt()
+        first.emit(attempt, 0, 3)
+        await fleet.results.until_tokens("r", 3)
+        first.end(attempt, Preempted("a request of a higher class takes its place"))
+        said = []
+        for emits in (0, 1, 0):  # each of these is lost, too
+            again, running, _ = await fleet.first_attempt()
+            said.append((again.preempted, again.spec.preemptible))
+            if emits:
+                running.emit(again, 3, emits)
+                await fleet.results.until_tokens("r", 4)
+            running.end(again, ReplicaLost("connection reset"))
+    assert said == [(True, False), (True, False), (False, False)]
+
+
+async def test_a_preemption_is_no_migration_on_the_status_page() -> None:
+    async with local_fleet("ab") as fleet:
+        fleet.dispatcher.submit(request(max_tokens=8))
+        attempt, first, _ = await fleet.first_attempt()
+        first.emit(attempt, 0, 3)
+        await fleet.results.until_tokens("r", 3)
+        first.end(attempt, Preempted("a request of a higher class takes its place"))
+        again, running, _ = await fleet.first_attempt()
+        running.finish(again, 3, 5)
+        await fleet.results.until_over("r")
+        assert fleet.dispatcher.migrations == []
+        assert not fleet.dispatcher.migrations_by_cause
+
+
+async def test_a_request_with_tokens_is_not_refused_where_all_are_full() -> None:
+    async with local_fleet("a") as fleet:
+        fleet.dispatcher.submit(request(max_tokens=8))
+        (replica,) = fleet.replicas
+        attempt = await replica.started.get()
+        replica.emit(attempt, 0, 3)
+        await fleet.results.until_tokens("r", 3)
+        replica.end(attempt, Preempted("a request of a higher class takes its place"))
+        replica.end(await replica.started.get(), ReplicaFull("it is full"))
+        async with asyncio.timeout(10):
+            replica.finish(await replica.started.get(), 3, 5)
+        await fleet.results.until_over("r")
     assert not fleet.results.errors

@@ -186,6 +186,15 @@ def test_after_a_restart_nothing_is_raised_beyond_an_equal_share_until_all_have_
     assert raised.used_elsewhere == 30
 
 
+def test_what_an_ingress_need_not_repeat_comes_nearer_all_the_same() -> None:
+    shared = Shared(MEMORY_S, settled_s=0.0, expected=2)
+    shared.exchange("a", Report(10, 10, 10, 0, frees_in_s=50.0), 0.0)
+    for now_s in range(1, 31):
+        shared._ingresses.hear("a", now_s)
+        shared.renew("a", now_s)
+    assert shared.exchange("b", Report(10, 0, 0, 1), 30.5).frees_elsewhere_in_s == 19.5
+
+
 def test_the_lower_of_two_limits_holds_while_a_file_changes() -> None:
     shared = Shared(MEMORY_S, settled_s=0.0, expected=2)
     assert shared.exchange("a", Report(100, 0, 0, 0), 0.0).ceiling == 100

@@ -52,6 +52,9 @@ def test_vllms_priority_lowers_too() -> None:
     assert service_tier.take({"priority": 1}, Edits(), INTERACTIVE)[0] is BATCH
     assert service_tier.take({"priority": -5}, Edits(), STANDARD)[0] is STANDARD
     assert service_tier.take({"priority": 1, "service_tier": "auto"}, Edits(), STANDARD) == (BATCH, "flex")
+    assert service_tier.take({"service_tier": "auto"}, Edits(), STANDARD, "2") == (BATCH, "flex")
+    assert service_tier.take({}, Edits(), INTERACTIVE, "-2")[0] is INTERACTIVE
+    assert service_tier.take({}, Edits(), INTERACTIVE, "high")[0] is INTERACTIVE
 
 
 @given(st.sampled_from(list(ServiceClass)), st.sampled_from([*service_tier.AT_MOST, "x", None]), st.integers(-3, 3))
@@ -65,7 +68,17 @@ def test_who_has_less_than_its_share_may_ask_for_room() -> None:
     assert holds_little(Holder("alice"), 1, flood)
     assert not holds_little(Holder("flood"), 1, flood)
     assert holds_little(Holder("flood", rank=1), 1, flood)
-    assert not holds_little(Holder("alice", rank=-1), 1, flood)
     held = [*flood, *[Holder("gold", weight=4.0)] * 10]
     assert holds_little(Holder("gold", weight=4.0), 1, held)
     assert not holds_little(Holder("flood"), 1, held)
+
+
+@pytest.mark.parametrize("rank", ServiceClass)
+def test_who_holds_nothing_here_may_ask_the_replicas(rank: ServiceClass) -> None:
+    nobody, other = Holder("new", rank), Holder("other", rank)
+    assert holds_little(nobody, 1, [])
+    assert holds_little(nobody, 5, [Holder("above", rank + 1)])
+    assert holds_little(nobody, 1, [other])
+    assert not holds_little(nobody, 5, [other] * 4)
+    assert not holds_little(nobody, 1, [other, nobody])  # one that is being tried
+    assert not holds_little(nobody, 1, [nobody])

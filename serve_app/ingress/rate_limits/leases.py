@@ -152,7 +152,11 @@ class SharedLimit:
         share = self._shares.get(ingress)
         if share is None:
             return None
-        return self.exchange(ingress, replace(share.report, ceiling=share.held, demand=0), now_s)
+        frees_in_s = share.report.frees_in_s
+        if frees_in_s is not None:  # it was so long when it was reported
+            frees_in_s = max(0.0, frees_in_s - (now_s - share.reported_s))
+        report = replace(share.report, ceiling=share.held, demand=0, frees_in_s=frees_in_s)
+        return self.exchange(ingress, report, now_s)
 
     def drop(self, ingress: str) -> bool:
         """An ingress has this limit no more. True where nobody has it."""

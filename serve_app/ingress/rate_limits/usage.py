@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from serve_app.ingress.rate_limits.leases import LEASE_S, Lease, Report
 from serve_app.ingress.rate_limits.window import UsageWindow
 from serve_app.protocol.errors import LimitKind
+from serve_app.router.admission import MOST_RETRY_S
 from serve_app.router.request_context import RequestContext
 
 UNMEASURED_RETRY_S = 5.0
 """When to come back for a place among a key's requests at a time, before one has finished."""
-
-MAX_RETRY_S = 60.0
-"""By then whatever was used has left the window."""
 
 
 @dataclass
@@ -81,18 +79,21 @@ class KeyUsage:
         self.mean_tokens = _moved(self.mean_tokens, running.tokens)
 
     def retry_s(self, kind: LimitKind, now_s: float) -> float:
-        """When there is room for one more request."""
+        """When there is room for one more request; no longer than clients wait, by when all use has left the window."""
+        return min(self._room_in_s(kind, now_s), MOST_RETRY_S)
+
+    def _room_in_s(self, kind: LimitKind, now_s: float) -> float:
         meter = self.meters[kind]
         excess = self.used(kind, now_s) + meter.lease.used_elsewhere + 1 - meter.limit
         if excess <= 0:
             return 2 * LEASE_S  # what other ingresses hold and do not use comes here by then
         window = self.windows.get(kind)
         if window is None:
-            return UNMEASURED_RETRY_S if self.mean_s is None else min(MAX_RETRY_S, self.mean_s / meter.limit)
+            return UNMEASURED_RETRY_S if self.mean_s is None else self.mean_s / meter.limit
         here_s, elsewhere_s = window.frees_in_s(excess, now_s), meter.lease.frees_elsewhere_in_s
         if here_s is not None:
             return here_s
-        return MAX_RETRY_S if elsewhere_s is None else elsewhere_s + 2 * LEASE_S
+        return MOST_RETRY_S if elsewhere_s is None else elsewhere_s + 2 * LEASE_S
 
     def report(self, kind: LimitKind, now_s: float, *, in_any_case: bool) -> Report | None:
         """What is to be reported of a limit; None where nothing has changed and nothing was asked for."""

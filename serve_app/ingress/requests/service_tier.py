@@ -33,14 +33,19 @@ NAMES: Final = {ServiceClass.BATCH: "flex", ServiceClass.STANDARD: "default", Se
 """What an answer calls each class: OpenAI's names."""
 
 
-def take(request: dict[str, Any], edits: Edits, allowed: ServiceClass) -> tuple[ServiceClass, str | None]:
+PRIORITY_HEADER: Final = "x-vllm-priority"
+
+
+def take(
+    request: dict[str, Any], edits: Edits, allowed: ServiceClass, priority_header: str = ""
+) -> tuple[ServiceClass, str | None]:
     """The class that the request is served in, and its name for the answer where the request asked for a tier.
 
     The request's field, in place, becomes the tier that is used: `/v1/responses` answers with it. An unknown name is
-    left out and named; it asks for nothing.
+    left out and named; it asks for nothing. So does a `priority_header` that is no number.
     """
     priority = request.get("priority")
-    if isinstance(priority, int) and priority > 0:
+    if (isinstance(priority, int) and priority > 0) or _is_lower(priority_header):
         allowed = min(allowed, ServiceClass.BATCH)
     asked = request.get(FIELD)
     if asked is None:
@@ -55,6 +60,13 @@ def take(request: dict[str, Any], edits: Edits, allowed: ServiceClass) -> tuple[
         request[FIELD] = NAMES[used]
         edits.changed = True
     return used, NAMES[used]
+
+
+def _is_lower(priority: str) -> bool:
+    try:
+        return int(priority) > 0  # as vLLM reads it: a higher number goes later
+    except ValueError:
+        return False
 
 
 def use() -> None:
