@@ -69,19 +69,9 @@ def gpu_reader(nvml: Any | None = None) -> GpuReader:
             nvml = import_pynvml()
         except ImportError:
             return lambda: None
-    try:
-        nvml.nvmlInit()
-        handles = visible_gpus(nvml)
-    except nvml.NVMLError:
-        return lambda: None
-
-    def utilization() -> float | None:
-        try:
-            return max((nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100 for handle in handles), default=None)
-        except nvml.NVMLError:
-            return None
-
-    return utilization
+    return _reader(
+        nvml, lambda gpus: max((nvml.nvmlDeviceGetUtilizationRates(one).gpu / 100 for one in gpus), default=None)
+    )
 
 
 def energy_reader(nvml: Any | None = None) -> GpuReader:
@@ -90,19 +80,24 @@ def energy_reader(nvml: Any | None = None) -> GpuReader:
     nvml = nvml or nvml_library()
     if nvml is None:
         return lambda: None
+    return _reader(nvml, lambda gpus: sum(map(nvml.nvmlDeviceGetTotalEnergyConsumption, gpus)) / 1000 or None)
+
+
+def _reader(nvml: Any, read: Callable[[list[Any]], float | None]) -> GpuReader:
+    """What reads something of the GPUs of this process; None where NVML refuses."""
     try:
         nvml.nvmlInit()
-        handles = visible_gpus(nvml)
+        gpus = visible_gpus(nvml)
     except nvml.NVMLError:
         return lambda: None
 
-    def energy_j() -> float | None:
+    def reading() -> float | None:
         try:
-            return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000 or None
+            return read(gpus)
         except nvml.NVMLError:
             return None
 
-    return energy_j
+    return reading
 
 
 def nvml_library() -> Any | None:

@@ -13,8 +13,7 @@ import pytest
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
 from serve_app.ingress.page_routes import FILES
-from serve_app.protocol.service_class import Share
-from tests.http.harness import NAME, Service, service
+from tests.http.harness import NAME, NamedKeys, Service, service
 
 pytestmark = pytest.mark.asyncio
 
@@ -94,18 +93,11 @@ async def test_a_migration_is_listed_with_its_cause() -> None:
         assert {moved["from_replica"], moved["to_replica"]} == {"a", "b"}
 
 
-class Named:
-    """`middleware.Keys` whose keys are the names of their owners."""
-
-    def name_of(self, presented: str) -> str | None:
-        return presented if presented in ("alice", "bob") else None
-
-    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
-        return Share()
-
-
 async def test_a_key_sees_its_own_and_an_operator_sees_all() -> None:
-    async with service({"a": engine()}, keys=Named(), operators=("alice",)) as running, client_of(running) as client:
+    async with (
+        service({"a": engine()}, keys=NamedKeys(), operators=("alice",)) as running,
+        client_of(running) as client,
+    ):
         for key in ("alice", "bob"):
             assert (await client.post("/v1/chat/completions", json=chat(), headers={"x-api-key": key})).is_success
         assert (await client.get("/status/fleet")).status_code == 401
@@ -118,7 +110,7 @@ async def test_a_key_sees_its_own_and_an_operator_sees_all() -> None:
 
 
 async def test_the_page_needs_no_key_and_runs_no_script_of_others() -> None:
-    async with service({"a": engine()}, keys=Named()) as running, client_of(running) as client:
+    async with service({"a": engine()}, keys=NamedKeys()) as running, client_of(running) as client:
         page = await client.get("/status")
         assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
         policy = page.headers["content-security-policy"]

@@ -15,8 +15,7 @@ from starlette.types import Message
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
 from serve_app.engine.replica import EngineFactory
 from serve_app.observability.phases import Phase
-from serve_app.protocol.service_class import Share
-from tests.http.harness import NAME, Service, service
+from tests.http.harness import NAME, NamedKeys, Service, service
 
 pytestmark = pytest.mark.asyncio
 
@@ -157,18 +156,11 @@ def parsed(timing: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"(\w+);dur=([0-9.]+)", timing)}
 
 
-class TwoKeys:
-    """`middleware.Keys` of alice and bob."""
-
-    def name_of(self, presented: str) -> str | None:
-        return presented if presented in ("alice", "bob") else None
-
-    def share_of(self, name: str) -> Share:  # noqa: ARG002  # all alike
-        return Share()
-
-
 async def test_a_key_sees_its_own_requests_and_an_operator_sees_all() -> None:
-    async with service({"a": engine()}, keys=TwoKeys(), operators=("alice",)) as running, client_of(running) as client:
+    async with (
+        service({"a": engine()}, keys=NamedKeys(), operators=("alice",)) as running,
+        client_of(running) as client,
+    ):
         for key in ("alice", "bob"):
             headers = {"authorization": f"Bearer {key}", "x-request-id": f"of-{key}"}
             assert (await client.post("/v1/chat/completions", json=chat(), headers=headers)).status_code == 200
