@@ -12,7 +12,7 @@ from serve_app.engine.figures import StartPhase
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import Declared, ReplicaMetrics, declared
 from serve_app.engine.watchdog import EngineState
-from serve_app.ingress.gauges import LOST, ProcessGauges
+from serve_app.ingress.gauges import ProcessGauges
 from serve_app.ingress.key_metrics import KeyMetrics, Result
 from serve_app.ingress.metrics import IngressMetrics
 from serve_app.observability.phases import Phase
@@ -21,7 +21,7 @@ from serve_app.protocol.errors import LimitKind, Outcome
 from serve_app.protocol.key_labels import MAX_KEYS
 from serve_app.protocol.service_class import ServiceClass
 from serve_app.router.admission_control import AdmissionDecision
-from serve_app.router.attempts import ReplicaState
+from serve_app.router.attempts import LOST, ReplicaState
 from serve_app.router.routing import Reason
 
 METRICS_PAGE = ROOT / "docs" / "metrics.md"

@@ -11,11 +11,8 @@ from ray.serve import metrics
 from serve_app.engine.metrics import TotalCounter
 from serve_app.ingress.event_loop import LoopUse
 from serve_app.router.admission_control import AdmissionDecision
-from serve_app.router.attempts import End
-from serve_app.router.dispatcher import NOT_TAKEN, Dispatcher
-
-LOST = tuple(end for end in End if end not in (End.FINISHED, End.CANCELLED, End.PREEMPTED, *NOT_TAKEN))
-"""How an attempt can be lost. One that is preempted goes on later, a cancelled one not at all: neither migrates."""
+from serve_app.router.attempts import LOST
+from serve_app.router.dispatcher import Dispatcher
 
 
 class ProcessGauges:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from serve_app.router.request_context import PREEMPTED, AttemptTrace, RequestContext, RequestTrace
+from serve_app.router.attempts import LOST, End
+from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace
 
 
 class Phase(StrEnum):
@@ -111,12 +112,9 @@ def server_timing(context: RequestContext, now_s: float) -> str:
     return ", ".join(f"{phase};dur={seconds * 1000:.1f}" for phase, seconds in phases.items())
 
 
-CANCELLED = "cancelled"
-"""Of `attempts.End`, the attempts that their client or a stop string ended."""
-
 AFTER = {
-    **dict.fromkeys(("died", "named", "beside", "cut", "moved", "images missing"), Phase.MIGRATION),
-    PREEMPTED: Phase.PREEMPTION,
+    **dict.fromkeys((end.value for end in LOST), Phase.MIGRATION),
+    End.PREEMPTED.value: Phase.PREEMPTION,
 }
 """What the time after an attempt that has ended so goes to, until another one's first token."""
 
@@ -169,7 +167,7 @@ def _follow(clock: _Clock, sequence: RequestTrace, ended_s: float) -> None:
             clock.until(gap, attempt.first_token_s)
         if attempt.last_token_s is not None:
             _decode(clock, attempt, attempt.last_token_s)
-            if attempt.end == CANCELLED:  # by a stop string at once, or by a client that waited for more
+            if attempt.end == End.CANCELLED.value:  # by a stop string at once, or by a client that waited for more
                 clock.until(Phase.DECODE, attempt.ended_s or ended_s)
         gap = after
     if sequence.error is not None or not sequence.attempts:

@@ -41,7 +41,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OF_THE_REQUEST = frozenset({Phase.RECEIVE, Phase.RENDER, Phase.ROUTING, Phase.MIGRATION, Phase.DELIVERY})
 """The other phases are spent at a replica, and are children of its attempt."""
 
-LOST = frozenset({End.DIED.value, End.NAMED.value, End.BESIDE.value, End.CUT.value})
+FAILED = frozenset({End.DIED.value, End.NAMED.value, End.BESIDE.value, End.CUT.value})
 """Ends of attempts that failed. One that moved from a stopping replica did not."""
 
 
@@ -161,7 +161,7 @@ def _sequence_spans(sequence: RequestTrace, number: int, trace: TraceContext, en
             attempt.dispatched_s,
             attempt.ended_s if attempt.ended_s is not None else ended_s,
             {**_attempt(attempt), "step.sequence": number},
-            error=f"replica {attempt.replica_id}: {attempt.end}" if attempt.end in LOST else None,
+            error=f"replica {attempt.replica_id}: {attempt.end}" if attempt.end in FAILED else None,
             linked_id=before,
         )
         begun_s = attempt.dispatched_s
@@ -183,7 +183,7 @@ def _attempt(attempt: AttemptTrace) -> Attributes:
         "step.attempt.end": attempt.end,
         "step.attempt.output_tokens": attempt.tokens,
         "step.attempt.steps": attempt.steps,
-        **({"error.type": attempt.end} if attempt.end in LOST else {}),
+        **({"error.type": attempt.end} if attempt.end in FAILED else {}),
     }
 
 

@@ -72,6 +72,13 @@ class ReplicaState(StrEnum):
     """It runs another version: nothing is sent to it."""
 
 
+NOT_TAKEN = (End.REFUSED, End.IMAGES_MISSING)
+"""Ends of attempts that their replica did not take: they do not count."""
+
+LOST = tuple(end for end in End if end not in (End.FINISHED, End.CANCELLED, End.PREEMPTED, *NOT_TAKEN))
+"""How an attempt can be lost. One that is preempted goes on later, a cancelled one not at all: neither migrates."""
+
+
 class AttemptHandle(Protocol):
     """An attempt on its connection."""
 

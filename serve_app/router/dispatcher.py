@@ -47,6 +47,8 @@ from serve_app.protocol.trace_context import new_span_id
 from serve_app.router.admission import Admission
 from serve_app.router.admission_control import AdmissionControl, AdmissionDecision
 from serve_app.router.attempts import (
+    LOST,
+    NOT_TAKEN,
     DispatcherLimits,
     DispatcherSink,
     End,
@@ -63,9 +65,6 @@ from serve_app.router.routing import PromptFacts, ReplicaFacts
 logger = logging.getLogger(__name__)
 
 BLAME = {End.NAMED: Blame.NAMED, End.DIED: Blame.SUSPECT, End.BESIDE: Blame.BESIDE}
-
-NOT_TAKEN = (End.REFUSED, End.IMAGES_MISSING)
-"""Ends of attempts that their replica did not take: they do not count."""
 
 LAST_FRAME_S = 5.0
 """How long the last tokens of a finished attempt may come after its control call, which goes another way. A longer wait
@@ -124,7 +123,7 @@ class _ActiveRequest:
             self.died[replica_id] = BLAME[how]
         elif how is End.CUT:
             self.cut.append(replica_id)
-        self.lost_by = None if how in (End.FINISHED, End.PREEMPTED, *NOT_TAKEN) else how
+        self.lost_by = how if how in LOST else None
 
 
 class Dispatcher:

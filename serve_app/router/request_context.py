@@ -22,10 +22,8 @@ from serve_app.protocol.images import ImageEncoder
 from serve_app.protocol.messages import RequestSpec, TokenDelta
 from serve_app.protocol.service_class import DEFAULT_SHARE, Share
 from serve_app.protocol.trace_context import TraceContext
+from serve_app.router.attempts import End
 from serve_app.router.routing import Decision
-
-PREEMPTED = "preempted"
-"""`attempts.End.PREEMPTED`."""
 
 
 class WaitedFor(StrEnum):
@@ -132,7 +130,7 @@ class RequestTrace:
     @property
     def preemptions(self) -> int:
         """How often it made room for a request of a higher class."""
-        return sum(attempt.end == PREEMPTED for attempt in self.attempts)
+        return sum(attempt.end == End.PREEMPTED.value for attempt in self.attempts)
 
     @property
     def routing(self) -> Decision | None:

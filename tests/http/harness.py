@@ -9,11 +9,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 
 from serve_app.config import vllm_flags
+from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress import page_routes, status_routes
@@ -124,6 +126,24 @@ class Service:
     middleware: IngressMiddleware
     client: ReplicatedEngineClient
     transport: LocalTransport
+
+
+def fake_engine(**options: object) -> EngineFactory:
+    """A fake engine with short answers of letters; `options` are those of `FakeEngineConfig`."""
+    config = FakeEngineConfig(**{"plain_token_ids": (40, 90), "answer_tokens": (20, 20), **options})  # type: ignore[arg-type]
+    return lambda sink: FakeEngine(config, sink)
+
+
+def chat(text: str = "hello", **fields: object) -> dict[str, object]:
+    """The body of a chat request."""
+    return {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 20, **fields}
+
+
+@contextlib.asynccontextmanager
+async def client_of(running: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of this service."""
+    async with httpx.AsyncClient(base_url=running.url, timeout=60, trust_env=False) as client:
+        yield client
 
 
 @contextlib.asynccontextmanager

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.engine.replica import EngineFactory
+from serve_app.engine.fake import Fault, FaultKind
 from serve_app.ingress.page_routes import FILES
-from tests.http.harness import NAME, NamedKeys, Service, service
+from tests.http.harness import NamedKeys, chat, client_of, fake_engine, service
 
 pytestmark = pytest.mark.asyncio
 
 NASTY = '"><img src=x onerror=alert(1)>'
-
-
-def engine(**options: object) -> EngineFactory:
-    config = FakeEngineConfig(**{"plain_token_ids": (40, 90), "answer_tokens": (20, 20), **options})  # type: ignore[arg-type]
-    return lambda sink: FakeEngine(config, sink)
-
-
-def chat(text: str = "hello", **fields: object) -> dict[str, object]:
-    return {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 20, **fields}
-
-
-@contextlib.asynccontextmanager
-async def client_of(running: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=running.url, timeout=60, trust_env=False) as client:
-        yield client
 
 
 async def fleet(client: httpx.AsyncClient, **headers: str) -> dict[str, Any]:
@@ -53,7 +35,7 @@ async def listed(client: httpx.AsyncClient, state: str, under_way: str = "") -> 
 
 
 async def test_a_working_replica_says_what_it_does() -> None:
-    async with service({"a": engine(gap_s=0.1, tokens_per_step=2)}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(gap_s=0.1, tokens_per_step=2)}) as running, client_of(running) as client:
         assert (await listed(client, "idle"))["slots"] == 16
         asked = chat(max_tokens=7000, stream=True, ignore_eos=True)
         async with client.stream("POST", "/v1/chat/completions", json=asked) as response:
@@ -67,7 +49,7 @@ async def test_a_working_replica_says_what_it_does() -> None:
 
 
 async def test_keys_are_summed_and_the_slowest_are_explained() -> None:
-    async with service({"a": engine(gap_s=0.005)}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(gap_s=0.005)}) as running, client_of(running) as client:
         headers = {"x-request-id": NASTY, "x-session-id": NASTY}
         for tokens in (5, 20):
             asked = chat(max_tokens=tokens, ignore_eos=True)
@@ -84,7 +66,7 @@ async def test_keys_are_summed_and_the_slowest_are_explained() -> None:
 
 
 async def test_a_migration_is_listed_with_its_cause() -> None:
-    slow = engine(gap_s=0.001, faults=(Fault(FaultKind.HANG, at_token=5, every=1),))
+    slow = fake_engine(gap_s=0.001, faults=(Fault(FaultKind.HANG, at_token=5, every=1),))
     async with service({"a": slow, "b": slow}, hang_after_s=1.0) as running, client_of(running) as client:
         await client.post("/v1/chat/completions", json=chat(), headers={"x-request-id": "moved-1"})
         found = await fleet(client)
@@ -95,7 +77,7 @@ async def test_a_migration_is_listed_with_its_cause() -> None:
 
 async def test_a_key_sees_its_own_and_an_operator_sees_all() -> None:
     async with (
-        service({"a": engine()}, keys=NamedKeys(), operators=("alice",)) as running,
+        service({"a": fake_engine()}, keys=NamedKeys(), operators=("alice",)) as running,
         client_of(running) as client,
     ):
         for key in ("alice", "bob"):
@@ -110,7 +92,7 @@ async def test_a_key_sees_its_own_and_an_operator_sees_all() -> None:
 
 
 async def test_the_page_needs_no_key_and_runs_no_script_of_others() -> None:
-    async with service({"a": engine()}, keys=NamedKeys()) as running, client_of(running) as client:
+    async with service({"a": fake_engine()}, keys=NamedKeys()) as running, client_of(running) as client:
         page = await client.get("/status")
         assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
         policy = page.headers["content-security-policy"]
@@ -127,7 +109,7 @@ async def test_the_page_needs_no_key_and_runs_no_script_of_others() -> None:
 
 
 async def test_it_can_be_switched_off() -> None:
-    async with service({"a": engine()}, status_page=False) as running, client_of(running) as client:
+    async with service({"a": fake_engine()}, status_page=False) as running, client_of(running) as client:
         for path in ("/status", "/status/fleet", "/status/page/status.js"):
             assert (await client.get(path)).status_code == 404
         assert (await client.get("/status/requests")).status_code == 200

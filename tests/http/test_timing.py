@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from starlette.types import Message
 
-from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
-from serve_app.engine.replica import EngineFactory
+from serve_app.engine.fake import Fault, FaultKind
 from serve_app.observability.phases import Phase
-from tests.http.harness import NAME, NamedKeys, Service, service
+from tests.http.harness import NAME, NamedKeys, chat, client_of, fake_engine, service
 
 pytestmark = pytest.mark.asyncio
 
-LETTERS = (40, 90)
 LONG = "word " * 1500
-
-
-def engine(**options: object) -> EngineFactory:
-    config = FakeEngineConfig(**{"plain_token_ids": LETTERS, "answer_tokens": (20, 20), **options})  # type: ignore[arg-type]
-    return lambda sink: FakeEngine(config, sink)
-
-
-def chat(text: str = "hello", **fields: object) -> dict[str, object]:
-    return {"model": NAME, "messages": [{"role": "user", "content": text}], "max_tokens": 20, **fields}
-
-
-@contextlib.asynccontextmanager
-async def client_of(running: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=running.url, timeout=60, trust_env=False) as client:
-        yield client
 
 
 async def explained(client: httpx.AsyncClient, request_id: str) -> tuple[str, dict[str, float], dict[str, object]]:
@@ -52,7 +33,7 @@ async def explained(client: httpx.AsyncClient, request_id: str) -> tuple[str, di
 
 
 async def test_a_long_prefill_is_explained() -> None:
-    async with service({"a": engine(prefill_tokens_per_s=1000.0)}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(prefill_tokens_per_s=1000.0)}) as running, client_of(running) as client:
         response = await client.post("/v1/chat/completions", json=chat(LONG), headers={"x-request-id": "prefill-1"})
         prompt_tokens = response.json()["usage"]["prompt_tokens"]
         sentence, phases, record = await explained(client, "prefill-1")
@@ -62,7 +43,7 @@ async def test_a_long_prefill_is_explained() -> None:
 
 
 async def test_a_full_queue_is_explained() -> None:
-    async with service({"a": engine(max_num_seqs=1, gap_s=0.05)}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(max_num_seqs=1, gap_s=0.05)}) as running, client_of(running) as client:
         asked = [
             client.post("/v1/chat/completions", json=chat(str(number)), headers={"x-request-id": f"queue-{number}"})
             for number in range(4)
@@ -75,7 +56,7 @@ async def test_a_full_queue_is_explained() -> None:
 
 
 async def test_a_migration_is_explained() -> None:
-    slow = engine(gap_s=0.001, faults=(Fault(FaultKind.HANG, at_token=5, every=1),))
+    slow = fake_engine(gap_s=0.001, faults=(Fault(FaultKind.HANG, at_token=5, every=1),))
     engines = {"a": slow, "b": slow}
     async with service(engines, hang_after_s=2.0) as running, client_of(running) as client:
         await client.post("/v1/chat/completions", json=chat(), headers={"x-request-id": "moved-1"})
@@ -87,7 +68,7 @@ async def test_a_migration_is_explained() -> None:
 
 async def test_a_slow_client_is_explained() -> None:
     """It takes the first chunk and then nothing until the engine has long finished."""
-    async with service({"a": engine(answer_tokens=(200, 200))}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(answer_tokens=(200, 200))}) as running, client_of(running) as client:
         loop = asyncio.get_running_loop()
         body = json.dumps(chat(max_tokens=200, stream=True)).encode()
         asked = [{"type": "http.request", "body": body, "more_body": False}]
@@ -114,7 +95,7 @@ async def test_a_slow_client_is_explained() -> None:
 
 
 async def test_neighbours_prefill_is_explained() -> None:
-    config = engine(gap_s=0.01, prefill_tokens_per_s=4000.0, max_num_batched_tokens=512, max_model_len=16_384)
+    config = fake_engine(gap_s=0.01, prefill_tokens_per_s=4000.0, max_num_batched_tokens=512, max_model_len=16_384)
     async with service({"a": config}) as running, client_of(running) as client:
         asked = chat(max_tokens=150, stream=True, ignore_eos=True)
         headers = {"x-request-id": "stalled-1"}
@@ -132,7 +113,7 @@ async def test_neighbours_prefill_is_explained() -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_a_client_may_ask_for_its_timing(path: str) -> None:
     asked = {"model": NAME, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
-    async with service({"a": engine(gap_s=0.005)}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(gap_s=0.005)}) as running, client_of(running) as client:
         plain = await client.post(path, json=asked)
         assert "server-timing" not in plain.headers
         debug = {"x-step-debug": "timing"}
@@ -158,7 +139,7 @@ def parsed(timing: str) -> dict[str, float]:
 
 async def test_a_key_sees_its_own_requests_and_an_operator_sees_all() -> None:
     async with (
-        service({"a": engine()}, keys=NamedKeys(), operators=("alice",)) as running,
+        service({"a": fake_engine()}, keys=NamedKeys(), operators=("alice",)) as running,
         client_of(running) as client,
     ):
         for key in ("alice", "bob"):
@@ -182,7 +163,7 @@ def ids(answer: httpx.Response) -> set[str]:
 
 
 async def test_the_slowest_come_first_and_an_unknown_one_is_a_404() -> None:
-    async with service({"a": engine(gap_s=0.05)}) as running, client_of(running) as client:
+    async with service({"a": fake_engine(gap_s=0.05)}) as running, client_of(running) as client:
         await client.post("/v1/chat/completions", json=chat(max_tokens=1))  # the first one loads what all need
         for number, tokens in enumerate((2, 60, 20)):
             asked = chat(max_tokens=tokens, ignore_eos=True)

@@ -6,11 +6,11 @@ import pytest
 
 from serve_app.engine.metrics import declared
 from serve_app.ingress.event_loop import LoopUse
-from serve_app.ingress.gauges import LOST, ProcessGauges
+from serve_app.ingress.gauges import ProcessGauges
 from serve_app.protocol.errors import EngineDead, NoReplica, ReplicaLost, TooManySequences, WrongReplica
 from serve_app.protocol.messages import ReplicaCapacity, ReplicaLoad
 from serve_app.router.admission_control import AdmissionDecision
-from serve_app.router.attempts import FRAME_PERIOD_S, End, ReplicaConnection, ReplicaState
+from serve_app.router.attempts import FRAME_PERIOD_S, LOST, End, ReplicaConnection, ReplicaState
 from tests.unit.local_replicas import local_fleet, request
 from tests.unit.test_gauges import assert_listed, recorded
 
