@@ -1,5 +1,5 @@
-"""Writes `docs/configuration.md` from `config/schema.py`: types and docstrings are the source, so that the page cannot
-say anything else."""
+"""Writes `docs/configuration.md` from `config/schema.py` and its sections: types and docstrings are the source, so that
+the page cannot say anything else."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pydantic_core import PydanticUndefined
 
 from serve_app.cli import plan
 from serve_app.config import profile
-from serve_app.config.schema import AppConfig, Section
+from serve_app.config.schema import AppConfig
+from serve_app.config.section import Section
 from serve_app.config.vllm_flags import OWNED
 
 INTRODUCTION = """\
 # Configuration
 
-Written by `python -m serve_app docs` from `serve_app/config/schema.py`; a test keeps it current.
+Written by `python -m serve_app docs` from `serve_app/config/`; a test keeps it current.
 
 A profile (`configs/<name>.yaml`) describes a hardware layout. The application's `args` in `deploy.yaml` are laid over
 it, key by key; lists are replaced, and a flag set to `null` is taken away. Unknown keys are refused with the nearest

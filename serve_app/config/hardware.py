@@ -12,7 +12,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from serve_app.config.schema import AppConfig, ReplicasConfig
+from serve_app.config.replicas import ReplicasConfig
+from serve_app.config.schema import AppConfig
 
 CPU_PROFILE = "cpu-demo"
 

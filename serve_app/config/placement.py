@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.config.schema import ReplicasConfig
+from serve_app.config.replicas import ReplicasConfig
 from serve_app.config.vllm_device import ENGINE_ENV
 
 ACCELERATOR_SHARE = 0.001

@@ -13,7 +13,8 @@ import pydantic_core
 
 from serve_app.config import hardware, yaml_lines
 from serve_app.config.hardware import NodeGpus, NoProfileFits, ProfileChoice, choose_profile
-from serve_app.config.schema import AppConfig, ConfigError, Section
+from serve_app.config.schema import AppConfig, ConfigError
+from serve_app.config.section import Section
 from serve_app.config.yaml_lines import BadYaml, KeyPath, YamlDocument
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,16 +12,14 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
+from serve_app.config.replicas import ReplicasConfig
+from serve_app.config.section import Section
 from serve_app.config.vllm_device import VARIABLE as DEVICE_VARIABLE
 
 Scalar = str | int | float | bool | None
@@ -29,23 +27,9 @@ FlagValue = Scalar | list[object] | dict[str, object]
 
 MIB = 1024 * 1024
 
-MAX_QUEUED_REQUESTS = 512
-"""Waiting requests of one engine, unless configured: at 20 s each (`router/admission.py`) and 256 slots, 40 s of
-work."""
-
-MAX_QUEUE_WAIT_S = 300.0
-"""Longest wait for an engine, unless configured: what clients wait for an answer to begin, by their own timeouts, is
-ten minutes at most (OpenAI's and Anthropic's SDKs)."""
-
 
 class ConfigError(Exception):
     """The configuration cannot work. The message has a line for each fault, with the file and line to change."""
-
-
-class Section(BaseModel):
-    """One block of the configuration: unknown keys are refused, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -109,60 +93,6 @@ class EngineConfig(Section):
     def _device_is_not_in_the_environment(self) -> EngineConfig:
         if DEVICE_VARIABLE in self.env:
             raise ValueError(f"env: {DEVICE_VARIABLE} is set by the application, for each kind of process; remove it")
-        return self
-
-
-class ReplicasConfig(Section):
-    """How many engines there are, and what each takes of the cluster."""
-
-    min: PositiveInt = 1
-    """Fewest engines. A single one cannot fail over: its requests then wait for its restart."""
-    max: PositiveInt = 1
-    """Most engines. Above `min`, their number follows the load."""
-    initial: PositiveInt | None = None
-    """Engines at the start; `min` if not given."""
-    gpus_per_replica: NonNegativeInt = 0
-    """GPUs of one engine: the product of its parallel sizes. 0 is for CPU engines only."""
-    cpus_per_replica: PositiveFloat = 1.0
-    """Ray CPUs reserved by one engine (scheduling only; nothing is enforced)."""
-    nodes_per_replica: PositiveInt = 1
-    """Nodes that one engine spans. 1: vLLM's multiprocess executor. More: its Ray executor in a placement group."""
-    label_selector: dict[str, str] = {}
-    """Ray node labels that a replica asks for, e.g. `{ray.io/market-type: spot}`."""
-    resources: dict[str, PositiveFloat] = {}
-    """Custom Ray resources that a replica takes from its node."""
-    accelerator_type: str | None = None
-    """GPU model as Ray names it (`H100`, `H200`, `B200`, `A100` ...); replicas are placed on such nodes only."""
-    cluster_grows: bool = False
-    """Whether the cluster adds nodes by itself (Ray's autoscaler, KubeRay). A start then waits for missing nodes
-    instead of refusing."""
-    target_load: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Utilization that autoscaling aims at: beyond it one more engine is started."""
-    upscale_delay_s: NonNegativeFloat = 30.0
-    """How long the load must ask for more engines before one is started."""
-    downscale_delay_s: NonNegativeFloat = 600.0
-    """How long the load must allow fewer engines before one is stopped. A start takes minutes: be slow to stop one."""
-    max_queued_requests: NonNegativeInt = MAX_QUEUED_REQUESTS
-    """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), from all ingresses together.
-    When every engine is full, new requests are refused at once (429)."""
-    max_queue_wait_s: PositiveFloat = MAX_QUEUE_WAIT_S
-    """How long a request may wait before an engine starts it. After that it is refused (429)."""
-    drain_timeout_s: PositiveFloat = 120.0
-    """How long a replica that is being stopped may finish its requests; what is left then moves to another replica."""
-    longest_stream_s: PositiveFloat = 3600.0
-    """The longest answer that must not be cut. HAProxy's limits in deploy.yaml must be at least this."""
-
-    @model_validator(mode="after")
-    def _counts_are_in_order(self) -> ReplicasConfig:
-        if self.max < self.min:
-            raise ValueError(f"max ({self.max}) is below min ({self.min})")
-        if self.initial is not None and not self.min <= self.initial <= self.max:
-            raise ValueError(f"initial ({self.initial}) is not between min ({self.min}) and max ({self.max})")
-        if self.nodes_per_replica > 1 and self.gpus_per_replica % self.nodes_per_replica:
-            raise ValueError(
-                f"gpus_per_replica ({self.gpus_per_replica}) cannot be spread evenly over "
-                f"nodes_per_replica ({self.nodes_per_replica})"
-            )
         return self
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serve_app.config.schema import MAX_QUEUE_WAIT_S, MAX_QUEUED_REQUESTS
+from serve_app.config.replicas import MAX_QUEUE_WAIT_S, MAX_QUEUED_REQUESTS
 from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink

@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serve_app.config.schema import MAX_QUEUED_REQUESTS, AppConfig, flag
+from serve_app.config.replicas import MAX_QUEUED_REQUESTS
+from serve_app.config.schema import AppConfig, flag
 
 ASSUMED_SERVICE_S = 20.0
 """Assumed run time of a request until one has finished: 1,000 tokens at 50 a second."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from serve_app.config.placement import gang_bundles, replica_options
-from serve_app.config.schema import ReplicasConfig
+from serve_app.config.replicas import ReplicasConfig
 
 H100 = "accelerator_type:H100"
 

@@ -12,7 +12,8 @@ from serve_app.app import _ingress_deployment
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.placement import replica_options
 from serve_app.config.profile import load_config
-from serve_app.config.schema import ConfigError, ReplicasConfig
+from serve_app.config.replicas import ReplicasConfig
+from serve_app.config.schema import ConfigError
 from serve_app.config.vllm_device import VARIABLE, use_no_device, use_the_gpu
 from serve_app.engine.vllm_process import prepare_environment
 
