@@ -53,6 +53,7 @@ from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.replica_choice import ReplicaChoice
+from serve_app.router.node_drain import DrainingNodes
 from serve_app.router.routing import RoutingPolicy
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
 from serve_app.router.versions import EngineVersions
@@ -112,6 +113,7 @@ class EngineDeployment(EngineReplica):
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
         )
+            node_id=ray.get_runtime_context().get_node_id(),
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
         if config.engine.kind == "vllm":
@@ -155,7 +157,9 @@ class Ingress:
             transport = ServeTransport(self._engines, ingress_id)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
             choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
-            return Dispatcher(transport, ingress_id, limits, sink, Admission.of(config), incompatibility, choice)
+            return Dispatcher(
+                transport, ingress_id, limits, sink, Admission.of(config), incompatibility, choice, DrainingNodes()
+            )
 
         app, client = await build_api(
             vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),

@@ -37,6 +37,7 @@ VLLM_IMPORTERS = {
 RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
+    "serve_app/router/node_drain.py",
     "serve_app/ingress/gauges.py",
     "serve_app/ingress/key_metrics.py",
     "serve_app/ingress/metrics.py",

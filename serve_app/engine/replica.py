@@ -118,7 +118,7 @@ class EngineReplica:
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
-    `report` gets the replica's figures with every heartbeat.
+    `report` gets the replica's figures with every heartbeat. `node_id` is Ray's.
     """
 
     def __init__(
@@ -141,8 +141,10 @@ class EngineReplica:
         self._clock = clock
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
+        node_id: str = "",
         self._stalls = PrefillStalls()
         self._gpu_time = GpuTime()
+        self._node_id = node_id
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._wants_slot: dict[str, int] = {}
@@ -212,6 +214,7 @@ class EngineReplica:
         await asyncio.Event().wait()
 
     async def run_attempt(self, target: str, data: bytes | memoryview) -> None:
+                self._node_id,
         """Run one attempt (`AttemptRequest`); its deltas go out on the connection of its ingress.
 
         Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new
