@@ -38,6 +38,7 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
+from serve_app.engine.scale_in import taking_least_loss
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
@@ -52,8 +53,8 @@ from serve_app.observability.records import RecordStore, decode_query, encode_re
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
-from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.node_drain import DrainingNodes
+from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.routing import RoutingPolicy
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
 from serve_app.router.versions import EngineVersions
@@ -112,8 +113,8 @@ class EngineDeployment(EngineReplica):
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
-        )
             node_id=ray.get_runtime_context().get_node_id(),
+        )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
         if config.engine.kind == "vllm":
@@ -283,8 +284,10 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
             min_replicas=replicas.min,
             max_replicas=replicas.max,
             initial_replicas=replicas.initial,
-            policy=AutoscalingPolicy(
-                policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load}
+            policy=taking_least_loss(
+                AutoscalingPolicy(
+                    policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load}
+                )
             ),
             metrics_interval_s=interval_s,
             look_back_period_s=3 * interval_s,

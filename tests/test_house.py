@@ -52,6 +52,7 @@ RAY_IMPORTERS = {
     "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
     "serve_app/engine/gang.py",
+    "serve_app/engine/scale_in.py",
     "serve_app/cli/*",
     "chaos/ray_agent.py",
     "bench/*",
@@ -61,7 +62,7 @@ RAY_IMPORTERS = {
 PURE = (
     *("protocol/errors", "protocol/messages"),
     *("router/admission", "protocol/poison", "router/routing"),
-    *("engine/autoscaling", "ingress/autoscaling"),
+    *("engine/autoscaling", "ingress/autoscaling", "engine/session_tokens"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),

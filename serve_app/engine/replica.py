@@ -25,7 +25,9 @@ from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.preemption import Running, to_preempt
+from serve_app.engine.scale_in import LOSS_TOKENS
 from serve_app.engine.service_times import ServiceTimes
+from serve_app.engine.session_tokens import SessionTokens
 from serve_app.engine.stalls import PrefillStalls
 from serve_app.engine.start_queue import Abandoned, StartQueue
 from serve_app.engine.watchdog import EngineState, Judgement, Watchdog, WatchdogLimits
@@ -109,6 +111,13 @@ class Attempt:
     """How long it waited before its start."""
     stalled_s: float = 0.0
     """How far the sum of stalls (`stalls.py`) had come when its ingress was last told."""
+    session: tuple[str, str] | None = None
+    """Its client and the session that this named."""
+
+    @property
+    def context_tokens(self) -> int:
+        """About how many tokens its context has by now: at least those that it came with, or were computed."""
+        return max(self.tokens, self.computed_tokens)
 
 
 class EngineReplica:
@@ -132,8 +141,10 @@ class EngineReplica:
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[ReplicaFigures], None] = lambda _figures: None,
+        node_id: str = "",
     ) -> None:
         self._replica_id = replica_id
+        self._node_id = node_id
         self._report = report
         self._sent = SentFrames()
         self._start_times = StartTimes(clock)
@@ -141,10 +152,8 @@ class EngineReplica:
         self._clock = clock
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
-        node_id: str = "",
         self._stalls = PrefillStalls()
         self._gpu_time = GpuTime()
-        self._node_id = node_id
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._wants_slot: dict[str, int] = {}
@@ -175,6 +184,7 @@ class EngineReplica:
             self._info.max_num_seqs, self._info.max_num_batched_tokens, self._max_queue_wait_s, self._clock
         )
         self._recent_unfinished = RecentMean(now_s)
+        self._sessions = SessionTokens(self._info.kv_cache_tokens)
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._data_channel_host is not None:
             self._address = await self._channels.open(self._data_channel_host)
@@ -204,6 +214,7 @@ class EngineReplica:
                 self._info.engine_version,
                 self._quarantine.remaining(now_s),
                 self._activity(),
+                self._node_id,
             )
         )
 
@@ -214,7 +225,6 @@ class EngineReplica:
         await asyncio.Event().wait()
 
     async def run_attempt(self, target: str, data: bytes | memoryview) -> None:
-                self._node_id,
         """Run one attempt (`AttemptRequest`); its deltas go out on the connection of its ingress.
 
         Raises `WrongReplica` when `target` is another replica or this one cannot take it, `ReplicaFull` for a new
@@ -252,6 +262,7 @@ class EngineReplica:
             attempt.prefill_tokens,
             spec.rank,
             spec.preemptible and not attempt.preempted,
+            session=(spec.client, spec.session) if spec.session else None,
         )
         self._enter(attempt.attempt_id, running)
         served = False
@@ -343,6 +354,7 @@ class EngineReplica:
         now_s = self._clock()
         self._attempts[attempt_id] = attempt
         self._service.enter(now_s)
+        self._sessions.enter(attempt.session)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
     def _leave(self, attempt_id: str, *, served: bool) -> None:
@@ -353,6 +365,7 @@ class EngineReplica:
             if not self._prefill.prefilling + self._prefill.decoding:
                 self._gpu_time.end(now_s, attempt.client)
         self._service.leave(now_s, served=served)
+        self._sessions.leave(attempt.session, attempt.context_tokens if attempt.has_token else 0, now_s)
         self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
@@ -399,8 +412,10 @@ class EngineReplica:
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`."""
-        return {UTILIZATION: self._load().utilization}
+        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`, and what would be
+        computed again if it were stopped, for `scale_in.LeastLossPolicy`."""
+        running = sum(one.context_tokens for one in self._attempts.values())
+        return {UTILIZATION: self._load().utilization, LOSS_TOKENS: float(self._sessions.lost(running, self._clock()))}
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""
