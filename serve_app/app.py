@@ -113,7 +113,7 @@ class EngineDeployment(EngineReplica):
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
-            node_id=ray.get_runtime_context().get_node_id(),
+            node_ids=own_nodes(),
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
@@ -256,6 +256,14 @@ def join_this_ray() -> None:
     its address in the temporary folder, or starts one of its own, without our placement group.
     """
     os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
+
+
+def own_nodes() -> list[str]:
+    """The Ray nodes that this replica is on, its own first: those of its placement group, where it has one."""
+    nodes = [ray.get_runtime_context().get_node_id()]
+    if (group := ray.util.get_current_placement_group()) is not None:
+        nodes += ray.util.placement_group_table(group)["bundles_to_node_id"].values()
+    return list(dict.fromkeys(nodes))
 
 
 def data_channel_host() -> str | None:

@@ -127,7 +127,7 @@ class EngineReplica:
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
-    `report` gets the replica's figures with every heartbeat. `node_id` is Ray's.
+    `report` gets the replica's figures with every heartbeat. `node_ids` are Ray's.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ class EngineReplica:
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[ReplicaFigures], None] = lambda _figures: None,
-        node_id: str = "",
+        node_ids: Sequence[str] = (),
     ) -> None:
         self._replica_id = replica_id
-        self._node_id = node_id
+        self._node_ids = list(node_ids)
         self._report = report
         self._sent = SentFrames()
         self._start_times = StartTimes(clock)
@@ -214,7 +214,7 @@ class EngineReplica:
                 self._info.engine_version,
                 self._quarantine.remaining(now_s),
                 self._activity(),
-                self._node_id,
+                self._node_ids,
             )
         )
 

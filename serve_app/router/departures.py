@@ -69,9 +69,10 @@ class Departures:
             self.mark(connection)
 
     def mark(self, connection: ReplicaConnection) -> None:
-        """Note on a connection whether the node of its replica leaves."""
-        node_id = connection.info.node_id if connection.info is not None else ""
-        connection.leaves_at_s = self._leaves_at_s.get(node_id)
+        """Note on a connection whether a node of its replica leaves: of several, the first ends it."""
+        node_ids = connection.info.node_ids if connection.info is not None else []
+        leaving = [self._leaves_at_s[node_id] for node_id in node_ids if node_id in self._leaves_at_s]
+        connection.leaves_at_s = min(leaving, default=None)
 
 
 def usable(connections: Sequence[ReplicaConnection], now_s: float) -> list[ReplicaConnection]:

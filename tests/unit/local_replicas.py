@@ -77,7 +77,7 @@ class LocalTransport:
         self.departures: dict[str, float] = {}
 
     async def find_departures(self) -> Mapping[str, float]:
-        """Each replica has a node of its own, of the same name."""
+        """Each replica is on a node of its own, of the same name, and on `head`."""
         return self.departures
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
@@ -88,7 +88,9 @@ class LocalTransport:
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         names = self.live if self.listed is None else self.listed
-        return [ReplicaInfo(WIRE_VERSION, name, IDLE, quarantine=self.quarantine, node_id=name) for name in names], True
+        return [
+            ReplicaInfo(WIRE_VERSION, name, IDLE, quarantine=self.quarantine, node_ids=["head", name]) for name in names
+        ], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]

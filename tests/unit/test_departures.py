@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import pytest
+from ray._raylet import InnerGcsClient  # type: ignore[attr-defined]  # compiled
 from ray.exceptions import GetTimeoutError
 
 from serve_app.protocol.messages import ReplicaCapacity, ReplicaLoad
@@ -139,6 +140,15 @@ async def test_a_replica_whose_node_stays_after_all_is_used_again() -> None:
         await until(lambda: fleet.names_up() == {"a", "b"})
 
 
+async def test_a_replica_over_several_nodes_leaves_with_the_first_of_them() -> None:
+    async with local_fleet("ab") as fleet:
+        await until(lambda: fleet.names_up() == {"a", "b"})
+        fleet.transport.departures = {"head": 300.0, "a": 100.0, "elsewhere": 1.0}
+        await until(lambda: all(one.leaves_at_s is not None for one in fleet.dispatcher.connections()))
+        leaves = {one.replica_id: one.leaves_at_s or 0.0 for one in fleet.dispatcher.connections()}
+    assert leaves["b"] - leaves["a"] == pytest.approx(200.0)
+
+
 # ---- what Ray says ---------------------------------------------------------------------------------------------------
 
 
@@ -162,3 +172,8 @@ async def test_while_ray_does_not_answer_its_last_answer_counts(caplog: pytest.L
     assert await nodes() == {"n1": 20.0}
     assert await nodes() == {"n1": 20.0}
     assert len([one for one in caplog.records if "about to go" in one.getMessage()]) == 1
+
+
+def test_this_ray_can_be_asked_and_told() -> None:
+    assert callable(InnerGcsClient.get_draining_nodes)
+    assert callable(InnerGcsClient.drain_node)
