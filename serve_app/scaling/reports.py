@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from serve_app.scaling.facts import ReplicaFacts
@@ -12,6 +12,9 @@ QUEUED_PREFILL, PREFILL_RATE = "queued_prefill_tokens", "prefill_tokens_per_s"
 KV_USAGE, SERVICE_S = "kv_usage_ratio", "service_s"
 TPOT_BASE_S, TPOT_PER_SEQUENCE_S = "tpot_base_s", "tpot_per_sequence_s"
 ARRIVED, ARRIVED_PREFILL, START_S = "arrived_requests", "arrived_prefill_tokens", "start_s"
+
+UNKNOWN_START_S = 300.0
+"""How long an engine takes to start, before one has said so."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,31 @@ class ArrivalCount:
             self.requests += max(report.arrived_requests - requests, 0.0)
             self.prefill_tokens += max(report.arrived_prefill_tokens - tokens, 0.0)
         self._seen = {name: (one.arrived_requests, one.arrived_prefill_tokens) for name, one in reports.items()}
+
+
+class StartTime:
+    """How long it takes until an engine that was asked for serves: what the engines say, or what was seen if that is
+    more. They do not see their scheduling, nor the node that had to come first."""
+
+    def __init__(self) -> None:
+        self._said_s: float | None = None
+        self._seen_s = 0.0
+        self._target = 0
+        self._asked: tuple[float, int] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """As far as known."""
+        return UNKNOWN_START_S if self._said_s is None else max(self._said_s, self._seen_s)
+
+    def observe(self, now_s: float, target: int, reports: Collection[ReplicaReport]) -> None:
+        """There are to be `target` replicas, and these report."""
+        said = [one.start_s for one in reports if one.start_s is not None]
+        self._said_s = max(said, default=self._said_s)
+        if target > self._target and len(reports) >= self._target > 0:
+            self._asked = (now_s, target)
+        elif target != self._target:
+            self._asked = None  # several starts at a time, or one that was given up
+        self._target = target
+        if self._asked is not None and len(reports) >= self._asked[1]:
+            self._seen_s, self._asked = max(now_s - self._asked[0], 0.0), None

@@ -17,14 +17,11 @@ from typing import Any
 from serve_app.scaling.facts import Bounds, Decision, FleetFacts, Objective, Pace, ScalingState, Settings
 from serve_app.scaling.journal import ScaleJournal
 from serve_app.scaling.policy import decide
-from serve_app.scaling.reports import ArrivalCount, ReplicaReport, read_report
+from serve_app.scaling.reports import ArrivalCount, ReplicaReport, StartTime, read_report
 from serve_app.scaling.scaling_metrics import ScalingMetrics
 from serve_app.scaling.schedule import schedule
 
 DECIDE_EVERY_S = 1.0
-
-UNKNOWN_START_S = 300.0
-"""How long an engine takes to start, before one has said so."""
 
 logger = logging.getLogger("ray.serve")
 """The controller's own log has no other."""
@@ -46,7 +43,7 @@ class SloPolicy:
         self._settings = settings_of(settings)
         self._state = ScalingState()
         self._arrived = ArrivalCount()
-        self._start_s = UNKNOWN_START_S
+        self._starts = StartTime()
         self._decided_s: float | None = None
         self._failure = ""
         self._journal: ScaleJournal | None = None
@@ -75,15 +72,14 @@ class SloPolicy:
         """The decision for what Serve knows now."""
         reports = read_reports(context)
         self._arrived.add(reports)
-        starts = [one.start_s for one in reports.values() if one.start_s is not None]
-        self._start_s = max(starts, default=self._start_s)
-        target = int(context.target_num_replicas)
+        now_s, target = float(context.current_time), int(context.target_num_replicas)
+        self._starts.observe(now_s, target, reports.values())
         facts = FleetFacts(
-            now_s=float(context.current_time),
+            now_s=now_s,
             replicas=tuple(one.facts for one in reports.values()),
             target=target,
             starting=max(target - len(reports), 0),
-            start_s=self._start_s,
+            start_s=self._starts.seconds,
             arrived_requests=self._arrived.requests,
             arrived_prefill_tokens=self._arrived.prefill_tokens,
         )
