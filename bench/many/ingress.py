@@ -78,7 +78,10 @@ class Connected:
         return child.Reply(port=self._port, frames=frames)
 
     async def _until_up(self, count: int) -> None:
-        while any(len(one.replicas_up()) != count or len(one.connections()) != count for one, _ in self._dispatchers):
+        def counts() -> set[int]:
+            return {len(found) for one, _ in self._dispatchers for found in (one.replicas_up(), one.connections())}
+
+        while counts() != {count}:  # noqa: ASYNC110  # the dispatcher sets no event
             await asyncio.sleep(0.1)
 
 
