@@ -41,6 +41,9 @@ METHOD = "_get_replicas_to_stop"
 PARAMETERS = ("self", "deployment_id", "max_num_to_stop", "gang_id_by_replica", "replicas_by_gang_id", "gang_size")
 """Serve's choice: a method of its `DeploymentScheduler`."""
 
+CONTEXTS = "step_contexts"
+"""Our attribute of the method, which all copies of this module in the controller share."""
+
 UNKNOWN = (AttributeError, KeyError, TypeError, ValueError)
 """How code for another Serve fails. The controller must not."""
 
@@ -82,10 +85,13 @@ def problem(scheduler: Any) -> str:
     return "" if parameters == PARAMETERS else f"{METHOD} of Serve's scheduler takes {', '.join(parameters)}"
 
 
-def replace_choice(scheduler: Any, losses: dict[Any, Mapping[Any, float]]) -> None:
-    """Give Serve's `DeploymentScheduler` our choice, which reads `losses` by deployment, and there by replica. One that
-    an earlier application has given is replaced: it may be an older copy of this module."""
-    serves = inspect.unwrap(getattr(scheduler, METHOD))
+def replace_choice(scheduler: Any) -> dict[Any, Any]:
+    """Give Serve's `DeploymentScheduler` our choice. Returns where it looks for the last `AutoscalingContext` of each
+    deployment. A choice that another policy has given is replaced, since it may be an older copy of this module; what that
+    policy tells is kept."""
+    before = getattr(scheduler, METHOD)
+    serves = inspect.unwrap(before)
+    contexts: dict[Any, Any] = getattr(before, CONTEXTS, {})
 
     @functools.wraps(serves)
     def chosen(self: Any, deployment_id: Any, max_num_to_stop: int, *gangs: Any, **gangs_too: Any) -> set[Any]:
@@ -94,10 +100,11 @@ def replace_choice(scheduler: Any, losses: dict[Any, Mapping[Any, float]]) -> No
             return stopped
 
         is_gang = any(one is not None for one in (*gangs, *gangs_too.values()))
-        if is_gang or deployment_id not in losses:
+        if is_gang or deployment_id not in contexts:
             return serves_choice(max_num_to_stop)
         try:
-            found = _candidates(self, deployment_id, losses[deployment_id], serves_choice)
+            losses = last_losses(contexts[deployment_id].raw_metrics)
+            found = _candidates(self, deployment_id, losses, serves_choice)
         except UNKNOWN:
             logger.exception("Scale-in: the replicas cannot be compared, Serve's own choice stands.")
             return serves_choice(max_num_to_stop)
@@ -105,7 +112,9 @@ def replace_choice(scheduler: Any, losses: dict[Any, Mapping[Any, float]]) -> No
         logger.info(explain(stopped, found))
         return {one.replica for one in stopped}
 
+    setattr(chosen, CONTEXTS, contexts)
     setattr(scheduler, METHOD, chosen)
+    return contexts
 
 
 def _candidates(
@@ -138,7 +147,7 @@ def _why(one: Candidate[Any]) -> str:
 
 
 class LeastLossPolicy:
-    """Another policy, as Serve calls it, that keeps what the replicas last reported for `replace_choice`.
+    """Another policy, as Serve calls it, that keeps what it is asked about for `replace_choice`.
 
     `policy` is what Serve would call, or a class of it that takes `kwargs`, pickled.
     """
@@ -147,13 +156,13 @@ class LeastLossPolicy:
         self._pickled = policy
         self._kwargs = dict(kwargs)
         self._policy: Policy | None = None
-        self._losses: dict[Any, Mapping[Any, float]] = {}
+        self._contexts: dict[Any, Any] = {}
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """What the other policy says."""
         if self._policy is None:
             self._policy = self._start()
-        self._losses[context.deployment_id] = last_losses(context.raw_metrics)
+        self._contexts[context.deployment_id] = context
         return self._policy(context)
 
     def _start(self) -> Policy:
@@ -171,7 +180,7 @@ class LeastLossPolicy:
         if why:
             logger.warning("Scale-in takes the replica that Serve chooses, and not that which loses least: %s.", why)
         else:
-            replace_choice(DeploymentScheduler, self._losses)
+            self._contexts = replace_choice(DeploymentScheduler)
         return policy
 
 

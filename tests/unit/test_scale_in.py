@@ -67,10 +67,16 @@ def candidate(name: str, loss_tokens: float = 0.0, *, runs: bool = True, node_le
 
 
 @pytest.fixture
-def losses() -> dict[Any, Mapping[Any, float]]:
-    known: dict[Any, Mapping[Any, float]] = {}
-    replace_choice(OurScheduler, known)
+def contexts() -> dict[Any, Any]:
+    known = replace_choice(OurScheduler)
+    known.clear()  # of the test before
     return known
+
+
+def reports(**loss_tokens: float) -> SimpleNamespace:
+    """What Serve knows of the deployment, as far as it is read."""
+    series = {replica(name): [SimpleNamespace(value=tokens)] for name, tokens in loss_tokens.items()}
+    return SimpleNamespace(deployment_id=ENGINE, raw_metrics={LOSS_TOKENS: series})
 
 
 def names(candidates: list[Candidate[str]]) -> list[str]:
@@ -117,36 +123,36 @@ def test_another_serve_is_left_alone() -> None:
 
 
 def test_serve_stops_what_loses_least_and_without_reports_what_it_would_itself(
-    losses: dict[Any, Mapping[Any, float]],
+    contexts: dict[Any, Any],
 ) -> None:
     scheduler, serves = OurScheduler({"a": "n1", "b": "n2", "c": "n2"}), Scheduler({"a": "n1", "b": "n2", "c": "n2"})
     assert scheduler.stops(1) == serves.stops(1) == ["a"]  # its node gets empty
-    losses[ENGINE] = {replica("a"): 80_000.0, replica("b"): 20_000.0, replica("c"): 60_000.0}
+    contexts[ENGINE] = reports(a=80_000.0, b=20_000.0, c=60_000.0)
     assert scheduler.stops(1) == ["b"]
     assert scheduler.stops(2) == ["b", "c"]
-    losses[ENGINE] = {}
+    contexts[ENGINE] = reports()
     assert scheduler.stops(1) == ["a"]
 
 
-def test_a_replica_on_a_draining_node_goes_first(losses: dict[Any, Mapping[Any, float]]) -> None:
+def test_a_replica_on_a_draining_node_goes_first(contexts: dict[Any, Any]) -> None:
     scheduler = OurScheduler({"a": "n1", "b": "n2"}, draining={"n2": 1})
-    losses[ENGINE] = {replica("b"): 80_000.0}
+    contexts[ENGINE] = reports(b=80_000.0)
     assert scheduler.stops(1) == ["b"]
 
 
 def test_a_scheduler_that_looks_different_at_run_time_keeps_its_own_choice(
-    losses: dict[Any, Mapping[Any, float]], caplog: pytest.LogCaptureFixture
+    contexts: dict[Any, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = OurScheduler({"a": "n1", "b": "n2", "c": "n2"})
-    losses[ENGINE] = {replica("a"): 80_000.0}
+    contexts[ENGINE] = reports(a=80_000.0)
     scheduler._cluster_node_info_cache = SimpleNamespace(get_node_labels=lambda _node_id: {})
     assert scheduler.stops(1) == ["a"]
     assert "Serve's own choice stands" in caplog.text
 
 
-def test_gangs_of_serves_are_chosen_by_serve(losses: dict[Any, Mapping[Any, float]]) -> None:
+def test_gangs_of_serves_are_chosen_by_serve(contexts: dict[Any, Any]) -> None:
     scheduler = OurScheduler({"a": "n1", "b": "n2", "c": "n2"})
-    losses[ENGINE] = {replica("a"): 80_000.0}
+    contexts[ENGINE] = reports(a=80_000.0)
     gangs = {replica(name): name for name in "abc"}
     members = {name: {replica(name)} for name in "abc"}
     stopped = scheduler._get_replicas_to_stop(
@@ -155,15 +161,16 @@ def test_gangs_of_serves_are_chosen_by_serve(losses: dict[Any, Mapping[Any, floa
     assert stopped == {replica("a")}
 
 
-def test_a_second_application_replaces_the_choice_of_the_first() -> None:
+def test_a_second_policy_replaces_the_choice_of_the_first() -> None:
     class Twice(Scheduler):
         pass
 
-    old: dict[Any, Mapping[Any, float]] = {ENGINE: {replica("a"): 80_000.0}}
-    new: dict[Any, Mapping[Any, float]] = {ENGINE: {replica("b"): 80_000.0, replica("c"): 80_000.0}}
-    replace_choice(Twice, old)
-    replace_choice(Twice, new)
-    assert Twice({"a": "n1", "b": "n2", "c": "n2"}).stops(1) == ["a"]
+    replace_choice(Twice)[ENGINE] = reports(a=80_000.0)
+    second = replace_choice(Twice)
+    scheduler = Twice({"a": "n1", "b": "n2", "c": "n2"})
+    assert scheduler.stops(1) == ["c"], "what the first one told is kept"
+    second[ENGINE] = reports(b=80_000.0, c=80_000.0)
+    assert scheduler.stops(1) == ["a"]
 
 
 def test_the_decision_says_why() -> None:
