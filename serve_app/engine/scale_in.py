@@ -87,8 +87,8 @@ def problem(scheduler: Any) -> str:
 
 def replace_choice(scheduler: Any) -> dict[Any, Any]:
     """Give Serve's `DeploymentScheduler` our choice. Returns where it looks for the last `AutoscalingContext` of each
-    deployment. A choice that another policy has given is replaced, since it may be an older copy of this module; what that
-    policy tells is kept."""
+    deployment. A choice that another policy has given is replaced, since it may be an older copy of this module; what
+    that policy tells is kept."""
     before = getattr(scheduler, METHOD)
     serves = inspect.unwrap(before)
     contexts: dict[Any, Any] = getattr(before, CONTEXTS, {})

@@ -12,11 +12,14 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve._private.deployment_scheduler import DeploymentScheduler
 from ray.serve.config import AutoscalingPolicy
 
+from serve_app.config.profile import load_config
 from serve_app.engine.autoscaling import UTILIZATION, UtilizationPolicy
+from serve_app.engine.autoscaling_config import autoscaling_config
 from serve_app.engine.scale_in import (
     LOSS_TOKENS,
     STEP_TOKENS,
     Candidate,
+    LeastLossPolicy,
     explain,
     last_losses,
     least_loss,
@@ -200,3 +203,10 @@ def test_the_policy_inside_decides_how_many_and_survives_the_way_to_the_controll
         assert problem(DeploymentScheduler) == "", "a second one must find what it knows"
     finally:
         DeploymentScheduler._get_replicas_to_stop = serves
+
+
+@pytest.mark.parametrize("slo", [{}, {"ttft_p95_s": 3.0}])
+def test_both_policies_of_the_service_come_with_the_choice(slo: dict[str, float]) -> None:
+    args: dict[str, object] = {"profile": "cpu-demo", "engine": {"kind": "fake"}, "replicas": {"max": 2}, "slo": slo}
+    policy = autoscaling_config(load_config(args, [])).policy
+    assert type(cloudpickle.loads(policy.get_serialized_policy_def())).__name__ == LeastLossPolicy.__name__
