@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 5.0
 """Ray's head may be away; it is asked again a second later."""
 
+UNKNOWN = (RayError, OSError, RuntimeError, AttributeError, ImportError, TypeError)
+"""How a Ray that does not answer fails, and another Ray, which cannot be asked this way."""
+
 ReadNodes = Callable[[], Mapping[str, int]]
 """Ray's draining nodes by id, each with its deadline as a Unix time in milliseconds (0: none). Raises `RayError`."""
 
@@ -34,7 +37,7 @@ class DrainingNodes:
         """The nodes that are being drained, by id, and for how many more seconds they stay."""
         try:
             self._last = await asyncio.to_thread(self._ask)
-        except (RayError, AttributeError, ImportError) as error:
+        except UNKNOWN as error:
             if self._answers:
                 logger.warning("Ray does not say which nodes are about to go", extra={"error": str(error)})
             self._answers = False
