@@ -259,7 +259,8 @@ class ReplicaPool:
             raise ReplicaLost(f"frame {frame.frame_number} came after {connection.frame_number}")
         connection.frame_number = frame.frame_number
         now_s = asyncio.get_running_loop().time()
-        self._late.add(connection.lateness_s(now_s), now_s)
+        if (late_s := connection.lateness_s(now_s)) > 0:
+            self._late.add(late_s, now_s)
         connection.last_frame_s = now_s
         connection.load = frame.load
         if frame.cache is not None:
