@@ -276,6 +276,12 @@ class Cluster:
             ]
         return lines
 
+    def controller_logged(self, needle: str) -> list[str]:
+        """The lines in the log of Serve's controller with this text in them: it writes them nowhere else."""
+        folder = self.folder / "session_latest" / "logs" / "serve"
+        lines = [line for file in folder.glob("controller_[0-9]*.log") for line in file.read_text().splitlines()]
+        return [line for line in lines if needle in line]
+
 
 class Probe:
     """A process with a Serve handle of its own that asks the engine replicas for their load (`probe.py`)."""
