@@ -65,12 +65,13 @@ PURE = (
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),
     *("ingress/sessions", "ingress/validation_errors"),
+    *("scaling/facts", "scaling/forecast", "scaling/memory", "scaling/policy", "scaling/reasons", "scaling/schedule"),
     *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )
 """Modules that only compute: they import neither asyncio nor anything with connections."""
 
 FLOORS = (
-    ("protocol",),
+    ("protocol", "scaling"),
     ("config",),
     ("vllm_patches",),
     ("router", "engine"),
