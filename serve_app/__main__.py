@@ -18,6 +18,7 @@ from serve_app.ingress import auth
 from serve_app.ingress.auth import BadKeysFile
 from serve_app.protocol.service_class import Share
 from serve_app.rehearse.setup import add_flags as add_rehearse_flags
+from serve_app.simulate.command import add_flags as add_simulate_flags
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain_flags(with_file(command("explain", _explain, "why a past request took as long as it did")))
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
+    rehearsed = "a trace of requests over a modelled fleet, in virtual time: scaling policies side by side"
+    add_simulate_flags(command("simulate", _simulate, rehearsed))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
@@ -190,6 +193,12 @@ def _hash_key(options: argparse.Namespace) -> int:
 
 def _rehearse(options: argparse.Namespace) -> int:
     from serve_app.rehearse import command
+
+    return command.run(options, _say)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from serve_app.simulate import command
 
     return command.run(options, _say)
 

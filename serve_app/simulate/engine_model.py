@@ -72,6 +72,7 @@ class _Steps:
     began_s: float
     each_s: float
     number: int
+    prefills: bool = False
     complete: list[ModelRequest] = field(default_factory=list)
 
     @property
@@ -169,7 +170,7 @@ class EngineModel:
             self._plan(now_s)
             return
         steps = self._begun
-        if steps.number > 1:  # what follows the present step is planned again
+        if steps.number > 1 and not steps.prefills:  # what follows the present step is planned again
             done = math.floor((now_s - steps.began_s) / steps.each_s + EPSILON_S)
             steps.number = min(done + 1, steps.number)
 
@@ -203,6 +204,9 @@ class EngineModel:
         each_s = spec.gap_s + spec.gap_per_sequence_s * decoding
         budget = left = max(1, spec.max_num_batched_tokens - decoding * spec.tokens_per_step)
         complete: list[ModelRequest] = []
+        if self._prefilling and self._prefilling[0].to_prefill > budget:
+            self._plan_long_prompt(self._prefilling[0], budget, now_s, each_s)
+            return
         for request in self._prefilling:
             left -= self._compute(request, left, complete)
         while self._waiting and left and self.running < spec.max_num_seqs and self._has_room(self._waiting[0]):
@@ -211,11 +215,19 @@ class EngineModel:
             left -= self._compute(request, left, complete)
         if left < budget:
             each_s += (budget - left) / spec.prefill_tokens_per_s
-            self._begun = _Steps(now_s, each_s, 1, complete)
+            self._begun = _Steps(now_s, each_s, 1, prefills=True, complete=complete)
         elif decoding:
             self._begun = _Steps(now_s, each_s, self._decoding[0][0] - self.steps)
         else:
             self._begun = None
+
+    def _plan_long_prompt(self, request: ModelRequest, budget: int, now_s: float, each_s: float) -> None:
+        """Steps that this prompt fills, all but its last one. What comes in them has to wait in any case."""
+        number = math.ceil(request.to_prefill / budget) - 1
+        if self._decoding:
+            number = min(number, self._decoding[0][0] - self.steps)
+        request.to_prefill -= number * budget
+        self._begun = _Steps(now_s, each_s + budget / self._spec.prefill_tokens_per_s, number, prefills=True)
 
     @staticmethod
     def _compute(request: ModelRequest, left: int, complete: list[ModelRequest]) -> int:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from serve_app.config.replicas import MAX_QUEUE_WAIT_S, MAX_QUEUED_REQUESTS
 from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cost
-from serve_app.engine.load_facts import PrefillQueue, RecentMean
+from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.simulate.engine_model import EngineModel, EngineSpec, ModelRequest, StepEnd
 from serve_app.simulate.trace import TraceRequest
@@ -22,6 +22,10 @@ STEPS_AHEAD = 2
 
 PATIENCE = 0.5
 """As there."""
+
+
+TPOT_MEMORY_TOKENS = 20_000.0
+"""The time of a token is that of so many of the last ones."""
 
 
 class ReplicaState(StrEnum):
@@ -57,7 +61,7 @@ class Call:
 class ReplicaSnapshot:
     """What a replica reports. `unfinished` requests run or wait there, `queued` of them are not in the engine;
     `queued_prefill_tokens` are still to be computed for them. `prefill_tokens_per_s` and `service_s` are measured, None
-    before that."""
+    before that, as is `tpot_s`, the time of a token of an answer lately."""
 
     name: str
     unfinished: int
@@ -68,6 +72,7 @@ class ReplicaSnapshot:
     recent_unfinished: float
     kv_usage_ratio: float
     service_s: float | None
+    tpot_s: float | None
 
     @property
     def utilization(self) -> float:
@@ -96,6 +101,7 @@ class ReplicaModel:
         self._prefill = PrefillQueue(slots, self.asked_s)
         self._service = ServiceTimes(slots, self.asked_s)
         self._recent = RecentMean(self.asked_s)
+        self._tpot = RecentRatio(TPOT_MEMORY_TOKENS)
 
     @property
     def room(self) -> int:
@@ -155,6 +161,7 @@ class ReplicaModel:
             self._recent.mean(now_s),
             self.engine.kv_usage_ratio,
             self._service.mean_s(now_s),
+            self._tpot.value,
         )
 
     def cost_s(self, asked: TraceRequest, now_s: float, assumed_tokens_per_s: float, assumed_s: float) -> float:
@@ -206,7 +213,10 @@ class ReplicaModel:
         self._queue.charge(one.name, OUTPUT_COST * one.output_tokens)
         self._queue.leave(one.name)
         self._prefill.leave(one.name, now_s)
-        return self._leave(one.name, now_s, served=True)
+        call = self._leave(one.name, now_s, served=True)
+        if one.output_tokens > 1 and call.first_token_s is not None:
+            self._tpot.add(now_s - call.first_token_s, one.output_tokens - 1)
+        return call
 
     def _give_up(self, name: str, now_s: float) -> Call:
         self._queue.leave(name)
