@@ -109,16 +109,14 @@ def plan_of(options: argparse.Namespace) -> SimulationPlan:
 
 def _traces(options: argparse.Namespace) -> dict[str, list[TraceRequest]]:
     if options.access_log:
-        return {"access log": [one.request for one in trace.read_access_log(options.access_log)]}
+        return {"access log": trace.read_access_log(options.access_log).requests}
     if options.save_trace and len(options.trace) > 1:
         raise BadTrace("--save-trace writes one trace: name it with --trace")
     made = generators.GENERATORS
     unknown = [name for name in options.trace if name not in made and not Path(name).is_file()]
     if unknown:
         raise BadTrace(f"{unknown[0]} is no file, and none of {', '.join(made)}")
-    return {
-        name: made[name](options.seed) if name in made else trace.read_trace(Path(name)) for name in options.trace
-    }
+    return {name: made[name](options.seed) if name in made else trace.read_trace(Path(name)) for name in options.trace}
 
 
 def _one_trace(
@@ -167,11 +165,11 @@ def _compare(options: argparse.Namespace, plan: SimulationPlan, say: Say) -> int
         raise BadTrace("--compare needs --access-log")
     if len(options.policies) != 1 and options.min != options.max:
         raise BadTrace("--compare needs the policy of the recorded run: --policies POLICY, or --min and --max alike")
-    served = trace.read_access_log(options.access_log)
+    recorded = trace.read_access_log(options.access_log)
     policy = options.policies[0] if options.min != options.max else "static"
-    result = simulate([one.request for one in served], plan.fleet, plan.scaler(policy))
-    found = compare.comparisons(served, result, options.replica_seconds)
-    Console(width=TABLE_WIDTH).print(compare.as_table(f"{len(served)} requests, {policy}", found))
+    result = simulate(recorded.requests, plan.fleet, plan.scaler(policy))
+    found = compare.comparisons(recorded.served, result, options.replica_seconds)
+    Console(width=TABLE_WIDTH).print(compare.as_table(f"{len(recorded.served)} requests, {policy}", found))
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n", encoding="utf-8")
     far = [one.name for one in found if not one.is_near]

@@ -64,5 +64,7 @@ def as_table(title: str, found: Sequence[Comparison]) -> Table:
         table.add_column(heading, justify="right")
     for one in found:
         near = "yes" if one.is_near else "no"
-        table.add_row(one.name, f"{one.real:.2f} {one.unit}", f"{one.modelled:.2f} {one.unit}", f"{one.error:+.1%}", near)
+        table.add_row(
+            one.name, f"{one.real:.2f} {one.unit}", f"{one.modelled:.2f} {one.unit}", f"{one.error:+.1%}", near
+        )
     return table

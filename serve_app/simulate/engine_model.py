@@ -1,9 +1,9 @@
 """The model of one engine: steps as vLLM's scheduler makes them, many equal ones in a jump. Pure.
 
-It is `engine/fake_scheduler.py` without tokens: a test holds the two together, step by step. A step computes the prompts
-that have begun, then those that wait, within a budget of tokens from which each running request takes its own first;
-it takes `gap_s`, and the time of its prompt tokens. Steps without prompts are all alike until a request ends, so a day
-costs as many operations as it has requests and steps of prefill, not as it has steps.
+It is `engine/fake_scheduler.py` without tokens: a test holds the two together, step by step. A step computes the
+prompts that have begun, then those that wait, within a budget of tokens from which each running request takes its own
+first; it takes `gap_s`, and the time of its prompt tokens. Steps without prompts are all alike until a request ends, as
+are those that one long prompt fills: a day costs as many operations as it has requests, not as it has steps.
 
 The prefix cache is kept by session: how many tokens of it are there. What was used longest ago goes first.
 """

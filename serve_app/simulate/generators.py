@@ -43,17 +43,17 @@ def working_day(seed: int) -> list[TraceRequest]:
 
 
 def bursts(seed: int) -> list[TraceRequest]:
-    """6 hours: every 45 minutes or so the rate rises in six minutes to eight times the usual, for ten minutes."""
+    """8 hours: every 70 minutes or so the rate rises in six minutes to ten or more times the usual, for ten minutes."""
     draw = random.Random(seed)
-    starts, at_s = [], 1200.0
-    while at_s < 6 * HOUR_S - 1800.0:
-        starts.append((at_s, draw.uniform(1.4, 2.2)))
-        at_s += draw.uniform(2400.0, 3200.0)
+    starts, at_s = [], 1800.0
+    while at_s < 8 * HOUR_S - 1800.0:
+        starts.append((at_s, draw.uniform(2.2, 3.2)))
+        at_s += draw.uniform(3600.0, 4800.0)
 
     def rate(now_s: float) -> float:
         return 0.25 + sum(_burst(now_s - start_s, height) for start_s, height in starts)
 
-    return [_single(draw, at_s) for at_s in arrivals(rate, 6 * HOUR_S, 3.0, draw)]
+    return [_single(draw, at_s) for at_s in arrivals(rate, 8 * HOUR_S, 4.0, draw)]
 
 
 def agents(seed: int) -> list[TraceRequest]:

@@ -158,7 +158,5 @@ class SloScaler:
             kv_usage_ratio=one.kv_usage_ratio,
             service_s=one.service_s,
             tpot_base_s=None if one.tpot_s is None else self.tpot_base_s,
-            tpot_per_sequence_s=None
-            if beside_others_s is None
-            else beside_others_s / max(one.recent_unfinished, 1.0),
+            tpot_per_sequence_s=None if beside_others_s is None else beside_others_s / max(one.recent_unfinished, 1.0),
         )

@@ -37,9 +37,7 @@ class Figures:
     """The same of the key with the lowest; 1 where there are no keys."""
 
 
-def figures(
-    policy: str, result: SimulationResult, objective: Objective, static_hours: float | None = None
-) -> Figures:
+def figures(policy: str, result: SimulationResult, objective: Objective, static_hours: float | None = None) -> Figures:
     """The figures of a run. `static_hours` are the replica-hours of the static fleet."""
     answered = [one for one in result.requests if one.ttft_s is not None]
     hours = result.replica_s / 3600

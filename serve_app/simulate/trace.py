@@ -11,7 +11,7 @@ A trace is a JSONL file, one request a line, in any order:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -57,6 +57,19 @@ class Served:
     ttft_s: float | None
     total_s: float
     replica: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The requests of an access log, the first of which arrived at `begin_unix_s`."""
+
+    begin_unix_s: float
+    served: list[Served]
+
+    @property
+    def requests(self) -> list[TraceRequest]:
+        """As a trace."""
+        return [one.request for one in self.served]
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +126,7 @@ def write_trace(path: Path, requests: Iterable[TraceRequest]) -> None:
     path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def read_access_log(paths: Iterable[Path]) -> list[Served]:
+def read_access_log(paths: Sequence[Path]) -> Recording:
     """The requests of generations in these logs of ingresses, in the order of their arrival, the first at 0. Other
     lines are passed over. Raises `BadTrace` where a line of the access log has not the fields of one, or there is none.
 
@@ -129,15 +142,18 @@ def read_access_log(paths: Iterable[Path]) -> list[Served]:
             except msgspec.MsgspecError as error:
                 raise BadTrace(f"{path}, line {number}: {error}") from error
             if entry.prompt_tokens and (entry.output_tokens or entry.status in REFUSED):
-                ended_s = datetime.strptime(matched[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+                # The log's times are local ones, as `logging` writes them.
+                ended_s = datetime.strptime(matched[1], "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
                 found.append(_served(entry, ended_s))
     if not found:
         raise BadTrace(f"{', '.join(map(str, paths))}: no requests with tokens in `serve_app.access` lines")
-    return _from_zero(
+    begin_s = min(one.request.arrival_s for one in found)
+    moved = _from_zero(
         found,
         lambda one: one.request.arrival_s,
         lambda one, at_s: replace(one, request=replace(one.request, arrival_s=at_s)),
     )
+    return Recording(begin_s, moved)
 
 
 def _served(entry: _LogLine, ended_s: float) -> Served:
@@ -170,9 +186,7 @@ def _parse(line: bytes, blocks: _Blocks) -> TraceRequest:
     other = msgspec.json.decode(line, type=_MooncakeLine)
     prefix_tokens = min(blocks.seen(other.hash_ids), max(other.input_length - 1, 0))
     session = f"block-{other.hash_ids[0]}" if other.hash_ids else ""
-    return TraceRequest(
-        other.timestamp / 1000, other.input_length, max(other.output_length, 1), session, prefix_tokens
-    )
+    return TraceRequest(other.timestamp / 1000, other.input_length, max(other.output_length, 1), session, prefix_tokens)
 
 
 def _wrong(request: TraceRequest) -> str:
