@@ -17,7 +17,8 @@ from serve_app.scaling.facts import (
     Settings,
 )
 from serve_app.scaling.policy import decide
-from serve_app.scaling.schedule import ScheduleRule
+from serve_app.scaling.reports import ReplicaReport
+from serve_app.scaling.schedule import ScheduleRule, schedule_rule
 
 __all__ = [
     "Bounds",
@@ -27,8 +28,10 @@ __all__ = [
     "Objective",
     "Pace",
     "ReplicaFacts",
+    "ReplicaReport",
     "ScalingState",
     "ScheduleRule",
     "Settings",
     "decide",
+    "schedule_rule",
 ]
