@@ -23,7 +23,7 @@ from serve_app.simulate.policies import ServeDelays, utilization_scaler
 from serve_app.simulate.trace import Recording
 
 TOKENIZER = ROOT / "models" / "step-tiny" / "tokenizer.json"
-DASHBOARD = re.compile(r"View the dashboard at\D*?(?:https?://)?(\d+\.\d+\.\d+\.\d+:\d+)")
+DASHBOARD = re.compile(r"View the dashboard at.*?(\d+\.\d+\.\d+\.\d+:\d+)")
 RUN_LIMIT_S = 900.0
 
 ENGINE = EngineSpec(

@@ -43,7 +43,7 @@ def working_day(seed: int) -> list[TraceRequest]:
 
 
 def bursts(seed: int) -> list[TraceRequest]:
-    """8 hours: every 70 minutes or so the rate rises in six minutes to ten or more times the usual, for ten minutes."""
+    """8 hours: every 70 minutes or so the rate rises in ten minutes to ten or more times the usual, for ten minutes."""
     draw = random.Random(seed)
     starts, at_s = [], 1800.0
     while at_s < 8 * HOUR_S - 1800.0:
@@ -127,8 +127,8 @@ def _interpolated(rates: Sequence[float], each_s: float) -> Rate:
 
 
 def _burst(since_s: float, height: float) -> float:
-    """Six minutes up, ten minutes full, four minutes down."""
-    rise_s, full_s, fall_s = 360.0, 600.0, 240.0
+    """Ten minutes up, ten minutes full, four minutes down."""
+    rise_s, full_s, fall_s = 600.0, 600.0, 240.0
     if since_s < 0 or since_s > rise_s + full_s + fall_s:
         return 0.0
     if since_s < rise_s:
