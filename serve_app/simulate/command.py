@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from serve_app.scaling import Objective
+from serve_app.scaling import Objective, Pace
 from serve_app.simulate import compare, generators, results, trace
 from serve_app.simulate.engine_model import EngineSpec
 from serve_app.simulate.fleet_model import FleetSpec, simulate
@@ -50,8 +50,10 @@ def _add_scaling_flags(parser: argparse.ArgumentParser) -> None:
     _number(parser, "--max", 12, "most replicas")
     _number(parser, "--target-load", 0.7, "of the policy `utilization`")
     _number(parser, "--target-ongoing-requests", 2.0, "of the policy `requests`; this is Serve's own default")
-    _number(parser, "--upscale-delay-s", 30.0, "how long more replicas must be wanted")
-    _number(parser, "--downscale-delay-s", 600.0, "how long fewer must be")
+    _number(parser, "--upscale-delay-s", 30.0, "how long `utilization` and `requests` must want more replicas")
+    _number(parser, "--downscale-delay-s", 600.0, "how long they must want fewer")
+    _number(parser, "--slo-upscale-delay-s", 0.0, "the same of `slo`, which looks a start time ahead")
+    _number(parser, "--slo-downscale-delay-s", 300.0, "and how long fewer must have been enough")
     _number(parser, "--overhead-s", 0.0, "what the front end adds to a first token")
 
 
@@ -104,7 +106,8 @@ def plan_of(options: argparse.Namespace) -> SimulationPlan:
     )
     delays = ServeDelays(3 * tick_s, options.upscale_delay_s, options.downscale_delay_s)
     objective = Objective(options.ttft_p95_s, options.tpot_p95_s)
-    return SimulationPlan(fleet, objective, delays, options.target_load, options.target_ongoing_requests)
+    pace = Pace(options.slo_upscale_delay_s, options.slo_downscale_delay_s)
+    return SimulationPlan(fleet, objective, delays, pace, options.target_load, options.target_ongoing_requests)
 
 
 def _traces(options: argparse.Namespace) -> dict[str, list[TraceRequest]]:

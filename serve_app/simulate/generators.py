@@ -57,14 +57,14 @@ def bursts(seed: int) -> list[TraceRequest]:
 
 
 def agents(seed: int) -> list[TraceRequest]:
-    """8 hours of coding agents' sessions: some 2,000 of them, more at the middle of the day."""
+    """12 hours of coding agents' sessions: some 1,000 of them, most at the middle of the day, few at both ends."""
     draw = random.Random(seed)
 
     def rate(now_s: float) -> float:
-        return 0.015 + 0.05 * max(math.sin(math.pi * now_s / (8 * HOUR_S)), 0.0)
+        return 0.002 + 0.06 * math.sin(math.pi * now_s / (12 * HOUR_S)) ** 2
 
     found: list[TraceRequest] = []
-    for number, at_s in enumerate(arrivals(rate, 7.5 * HOUR_S, 0.07, draw)):
+    for number, at_s in enumerate(arrivals(rate, 11.5 * HOUR_S, 0.07, draw)):
         found.extend(_session(draw, f"session-{number}", at_s))
     return sorted(found, key=lambda one: one.arrival_s)
 

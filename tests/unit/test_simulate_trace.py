@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_standard_trace_is_the_same_for_the_same_seed(name: str) -> None:
     requests = GENERATORS[name](3)
     assert requests == GENERATORS[name](3)
     assert requests[:100] != GENERATORS[name](4)[:100]
-    assert all(before.arrival_s <= after.arrival_s for before, after in zip(requests, requests[1:], strict=False))
+    assert all(before.arrival_s <= after.arrival_s for before, after in pairwise(requests))
     assert all(one.prefix_tokens < one.prompt_tokens and one.output_tokens > 0 for one in requests)
 
 
