@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -69,7 +69,7 @@ def _number(parser: argparse._ActionsContainer, flag: str, default: float, about
 
 
 def _engine_numbers() -> dict[str, float]:
-    return {field.name: field.default for field in fields(EngineSpec) if not isinstance(field.default, bool)}
+    return {name: value for name, value in asdict(EngineSpec()).items() if not isinstance(value, bool)}
 
 
 def run(options: argparse.Namespace, say: Say) -> int:

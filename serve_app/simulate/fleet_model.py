@@ -12,6 +12,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -256,7 +257,7 @@ class _Fleet:
         self.result.scale_events.append(ScaleEvent(now_s, self._target, wanted, reason))
         for _ in range(wanted - self._target):
             replica = self._add(now_s)
-            self._at(now_s + self._spec.engine.start_s, lambda ready_s, one=replica: self._ready(one, ready_s))
+            self._at(now_s + self._spec.engine.start_s, partial(self._ready, replica))
         for _ in range(self._target - wanted):
             self._stop_one(now_s)
         self._target = wanted

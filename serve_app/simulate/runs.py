@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from serve_app.scaling import Bounds, Objective, Pace
 from serve_app.simulate import results
@@ -61,7 +62,7 @@ def run_policies(
             found.append(fewest_static(requests, plan, on_progress))
             static_hours = found[0].figures.replica_hours
             continue
-        result = simulate(requests, plan.fleet, plan.scaler(policy), lambda done, name=policy: on_progress(name, done))
+        result = simulate(requests, plan.fleet, plan.scaler(policy), partial(on_progress, policy))
         found.append(PolicyRun(results.figures(policy, result, plan.objective, static_hours), result))
     return found
 

@@ -73,7 +73,8 @@ def test_the_slo_policy_is_told_what_waits_and_explains_itself() -> None:
 def test_a_refused_request_has_not_kept_the_objective() -> None:
     asked = TraceRequest(0.0, 10, 10)
     kept, late, slow, refused = (
-        RequestResult(asked, *times, "a") for times in ((1.0, 0.01), (9.0, 0.01), (1.0, 0.9), (None, 0.0))
+        RequestResult(asked, ttft_s, tpot_s, "a")
+        for ttft_s, tpot_s in ((1.0, 0.01), (9.0, 0.01), (1.0, 0.9), (None, 0.0))
     )
     result = SimulationResult([kept, late, slow, refused], replica_s=3600.0)
     found = results.figures("p", result, Objective(5.0, 0.05), 2.0)
