@@ -17,6 +17,7 @@ from bench.many import command as many
 from bench.measure import BenchLoad, measure
 from bench.routing import command as routing
 from bench.servers import BARE, OURS, PROXY, WITHOUT_DRAFTS, StartFailed, Topology, ours
+from bench.simulate import command as simulate
 
 QUICK = BenchLoad(prompts=32, rounds=1)
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return many.main(words[1:])
     if words[:1] == ["routing"]:
         return routing.main(words[1:])
+    if words[:1] == ["simulate"]:
+        return simulate.main(words[1:])
     if words[:1] == ["tracing"]:
         return tracing.main(words[1:])
     options = _parser().parse_args(words)

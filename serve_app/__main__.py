@@ -18,6 +18,7 @@ from serve_app.ingress import auth
 from serve_app.ingress.auth import BadKeysFile
 from serve_app.protocol.service_class import Share
 from serve_app.rehearse.setup import add_flags as add_rehearse_flags
+from serve_app.simulate.command import add_flags as add_simulate_flags
 
 DEPLOY_FILE = profile.ROOT / "deploy.yaml"
 
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     leaving.add_argument("--node-id", help="another node, by Ray's id")
     leaving.add_argument("--address", default="auto", help="HOST:PORT of Ray's GCS (default: the Ray of this machine)")
+    rehearsed = "a trace of requests over a modelled fleet, in virtual time: scaling policies side by side"
+    add_simulate_flags(command("simulate", _simulate, rehearsed))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
@@ -202,6 +205,12 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 def _leave(options: argparse.Namespace) -> int:
     return leave.leave(options.address, options.node_id, options.deadline_s, _say)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from serve_app.simulate import command
+
+    return command.run(options, _say)
 
 
 def _docs(options: argparse.Namespace) -> int:

@@ -68,6 +68,8 @@ PURE = (
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),
+    *("simulate/engine_model", "simulate/replica_model", "simulate/fleet_model"),
+    *("simulate/policies", "simulate/compare", "simulate/results", "simulate/trace"),
     *("ingress/sessions", "ingress/validation_errors"),
     *(
         "scaling/facts",
@@ -90,7 +92,7 @@ FLOORS = (
     ("observability",),
     ("ingress",),
     ("cli",),
-    ("rehearse",),
+    ("rehearse", "simulate"),
     ("app",),
     ("__main__",),
 )

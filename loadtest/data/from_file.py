@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,12 @@ from loadtest.errors import DataError, UsageError
 OUTPUT_FIELDS = ("output_tokens", "output_len", "max_tokens", "max_completion_tokens")
 TRACE_BLOCK = 512
 """Tokens per `hash_ids` entry of a Mooncake trace."""
+TRACE_FIELDS = (
+    ("timestamp", "at_s", "arrival_s"),
+    ("input_length", "input_len", "prompt_tokens"),
+    ("output_length", "output_len", "output_tokens"),
+)
+"""The names of a request's time and lengths: Mooncake's, short ones, and those of `python -m serve_app simulate`."""
 
 
 def _read(file: str | None, flag: str = "--dataset-path") -> bytes:
@@ -135,6 +142,7 @@ class TraceRow:
     output_tokens: int
     hash_ids: list[int]
     """One for each block of `TRACE_BLOCK` prompt tokens; empty where the trace has none."""
+    session: str = ""
 
 
 def trace(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, *, file: str, speed: float) -> list[Prompt]:
@@ -157,6 +165,7 @@ def trace(spec: DatasetSpec, tokenizer: PromptTokenizer | None, count: int, *, f
                 prompt_tokens=row.prompt_tokens,
                 output_tokens=max(1, row.output_tokens),
                 at_s=(row.at_s - first_s) / speed,
+                headers={spec.session_header or "x-session-id": row.session} if row.session else {},
             )
         )
     if not prompts:
@@ -189,9 +198,7 @@ def _azure_rows(file: str) -> Iterator[TraceRow]:
 
 def _mooncake_rows(file: str) -> Iterator[TraceRow]:
     for entry in _rows(file, "--trace"):
-        time = entry.get("timestamp", entry.get("at_s"))
-        prompt_tokens = entry.get("input_length", entry.get("input_len"))
-        output_tokens = entry.get("output_length", entry.get("output_len"))
+        time, prompt_tokens, output_tokens = (_first(entry, names) for names in TRACE_FIELDS)
         if (
             not isinstance(time, int | float)
             or not isinstance(prompt_tokens, int)
@@ -202,4 +209,13 @@ def _mooncake_rows(file: str) -> Iterator[TraceRow]:
         at_s = float(time) / 1000 if "timestamp" in entry else float(time)
         hash_ids = entry.get("hash_ids", [])
         ids = [hash_id for hash_id in hash_ids if isinstance(hash_id, int)] if isinstance(hash_ids, list) else []
-        yield TraceRow(at_s, prompt_tokens, output_tokens, ids)
+        session = entry.get("session")
+        if isinstance(session, str) and session and not ids:
+            # All prompts of a session begin with the same text.
+            first = zlib.crc32(session.encode()) << 16
+            ids = list(range(first, first + -(-prompt_tokens // TRACE_BLOCK)))
+        yield TraceRow(at_s, prompt_tokens, output_tokens, ids, session if isinstance(session, str) else "")
+
+
+def _first(entry: Mapping[str, Json], names: Sequence[str]) -> Json:
+    return next((entry[name] for name in names if name in entry), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from statistics import median_low
 
 from serve_app.scaling.facts import Arrivals, EngineRates, FleetFacts, Pace, ReplicaFacts, ScalingState
 
@@ -13,8 +14,15 @@ SAMPLES_PER_WINDOW = 20
 TREND_SIGNIFICANCE = 2.0
 """Arrivals of two windows that differ by less than so many standard deviations of their count show no trend."""
 
-TREND_LIMIT = 2.0
-"""A trend is followed up to so many times the present rate: a start takes minutes, and few rises go on for so long."""
+LEAST_ARRIVALS = 40
+"""Without a trend the rate is that of so many arrivals at least: of five the count alone is wrong by half."""
+
+LONGEST_WINDOWS = 5
+"""It reaches back so many windows at most."""
+
+TREND_LIMIT = 1.5
+"""A trend is followed up to so many times the present rate: a start takes minutes, and few rises go on for so long.
+With 2 the simulated bursts cost a tenth more replica-hours, for 1 % of attainment (decision 0034)."""
 
 LEAST_KV_RATIO = 0.02
 """A cache that is emptier says little about what a sequence takes of it."""
@@ -25,7 +33,7 @@ def remember(facts: FleetFacts, state: ScalingState, pace: Pace) -> ScalingState
     kept = [one for one in state.arrivals if one.at_s <= facts.now_s]
     if not kept or facts.now_s - kept[-1].at_s >= pace.rate_window_s / SAMPLES_PER_WINDOW:
         kept.append(Arrivals(facts.now_s, facts.arrived_requests, facts.arrived_prefill_tokens))
-    oldest_s = facts.now_s - 2 * pace.rate_window_s
+    oldest_s = facts.now_s - LONGEST_WINDOWS * pace.rate_window_s
     while len(kept) > 1 and kept[1].at_s <= oldest_s:
         del kept[0]
     since_s = facts.now_s if state.since_s is None else min(state.since_s, facts.now_s)
@@ -33,24 +41,26 @@ def remember(facts: FleetFacts, state: ScalingState, pace: Pace) -> ScalingState
 
 
 def engine_rates(replicas: Iterable[ReplicaFacts], before: EngineRates | None) -> EngineRates | None:
-    """The means over the replicas that know; what none of them knows stays as it was. None: nothing was ever known."""
+    """The (lower) medians of the replicas that know; what none of them knows stays as it was. None: nothing was ever
+    known. Not the means: a replica that has just begun has seen few ends, and takes requests for ten times as long as
+    they are."""
     found = list(replicas)
     if not found:
         return before
 
-    def mean(value: Callable[[ReplicaFacts], float | None], previous: float | None) -> float | None:
+    def median(value: Callable[[ReplicaFacts], float | None], previous: float | None) -> float | None:
         known = [one for one in map(value, found) if one is not None]
-        return sum(known) / len(known) if known else previous
+        return median_low(known) if known else previous
 
     old = before or EngineRates(0.0)
     running, usage = sum(one.running for one in found), sum(one.kv_usage_ratio for one in found)
     known = running > 0 and usage > LEAST_KV_RATIO * len(found)
     return EngineRates(
         slots=max(sum(one.slots for one in found) / len(found), 1.0),
-        prefill_tokens_per_s=mean(lambda one: one.prefill_tokens_per_s or None, old.prefill_tokens_per_s),
-        service_s=mean(lambda one: one.service_s, old.service_s),
-        tpot_base_s=mean(lambda one: one.tpot_base_s, old.tpot_base_s),
-        tpot_per_sequence_s=mean(lambda one: one.tpot_per_sequence_s, old.tpot_per_sequence_s),
+        prefill_tokens_per_s=median(lambda one: one.prefill_tokens_per_s or None, old.prefill_tokens_per_s),
+        service_s=median(lambda one: one.service_s, old.service_s),
+        tpot_base_s=median(lambda one: one.tpot_base_s, old.tpot_base_s),
+        tpot_per_sequence_s=median(lambda one: one.tpot_per_sequence_s, old.tpot_per_sequence_s),
         kv_per_sequence_ratio=usage / running if known else old.kv_per_sequence_ratio,
     )
 
@@ -71,6 +81,12 @@ def arrival_rates(facts: FleetFacts, state: ScalingState, pace: Pace) -> tuple[f
     if whole_windows and requests - earlier > TREND_SIGNIFICANCE * math.sqrt(requests + earlier):
         rise_per_s = (requests - earlier) / requests / window_s
         growth = min(1 + rise_per_s * (facts.start_s + window_s / 2), TREND_LIMIT)
+    for count in range(2, LONGEST_WINDOWS + 1):
+        longer = _at(state.arrivals, facts.now_s - count * window_s)
+        if growth > 1 or requests >= LEAST_ARRIVALS or longer is None:
+            break
+        seconds = max(now.at_s - longer.at_s, seconds)
+        requests, tokens = now.requests - longer.requests, now.prefill_tokens - longer.prefill_tokens
     return max(requests, 0.0) / seconds * growth, max(tokens, 0.0) / seconds * growth
 
 
