@@ -31,13 +31,14 @@ from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
 from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
-from serve_app.engine import compile_cache
+from serve_app.engine import compile_cache, node_prefetch, weights_prefetch
 from serve_app.engine.activity import energy_reader
 from serve_app.engine.autoscaling import UtilizationPolicy
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
+from serve_app.engine.start_board import StartBoard
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
@@ -102,8 +103,12 @@ class EngineDeployment(EngineReplica):
         vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
         if config.replicas.nodes_per_replica > 1:
             join_this_ray()
+        if (checkpoint := weights_prefetch.wanted(config)) is not None:
+            weights_prefetch.begin(checkpoint)
+            node_prefetch.begin(checkpoint, config.replicas)
+        replica_id = serve.get_replica_context().replica_id.unique_id
         super().__init__(
-            serve.get_replica_context().replica_id.unique_id,
+            replica_id,
             engine_factory(config),
             WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
             data_channel_host(),
@@ -111,6 +116,7 @@ class EngineDeployment(EngineReplica):
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
+            starting=StartBoard(replica_id),
         )
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()

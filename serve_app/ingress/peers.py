@@ -31,7 +31,7 @@ from serve_app.ingress.fleet_status import (
 )
 from serve_app.ingress.serve_watch import Load, ServeWatch
 from serve_app.observability.fleet import IngressReport, ReportQuery
-from serve_app.observability.records import RecordQuery, RecordStore, decode_records, encode_query
+from serve_app.observability.records import RecordQuery, RecordStore, RequestRecord, decode_records, encode_query
 from serve_app.observability.search import Found
 from serve_app.protocol.errors import RequestRefused
 from serve_app.router.dispatcher import Dispatcher
@@ -62,7 +62,7 @@ class AllIngresses:
         answers = await self.ask("find_records", encode_query(query))
         if answers is None:
             return Found(self.own.find(query), silent_ingresses=1)
-        records = self.own.find(query)
+        records: list[RequestRecord] = []  # this ingress answers, too
         silent = 0
         for answer in answers:
             try:

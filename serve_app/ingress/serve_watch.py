@@ -17,6 +17,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError
 
+from serve_app.engine import start_board
 from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,12 @@ only."""
 Fetch = Callable[[], Awaitable[object]]
 """Serve's details (`ServeInstanceDetails` as a dict). Raises `RayError`, `TimeoutError`, `ValueError`."""
 
+STARTING = "STARTING"
+"""Serve's state of a replica whose constructor runs."""
+
+Starts = Callable[[Sequence[str]], Mapping[str, str]]
+"""What replicas say of their start, by id (`engine/start_board.read`)."""
+
 Load = tuple[Sequence[float], float]
 """The loads of a deployment's replicas as far as known, and its `target_load`."""
 
@@ -45,10 +52,17 @@ Load = tuple[Sequence[float], float]
 class ServeWatch:
     """Use as an async context manager. `loads` gives what the policies look at, by deployment."""
 
-    def __init__(self, application: str, loads: Callable[[], Mapping[str, Load]], fetch: Fetch | None = None) -> None:
+    def __init__(
+        self,
+        application: str,
+        loads: Callable[[], Mapping[str, Load]],
+        fetch: Fetch | None = None,
+        starts: Starts | None = None,
+    ) -> None:
         self._application = application
         self._loads = loads
         self._fetch = fetch or _Controller().details
+        self._read_starts = starts or start_board.read
         self._view = ServeView(problem="Serve has not answered yet.")
         self._asked_s = float("-inf")
         self._asking = asyncio.Lock()
@@ -87,13 +101,23 @@ class ServeWatch:
     async def _ask(self) -> None:
         try:
             details = await asyncio.wait_for(self._fetch(), TIMEOUT_S)
-            deployments = read_deployments(details, self._application)
+            deployments = read_deployments(details, self._application, await self._starts(details))
         except (RayError, TimeoutError, ValueError, msgspec.ValidationError) as error:
             problem = f"Serve's controller does not answer ({type(error).__name__}): nodes and targets may be old."
             self._view = msgspec.structs.replace(self._view, problem=problem)
             return
         self._note_changes(deployments)
         self._view = ServeView(deployments)
+
+    async def _starts(self, details: object) -> Mapping[str, str]:
+        """What the starting replicas say of their start."""
+        waiting = [
+            replica.replica_id
+            for one in read_deployments(details, self._application)
+            for replica in one.replicas
+            if replica.state == STARTING
+        ]
+        return await asyncio.wait_for(asyncio.to_thread(self._read_starts, waiting), TIMEOUT_S) if waiting else {}
 
     def _note_changes(self, deployments: Sequence[Deployment]) -> None:
         loads = self._loads()
@@ -134,16 +158,23 @@ class _Details(msgspec.Struct):
     applications: dict[str, _Application] = {}
 
 
-def read_deployments(details: object, application: str) -> list[Deployment]:
-    """The deployments of an application in Serve's details. Raises `msgspec.ValidationError`."""
+def read_deployments(details: object, application: str, starts: Mapping[str, str] | None = None) -> list[Deployment]:
+    """The deployments of an application in Serve's details; `starts` as `Starts` gives them. Raises
+    `msgspec.ValidationError`."""
     found = msgspec.convert(details, _Details).applications.get(application)
-    return [] if found is None else [_deployment(one) for one in found.deployments.values()]
+    return [] if found is None else [_deployment(one, starts or {}) for one in found.deployments.values()]
 
 
-def _deployment(one: _Deployment) -> Deployment:
+def _deployment(one: _Deployment, starts: Mapping[str, str]) -> Deployment:
     autoscaled = one.deployment_config.get("autoscaling_config") is not None
     replicas = [
-        ServeReplica(replica.replica_id, replica.state, replica.node_ip or "", replica.start_time_s)
+        ServeReplica(
+            replica.replica_id,
+            replica.state,
+            replica.node_ip or "",
+            replica.start_time_s,
+            starts.get(replica.replica_id, ""),
+        )
         for replica in one.replicas
     ]
     return Deployment(one.name, one.status.lower(), one.target_num_replicas, one.message, autoscaled, replicas)

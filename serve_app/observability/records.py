@@ -57,6 +57,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    compile_s: float = 0.0
+    cpu_wait_s: float = 0.0
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -182,6 +184,8 @@ def _attempt(trace: AttemptTrace, received_s: float) -> AttemptRecord:
         neighbour_prefill_s=trace.neighbour_prefill_s,
         preempted_s=trace.preempted_s,
         preemptions=trace.preemptions,
+        compile_s=trace.first_compile_s + trace.compile_s,
+        cpu_wait_s=trace.first_cpu_wait_s + trace.cpu_wait_s,
     )
 
 

@@ -183,6 +183,8 @@ def _attempt(attempt: AttemptTrace) -> Attributes:
         "step.attempt.end": attempt.end,
         "step.attempt.output_tokens": attempt.tokens,
         "step.attempt.steps": attempt.steps,
+        "step.attempt.compile_s": attempt.first_compile_s + attempt.compile_s,
+        "step.attempt.cpu_wait_s": attempt.first_cpu_wait_s + attempt.cpu_wait_s,
         **({"error.type": attempt.end} if attempt.end in FAILED else {}),
     }
 
@@ -195,6 +197,8 @@ def _stalls(attempt: AttemptTrace, phase: Phase) -> Attributes:
         "step.decode.neighbour_prefill_s": attempt.neighbour_prefill_s,
         "step.decode.preempted_s": attempt.preempted_s,
         "step.decode.preemptions": attempt.preemptions,
+        "step.decode.compile_s": attempt.compile_s,
+        "step.decode.cpu_wait_s": attempt.cpu_wait_s,
     }
 
 
