@@ -36,9 +36,9 @@ class PrefillStalls:
         if last_s is None or not decoding:
             return 0.0  # nobody waited for this step
         step_s = now_s - last_s - compile_s
-        if compile_s and not prefilling:
-            return 0.0
         if not prefilling or (self._plain_s is not None and step_s < LONGER * self._plain_s):
+            if compile_s:
+                return 0.0
             self._plain_s = step_s if self._plain_s is None else self._plain_s + STEP_MEMORY * (step_s - self._plain_s)
         elif self._plain_s is not None:
             stall_s = max(step_s - self._plain_s, 0.0)

@@ -24,7 +24,7 @@ from serve_app.protocol.trace_context import TraceContext, new_span_id
 from serve_app.router.attempts import End
 from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace
 
-Attributes = Mapping[str, str | int | float | bool]
+Attributes = Mapping[str, str | int | float | bool | tuple[str, ...]]
 
 OPERATIONS: Final = MappingProxyType(
     {
@@ -110,6 +110,7 @@ def _request_span(context: RequestContext, record: RequestRecord, trace: TraceCo
             **({"error.type": record.outcome} if record.outcome not in (Outcome.OK, Outcome.CANCELLED) else {}),
             **({"step.key": record.key} if record.key else {}),
             **(_generation(record, operation) if operation else {}),
+            **({"gen_ai.response.finish_reasons": tuple(context.finish_reasons)} if context.finish_reasons else {}),
         },
         error=record.error if failed else None,
         events=tuple(_migrations(context)),

@@ -217,6 +217,8 @@ class RequestContext:
     method: str = ""
     trace_context: TraceContext | None = None
     """Where it belongs in its trace; None: it is not sampled."""
+    finish_reasons: list[str] = field(default_factory=list)
+    """Why its answers ended, as the client is told; noted of a sampled request only."""
     session: Session | None = None
     resume_request_id: str | None = None
     """The id of the request with the broken stream that this one continues."""
