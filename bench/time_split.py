@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import time_split_parts
+
 ROOT = Path(__file__).parents[1]
 STREAMS, CHUNKS = 16, 250
 """At a time, and of each in a round."""
@@ -48,7 +50,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench time-split", description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, default=ROOT, help="a checkout of another version (default: this one)")
     parser.add_argument("--rounds", type=int, default=40, help="pairs of rounds (default: %(default)s)")
+    parser.add_argument("--parts", action="store_true", help="only what the split itself does, in some seconds")
     options = parser.parse_args(argv)
+    if options.parts:
+        print(time_split_parts.measure())
+        return 0
     with started("other", options.against) as other, started("ours", ROOT) as ours:
         for number in range(options.rounds + 2):  # the first two warm up
             for side in (other, ours) if number % 2 else (ours, other):
