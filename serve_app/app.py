@@ -49,7 +49,7 @@ from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings, RequestTracing
 from serve_app.ingress.peers import AllIngresses, own_deployment, serve_status_page
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
-from serve_app.observability.records import RecordStore, decode_query, encode_records
+from serve_app.observability.records import RecordStore
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
@@ -145,6 +145,8 @@ class Ingress:
         self._engines = engines
         self._office = office
         self._records = RecordStore()
+        self._ingress_id = uuid.uuid4().hex
+        self._peers = AllIngresses(own_deployment, self._records, self._ingress_id)
         self._closing = contextlib.AsyncExitStack()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -157,7 +159,7 @@ class Ingress:
         from serve_app.ingress.metrics import IngressMetrics
 
         config = self._config
-        ingress_id = uuid.uuid4().hex
+        ingress_id = self._ingress_id
         limits = DispatcherLimits(
             request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
         )
@@ -174,7 +176,7 @@ class Ingress:
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
-        status_routes.add(app, peers := AllIngresses(own_deployment, self._records), config.ingress.operators)
+        status_routes.add(app, self._peers, config.ingress.operators)
         await self._closing.enter_async_context(client.dispatcher)
         self._client = client
         await self._closing.enter_async_context(client.grammars)
@@ -185,7 +187,9 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        self._status = await serve_status_page(app, config, client.dispatcher, peers, self._event_loop, self._closing)
+        self._status = await serve_status_page(
+            app, config, client.dispatcher, self._peers, self._event_loop, self._closing
+        )
         return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
 
     async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:
@@ -197,7 +201,7 @@ class Ingress:
 
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
-        return encode_records(self._records.find(decode_query(query)))
+        return self._peers.answer(query)
 
     async def report_status(self, query: bytes) -> bytes:
         """What this replica tells the status page that another one serves (`ingress/peers.py`)."""

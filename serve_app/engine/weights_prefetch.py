@@ -49,10 +49,12 @@ CACHED_FORMATS: Final = frozenset({"auto", "safetensors", "pt", "hf", "npcache",
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is to be read: a folder or a Hugging Face id with its `revision`."""
+    """What is to be read: a folder or a Hugging Face id with its `revision`, in the cache `download_dir` (None: the
+    usual one)."""
 
     source: str
     revision: str | None = None
+    download_dir: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def wanted(config: AppConfig) -> Checkpoint | None:
         return None
     if str(flag(engine.flags, "load-format", "auto")) not in CACHED_FORMATS:
         return None
-    return Checkpoint(str(config.model.source), config.model.revision)
+    download_dir = flag(engine.flags, "download-dir")
+    return Checkpoint(
+        config.model.source, config.model.revision, str(download_dir) if download_dir is not None else None
+    )
 
 
 def begin(checkpoint: Checkpoint) -> threading.Thread:
@@ -110,8 +115,11 @@ def weight_files(checkpoint: Checkpoint) -> Sequence[Path]:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+        revision, cache_dir = checkpoint.revision, checkpoint.download_dir
         try:
-            folder = Path(snapshot_download(checkpoint.source, revision=checkpoint.revision, local_files_only=True))
+            folder = Path(
+                snapshot_download(checkpoint.source, revision=revision, cache_dir=cache_dir, local_files_only=True)
+            )
         except (LocalEntryNotFoundError, HFValidationError):
             return []
     for pattern in PATTERNS:

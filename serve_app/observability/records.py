@@ -93,13 +93,14 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
 
 class RecordQuery(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which records are wanted: one request's, else the last `limit` ones, or the `slowest` that many; of one key,
-    and received since `since_unix_s`."""
+    and received since `since_unix_s`. `asked_by` is the ingress that asks the others; empty: not one of them."""
 
     request_id: str | None = None
     slowest: int = 0
     limit: int = 20
     key: str | None = None
     since_unix_s: float = 0.0
+    asked_by: str = ""
 
     def matches(self, record: RequestRecord) -> bool:
         """Whether a record is among those that are looked through."""
