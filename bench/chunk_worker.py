@@ -1,7 +1,8 @@
 """One side of `python -m bench time-split`: the service of the tree on PYTHONPATH, in this process, without sockets.
 
-For each line of standard input it streams answers, and prints the CPU seconds that took. How many at a time, and of how
-many chunks, are its arguments. It uses only what older versions of this repository have too.
+For each line of standard input it streams answers, and prints the CPU seconds that took, and how many chunks were sent:
+a busy machine puts steps together. How many answers at a time, and of how many steps, are its arguments. It uses only
+what older versions of this repository have too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from tests.http.harness import NAME, Service, service
+
+GAP_S = 0.01
+"""Between the engine's steps: time enough to send what a step gave, as a rule."""
 
 
 async def stream(running: Service, chunks: int) -> int:
@@ -45,7 +49,9 @@ async def stream(running: Service, chunks: int) -> int:
 
 async def serve(streams: int, chunks: int) -> None:
     """Answer lines until there are none."""
-    config = FakeEngineConfig(plain_token_ids=(40, 90), answer_tokens=(chunks, chunks), max_num_seqs=streams)
+    config = FakeEngineConfig(
+        plain_token_ids=(40, 90), answer_tokens=(chunks, chunks), max_num_seqs=streams, gap_s=GAP_S
+    )
     async with service({"a": lambda sink: FakeEngine(config, sink)}) as running:
         print("ready", flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
@@ -53,9 +59,7 @@ async def serve(streams: int, chunks: int) -> None:
             before_s = time.process_time()
             pieces = await asyncio.gather(*(stream(running, chunks) for _ in range(streams)))
             spent_s = time.process_time() - before_s
-            if min(pieces) < chunks:
-                raise RuntimeError(f"an answer had {min(pieces)} pieces")
-            print(spent_s, flush=True)
+            print(spent_s, sum(pieces), flush=True)
 
 
 if __name__ == "__main__":

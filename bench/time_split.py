@@ -40,9 +40,9 @@ class Side:
             raise RuntimeError
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        spent_us = float(self.process.stdout.readline()) / (STREAMS * CHUNKS) * 1e6
+        spent_s, chunks = self.process.stdout.readline().split()
         if counts:
-            self.us.append(spent_us)
+            self.us.append(float(spent_s) / int(chunks) * 1e6)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def started(name: str, tree: Path) -> Iterator[Side]:
     command = [sys.executable, str(Path(__file__).with_name("chunk_worker.py")), str(STREAMS), str(CHUNKS)]
     env = {**os.environ, "PYTHONPATH": str(tree.resolve()), "PYTHONHASHSEED": "0"}
     with subprocess.Popen(
-        command, cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=tree, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         if process.stdin is None or process.stdout is None:  # for mypy: both are pipes
             raise RuntimeError
