@@ -31,7 +31,7 @@ from serve_app.config import machine, vllm_device, vllm_flags
 from serve_app.config.placement import replica_options
 from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
-from serve_app.engine import compile_cache
+from serve_app.engine import compile_cache, node_prefetch, weights_prefetch
 from serve_app.engine.activity import energy_reader
 from serve_app.engine.autoscaling_config import autoscaling_config
 from serve_app.engine.contract import Engine, StepSink
@@ -39,6 +39,7 @@ from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
 from serve_app.engine.scale_in import LOSS_TOKENS
+from serve_app.engine.start_board import StartBoard
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
@@ -49,7 +50,7 @@ from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings, RequestTracing
 from serve_app.ingress.peers import AllIngresses, own_deployment, serve_status_page
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
-from serve_app.observability.records import RecordStore, decode_query, encode_records
+from serve_app.observability.records import RecordStore
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.dispatcher import Dispatcher
@@ -104,8 +105,12 @@ class EngineDeployment(EngineReplica):
         vllm_device.use_the_gpu()  # before the engine's flags are read: vLLM's parser looks for the device
         if config.replicas.nodes_per_replica > 1:
             join_this_ray()
+        if (checkpoint := weights_prefetch.wanted(config)) is not None:
+            weights_prefetch.begin(checkpoint)
+            node_prefetch.begin(checkpoint, config.replicas)
+        replica_id = serve.get_replica_context().replica_id.unique_id
         super().__init__(
-            serve.get_replica_context().replica_id.unique_id,
+            replica_id,
             engine_factory(config),
             WatchdogLimits(config.engine.hang_after_s, config.engine.stuck_after_s, config.engine.compile_limit_s),
             data_channel_host(),
@@ -113,6 +118,7 @@ class EngineDeployment(EngineReplica):
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
+            starting=StartBoard(replica_id),
             node_ids=own_nodes(),
         )
         self._has_slo = config.slo.is_set
@@ -144,6 +150,8 @@ class Ingress:
         self._engines = engines
         self._office = office
         self._records = RecordStore()
+        self._ingress_id = uuid.uuid4().hex
+        self._peers = AllIngresses(own_deployment, self._records, self._ingress_id)
         self._closing = contextlib.AsyncExitStack()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -156,7 +164,7 @@ class Ingress:
         from serve_app.ingress.metrics import IngressMetrics
 
         config = self._config
-        ingress_id = uuid.uuid4().hex
+        ingress_id = self._ingress_id
         limits = DispatcherLimits(
             request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
         )
@@ -175,7 +183,7 @@ class Ingress:
             config.ingress.allowed_media_hosts,
         )
         environment_is_final()
-        status_routes.add(app, peers := AllIngresses(own_deployment, self._records), config.ingress.operators)
+        status_routes.add(app, self._peers, config.ingress.operators)
         await self._closing.enter_async_context(client.dispatcher)
         self._client = client
         await self._closing.enter_async_context(client.grammars)
@@ -186,7 +194,9 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        self._status = await serve_status_page(app, config, client.dispatcher, peers, self._event_loop, self._closing)
+        self._status = await serve_status_page(
+            app, config, client.dispatcher, self._peers, self._event_loop, self._closing
+        )
         return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
 
     async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:
@@ -198,7 +208,7 @@ class Ingress:
 
     async def find_records(self, query: bytes) -> bytes:
         """The records of past requests at this replica, for any ingress (`ingress/peers.py`)."""
-        return encode_records(self._records.find(decode_query(query)))
+        return self._peers.answer(query)
 
     async def report_status(self, query: bytes) -> bytes:
         """What this replica tells the status page that another one serves (`ingress/peers.py`)."""

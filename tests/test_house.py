@@ -51,6 +51,8 @@ RAY_IMPORTERS = {
     "serve_app/engine/fake_metrics.py",
     "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
+    "serve_app/engine/node_prefetch.py",
+    "serve_app/engine/start_board.py",
     "serve_app/engine/gang.py",
     "serve_app/engine/scale_in.py",
     "serve_app/scaling/journal.py",

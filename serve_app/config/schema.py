@@ -72,6 +72,9 @@ class EngineConfig(Section):
     """Where kernels that are compiled at a start or at their first use are kept, so that the next start finds them. On
     each node, shared by its replicas, with a folder per versions and kind of machine below it. In a container: a
     volume. `null`: each compiler's own place."""
+    prefetch_weights: bool = True
+    """Whether the weights are read into the page cache while vLLM is imported, on the replica's node and on all others
+    that may get one (docs/operations.md). Only where they are files there and fit into the memory that is left."""
     start_timeout_s: PositiveFloat = 3600.0
     """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
     warm_up: bool = True

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -40,6 +41,28 @@ def read(roots: Sequence[psutil.Process], gpu: GpuReader) -> EngineActivity:
                     else:
                         cpu_s.update(_by_thread(process))
     return EngineActivity(cpu_s, compiler_cpu_s, gpu())
+
+
+def compilers(roots: Sequence[psutil.Process]) -> dict[int, float]:
+    """CPU seconds of the compilers below `roots`, by process id."""
+    cpu_s: dict[int, float] = {}
+    for root in roots:
+        with contextlib.suppress(psutil.Error):
+            for process in root.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if _compiles(process):
+                        cpu_s[process.pid] = sum(process.cpu_times()[:4])
+    return cpu_s
+
+
+def cpu_wait(pids: Iterable[int]) -> dict[int, float]:
+    """How many seconds the main thread of each process has been ready to run without a CPU, by process id; those that
+    are gone are left out, and all where the kernel does not count it."""
+    waited_s: dict[int, float] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            waited_s[pid] = int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    return waited_s
 
 
 def _by_thread(process: psutil.Process) -> dict[int, float]:

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import socket
 import sysconfig
@@ -32,8 +33,14 @@ PHASES: Final = (
     ("Starting to load model", "loading weights"),
     ("Loading weights took", "weights loaded"),
     ("Loading drafter model", "loading the draft model"),
+    ("Model loading took", "profiling"),
+    ("Warming up model for the compilation", "profiling"),
+    ("Starting torch.compile", "compiling"),
+    ("Directly load the compiled graph", "loading compiled graphs"),
     ("Cache the graph", "compiling"),
     ("Dynamo bytecode transform", "compiling"),
+    ("torch.compile took", "profiling"),
+    ("Available KV cache memory", "allocating the KV cache"),
     ("GPU KV cache size", "allocating the KV cache"),
     ("CPU KV cache size", "allocating the KV cache"),
     ("Capturing CUDA graph", "capturing CUDA graphs"),
@@ -44,11 +51,21 @@ PHASES: Final = (
 progress."""
 
 
+DOWNLOADED: Final = re.compile(r"Time spent downloading weights for .*: ([0-9.]+) seconds")
+"""How vLLM says, once it has them, how long it has waited for weights from the Hugging Face hub."""
+
+COMPILED: Final = re.compile(r"(\w+) (?:kernel )?JIT compilation during inference: (.*?)\. This causes")
+"""How vLLM's monitor of late compilations (`vllm.utils.jit_monitor`) says that one has happened. It says it once for
+each kernel (`jit-monitor-verbose`: each time), of Triton, CuTeDSL and TileLang, where the engine is not eager."""
+
+
 class ProcessReport(msgspec.Struct, array_like=True):
-    """One message to the owner: the current phase of the start, or an error."""
+    """One message to the owner: the current phase of the start, or an error; else the name of a kernel that was
+    `compiled` while the engine serves."""
 
     text: str
     error: bool
+    compiled: str = ""
 
 
 def is_engine_process() -> bool:
@@ -120,6 +137,10 @@ def report_of(record: logging.LogRecord) -> ProcessReport | None:
             error = record.exc_info[1]
             message = f"{message} {type(error).__name__}: {error}"
         return ProcessReport(message[:4000], error=True)
+    if (found := COMPILED.match(message)) is not None:
+        return ProcessReport("", error=False, compiled=f"{found[1]} {found[2]}"[:200])
+    if (found := DOWNLOADED.match(message)) is not None:
+        return ProcessReport(f"weights downloaded in {found[1]} s", error=False)
     for beginning, words in PHASES:
         if message.startswith(beginning):
             return ProcessReport(words, error=False)

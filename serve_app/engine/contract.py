@@ -9,7 +9,7 @@ for all attempts together. So the replica sends one message per step and not one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -47,13 +47,15 @@ class EngineInfo:
 @dataclass(frozen=True)
 class EngineStats:
     """The engine as it is now. `unfinished` attempts run or wait in it; `steps` counts engine steps since start.
-    `acceptance_ratio` of the drafted tokens were accepted lately (None: it drafts none, or none yet)."""
+    `acceptance_ratio` of the drafted tokens were accepted lately (None: it drafts none, or none yet). `compilations` of
+    kernels were announced by the engine itself, since it serves."""
 
     running: int
     unfinished: int
     kv_usage_ratio: float
     steps: int
     acceptance_ratio: float | None = None
+    compilations: int = 0
 
 
 class Engine(Protocol):
@@ -89,6 +91,13 @@ class Engine(Protocol):
     def activity(self) -> EngineActivity:
         """What its processes have done so far. Reads the process table, which takes milliseconds: not for every
         step."""
+
+    def compilers(self) -> Mapping[int, float]:
+        """CPU seconds of the compilers below it, by process id. Reads the process table, as `activity` does."""
+
+    def cpu_wait(self) -> Mapping[int, float]:
+        """How many seconds its processes on this node, and this one, have been ready to run without a CPU, by process
+        id. Cheap: a file for each."""
 
     def under_way(self) -> str:
         """Its work in words for the log: requests, the longest context, tokens that wait for prefill."""

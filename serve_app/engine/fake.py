@@ -8,7 +8,8 @@ rest waiting, one call of the sink per step (`fake_scheduler.py`). It imports ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, StepSink
 from serve_app.engine.fake_config import AnswerSource, FakeEngineConfig
@@ -25,6 +26,18 @@ STOP, LENGTH = 0, 1
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[object]]
+
+
+@dataclass
+class HeldUp:
+    """For how long something has held up steps: `past_s`, and since `since_s` again (None: not now)."""
+
+    past_s: float = 0.0
+    since_s: float | None = None
+
+    def total_s(self, now_s: float) -> float:
+        """Until now."""
+        return self.past_s + (now_s - self.since_s if self.since_s is not None else 0.0)
 
 
 class FakeEngine:
@@ -45,6 +58,7 @@ class FakeEngine:
         self._admitted = 0
         self._steps = 0
         self._hung_at_s: float | None = None
+        self._held = {FaultKind.COMPILE: HeldUp(), FaultKind.STARVE: HeldUp()}
         self.first_token_sent = asyncio.Event()
         """Set when any attempt's first token has gone to the sink. For tests."""
         self.aborted = asyncio.Event()
@@ -110,7 +124,17 @@ class FakeEngine:
 
     def activity(self) -> EngineActivity:
         """See `contract.Engine`. It moves all the time, unless it hangs."""
-        return EngineActivity({0: self._hung_at_s if self._hung_at_s is not None else self._clock()})
+        cpu_s = {0: self._hung_at_s if self._hung_at_s is not None else self._clock()}
+        return EngineActivity(cpu_s, self.compilers())
+
+    def compilers(self) -> Mapping[int, float]:
+        """See `contract.Engine`: one, which uses a core while it runs."""
+        held = self._held[FaultKind.COMPILE]
+        return {1: held.total_s(self._clock())} if held.since_s is not None else {}
+
+    def cpu_wait(self) -> Mapping[int, float]:
+        """See `contract.Engine`. Not this process' own: the tests' machine is short of CPU at times."""
+        return {0: self._held[FaultKind.STARVE].total_s(self._clock())}
 
     def under_way(self) -> str:
         """See `contract.Engine`."""
@@ -191,7 +215,15 @@ class FakeEngine:
                 self._hung_at_s = self._clock()
             if FaultKind.HANG in struck or FaultKind.SPIN in struck:
                 return  # healthy to `check`, but no further step comes
-            self._step(due)
+            await self._hold_up([fault for running in due for fault in self._present_faults(running)])
+            self._step([running for running in due if running.attempt.attempt_id in self._scheduler])
+
+    async def _hold_up(self, faults: Sequence[Fault]) -> None:
+        for fault in faults:
+            if (held := self._held.get(fault.kind)) is not None:
+                held.since_s = self._clock()
+                await self._sleep(fault.for_s)
+                held.past_s, held.since_s = held.total_s(self._clock()), None
 
     def _step_s(self, prefilled: int) -> float:
         """How long a step takes that computes so many tokens of prompts; without work, until the next token is due."""

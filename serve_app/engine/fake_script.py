@@ -42,6 +42,7 @@ class ScriptedFault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_token: int = 0
     at_text: str | None = None
     factor: float = 10.0
+    for_s: float = 2.0
     on_resume: bool = False
 
 
@@ -127,7 +128,8 @@ class AnswerScript:
         faults: tuple[Fault, ...] = ()
         if turn.fault is not None:
             at = _token_of(turn.fault, template, encoding.offsets, groups)
-            faults = (Fault(turn.fault.kind, at, factor=turn.fault.factor, on_resume=turn.fault.on_resume),)
+            told = turn.fault
+            faults = (Fault(told.kind, at, factor=told.factor, for_s=told.for_s, on_resume=told.on_resume),)
         ids = list(encoding.ids)
         length = len(ids) if turn.ends else 1 << 62
         return ScriptedAnswer(ids, length, faults, self._filler_token_id, self._eos_token_id)
@@ -218,6 +220,10 @@ class FaultKind(Enum):
     SPIN = "spin"
     """It makes no further step, and uses CPU time all the same."""
     SLOW = "slow"
+    COMPILE = "compile"
+    """A compiler runs for `for_s` before the step."""
+    STARVE = "starve"
+    """Its processes get no CPU for `for_s` before the step."""
     EVICT = "evict"
     """The prefix cache loses everything that no running request uses, when the request starts, whatever `at_token`."""
 
@@ -228,7 +234,8 @@ class Fault:
 
     It happens for the requests named in `request_ids`, and for every `every`-th request that starts (0: for none).
     Unless `on_resume`, it spares a request that already died elsewhere: one fault then ends one engine, not all.
-    `factor` is how many times longer steps take from then on while the request runs (`SLOW`).
+    `factor` is how many times longer steps take from then on while the request runs (`SLOW`); `for_s` how long the step
+    is held up (`COMPILE`, `STARVE`).
     """
 
     kind: FaultKind
@@ -236,4 +243,5 @@ class Fault:
     request_ids: frozenset[str] = frozenset()
     every: int = 0
     factor: float = 10.0
+    for_s: float = 2.0
     on_resume: bool = False

@@ -18,9 +18,17 @@ from serve_app.protocol.service_class import ServiceClass
 class StartPhase(StrEnum):
     """A part of an engine's start. Its words are those of the log (`child.PHASES`, `vllm_process`)."""
 
+    PROCESS = "process"
+    """Until the replica's process runs our code: Ray's worker, and imports."""
     IMPORT = "import"
+    """vLLM's modules and its configuration."""
     PROCESSES = "processes"
+    """The engine core and its workers: their imports, their devices."""
+    DOWNLOAD = "download"
+    """Weights that come from the Hugging Face hub."""
     WEIGHTS = "weights"
+    PROFILE = "profile"
+    """The first run of the model, which measures how much memory is left."""
     COMPILE = "compile"
     KV_CACHE = "kv_cache"
     CUDA_GRAPHS = "cuda_graphs"
@@ -32,30 +40,49 @@ _PHASES = (
     (r"loading vLLM|reading the configuration", StartPhase.IMPORT),
     (r"starting (the engine's processes|workers)", StartPhase.PROCESSES),
     (r"(pretending to load|loading) (weights|the draft model)|weights loaded", StartPhase.WEIGHTS),
-    (r"compiling", StartPhase.COMPILE),
+    (r"profiling", StartPhase.PROFILE),
+    (r"compiling|loading compiled graphs", StartPhase.COMPILE),
     (r"allocating the KV cache", StartPhase.KV_CACHE),
     (r"capturing CUDA graphs", StartPhase.CUDA_GRAPHS),
     (r"warming up|engine core ready", StartPhase.WARM_UP),
 )
 
 
-class StartTimes:
-    """Measures the phases of one start, by what the engine says of its progress. `clock` gives seconds."""
+_DOWNLOADED = re.compile(r"weights downloaded in ([0-9.]+) s")
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+
+def timeline(start_s: Mapping[StartPhase, float]) -> str:
+    """The phases of a start in words: "weights 21.0 s, compile 60.0 s"."""
+    return ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in start_s.items())
+
+
+class StartTimes:
+    """Measures the phases of one start, by what the engine says of its progress. They follow each other and add up to
+    the whole. `clock` gives seconds; the process had run for `process_s` when this began."""
+
+    def __init__(self, clock: Callable[[], float], process_s: float = 0.0) -> None:
         self._clock = clock
         self._phase: StartPhase | None = None
         self._since_s = clock()
-        self._seconds: dict[StartPhase, float] = {}
+        self._seconds: dict[StartPhase, float] = {StartPhase.PROCESS: process_s} if process_s else {}
 
     def note(self, progress: str) -> None:
         """The engine has said so (`contract.ProgressSink`). May be called from another thread, and again."""
+        if (downloaded := _DOWNLOADED.match(progress)) is not None:
+            self._downloaded(float(downloaded[1]))
+            return
         found = (phase for words, phase in _PHASES if re.match(words, progress))
         self._enter(None if progress.startswith("ready") else next(found, StartPhase.OTHER))
 
     def seconds(self) -> Mapping[StartPhase, float]:
         """How long each phase took; those that the start did not have are left out."""
         return dict(self._seconds)
+
+    def _downloaded(self, lasted_s: float) -> None:
+        """So much of the phase that is under way was a download."""
+        lasted_s = min(lasted_s, self._clock() - self._since_s)
+        self._seconds[StartPhase.DOWNLOAD] = self._seconds.get(StartPhase.DOWNLOAD, 0.0) + lasted_s
+        self._since_s += lasted_s
 
     def _enter(self, phase: StartPhase | None) -> None:
         now_s = self._clock()

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -19,7 +19,7 @@ from serve_app.engine.autoscaling import UTILIZATION
 from serve_app.engine.cache_log import CacheMirror
 from serve_app.engine.contract import FAILED_BY_ITSELF, Engine, EngineInfo, StepSink
 from serve_app.engine.fair_queue import Flow
-from serve_app.engine.figures import ReplicaFigures, SentFrames, StartTimes, load_by_class
+from serve_app.engine.figures import ReplicaFigures, SentFrames, StartTimes, load_by_class, timeline
 from serve_app.engine.gpu_time import GpuTime
 from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
@@ -29,8 +29,9 @@ from serve_app.engine.scale_in import LOSS_TOKENS
 from serve_app.engine.scaling_facts import ScalingCounts
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.session_tokens import SessionTokens
-from serve_app.engine.stalls import PrefillStalls
+from serve_app.engine.slow_causes import SlowCauses, Told
 from serve_app.engine.start_queue import Abandoned, StartQueue
+from serve_app.engine.start_watch import UNWATCHED, StartWatch
 from serve_app.engine.watchdog import EngineState, Judgement, Watchdog, WatchdogLimits
 from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.errors import (
@@ -72,9 +73,6 @@ HEARTBEAT_S = 0.5
 SLOW_STEP_S = 10.0
 """A longer step gets a line in the log, with the engine's activity and its requests."""
 
-TOLD_STALL_S = 0.05
-"""An ingress is told of stalls once they are so long, and at an attempt's end: not with every step of a long prompt."""
-
 STEP_MEMORY = 10_000.0
 """Tokens per step are those of about so many steps of a request: some seconds of a busy engine."""
 
@@ -111,8 +109,8 @@ class Attempt:
     """Whether this engine has produced a token for it."""
     queue_wait_s: float = 0.0
     """How long it waited before its start."""
-    stalled_s: float = 0.0
-    """How far the sum of stalls (`stalls.py`) had come when its ingress was last told."""
+    told: Told = field(default_factory=Told)
+    """What its ingress knows of what has slowed it."""
     session: tuple[str, str] | None = None
     """Its client and the session that this named."""
 
@@ -129,7 +127,7 @@ class EngineReplica:
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
-    `report` gets the replica's figures with every heartbeat. `node_ids` are Ray's.
+    `report` gets the replica's figures with every heartbeat, and `starting` how the start goes. `node_ids` are Ray's.
     """
 
     def __init__(
@@ -143,18 +141,19 @@ class EngineReplica:
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[ReplicaFigures], None] = lambda _figures: None,
+        starting: StartWatch = UNWATCHED,
         node_ids: Sequence[str] = (),
     ) -> None:
         self._replica_id = replica_id
         self._node_ids = list(node_ids)
         self._report = report
         self._sent = SentFrames()
-        self._start_times = StartTimes(clock)
+        self._starting = starting
+        self._start_times = StartTimes(clock, starting.process_s)
         self._judgement = Judgement(EngineState.WORKING, 0.0)
         self._clock = clock
         self._max_queue_wait_s = max_queue_wait_s
         self._images = ImageStore(image_bytes)
-        self._stalls = PrefillStalls()
         self._gpu_time = GpuTime()
         self._counts = ScalingCounts()
         self._outboxes: dict[str, Outbox] = {}
@@ -165,6 +164,7 @@ class EngineReplica:
         self._quarantine = Quarantine()
         self._cache = CacheMirror()
         self._engine = engine_factory(self._on_step)
+        self._slow_causes = SlowCauses(self._engine.compilers, self._engine.cpu_wait)
         self._engine_dead = False
         self._stopping = False
         self._newcomers: int | None = None
@@ -191,7 +191,10 @@ class EngineReplica:
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._data_channel_host is not None:
             self._address = await self._channels.open(self._data_channel_host)
-        logger.info("engine ready", extra={"replica": self._replica_id, "start_s": round(self._info.start_s, 1)})
+        start_s = self._start_times.seconds()
+        facts = {"start_s": round(sum(start_s.values()), 1), "phases": timeline(start_s)}
+        logger.info("engine ready", extra={"replica": self._replica_id, **facts})
+        self._starting.ready()
 
     # ---- what an ingress calls ---------------------------------------------------------------------------------------
 
@@ -206,6 +209,7 @@ class EngineReplica:
             image_bytes=self._images.max_bytes,
             kv_cache_tokens=self._info.kv_cache_tokens,
             reports_cache=self._info.reports_cache,
+            start_phases={str(phase): seconds for phase, seconds in self._start_times.seconds().items()},
         )
         return encode_info(
             ReplicaInfo(
@@ -466,7 +470,8 @@ class EngineReplica:
         stall_s = 0.0
         if self._attempts:  # not while the engine warms up
             prefilling, decoding = self._prefill.prefilling > 0, self._prefill.decoding > 0
-            stall_s = self._stalls.step(now_s, prefilling=prefilling, decoding=decoding)
+            announced = self._engine.stats().compilations
+            stall_s = self._slow_causes.step(now_s, announced, prefilling=prefilling, decoding=decoding)
         decoded: list[str] = []
         computed: list[tuple[str, int]] = []
         for delta in deltas:
@@ -475,7 +480,7 @@ class EngineReplica:
                 continue
             if attempt.has_token:
                 decoded.append(attempt.client)
-                self._tell_stalls(attempt, delta)
+                self._slow_causes.tell(attempt.told, delta)
             else:
                 computed.append((attempt.client, self._take_first(attempt, delta, now_s)))
             self._take_tokens(attempt, delta)
@@ -496,9 +501,9 @@ class EngineReplica:
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> int:
         """Note its first token. Returns how many tokens were computed for it."""
         attempt.has_token = True
-        attempt.stalled_s = self._stalls.total_s
         delta.timing = delta.timing or EngineTiming()
         delta.timing.replica_queue_s = attempt.queue_wait_s
+        attempt.told = self._slow_causes.first_token(delta.timing, now_s)
         self._starts.first_token(delta.attempt_id)
         if not delta.token_ids:
             computed = 0  # there was nothing left to do
@@ -518,13 +523,6 @@ class EngineReplica:
         if delta.finish_reason is not None:
             attempt.resume_key = ""  # it is complete: nothing to resume
             attempt.preemptible, attempt.is_ending = False, True
-
-    def _tell_stalls(self, attempt: Attempt, delta: TokenDelta) -> None:
-        stalled_s = self._stalls.total_s - attempt.stalled_s
-        if stalled_s > TOLD_STALL_S or (stalled_s > 0 and delta.finish_reason is not None):
-            attempt.stalled_s += stalled_s
-            delta.timing = delta.timing or EngineTiming()
-            delta.timing.neighbour_prefill_s = stalled_s
 
     def _share_cache(self) -> None:
         if (changes := self._engine.cache_changes()) is None:
@@ -567,7 +565,8 @@ class EngineReplica:
             state = "slow"
         else:
             state = "idle" if not self._attempts else str(self._judgement.state)
-        return ReplicaActivity(state, self._engine.under_way(), self._step_tokens.value, stats.acceptance_ratio)
+        under_way = ("compiling a kernel; " if self._slow_causes.compiles else "") + self._engine.under_way()
+        return ReplicaActivity(state, under_way, self._step_tokens.value, stats.acceptance_ratio)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -601,6 +600,7 @@ class EngineReplica:
             return
         judgement = self._watchdog.observe(self._clock(), stats.steps, self._engine.activity, busy=stats.unfinished > 0)
         self._judgement = judgement
+        self._slow_causes.observe(self._clock(), stats.steps, busy=stats.unfinished > 0)
         if judgement.state in (EngineState.HUNG, EngineState.STUCK):
             reason = f"{judgement.state}: {judgement.evidence} (under way: {self._engine.under_way()})"
             logger.error("the engine is killed", extra={"replica": self._replica_id, "reason": reason})
@@ -624,6 +624,7 @@ class EngineReplica:
 
     def _progress(self, what: str) -> None:
         self._start_times.note(what)
+        self._starting.say(what)
         logger.info("starting the engine", extra={"replica": self._replica_id, "phase": what})
 
 

@@ -23,14 +23,22 @@ class PrefillStalls:
         self._plain_s: float | None = None
         self._last_s: float | None = None
 
-    def step(self, now_s: float, *, prefilling: bool, decoding: bool) -> float:
+    @property
+    def usual_s(self) -> float | None:
+        """How long a step without a prompt takes; None: not known yet."""
+        return self._plain_s
+
+    def step(self, now_s: float, *, prefilling: bool, decoding: bool, compile_s: float = 0.0) -> float:
         """A step has ended at `now_s`. Returns how much longer it took than usual because of a prompt. `decoding`: some
-        sequence had a token before it; `prefilling`: some other one waited for its first token in the engine."""
+        sequence had a token before it; `prefilling`: some other one waited for its first token in the engine. For
+        `compile_s` of it a kernel was compiled: that is no prompt's time, and no usual step."""
         last_s, self._last_s = self._last_s, now_s
         if last_s is None or not decoding:
             return 0.0  # nobody waited for this step
-        step_s = now_s - last_s
+        step_s = now_s - last_s - compile_s
         if not prefilling or (self._plain_s is not None and step_s < LONGER * self._plain_s):
+            if compile_s:
+                return 0.0
             self._plain_s = step_s if self._plain_s is None else self._plain_s + STEP_MEMORY * (step_s - self._plain_s)
         elif self._plain_s is not None:
             stall_s = max(step_s - self._plain_s, 0.0)

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,7 @@ class VllmEngine:
         self._schedulers: dict[int, Any] = {}
         self._ranks = 1
         self._gpu: activity.GpuReader = lambda: None
+        self._pids: tuple[int, ...] = ()
         self._steps = 0
         self._acceptance = RecentRatio(DRAFT_MEMORY_TOKENS)
 
@@ -175,6 +177,7 @@ class VllmEngine:
         self._kv_events.follow(started.vllm_config)
         self._cores = engine_core_children(self._others)
         self._gpu = activity.gpu_reader()
+        self._pids = (os.getpid(), *(process.pid for process in started.processes))
         observe_core(live.llm, functools.partial(self._take_step, live), functools.partial(self._lose, live))
         self._tasks = [asyncio.get_running_loop().create_task(self._log(live), name="engine-log")]
 
@@ -214,6 +217,16 @@ class VllmEngine:
         """See `contract.Engine`."""
         own = activity.read([core for core in engine_core_processes() if core.pid not in self._others], self._gpu)
         return self._gang.activity(own, self._workers) if self._workers else own
+
+    def compilers(self) -> Mapping[int, float]:
+        """See `contract.Engine`. Of workers on other nodes, those of the last second or two."""
+        if self._workers:
+            return self.activity().compiler_cpu_s
+        return activity.compilers([core for core in engine_core_processes() if core.pid not in self._others])
+
+    def cpu_wait(self) -> Mapping[int, float]:
+        """See `contract.Engine`."""
+        return activity.cpu_wait(self._pids)
 
     def under_way(self) -> str:
         """See `contract.Engine`."""
@@ -312,6 +325,7 @@ class VllmEngine:
             kv_usage_ratio=sum(rank.kv_cache_usage for rank in ranks) / self._ranks if ranks else 0.0,
             steps=self._steps,
             acceptance_ratio=self._acceptance.value,
+            compilations=self._reports.compilations if self._reports is not None else 0,
         )
 
     def _admit(self, attempt: AttemptRequest) -> _Running:

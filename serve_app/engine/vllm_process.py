@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import os
 import secrets
@@ -33,6 +34,8 @@ if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_pat
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 3600
 """vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
@@ -68,6 +71,7 @@ class EngineReports:
         self._ticker: asyncio.Task[None] | None = None
         self.error: str | None = None
         """The first error that one of them reported: the cause of what came after."""
+        self.compilations = 0  # of kernels, while they serve, as far as vLLM's monitor says so
 
     def open(self) -> None:
         """Listen to processes that are started from now on, and repeat the last phase every `TICK_S`."""
@@ -112,6 +116,9 @@ class EngineReports:
         """Handle one report of a process."""
         if report.error:
             self.error = self.error or report.text
+        elif report.compiled:
+            self.compilations += 1
+            logger.warning("the engine compiled a kernel while it serves", extra={"kernel": report.compiled})
         elif report.text != self._phase and self._ticker is not None and not self._ticker.cancelled():
             self.say(report.text)
 

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ingress import content_encoding, routes, sessions
+from serve_app.ingress import content_encoding, finish_reasons, routes, sessions
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.error_format import SERVER_FAULT, ApiStyle, error_body, foreign_error, status_of
 from serve_app.ingress.rate_limits.headers import limit_headers
@@ -237,6 +237,8 @@ class _RequestCycle:
         # Probes come every few seconds, and nobody looks for their traces.
         if self._tracing is not None and (self._route is None or self._route.needs_key):
             self._context.trace_context = self._tracing.begin(headers)
+            if headers and self._context.trace_context is not None:
+                self._raw_send = finish_reasons.noting(self._raw_send, self._api, self._context.finish_reasons)
 
     async def _answer_options(self, route: routes.Route) -> None:
         """The methods of a route. A browser asks, without its key, before it sends a request from another origin's

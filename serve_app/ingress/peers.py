@@ -31,7 +31,14 @@ from serve_app.ingress.fleet_status import (
 )
 from serve_app.ingress.serve_watch import Load, ServeWatch
 from serve_app.observability.fleet import IngressReport, ReportQuery
-from serve_app.observability.records import RecordQuery, RecordStore, decode_records, encode_query
+from serve_app.observability.records import (
+    RecordQuery,
+    RecordStore,
+    decode_query,
+    decode_records,
+    encode_query,
+    encode_records,
+)
 from serve_app.observability.search import Found
 from serve_app.protocol.errors import RequestRefused
 from serve_app.router.dispatcher import Dispatcher
@@ -52,15 +59,17 @@ ASKED_S = 0.5
 class AllIngresses:
     """`RecordSearch` over a handle to the ingress deployment, which exists once the application runs."""
 
-    def __init__(self, ingresses: Callable[[], DeploymentHandle[Any]], own: RecordStore) -> None:
+    def __init__(self, ingresses: Callable[[], DeploymentHandle[Any]], own: RecordStore, ingress_id: str) -> None:
         self._ingresses = ingresses
+        self._ingress_id = ingress_id
         self.own = own
         self._handle: DeploymentHandle[Any] | None = None
         self._asked = 0
 
     async def find(self, query: RecordQuery) -> Found:
         """See `RecordSearch`."""
-        answers = await self.ask("find_records", encode_query(query))
+        asked = msgspec.structs.replace(query, asked_by=self._ingress_id)
+        answers = await self.ask("find_records", encode_query(asked))
         if answers is None:
             return Found(self.own.find(query), silent_ingresses=1)
         records = self.own.find(query)
@@ -71,6 +80,11 @@ class AllIngresses:
             except (msgspec.DecodeError, TypeError):  # an error in place of an answer, or another version's
                 silent += 1
         return Found(query.best(records), silent)
+
+    def answer(self, query: bytes) -> bytes:
+        """This ingress' records, for any ingress that asks. Nothing for itself: it has read them already."""
+        asked = decode_query(query)
+        return encode_records([] if asked.asked_by == self._ingress_id else self.own.find(asked))
 
     async def ask(self, method: str, query: bytes) -> list[Any] | None:
         """What each ingress answers to a call of this method, an error in its place; None if none can be asked.

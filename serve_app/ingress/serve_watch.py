@@ -9,6 +9,7 @@ they looked at.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -19,6 +20,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError
 
+from serve_app.engine import start_board
 from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason
 from serve_app.scaling.journal import ScaleChange
 
@@ -41,6 +43,12 @@ only."""
 Fetch = Callable[[], Awaitable[object]]
 """Serve's details (`ServeInstanceDetails` as a dict). Raises `RayError`, `TimeoutError`, `ValueError`."""
 
+STARTING = "STARTING"
+"""Serve's state of a replica whose constructor runs."""
+
+Starts = Callable[[Sequence[str]], Mapping[str, str]]
+"""What replicas say of their start, by id (`engine/start_board.read`)."""
+
 Journal = Callable[[str], Sequence[ScaleChange]]
 """The changes that a deployment's policy has made, the oldest first; none if it keeps no journal. It may block. Raises
 `RayError`, `ValueError`."""
@@ -58,11 +66,13 @@ class ServeWatch:
         loads: Callable[[], Mapping[str, Load]],
         fetch: Fetch | None = None,
         journal: Journal = lambda _deployment: (),
+        starts: Starts | None = None,
     ) -> None:
         self._application = application
         self._loads = loads
         self._fetch = fetch or _Controller().details
         self._journal = journal
+        self._read_starts = starts or start_board.read
         self._view = ServeView(problem="Serve has not answered yet.")
         self._asked_s = float("-inf")
         self._asking = asyncio.Lock()
@@ -102,13 +112,25 @@ class ServeWatch:
     async def _ask(self) -> None:
         try:
             details = await asyncio.wait_for(self._fetch(), TIMEOUT_S)
-            deployments = read_deployments(details, self._application)
+            deployments = read_deployments(details, self._application, await self._starts(details))
         except (RayError, TimeoutError, ValueError, msgspec.ValidationError) as error:
             problem = f"Serve's controller does not answer ({type(error).__name__}): nodes and targets may be old."
             self._view = msgspec.structs.replace(self._view, problem=problem)
             return
         await self._note_changes(deployments)
         self._view = ServeView(deployments)
+
+    async def _starts(self, details: object) -> Mapping[str, str]:
+        """What the starting replicas say of their start."""
+        waiting = [
+            replica.replica_id
+            for one in read_deployments(details, self._application)
+            for replica in one.replicas
+            if replica.state == STARTING
+        ]
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(asyncio.to_thread(self._read_starts, waiting), TIMEOUT_S) if waiting else {}
+        return {}
 
     async def _note_changes(self, deployments: Sequence[Deployment]) -> None:
         for one in deployments:
@@ -166,16 +188,23 @@ class _Details(msgspec.Struct):
     applications: dict[str, _Application] = {}
 
 
-def read_deployments(details: object, application: str) -> list[Deployment]:
-    """The deployments of an application in Serve's details. Raises `msgspec.ValidationError`."""
+def read_deployments(details: object, application: str, starts: Mapping[str, str] | None = None) -> list[Deployment]:
+    """The deployments of an application in Serve's details; `starts` as `Starts` gives them. Raises
+    `msgspec.ValidationError`."""
     found = msgspec.convert(details, _Details).applications.get(application)
-    return [] if found is None else [_deployment(one) for one in found.deployments.values()]
+    return [] if found is None else [_deployment(one, starts or {}) for one in found.deployments.values()]
 
 
-def _deployment(one: _Deployment) -> Deployment:
+def _deployment(one: _Deployment, starts: Mapping[str, str]) -> Deployment:
     autoscaled = one.deployment_config.get("autoscaling_config") is not None
     replicas = [
-        ServeReplica(replica.replica_id, replica.state, replica.node_ip or "", replica.start_time_s)
+        ServeReplica(
+            replica.replica_id,
+            replica.state,
+            replica.node_ip or "",
+            replica.start_time_s,
+            starts.get(replica.replica_id, ""),
+        )
         for replica in one.replicas
     ]
     return Deployment(one.name, one.status.lower(), one.target_num_replicas, one.message, autoscaled, replicas)

@@ -85,6 +85,16 @@ def _why_not_cached(attempt: AttemptRecord) -> str:
     return ""
 
 
+def _compile(record: RequestRecord) -> str:
+    most = max(record.attempts, key=lambda one: one.compile_s)
+    return f"the engine of replica {most.replica_id} compiled a kernel"
+
+
+def _cpu_wait(record: RequestRecord) -> str:
+    most = max(record.attempts, key=lambda one: one.cpu_wait_s)
+    return f"the processes of replica {most.replica_id} were short of CPU: other work on their node had it"
+
+
 def _transfer(record: RequestRecord) -> str:
     return f"it was on the way to replica {record.attempts[0].replica_id} and back"
 
@@ -148,6 +158,8 @@ WORDS: Final[MappingProxyType[Phase, Callable[[RequestRecord], str]]] = MappingP
         Phase.REPLICA_QUEUE: _replica_queue,
         Phase.ENGINE_QUEUE: _engine_queue,
         Phase.PREFILL: _prefill,
+        Phase.COMPILE: _compile,
+        Phase.CPU_WAIT: _cpu_wait,
         Phase.TRANSFER: _transfer,
         Phase.DECODE: _decode,
         Phase.NEIGHBOUR_PREFILL: _neighbour_prefill,

@@ -56,12 +56,13 @@ class IngressReport(msgspec.Struct, frozen=True):
 
 
 class ServeReplica(msgspec.Struct, frozen=True):
-    """A replica as Serve knows it, in Serve's words."""
+    """A replica as Serve knows it, in Serve's words; `starting`: what it says of its start."""
 
     replica_id: str
     state: str
     node: str = ""
     started_unix_s: float = 0.0
+    starting: str = ""
 
 
 class Deployment(msgspec.Struct, frozen=True):
@@ -83,7 +84,8 @@ class ServeView(msgspec.Struct, frozen=True):
 
 
 class ReplicaView(msgspec.Struct, frozen=True):
-    """An engine replica. `state` is the engine's (`ReplicaActivity`), else the connection's or Serve's.
+    """An engine replica. `state` is the engine's (`ReplicaActivity`), else the connection's or Serve's. `start_phases`
+    are the seconds of each phase of its start; of one that is starting, `under_way` is the phase.
 
     Of its `slots`, and of `capacity` with those that wait, `unfinished` are taken; `queued` of these wait."""
 
@@ -106,6 +108,7 @@ class ReplicaView(msgspec.Struct, frozen=True):
     tokens_per_step: float | None = None
     acceptance_ratio: float | None = None
     start_s: float | None = None
+    start_phases: dict[str, float] = {}
     started_unix_s: float | None = None
 
 
@@ -144,6 +147,7 @@ def replica_views(
                 one.replica_id,
                 one.node,
                 "not connected" if state == "running" else state,
+                under_way=one.starting,
                 started_unix_s=one.started_unix_s or None,
             )
     return sorted(views.values(), key=lambda view: (view.node, view.replica_id))
@@ -173,6 +177,7 @@ def _connected(connection: ReplicaConnection, serve: ServeReplica | None) -> Rep
         tokens_per_step=activity.tokens_per_step if activity is not None else None,
         acceptance_ratio=activity.acceptance_ratio if activity is not None else None,
         start_s=capacity.start_s,
+        start_phases=capacity.start_phases,
         started_unix_s=serve.started_unix_s if serve is not None and serve.started_unix_s else None,
     )
 

@@ -5,6 +5,7 @@
                                           |  replica_queue    |  neighbour_prefill
                                           |  engine_queue     |  preemption
                                           |  prefill          |  migration
+                                          |  compile, cpu_wait|  compile, cpu_wait
                                           |  transfer         |
 
 Of several sequences (`n`, several prompts), the one that was complete last is followed: the others ran beside it. The
@@ -36,6 +37,11 @@ class Phase(StrEnum):
     """Wait in the engine for a slot, or for room in the KV cache."""
     PREFILL = "prefill"
     """From its first scheduling to its first token."""
+    COMPILE = "compile"
+    """The engine compiled a kernel, for this request or another: before its first token, or while it was decoded."""
+    CPU_WAIT = "cpu_wait"
+    """The replica's processes were ready to run, and other work had the CPUs of their node; before the first token or
+    after."""
     TRANSFER = "transfer"
     """What is left between its dispatch and its first token: the way there and back, and event loops."""
     DECODE = "decode"
@@ -76,7 +82,8 @@ def split(context: RequestContext, ended_s: float) -> list[PhaseSpan]:
 
 def at_replica(attempt: AttemptTrace) -> list[PhaseSpan]:
     """The phases of one attempt, from its dispatch to its last token; none without a token. What stalls its decoding
-    (`NEIGHBOUR_PREFILL`, `PREEMPTION`) is part of `DECODE`: it is spread over it."""
+    (`NEIGHBOUR_PREFILL`, `PREEMPTION`, and `COMPILE` and `CPU_WAIT` after the first token) is part of `DECODE`: it is
+    spread over it."""
     if attempt.first_token_s is None or attempt.last_token_s is None:
         return []
     clock = _Clock(attempt.dispatched_s, attempt.last_token_s)
@@ -180,9 +187,16 @@ def _before_first_token(attempt: AttemptTrace) -> list[tuple[Phase, float]]:
         (Phase.REPLICA_QUEUE, attempt.replica_queue_s),
         (Phase.ENGINE_QUEUE, attempt.engine_queue_s),
         (Phase.PREFILL, attempt.prefill_s),
+        (Phase.COMPILE, attempt.first_compile_s),
+        (Phase.CPU_WAIT, attempt.first_cpu_wait_s),
     ]
 
 
 def _decode(clock: _Clock, attempt: AttemptTrace, last_token_s: float) -> None:
-    stalls = [(Phase.NEIGHBOUR_PREFILL, attempt.neighbour_prefill_s), (Phase.PREEMPTION, attempt.preempted_s)]
+    stalls = [
+        (Phase.NEIGHBOUR_PREFILL, attempt.neighbour_prefill_s),
+        (Phase.PREEMPTION, attempt.preempted_s),
+        (Phase.COMPILE, attempt.compile_s),
+        (Phase.CPU_WAIT, attempt.cpu_wait_s),
+    ]
     clock.shares(stalls, Phase.DECODE, last_token_s)

@@ -57,6 +57,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    compile_s: float = 0.0
+    cpu_wait_s: float = 0.0
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -91,13 +93,14 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
 
 class RecordQuery(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which records are wanted: one request's, else the last `limit` ones, or the `slowest` that many; of one key,
-    and received since `since_unix_s`."""
+    and received since `since_unix_s`. `asked_by` is the ingress that asks the others; empty: not one of them."""
 
     request_id: str | None = None
     slowest: int = 0
     limit: int = 20
     key: str | None = None
     since_unix_s: float = 0.0
+    asked_by: str = ""
 
     def matches(self, record: RequestRecord) -> bool:
         """Whether a record is among those that are looked through."""
@@ -182,6 +185,8 @@ def _attempt(trace: AttemptTrace, received_s: float) -> AttemptRecord:
         neighbour_prefill_s=trace.neighbour_prefill_s,
         preempted_s=trace.preempted_s,
         preemptions=trace.preemptions,
+        compile_s=trace.first_compile_s + trace.compile_s,
+        cpu_wait_s=trace.first_cpu_wait_s + trace.cpu_wait_s,
     )
 
 

@@ -24,7 +24,7 @@ from serve_app.protocol.trace_context import TraceContext, new_span_id
 from serve_app.router.attempts import End
 from serve_app.router.request_context import AttemptTrace, RequestContext, RequestTrace
 
-Attributes = Mapping[str, str | int | float | bool]
+Attributes = Mapping[str, str | int | float | bool | tuple[str, ...]]
 
 OPERATIONS: Final = MappingProxyType(
     {
@@ -110,6 +110,7 @@ def _request_span(context: RequestContext, record: RequestRecord, trace: TraceCo
             **({"error.type": record.outcome} if record.outcome not in (Outcome.OK, Outcome.CANCELLED) else {}),
             **({"step.key": record.key} if record.key else {}),
             **(_generation(record, operation) if operation else {}),
+            **({"gen_ai.response.finish_reasons": tuple(context.finish_reasons)} if context.finish_reasons else {}),
         },
         error=record.error if failed else None,
         events=tuple(_migrations(context)),
@@ -183,6 +184,8 @@ def _attempt(attempt: AttemptTrace) -> Attributes:
         "step.attempt.end": attempt.end,
         "step.attempt.output_tokens": attempt.tokens,
         "step.attempt.steps": attempt.steps,
+        "step.attempt.compile_s": attempt.first_compile_s + attempt.compile_s,
+        "step.attempt.cpu_wait_s": attempt.first_cpu_wait_s + attempt.cpu_wait_s,
         **({"error.type": attempt.end} if attempt.end in FAILED else {}),
     }
 
@@ -195,6 +198,8 @@ def _stalls(attempt: AttemptTrace, phase: Phase) -> Attributes:
         "step.decode.neighbour_prefill_s": attempt.neighbour_prefill_s,
         "step.decode.preempted_s": attempt.preempted_s,
         "step.decode.preemptions": attempt.preemptions,
+        "step.decode.compile_s": attempt.compile_s,
+        "step.decode.cpu_wait_s": attempt.cpu_wait_s,
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 """Raised when a message changes: its fields are positions. During a rolling upgrade an old ingress may meet a new
 replica. Messages of another version are not read beyond the version; the ingress then uses a replica of its own."""
 
@@ -86,7 +86,8 @@ class EngineTiming(msgspec.Struct, array_like=True, omit_defaults=True, gc=False
 
     With its first delta: its wait before the engine got it, in the engine's own queue, and from its first scheduling to
     its first token. With later ones, what has come since the last that said so: how much longer steps took because they
-    computed prompts of others, and time lost to preemptions for want of KV cache.
+    computed prompts of others, and time lost to preemptions for want of KV cache. With both: how long a kernel was
+    compiled, and how long the replica's processes waited for a CPU. That is in no other part.
     """
 
     replica_queue_s: float = 0.0
@@ -95,6 +96,8 @@ class EngineTiming(msgspec.Struct, array_like=True, omit_defaults=True, gc=False
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    compile_s: float = 0.0
+    cpu_wait_s: float = 0.0
 
 
 class TokenDelta(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -157,7 +160,8 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     `max_unfinished` attempts may run and wait there; None: the ingress assumes its own configuration. One runs for
     `service_s` on average (None: not measured yet). `ingresses` are connected. The engine took `start_s` to start.
     It keeps `image_bytes` of the images that were sent to it (`protocol/images.py`). Its KV cache holds
-    `kv_cache_tokens`. `reports_cache`: its frames say what its prefix cache holds (`Frame.cache`).
+    `kv_cache_tokens`. `reports_cache`: its frames say what its prefix cache holds (`Frame.cache`). `start_phases` are
+    the seconds of each phase of its start, in their order.
     """
 
     max_unfinished: int | None = None
@@ -167,6 +171,7 @@ class ReplicaCapacity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     image_bytes: int = 0
     kv_cache_tokens: int = 0
     reports_cache: bool = False
+    start_phases: dict[str, float] = {}
 
 
 class ReplicaActivity(msgspec.Struct, frozen=True, array_like=True, gc=False):

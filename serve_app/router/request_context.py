@@ -19,7 +19,7 @@ import msgspec
 
 from serve_app.protocol.errors import ServeError
 from serve_app.protocol.images import ImageEncoder
-from serve_app.protocol.messages import RequestSpec, TokenDelta
+from serve_app.protocol.messages import EngineTiming, RequestSpec, TokenDelta
 from serve_app.protocol.service_class import DEFAULT_SHARE, Share
 from serve_app.protocol.trace_context import TraceContext
 from serve_app.router.attempts import End
@@ -67,24 +67,38 @@ class AttemptTrace:
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    first_compile_s: float = 0.0
+    """How long a kernel was compiled before its first token; `compile_s`: after it. The same of waits for a CPU."""
+    compile_s: float = 0.0
+    first_cpu_wait_s: float = 0.0
+    cpu_wait_s: float = 0.0
     span_id: int = 0
     """Of its span, where the request is sampled."""
 
     def take(self, delta: TokenDelta, now_s: float) -> None:
         """Note new tokens, and what their replica says of its time."""
+        if delta.timing is not None:
+            self._take_timing(delta.timing, first=self.first_token_s is None)
         if delta.token_ids:
             if self.first_token_s is None:
                 self.first_token_s = now_s
             self.last_token_s = now_s
             self.steps += 1
             self.tokens += len(delta.token_ids)
-        if (timing := delta.timing) is not None:
-            self.replica_queue_s += timing.replica_queue_s
-            self.engine_queue_s += timing.engine_queue_s
-            self.prefill_s += timing.prefill_s
-            self.neighbour_prefill_s += timing.neighbour_prefill_s
-            self.preempted_s += timing.preempted_s
-            self.preemptions += timing.preemptions
+
+    def _take_timing(self, timing: EngineTiming, *, first: bool) -> None:
+        self.replica_queue_s += timing.replica_queue_s
+        self.engine_queue_s += timing.engine_queue_s
+        self.prefill_s += timing.prefill_s
+        self.neighbour_prefill_s += timing.neighbour_prefill_s
+        self.preempted_s += timing.preempted_s
+        self.preemptions += timing.preemptions
+        if first:
+            self.first_compile_s += timing.compile_s
+            self.first_cpu_wait_s += timing.cpu_wait_s
+        else:
+            self.compile_s += timing.compile_s
+            self.cpu_wait_s += timing.cpu_wait_s
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -203,6 +217,8 @@ class RequestContext:
     method: str = ""
     trace_context: TraceContext | None = None
     """Where it belongs in its trace; None: it is not sampled."""
+    finish_reasons: list[str] = field(default_factory=list)
+    """Why its answers ended, as the client is told; noted of a sampled request only."""
     session: Session | None = None
     resume_request_id: str | None = None
     """The id of the request with the broken stream that this one continues."""

@@ -72,6 +72,17 @@ async def test_the_first_delta_says_how_long_its_prefill_took(subject: Subject) 
     assert 0 < timing.prefill_s <= loop.time() - begun_s
 
 
+async def test_nothing_compiles_and_waits_for_a_cpu_only_grow(subject: Subject) -> None:
+    before = subject.engine.cpu_wait()
+    await subject.run(subject.attempt(max_tokens=8))
+    after = subject.engine.cpu_wait()
+    assert before, "its processes"
+    assert set(before) == set(after)
+    assert all(before[pid] <= after[pid] for pid in before)
+    assert subject.engine.compilers() == {}
+    assert subject.engine.stats().compilations == 0
+
+
 async def test_the_same_prompt_gives_the_same_tokens(subject: Subject) -> None:
     assert await subject.run(subject.attempt(max_tokens=12)) == await subject.run(subject.attempt(max_tokens=12))
 

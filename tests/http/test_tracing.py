@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 import msgspec
@@ -119,7 +120,9 @@ async def test_a_sampled_client_gets_its_request_with_phases_and_attempt_into_it
             "gen_ai.usage.output_tokens": 20,
             "gen_ai.usage.cache_read.input_tokens": 0,
             "gen_ai.response.time_to_first_chunk": said["gen_ai.response.time_to_first_chunk"],
+            "gen_ai.response.finish_reasons": said["gen_ai.response.finish_reasons"],
         }
+        assert finish_reasons(request) == ["length"]
         assert attempt.kind == Span.SPAN_KIND_CLIENT
         assert attempt.parent_span_id == request.span_id
         assert attributes(attempt)["step.replica.id"] == "a"
@@ -137,6 +140,30 @@ async def test_a_sampled_client_gets_its_request_with_phases_and_attempt_into_it
         assert here.receiver.resource["service.instance.id"] == "ingress-1"
         headers = engines.attempts[0].trace_headers
         assert headers == {"traceparent": f"00-{TRACE}-{attempt.span_id.hex()}-01", "tracestate": "vendor=1"}
+
+
+def finish_reasons(request: Span) -> list[str]:
+    found: Any = attributes(request)["gen_ai.response.finish_reasons"]
+    return [one.string_value for one in found.values]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reasons"),
+    [
+        (CHAT, {"n": 2}, ["length", "length"]),
+        (CHAT, {"stop": ["I", "J", "K", "a"], "max_tokens": 200, "ignore_eos": True}, ["stop"]),
+        ("/v1/messages", {"stream": True}, ["max_tokens"]),
+    ],
+)
+async def test_a_span_says_why_the_answer_ended_as_its_client_is_told(
+    path: str, body: dict[str, object], reasons: list[str]
+) -> None:
+    async with traced({"a": Engines().factory(answer_tokens=(500, 500))}) as here:
+        response = await here.client.post(path, json=chat(**body), headers=SAMPLED)
+        assert response.status_code == 200, response.text
+        spans = await here.receiver.trace(TRACE)
+        request = only(spans[f"chat {NAME}"])
+        assert finish_reasons(request) == reasons
 
 
 async def test_record_and_log_line_name_the_trace() -> None:

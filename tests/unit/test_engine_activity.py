@@ -85,6 +85,28 @@ def test_torch_inductors_compile_workers_count_as_compilers() -> None:
     assert not seen.cpu_s
 
 
+def test_compilers_are_found_below_and_nothing_else() -> None:
+    compiles = "sys.stdin.read() # compile_worker"
+    before = f"import subprocess, sys\nwaits = subprocess.Popen([sys.executable, '-c', 'import sys; {compiles}'])"
+    with process("waits.wait()", before=before) as parent:
+        (child,) = parent.children()
+        while not any(activity.COMPILE_WORKER in part for part in child.cmdline()):
+            pass  # it has not become a Python yet
+        assert set(activity.compilers([parent])) == {child.pid}
+        assert activity.compilers([child]) == {}, "below, and not itself"
+        child.kill()
+
+
+def test_waits_for_a_cpu_are_counted_by_the_kernel_and_only_grow() -> None:
+    with process("input()") as gone:
+        pass
+    gone.wait()
+    before = activity.cpu_wait([os.getpid(), gone.pid])
+    after = activity.cpu_wait([os.getpid()])
+    assert set(before) == {os.getpid()}
+    assert 0 <= before[os.getpid()] <= after[os.getpid()]
+
+
 def test_a_process_that_is_gone_is_left_out() -> None:
     with process("input()") as gone:
         pass

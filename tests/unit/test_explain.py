@@ -54,6 +54,8 @@ def test_a_long_prefill_says_how_much_and_why() -> None:
         (Phase.PREFILL, {"reason": "new"}, "no replica had any of it cached"),
         (Phase.DECODE, {"steps": 22, "tokens": 44}, "44 tokens in 22 steps of 100 ms, 2.0 tokens a step"),
         (Phase.PREEMPTION, {"preemptions": 2}, "preempted 2 times"),
+        (Phase.COMPILE, {"compile_s": 2.1}, "2.1 s of 2.6 s: the engine of replica a compiled a kernel"),
+        (Phase.CPU_WAIT, {"cpu_wait_s": 2.1}, "the processes of replica a were short of CPU"),
     ],
 )
 def test_the_cause_is_named(phase: Phase, facts: dict[str, object], words: str) -> None:

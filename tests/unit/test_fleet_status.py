@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -149,6 +150,20 @@ async def test_a_changed_target_is_noted_with_its_reason() -> None:
     assert decision.reason == "load 140% on average (140%), to be held at 70%"
     assert second.problem == "" and third.deployments == second.deployments
     assert "RayError" in third.problem and "ValidationError" in fourth.problem
+
+
+async def test_a_starting_replica_says_what_it_does() -> None:
+    asked: list[str] = []
+
+    def starts(replica_ids: Sequence[str]) -> Mapping[str, str]:
+        asked.extend(replica_ids)
+        return {"a": "loading weights (12 s)"}
+
+    watch = ServeWatch("step", dict, Controller(details(1), details(1, "STARTING")).details, starts=starts)
+    first, second = await views(watch, 2)
+    assert (first.deployments[0].replicas[0].starting, asked) == ("", ["a"])
+    (view,) = fleet.replica_views([], {}, second.deployments[0].replicas)
+    assert (view.state, view.under_way) == ("starting", "loading weights (12 s)")
 
 
 async def test_the_reason_of_a_policy_that_keeps_a_journal_is_its_own() -> None:

@@ -18,6 +18,7 @@ from serve_app.engine.figures import (
     StartPhase,
     StartTimes,
     load_by_class,
+    timeline,
 )
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics, TotalCounter, declared
@@ -104,6 +105,25 @@ def test_the_phases_of_a_start_are_timed_though_they_are_said_again() -> None:
         StartPhase.OTHER: 1,
         StartPhase.WARM_UP: 4,
     }
+
+
+def test_a_download_is_taken_out_of_the_weights_and_the_process_comes_first() -> None:
+    clock = Clock()
+    times = StartTimes(clock, process_s=2.5)
+    for clock.now_s, words in (
+        (0, "loading vLLM"),
+        (4, "loading weights"),
+        (64, "weights downloaded in 50.000000 s"),
+        (70, "profiling"),
+        (75, "compiling"),
+        (95, "profiling"),
+        (96, "ready"),
+    ):
+        times.note(words)
+    assert timeline(times.seconds()) == (
+        "process 2.5 s, import 4.0 s, download 50.0 s, weights 16.0 s, profile 6.0 s, compile 20.0 s"
+    )
+    assert sum(times.seconds().values()) == 98.5
 
 
 def test_a_peak_is_forgotten_after_its_time() -> None:

@@ -70,6 +70,14 @@ def test_stalls_are_taken_from_decoding() -> None:
     assert (found["decode"], found["neighbour_prefill"], found["preemption"]) == (6.0, 2.0, 1.0)
 
 
+def test_compilations_and_waits_for_a_cpu_are_taken_out_where_they_were() -> None:
+    one = attempt("a", 12.0, 19.0, prefill_s=1.0, compile_s=4.0, cpu_wait_s=1.5)
+    one.take(TokenDelta("x", 1, [1], timing=EngineTiming(compile_s=2.0, cpu_wait_s=0.5)), 25.0)
+    found = seconds(split(context(RequestTrace(submitted_s=12.0, attempts=[one])), 25.0))
+    assert (found["prefill"], found["transfer"], found["decode"]) == (1.0, 0.5, 3.5)
+    assert (found["compile"], found["cpu_wait"]) == (6.0, 2.0)
+
+
 def test_a_request_that_was_cancelled_without_a_token_is_unanswered() -> None:
     found = seconds(split(context(RequestTrace(submitted_s=12.0, attempts=[attempt("a", 12.0)])), 17.0))
     assert found == {"receive": 1.0, "render": 1.0, "unanswered": 5.0}

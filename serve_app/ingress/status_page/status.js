@@ -45,7 +45,8 @@ const CAUSES = {
 };
 const GROUPS = {
   receive: "other", render: "compute", routing: "waiting", replica_queue: "waiting", engine_queue: "waiting",
-  prefill: "compute", transfer: "other", decode: "decode", neighbour_prefill: "trouble", preemption: "trouble",
+  prefill: "compute", compile: "trouble", cpu_wait: "trouble",
+  transfer: "other", decode: "decode", neighbour_prefill: "trouble", preemption: "trouble",
   migration: "trouble", unanswered: "trouble", delivery: "other",
 };
 
@@ -88,12 +89,19 @@ function meter(name, ratio, value) {
 const facts = (pairs) => make("dl", { class: "facts" },
   ...pairs.filter(([, value]) => value !== null).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
 
+/** How long a start took, and its longest phase. */
+function started(phases) {
+  const [phase, longest] = Object.entries(phases).reduce((most, one) => (one[1] > most[1] ? one : most));
+  const total = Object.values(phases).reduce((sum, seconds) => sum + seconds, 0);
+  return `${duration(total)} (${phase.replaceAll("_", " ")} ${duration(longest)})`;
+}
+
 function replica(one, nowS) {
   const kind = GOOD.has(one.state) ? "good" : BAD.has(one.state) ? "bad" : one.state === "connecting" || one.slots === 0 ? "" : "warn";
   const head = make("div", { class: "head" }, make("span", { class: "id" }, one.replica_id), make("span", { class: `badge ${kind}` }, one.state));
   const age = one.started_unix_s ? duration(Math.max(nowS - one.started_unix_s, 0)) : null;
   if (!one.slots) {
-    const text = one.note || (age ? `for ${age}` : "");
+    const text = one.note || [one.under_way, age ? `for ${age}` : ""].filter(Boolean).join(", ");
     return make("article", { class: "card replica" }, head, text ? make("p", { class: "muted" }, text) : null);
   }
   const running = one.unfinished - one.queued;
@@ -107,6 +115,7 @@ function replica(one, nowS) {
       ["tokens a step", one.tokens_per_step ? one.tokens_per_step.toFixed(2) : null],
       ["acceptance", one.acceptance_ratio !== null ? percent(one.acceptance_ratio) : null],
       ["cache", one.kv_cache_tokens ? `${short.format(one.kv_cache_tokens)} tokens` : null],
+      ["start", Object.keys(one.start_phases).length ? started(one.start_phases) : null],
       ["up", age], ["version", one.version || null],
     ]),
     one.unfinished && one.under_way ? make("p", { class: "muted" }, one.under_way) : null,
