@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -51,6 +51,7 @@ class FleetSize:
     step_s: float = 0.025
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 8192
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
 
     def engine(self, scale: float) -> FakeEngineConfig:
         """The engine for prompts that are scaled: it takes as long for them as for those of the full size."""
@@ -64,6 +65,7 @@ class FleetSize:
             kv_cache_tokens=int(self.kv_cache_tokens * scale),
             prefill_tokens_per_s=self.prefill_tokens_per_s * scale,
             max_num_batched_tokens=int(self.max_num_batched_tokens * scale),
+            scheduling_policy=self.scheduling_policy,
         )
 
 
