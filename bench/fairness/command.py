@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -57,20 +57,17 @@ class Load:
 
 @dataclass(frozen=True)
 class Mode:
-    """A line of the table. Without `is_fair` nobody knows whose request it is. `by_priority`: the engines run with
-    vLLM's `scheduling-policy: priority`."""
+    """A line of the table. Without `is_fair` nobody knows whose request it is."""
 
     name: str
     has_flood: bool
     is_fair: bool
-    by_priority: bool = False
 
 
 MODES = (
     Mode("no flood", False, True),
     Mode("flood, in order of arrival", True, False),
     Mode("flood, fair", True, True),
-    Mode("flood, fair, by priority", True, True, by_priority=True),
 )
 
 
@@ -96,7 +93,7 @@ class Run:
     def __init__(self, mode: Mode, load: Load, size: FleetSize) -> None:
         self._mode = mode
         self._load = load
-        self._size = size = replace(size, scheduling_policy="priority") if mode.by_priority else size
+        self._size = size
         self._fleet = Fleet(size, SCALE, RoutingPolicy.COST, max_queued_requests=512)
         self._random = random.Random(load.seed)
         self._asked: Counter[str] = Counter()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 
@@ -51,7 +51,6 @@ class FleetSize:
     step_s: float = 0.025
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 8192
-    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
 
     def engine(self, scale: float) -> FakeEngineConfig:
         """The engine for prompts that are scaled: it takes as long for them as for those of the full size."""
@@ -65,7 +64,6 @@ class FleetSize:
             kv_cache_tokens=int(self.kv_cache_tokens * scale),
             prefill_tokens_per_s=self.prefill_tokens_per_s * scale,
             max_num_batched_tokens=int(self.max_num_batched_tokens * scale),
-            scheduling_policy=self.scheduling_policy,
         )
 
 

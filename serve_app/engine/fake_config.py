@@ -6,7 +6,6 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import msgspec
 
@@ -36,8 +35,7 @@ class FakeEngineConfig:
 
     With `prefix_caching` it keeps full pages (`protocol/pages.py`) of prompts and answers, and does not compute them
     again. `kv_cache_tokens` (None: enough for `max_num_seqs` of the longest requests) bound what it keeps and what runs
-    at a time; a request that runs is never stopped for lack of room. `scheduling_policy` is vLLM's: with "priority" the
-    waiting request with the lowest one starts first.
+    at a time; a request that runs is never stopped for lack of room.
     """
 
     plain_token_ids: tuple[int, int] = (100, 999)
@@ -55,7 +53,6 @@ class FakeEngineConfig:
     max_num_batched_tokens: int | None = None
     prefix_caching: bool = False
     kv_cache_tokens: int | None = None
-    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     faults: tuple[Fault, ...] = ()
     script: tuple[Conversation, ...] = ()
     tokenizer: str | None = None

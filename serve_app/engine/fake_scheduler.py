@@ -96,18 +96,13 @@ class FakeScheduler:
         for request in self.running.values():
             left -= self._prefill(request, left)
         while self.waiting and left and len(self.running) < self._config.max_num_seqs:
-            request = self._next_waiting()
+            request = next(iter(self.waiting.values()))
             if self.running and not self._has_room(request):
                 break
             self._start(request, now_s)
             left -= self._prefill(request, left)
         self.cache.make_room(self._begun)
         return budget - left
-
-    def _next_waiting(self) -> FakeRequest:
-        if self._config.scheduling_policy == "fcfs":
-            return next(iter(self.waiting.values()))
-        return min(self.waiting.values(), key=lambda one: one.attempt.spec.priority)
 
     def due(self, now_s: float) -> list[FakeRequest]:
         """The requests that give tokens in the step that ends now."""

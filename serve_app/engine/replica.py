@@ -261,7 +261,7 @@ class EngineReplica:
             self._gpu_time.begin(self._clock())
             self._prefill.enter(attempt.attempt_id, attempt.prefill_tokens, self._clock())
             async with asyncio.timeout(None) as running.in_engine:
-                await self._engine.run(_in_turn(attempt, self._starts.engine_priority(attempt.attempt_id)))
+                await self._engine.run(attempt)
             served = True
         except Abandoned:
             return
@@ -580,8 +580,3 @@ def _flow(attempt: AttemptRequest) -> Flow:
     """Whom it belongs to."""
     spec = attempt.spec
     return Flow(spec.client, spec.session, spec.rank, spec.weight)
-
-
-def _in_turn(attempt: AttemptRequest, priority: int) -> AttemptRequest:
-    """The attempt, with its place in an engine that schedules by priority."""
-    return msgspec.structs.replace(attempt, spec=msgspec.structs.replace(attempt.spec, priority=priority))

@@ -1,8 +1,7 @@
 """Attempts that wait to be started in the engine, in the order of `fair_queue.py`.
 
 The engine gets as many as it runs at a time, and of prompts only as much as keeps it busy. What it has, it runs in the
-order in which it came, where it is told nothing else: whatever waits there could be overtaken by nobody. An engine that
-schedules by priority takes these few prompts from each client in turn (`engine_priority`).
+order in which it came: whatever waits there could be overtaken by nobody.
 """
 
 from __future__ import annotations
@@ -21,10 +20,6 @@ PATIENCE = 0.5
 """After this share of the longest wait an attempt of a lower class is overdue: there is time left to start it."""
 
 
-MOST_TURNS = 1000
-"""More requests than an engine runs at a time: those of a higher class have a lower priority number in any case."""
-
-
 class Abandoned(Exception):
     """Nobody waits for this attempt any more."""
 
@@ -41,9 +36,6 @@ class StartQueue:
         self._waiters: dict[str, asyncio.Future[None]] = {}
         self._tokens: dict[str, int] = {}  # of those that wait
         self._prefilling: dict[str, int] = {}
-        self._accounts: dict[str, str] = {}  # of those in `_prefilling`
-        self._flows: dict[str, Flow] = {}
-        self._priorities: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -69,7 +61,7 @@ class StartQueue:
         """
         since_s = self._clock()
         waiter = self._waiters[attempt_id] = asyncio.get_running_loop().create_future()
-        self._tokens[attempt_id], self._flows[attempt_id] = prefill_tokens, flow
+        self._tokens[attempt_id] = prefill_tokens
         cost = prompt_cost(prefill_tokens, cached_tokens)
         self._queue.put(attempt_id, flow, cost, first=first, kept=kept or begun, now_s=since_s)
         self._start_next()
@@ -92,12 +84,6 @@ class StartQueue:
         """Whether an attempt that runs was started before its turn, because it had waited for long."""
         return self._queue.was_overdue(attempt_id)
 
-    def engine_priority(self, attempt_id: str) -> int:
-        """Where an attempt that was started stands among those in the engine that have not begun, in vLLM's numbers:
-        the lowest is next, then the first to come. The first prompt of each client goes before the second one of any,
-        those of a higher class before all."""
-        return self._priorities[attempt_id]
-
     def tokens_before_newcomer(self) -> int:
         """How many prompt tokens are computed before those of a client or session that has nothing here."""
         return sum(self._prefilling.values()) + sum(self._tokens[name] for name in self._queue.heads())
@@ -108,7 +94,6 @@ class StartQueue:
 
     def first_token(self, attempt_id: str) -> None:
         """Its prompt has been computed."""
-        self._accounts.pop(attempt_id, None)
         if self._prefilling.pop(attempt_id, None) is not None:
             self._start_next()
 
@@ -121,9 +106,6 @@ class StartQueue:
         self._waiters.pop(attempt_id, None)
         self._tokens.pop(attempt_id, None)
         self._prefilling.pop(attempt_id, None)
-        self._accounts.pop(attempt_id, None)
-        self._flows.pop(attempt_id, None)
-        self._priorities.pop(attempt_id, None)
         self._queue.leave(attempt_id)
         self._start_next()
 
@@ -158,13 +140,6 @@ class StartQueue:
             if sum(together) - max(together) > self._max_prefill_tokens:
                 return
             self._queue.start(attempt_id)
-            self._note_priority(attempt_id)
             self._prefilling[attempt_id] = self._tokens.pop(attempt_id)
             if not waiter.done():
                 waiter.set_result(None)
-
-    def _note_priority(self, attempt_id: str) -> None:
-        flow = self._flows.pop(attempt_id)
-        turn = sum(account == flow.account for account in self._accounts.values())
-        self._accounts[attempt_id] = flow.account
-        self._priorities[attempt_id] = min(int(turn / flow.weight), MOST_TURNS - 1) - flow.rank * MOST_TURNS

@@ -202,20 +202,3 @@ def test_the_log_always_tells_what_the_cache_holds(requests: list[tuple[list[int
         assert held <= told
         assert len(told) <= max(capacity, len(held))
         assert cache.cached(chain, 99) == next((n for n, page in enumerate(pages) if page not in told), len(pages))
-
-
-@pytest.mark.parametrize(
-    ("policy", "order"), [("fcfs", ["busy", "late", "soon"]), ("priority", ["busy", "soon", "late"])]
-)
-async def test_an_engine_that_schedules_by_priority_starts_the_lowest_number_first(
-    policy: str, order: list[str]
-) -> None:
-    async with started(scheduling_policy=policy, max_num_seqs=1, prefill_tokens_per_s=1000.0) as run:
-        places = {"busy": 0, "late": 2, "soon": 1}
-        requests = [attempt(name, prompt(100, seed)) for seed, name in enumerate(places)]
-        in_turn = [
-            msgspec.structs.replace(one, spec=msgspec.structs.replace(one.spec, priority=places[one.attempt_id]))
-            for one in requests
-        ]
-        await asyncio.gather(*(run.engine.run(one) for one in in_turn))
-        assert [one.attempt_id for _, deltas in run.steps for one in deltas] == order
