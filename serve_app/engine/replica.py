@@ -24,7 +24,7 @@ from serve_app.engine.gpu_time import GpuTime
 from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
-from serve_app.engine.preemption import Running, to_preempt
+from serve_app.engine.preemption import Preemption
 from serve_app.engine.scale_in import LOSS_TOKENS
 from serve_app.engine.scaling_facts import ScalingCounts
 from serve_app.engine.service_times import ServiceTimes
@@ -158,8 +158,6 @@ class EngineReplica:
         self._counts = ScalingCounts()
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
-        self._wants_slot: dict[str, int] = {}
-        """Attempts that wait and may end one of a lower rank yet, by id, with their ranks."""
         self._partial_outputs = PartialOutputs()
         self._quarantine = Quarantine()
         self._cache = CacheMirror()
@@ -186,6 +184,7 @@ class EngineReplica:
         self._starts = StartQueue(
             self._info.max_num_seqs, self._info.max_num_batched_tokens, self._max_queue_wait_s, self._clock
         )
+        self._preemption = Preemption(self._attempts, self._starts)
         self._recent_unfinished = RecentMean(now_s)
         self._sessions = SessionTokens(self._info.kv_cache_tokens)
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
@@ -313,10 +312,10 @@ class EngineReplica:
                 first=begun and not attempt.preempted,
                 begun=begun,
                 kept=attempt.admitted,
-                on_full=lambda: self._want_slot(attempt.attempt_id, attempt.spec.rank),
+                on_full=lambda: self._preemption.want_slot(attempt.attempt_id, attempt.spec.rank),
             )
         finally:
-            self._wants_slot.pop(attempt.attempt_id, None)
+            self._preemption.forget(attempt.attempt_id)
         if attempt.ingress_id not in self._outboxes:
             raise Abandoned
         try:
@@ -324,34 +323,6 @@ class EngineReplica:
         except EngineDead as error:
             raise ReplicaStopping(f"its engine died before it could start: {error}") from error
         return waited_s
-
-    def _want_slot(self, attempt_id: str, rank: int) -> None:
-        self._wants_slot[attempt_id] = rank
-        self._preempt()
-
-    def _preempt(self) -> None:
-        """Each that waits for a slot, the highest first, ends one of a lower class, as long as there is one."""
-        while self._wants_slot:
-            attempt_id = max(self._wants_slot, key=self._wants_slot.__getitem__)
-            if not self._preempt_for(self._wants_slot[attempt_id]):
-                return
-            del self._wants_slot[attempt_id]
-
-    def _preempt_for(self, rank: int) -> bool:
-        """End one that runs and is of a lower class than this, if there is one and this class gains its slot."""
-        running = (
-            Running(name, one.rank, one.computed_tokens)
-            for name, one in self._attempts.items()
-            if one.has_token and one.preemptible and not self._starts.was_overdue(name)
-        )
-        if (attempt_id := to_preempt(rank, running)) is None:
-            return False
-        attempt, coming = self._attempts[attempt_id], sum(one.is_ending for one in self._attempts.values())
-        if attempt.in_engine is None or not self._starts.gains(rank, coming):
-            return False
-        attempt.preemptible, attempt.is_ending = False, True
-        attempt.in_engine.reschedule(asyncio.get_running_loop().time())
-        return True
 
     def _lose_engine(self, error: Exception) -> None:
         """The engine is dead. What waits was not in it, and goes elsewhere."""
@@ -488,7 +459,7 @@ class EngineReplica:
             if outbox is not None:
                 outbox.put(delta)
         if computed:
-            self._preempt()  # there may have been none with a token
+            self._preemption.preempt()  # there may have been none with a token
         if decoded or computed:
             oldest = self._attempts.get(self._prefill.oldest or "")
             self._gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")

@@ -151,16 +151,17 @@ class ReplicaConnection:
     def facts(self, pages: Sequence[int] = (), flow: str = "") -> ReplicaFacts:
         """The replica, as routing sees it for a prompt with these pages, of this client and session."""
         load = self.load
+        goes_before = load.queued > 0 and not any(flow == one for one, _ in self.prefilling.values())
         if not load.queued:
             own = sum(tokens for _, tokens in self.prefilling.values())
             before = max(own, load.queued_prefill_tokens)
-        elif any(flow == one for one, _ in self.prefilling.values()):
-            before = load.queued_prefill_tokens
-        else:  # who has nothing waiting there is started before others have all of theirs
+        elif goes_before:  # who has nothing waiting there is started before others have all of theirs
             before = load.newcomer_prefill_tokens
+        else:
+            before = load.queued_prefill_tokens
         if self.unfinished != load.unfinished or before != load.queued_prefill_tokens:
             load = msgspec.structs.replace(load, unfinished=self.unfinished, queued_prefill_tokens=before)
-        return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages))
+        return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages), goes_before)
 
     def begin(
         self, attempt_id: str, attempt: AttemptHandle, pages: Sequence[int], flow: str, prefill_tokens: int

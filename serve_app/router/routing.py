@@ -70,6 +70,8 @@ class ReplicaFacts:
     load: ReplicaLoad
     capacity: ReplicaCapacity = field(default_factory=ReplicaCapacity)
     cached_pages: int = 0
+    goes_before_queue: bool = False
+    """Whether the request is started before what waits there: its client and session have nothing there."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def cost_s(replica: ReplicaFacts, prompt: PromptFacts, assumed_tokens_per_s: flo
     queue_s = load.queued_prefill_tokens / rate
     prefill_s = prompt.shares[min(replica.cached_pages, len(prompt.pages))] / rate
     slots = max(load.max_num_seqs, 1)
-    slot_s = max(load.unfinished + 1 - slots, 0) * service_s / slots
+    before = load.unfinished - load.queued if replica.goes_before_queue else load.unfinished
+    slot_s = max(before + 1 - slots, 0) * service_s / slots
     return queue_s + prefill_s * (1 + _others(replica)) + slot_s + _cache_wait_s(replica, prompt, service_s)
 
 

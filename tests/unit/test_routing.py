@@ -67,6 +67,16 @@ class TestByCost:
         assert (decision.replica_id, decision.reason) == ("b", Reason.PREFIX)
         assert decision.missing_tokens == 50 * PAGE_TOKENS + 10
 
+    def test_who_goes_before_the_queue_does_not_wait_for_the_slots_of_those_in_it(self) -> None:
+        longer = ReplicaLoad(400, 100, 0.0, False, 1000, RATE, 100.0, queued=300)
+        shorter = ReplicaLoad(390, 100, 0.0, False, 8000, RATE, 100.0, queued=290)
+        for goes_before, chosen in ((True, "a"), (False, "b")):
+            candidates = [
+                ReplicaFacts(name, load, ReplicaCapacity(service_s=10.0), goes_before_queue=goes_before)
+                for name, load in (("a", longer), ("b", shorter))
+            ]
+            assert choose_replica(candidates, prompt(10)).replica_id == chosen
+
     def test_it_moves_when_the_wait_there_is_longer_than_its_prefill_elsewhere(self) -> None:
         home = replica("b", cached=500, queued=int(20 * RATE))
         decision = choose_replica([replica("a"), home], prompt(550))  # 14 s of prefill
