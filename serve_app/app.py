@@ -38,6 +38,7 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
+from serve_app.engine.serve_policy import autoscaling
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
@@ -148,11 +149,13 @@ class Ingress:
         config = self._config
         ingress_id = uuid.uuid4().hex
         limits = DispatcherLimits(
-            request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
+            request_deadline_s=config.ingress.request_deadline_s,
+            drain_timeout_s=config.replicas.drain_timeout_s,
+            may_sleep=config.replicas.may_sleep,
         )
 
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
-            transport = ServeTransport(self._engines, ingress_id)
+            transport = ServeTransport(self._engines, ingress_id, may_sleep=limits.may_sleep)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
             choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
             return Dispatcher(transport, ingress_id, limits, sink, Admission.of(config), incompatibility, choice)
@@ -273,20 +276,8 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
     if replicas.min == replicas.max:
         options["num_replicas"] = replicas.min
     else:
-        # Serve's own default, ten seconds, unless the delays ask for a quicker look.
-        interval_s = min(10.0, max(replicas.upscale_delay_s / 3, 0.5))
-        options["autoscaling_config"] = AutoscalingConfig(
-            min_replicas=replicas.min,
-            max_replicas=replicas.max,
-            initial_replicas=replicas.initial,
-            policy=AutoscalingPolicy(
-                policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load}
-            ),
-            metrics_interval_s=interval_s,
-            look_back_period_s=3 * interval_s,
-            upscale_delay_s=replicas.upscale_delay_s,
-            downscale_delay_s=replicas.downscale_delay_s,
-        )
+        policy_kwargs = {"target_load": replicas.target_load}
+        options["autoscaling_config"] = autoscaling(replicas, UtilizationPolicy, policy_kwargs)
     return serve.deployment(EngineDeployment).options(**options).bind(config)
 
 

@@ -50,6 +50,7 @@ RAY_IMPORTERS = {
     "serve_app/engine/fake_metrics.py",
     "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
+    "serve_app/engine/serve_policy.py",
     "serve_app/engine/gang.py",
     "serve_app/cli/*",
     "chaos/ray_agent.py",
@@ -59,8 +60,8 @@ RAY_IMPORTERS = {
 
 PURE = (
     *("protocol/errors", "protocol/messages"),
-    *("router/admission", "protocol/poison", "router/routing"),
-    *("engine/autoscaling", "ingress/autoscaling"),
+    *("router/admission", "router/fleet_state", "protocol/poison", "router/routing"),
+    *("engine/autoscaling", "engine/zero_scaling", "ingress/autoscaling"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),

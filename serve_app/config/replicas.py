@@ -16,16 +16,22 @@ MAX_QUEUE_WAIT_S = 300.0
 """Longest wait for an engine, unless configured: what clients wait for an answer to begin, by their own timeouts, is
 ten minutes at most (OpenAI's and Anthropic's SDKs)."""
 
+IDLE_TO_ZERO_S = 900.0
+"""Idle time before the last engine goes, unless configured: some starts of an engine long, so that a fleet that is in
+use does not spend its time on starts."""
+
 
 class ReplicasConfig(Section):
     """How many engines there are, and what each takes of the cluster."""
 
-    min: PositiveInt = 1
-    """Fewest engines. A single one cannot fail over: its requests then wait for its restart."""
+    min: NonNegativeInt = 1
+    """Fewest engines. A single one cannot fail over: its requests then wait for its restart. With 0 the last engine
+    goes after `idle_to_zero_s` without a request, and the next request waits for the start of one."""
     max: PositiveInt = 1
     """Most engines. Above `min`, their number follows the load."""
     initial: PositiveInt | None = None
-    """Engines at the start; `min` if not given."""
+    """Engines at the start, and after each change of the configuration; if not given, `min` at the start, but at least
+    one: that an engine cannot start is then seen at once, and not by the first request."""
     gpus_per_replica: NonNegativeInt = 0
     """GPUs of one engine: the product of its parallel sizes. 0 is for CPU engines only."""
     cpus_per_replica: PositiveFloat = 1.0
@@ -47,6 +53,8 @@ class ReplicasConfig(Section):
     """How long the load must ask for more engines before one is started."""
     downscale_delay_s: NonNegativeFloat = 600.0
     """How long the load must allow fewer engines before one is stopped. A start takes minutes: be slow to stop one."""
+    idle_to_zero_s: PositiveFloat = IDLE_TO_ZERO_S
+    """With `min: 0`: how long no engine may have had a request before the last one is stopped."""
     max_queued_requests: NonNegativeInt = MAX_QUEUED_REQUESTS
     """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), from all ingresses together.
     When every engine is full, new requests are refused at once (429)."""
@@ -63,9 +71,21 @@ class ReplicasConfig(Section):
             raise ValueError(f"max ({self.max}) is below min ({self.min})")
         if self.initial is not None and not self.min <= self.initial <= self.max:
             raise ValueError(f"initial ({self.initial}) is not between min ({self.min}) and max ({self.max})")
+        if self.min > 0 and "idle_to_zero_s" in self.model_fields_set:
+            raise ValueError(f"idle_to_zero_s is for min: 0, and min is {self.min}; remove it, or set min: 0")
         if self.nodes_per_replica > 1 and self.gpus_per_replica % self.nodes_per_replica:
             raise ValueError(
                 f"gpus_per_replica ({self.gpus_per_replica}) cannot be spread evenly over "
                 f"nodes_per_replica ({self.nodes_per_replica})"
             )
         return self
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether there may be no engine while nobody asks."""
+        return self.min == 0
+
+    @property
+    def needed(self) -> int:
+        """For how many engines the cluster must have room."""
+        return max(self.min, 1)

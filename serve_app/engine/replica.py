@@ -29,6 +29,7 @@ from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.stalls import PrefillStalls
 from serve_app.engine.start_queue import Abandoned, StartQueue
 from serve_app.engine.watchdog import EngineState, Judgement, Watchdog, WatchdogLimits
+from serve_app.engine.zero_scaling import IDLE_S
 from serve_app.protocol.data_channel import DataChannelServer
 from serve_app.protocol.errors import (
     AttemptRefused,
@@ -166,7 +167,7 @@ class EngineReplica:
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
-        now_s = self._clock()
+        now_s = self._idle_since_s = self._clock()
         self._service = ServiceTimes(self._info.max_num_seqs, now_s)
         self._prefill = PrefillQueue(self._info.max_num_seqs, now_s)
         self._starts = StartQueue(
@@ -349,6 +350,7 @@ class EngineReplica:
             self._prefill.leave(attempt_id, now_s)
             if not self._prefill.prefilling + self._prefill.decoding:
                 self._gpu_time.end(now_s, attempt.client)
+        self._idle_since_s = now_s
         self._service.leave(now_s, served=served)
         self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
@@ -396,8 +398,10 @@ class EngineReplica:
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`."""
-        return {UTILIZATION: self._load().utilization}
+        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`, and how long it has
+        had nothing to do, for `zero_scaling.ToZero`."""
+        idle_s = 0.0 if self._attempts else self._clock() - self._idle_since_s
+        return {UTILIZATION: self._load().utilization, IDLE_S: idle_s}
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""

@@ -56,6 +56,7 @@ from serve_app.router.attempts import (
     ReplicaState,
     Transport,
 )
+from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
@@ -248,6 +249,10 @@ class Dispatcher:
     def queued(self) -> int:
         """How many requests, of all ingresses, wait at the replicas."""
         return sum(one.load.queued for one in self._pool.taking_work())
+
+    def fleet(self) -> FleetFacts:
+        """Whether there is an engine, or about when there will be one."""
+        return self._pool.fleet()
 
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""

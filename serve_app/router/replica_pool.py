@@ -30,7 +30,9 @@ from serve_app.router.attempts import (
     ReplicaState,
     Transport,
 )
+from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.routing import ReplicaFacts
+from serve_app.router.wake import Wake
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class ReplicaPool:
         self._connections: dict[str, ReplicaConnection] = {}
         self._last: ReplicaConnection | None = None
         self._last_up_s = 0.0
+        self._wake = Wake(transport.wake, spawn, self._notify_change)
         self._late = RecentPeak(LATENESS_MEMORY_S)
         self._changed = asyncio.Event()
         self._rediscover = asyncio.Event()
@@ -118,10 +121,29 @@ class ReplicaPool:
 
     def no_replica(self, what: str) -> NoReplica:
         """The error for a request that no replica can take, for this reason."""
-        start_s = self._last.capacity.start_s if self._last is not None else None
-        down_s = 0.0 if self.taking_work() else asyncio.get_running_loop().time() - self._last_up_s
-        retry_after_s, measured = start_wait(start_s, down_s)
+        fleet = self.fleet()
+        if fleet.is_up:
+            down_s = 0.0
+        elif fleet.may_sleep:
+            down_s = fleet.elapsed_s or 0.0
+        else:
+            down_s = asyncio.get_running_loop().time() - self._last_up_s
+        retry_after_s, measured = start_wait(fleet.start_s, down_s)
         return NoReplica(what, retry_after_s, measured=measured)
+
+    def fleet(self) -> FleetFacts:
+        """Whether there is an engine, or about when there will be one."""
+        start_s = self._last.capacity.start_s if self._last is not None else None
+        # An engine counts from when its process runs; whoever waits, also for a node and for that process.
+        known_s = max(start_s or 0.0, self._wake.took_s) or None
+        return FleetFacts(
+            is_up=bool(self.taking_work()),
+            may_sleep=self._limits.may_sleep,
+            start_s=known_s,
+            elapsed_s=self._wake.elapsed_s,
+            failure=self._wake.failure,
+            waiting=self._wake.waiting,
+        )
 
     @property
     def refused(self) -> dict[str, str]:
@@ -130,16 +152,25 @@ class ReplicaPool:
 
     async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`; unless `patient`, raises `OtherVersion` as
-        soon as all replicas are refused."""
+        soon as all replicas are refused. Where there may be no engine, one is asked for."""
+        if self.taking_work():
+            return
+        wanted = self._wake.wanted() if self._limits.may_sleep else contextlib.nullcontext()
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.taking_work():
-                    if self._refused and not self._connections and not patient:
-                        raise OtherVersion(next(iter(self._refused.values())))
-                    self._changed.clear()
-                    await self._changed.wait()
+                with wanted:
+                    await self._until_up(patient=patient)
         except TimeoutError:
             raise self.no_replica(f"waited {timeout_s:.0f} s") from None
+
+    async def _until_up(self, *, patient: bool) -> None:
+        while not self.taking_work():
+            if self._wake.failure:
+                raise self.no_replica(self._wake.failure)
+            if self._refused and not self._connections and not patient:
+                raise OtherVersion(next(iter(self._refused.values())))
+            self._changed.clear()
+            await self._changed.wait()
 
     def serves(self, replica_id: str) -> bool:
         """Whether this replica takes work."""
@@ -247,6 +278,7 @@ class ReplicaPool:
             self._drain(connection)
         if not connection.up:
             connection.up = True
+            self._wake.note_up()
             self._notify_change()
         if frame.deltas:
             self._on_deltas(frame.deltas)

@@ -59,6 +59,8 @@ class LocalTransport:
 
     ingress_id: str
     live: dict[str, EngineReplica] = field(default_factory=dict)
+    wakes: int = 0
+    """How often an engine was asked for. None comes."""
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         return [decode_info(await replica.info()) for replica in self.live.values()], True
@@ -74,6 +76,10 @@ class LocalTransport:
             for one in self.live.values()
         ]
         return max(answers, key=len, default=[])
+
+    async def wake(self) -> None:
+        self.wakes += 1
+        await asyncio.Event().wait()
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         for replica in self.live.values():
