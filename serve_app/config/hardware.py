@@ -115,8 +115,8 @@ def check_fit(config: AppConfig, nodes: Sequence[NodeGpus]) -> None:
     room = _room(replicas, nodes)
     if room < replicas.needed:
         raise NoProfileFits(
-            f"profile {config.profile} needs {_need(replicas)} for each of {replicas.needed} engine(s); the cluster has "
-            f"{describe(nodes)}: room for {room}. Lower `replicas.min`, name another profile, or add nodes "
+            f"profile {config.profile} needs {_need(replicas)} for each of {replicas.needed} engine(s); the cluster "
+            f"has {describe(nodes)}: room for {room}. Lower `replicas.min`, name another profile, or add nodes "
             "(`replicas.cluster_grows: true` if the cluster adds them by itself)."
         )
     needed = replicas.needed * replicas.cpus_per_replica + ingress.min_replicas * ingress.cpus_per_replica

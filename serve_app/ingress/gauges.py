@@ -13,6 +13,7 @@ from serve_app.ingress.event_loop import LoopUse
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import LOST
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.fleet_state import FleetState
 
 
 class ProcessGauges:
@@ -29,6 +30,17 @@ class ProcessGauges:
             "Engine replicas, as this ingress sees them: up, connecting (no frame yet), draining (stopping, or its "
             "engine is dead), refused (another version).",
             "state",
+        )
+        self._fleet = _gauge(
+            "step_fleet_state",
+            "1 for the state of the engines, as this ingress sees them: up, asleep (none, and the next request starts "
+            "one), starting, late (the same, much longer than the last time), failed, down.",
+            "state",
+        )
+        self._waiting = _gauge("step_waiting_for_engine", "Sequences that wait at this ingress until an engine is up.")
+        self._left_s = _gauge(
+            "step_engine_expected_seconds",
+            "About how long a request that comes now waits for an engine: 0 if one is up, else from the last start.",
         )
         self._admission = TotalCounter(
             "step_admission_decisions",
@@ -65,6 +77,12 @@ class ProcessGauges:
         self._queued.set(dispatcher.queued())
         for state, count in dispatcher.replicas_by_state().items():
             self._replicas.set(count, tags={"state": state.value})
+        fleet = dispatcher.fleet()
+        for one in FleetState:
+            self._fleet.set(float(fleet.state is one), tags={"state": one.value})
+        self._waiting.set(fleet.waiting)
+        if fleet.left_s is not None:
+            self._left_s.set(fleet.left_s)
         decisions = dispatcher.admission_decisions()
         for decision in AdmissionDecision:
             self._admission.set_total(decisions.get(decision, 0), tags={"decision": decision.value})

@@ -402,6 +402,7 @@ class Dispatcher:
         if left_s <= 0:  # also with replicas up: it got no token from them
             raise self._pool.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
         # A request that has begun waits: in a rolling upgrade a replica of its version may be starting.
+        active.request.trace.waits_for = self._pool.waits_for
         await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):

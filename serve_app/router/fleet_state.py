@@ -43,7 +43,8 @@ class FleetFacts:
     """What an ingress knows of its engines.
 
     `is_up`: one takes work. `may_sleep`: there need not be one. `start_s` is how long the last start took, None if none
-    was seen; `elapsed_s` how long ago a request asked for an engine, None if none did. `failure`: why Serve starts
+    was seen; `elapsed_s` how long ago a request asked for an engine, None if none did, and where there should always be
+    one, for how long there has been none. `failure`: why Serve starts
     none, empty if it does. `waiting` requests wait for an engine here.
     """
 
@@ -65,7 +66,10 @@ class FleetFacts:
             return FleetState.FAILED
         if self.elapsed_s is None:
             return FleetState.ASLEEP
-        return FleetState.LATE if self.elapsed_s > self._late_s() else FleetState.STARTING
+        if self.elapsed_s <= self._late_s():
+            return FleetState.STARTING
+        # Whoever asked has left, perhaps before Serve knew of it: the next request asks again.
+        return FleetState.LATE if self.waiting else FleetState.ASLEEP
 
     @property
     def left_s(self) -> float | None:
@@ -73,7 +77,7 @@ class FleetFacts:
         tell it from."""
         if self.is_up:
             return 0.0
-        if self.start_s is None or self.failure or not self.may_sleep:
+        if self.start_s is None or self.failure:
             return None
         left_s = self.start_s - (self.elapsed_s or 0.0)
         return left_s if left_s > 0 else None

@@ -10,15 +10,10 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from serve_app.protocol.errors import (
-    EngineDead,
-    NoReplica,
-    OtherVersion,
-    ReplicaLost,
-    WrongReplica,
-)
+from serve_app.protocol.errors import EngineDead, NoReplica, OtherVersion, ReplicaLost, WrongReplica
 from serve_app.protocol.liveness import RecentPeak
 from serve_app.protocol.messages import Frame, ReplicaInfo, TokenDelta
 from serve_app.router.admission import start_wait
@@ -32,7 +27,7 @@ from serve_app.router.attempts import (
 )
 from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.routing import ReplicaFacts
-from serve_app.router.wake import Wake
+from serve_app.router.wake import Spawn, Wake
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +42,6 @@ LATENESS_MEMORY_S = 10.0
 
 FindIncompatibility = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where it may be used."""
-
-Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
 class ReplicaPool:
@@ -74,7 +67,7 @@ class ReplicaPool:
         self._connections: dict[str, ReplicaConnection] = {}
         self._last: ReplicaConnection | None = None
         self._last_up_s = 0.0
-        self._wake = Wake(transport.wake, spawn, self._notify_change)
+        self._wake = Wake(transport.wake if limits.may_sleep else None, spawn, self._notify_change)
         self._late = RecentPeak(LATENESS_MEMORY_S)
         self._changed = asyncio.Event()
         self._rediscover = asyncio.Event()
@@ -122,28 +115,21 @@ class ReplicaPool:
     def no_replica(self, what: str) -> NoReplica:
         """The error for a request that no replica can take, for this reason."""
         fleet = self.fleet()
-        if fleet.is_up:
-            down_s = 0.0
-        elif fleet.may_sleep:
-            down_s = fleet.elapsed_s or 0.0
-        else:
-            down_s = asyncio.get_running_loop().time() - self._last_up_s
-        retry_after_s, measured = start_wait(fleet.start_s, down_s)
+        retry_after_s, measured = start_wait(fleet.start_s, fleet.elapsed_s or 0.0)
         return NoReplica(what, retry_after_s, measured=measured)
 
     def fleet(self) -> FleetFacts:
         """Whether there is an engine, or about when there will be one."""
-        start_s = self._last.capacity.start_s if self._last is not None else None
-        # An engine counts from when its process runs; whoever waits, also for a node and for that process.
-        known_s = max(start_s or 0.0, self._wake.took_s) or None
-        return FleetFacts(
-            is_up=bool(self.taking_work()),
-            may_sleep=self._limits.may_sleep,
-            start_s=known_s,
-            elapsed_s=self._wake.elapsed_s,
-            failure=self._wake.failure,
-            waiting=self._wake.waiting,
-        )
+        is_up = bool(self.taking_work())
+        facts = self._wake.facts(is_up=is_up, start_s=self._last.capacity.start_s if self._last is not None else None)
+        if is_up or facts.may_sleep:
+            return facts
+        return replace(facts, elapsed_s=asyncio.get_running_loop().time() - self._last_up_s)
+
+    def waits_for(self) -> str:
+        """What a request waits for where it has asked for an engine; else empty."""
+        fleet = self.fleet()
+        return fleet.sentence() if fleet.may_sleep and not fleet.is_up else ""
 
     @property
     def refused(self) -> dict[str, str]:
@@ -155,10 +141,9 @@ class ReplicaPool:
         soon as all replicas are refused. Where there may be no engine, one is asked for."""
         if self.taking_work():
             return
-        wanted = self._wake.wanted() if self._limits.may_sleep else contextlib.nullcontext()
         try:
             async with asyncio.timeout(timeout_s):
-                with wanted:
+                with self._wake.wanted():
                     await self._until_up(patient=patient)
         except TimeoutError:
             raise self.no_replica(f"waited {timeout_s:.0f} s") from None
