@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import report, tracing
+from bench import report, tracing, zero
 from bench.client import RunFailed
 from bench.fairness import command as fairness
 from bench.front_end import command as front_end
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return routing.main(words[1:])
     if words[:1] == ["tracing"]:
         return tracing.main(words[1:])
+    if words[:1] == ["zero"]:
+        return zero.main(words[1:])
     options = _parser().parse_args(words)
     default = QUICK if options.quick else BenchLoad()
     load = BenchLoad(prompts=options.prompts or default.prompts, rounds=options.rounds or default.rounds)

@@ -17,7 +17,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError
 
-from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason
+from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason, zero_reason
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class ServeWatch:
             before = self._targets.get(one.name)
             self._targets[one.name] = one.target
             if before is not None and before != one.target:
-                reason = scale_reason(one, *loads.get(one.name, ((), 0.0)))
+                reason = zero_reason(before, one.target) or scale_reason(one, *loads.get(one.name, ((), 0.0)))
                 decision = ScaleDecision(time.time(), one.name, before, one.target, reason)
                 self._decisions.append(decision)
                 facts = {"deployment": one.name, "before": before, "after": one.target, "reason": reason}

@@ -213,6 +213,13 @@ def _state(connection: ReplicaConnection, engine_state: str) -> str:
     return engine_state or "up"
 
 
+def zero_reason(before: int, after: int) -> str:
+    """Why a deployment has gone to zero or has come back; empty for other changes."""
+    if after == 0:
+        return "no engine has had a request for replicas.idle_to_zero_s"
+    return "a request waited for an engine" if before == 0 else ""
+
+
 def scale_reason(deployment: Deployment, loads: Sequence[float], target_load: float) -> str:
     """Why a target may have changed: the policy's inputs as this ingress sees them. Serve keeps no reason."""
     if not deployment.autoscaled:

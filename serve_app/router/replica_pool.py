@@ -67,10 +67,10 @@ class ReplicaPool:
         self._connections: dict[str, ReplicaConnection] = {}
         self._last: ReplicaConnection | None = None
         self._last_up_s = 0.0
-        self._wake = Wake(transport.wake if limits.may_sleep else None, spawn, self._notify_change)
         self._late = RecentPeak(LATENESS_MEMORY_S)
         self._changed = asyncio.Event()
         self._rediscover = asyncio.Event()
+        self._wake = Wake(transport, limits, spawn, self._rediscover.set, self._notify_change)
 
     def start(self) -> None:
         """Start to look for replicas."""
@@ -120,16 +120,14 @@ class ReplicaPool:
 
     def fleet(self) -> FleetFacts:
         """Whether there is an engine, or about when there will be one."""
-        is_up = bool(self.taking_work())
-        facts = self._wake.facts(is_up=is_up, start_s=self._last.capacity.start_s if self._last is not None else None)
-        if is_up or facts.may_sleep:
-            return facts
-        return replace(facts, elapsed_s=asyncio.get_running_loop().time() - self._last_up_s)
+        is_up, last = bool(self.taking_work()), self._last
+        facts = self._wake.facts(is_up=is_up, start_s=None if last is None else last.capacity.start_s)
+        down_s = asyncio.get_running_loop().time() - self._last_up_s
+        return facts if is_up or facts.may_sleep else replace(facts, elapsed_s=down_s)
 
     def waits_for(self) -> str:
         """What a request waits for where it has asked for an engine; else empty."""
-        fleet = self.fleet()
-        return fleet.sentence() if fleet.may_sleep and not fleet.is_up else ""
+        return "" if self.taking_work() or not self._limits.may_sleep else self.fleet().sentence()
 
     @property
     def refused(self) -> dict[str, str]:

@@ -10,28 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 
 from serve_app.protocol.errors import EngineCannotStart, ReplicaLost
+from serve_app.router.attempts import DispatcherLimits, Transport
 from serve_app.router.fleet_state import FleetFacts
 
 logger = logging.getLogger(__name__)
 
 REPEAT_S = 1.0
-"""After an answer the ingress finds the engine within a second; it asks again then if requests still wait, because that
-engine may have been one that was about to stop. A call that failed is made again as late."""
+"""After an answer the ingress connects to the engine. If requests still wait so much later, it asks again: that engine
+may have been about to stop. A call that failed is made again as late."""
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
 class Wake:
-    """The waiting requests of one ingress, and the call that they share. `call` returns when an engine answers, and
-    raises `EngineCannotStart` or `ReplicaLost`; None where there should always be one. `on_failed` is called when it
-    cannot start."""
+    """The waiting requests of one ingress, and the call that they share; nothing where the fleet may not sleep.
+    `on_answer` is called when an engine has answered, `on_failed` when none can start."""
 
-    def __init__(self, call: Callable[[], Awaitable[None]] | None, spawn: Spawn, on_failed: Callable[[], None]) -> None:
-        self._call = call
+    def __init__(
+        self,
+        transport: Transport,
+        limits: DispatcherLimits,
+        spawn: Spawn,
+        on_answer: Callable[[], None],
+        on_failed: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._may_sleep = limits.may_sleep
         self._spawn = spawn
+        self._on_answer = on_answer
         self._on_failed = on_failed
         self._task: asyncio.Task[None] | None = None
         self._began_s: float | None = None
@@ -45,7 +54,7 @@ class Wake:
         """The fleet, where `is_up` says whether an engine takes work and the last one took `start_s` to start."""
         # An engine counts from when its process runs; whoever waits, also for a node and for that process.
         known_s = max(start_s or 0.0, self._took_s) or None
-        return FleetFacts(is_up, self._call is not None, known_s, self._elapsed_s, self.failure, self._waiting)
+        return FleetFacts(is_up, self._may_sleep, known_s, self._elapsed_s, self.failure, self._waiting)
 
     @property
     def _elapsed_s(self) -> float | None:
@@ -54,13 +63,13 @@ class Wake:
     @contextlib.contextmanager
     def wanted(self) -> Iterator[None]:
         """A request waits for an engine."""
-        if self._call is None:
+        if not self._may_sleep:
             yield
             return
         self._waiting += 1
         if self._task is None or self._task.done():
             self.failure = ""
-            self._task = self._spawn(self._ask(self._call), "wake")
+            self._task = self._spawn(self._ask(), "wake")
         if self._began_s is None:
             self._began_s = asyncio.get_running_loop().time()
             logger.info("no engine is up: one is asked for")
@@ -79,10 +88,11 @@ class Wake:
             self._took_s, self._began_s = elapsed_s, None
         self.failure = ""
 
-    async def _ask(self, call: Callable[[], Awaitable[None]]) -> None:
+    async def _ask(self) -> None:
         while True:
             try:
-                await call()
+                await self._transport.wake()
+                self._on_answer()
             except EngineCannotStart as error:
                 logger.error("no engine can be started", extra={"reason": str(error), "waiting": self._waiting})
                 self.failure, self._began_s = str(error), None

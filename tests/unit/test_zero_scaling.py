@@ -1,0 +1,99 @@
+"""When the last engine goes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from serve_app.config.replicas import ReplicasConfig
+from serve_app.engine.autoscaling import UTILIZATION, UtilizationPolicy
+from serve_app.engine.serve_policy import autoscaling
+from serve_app.engine.zero_scaling import IDLE_S, ToZero
+
+
+@dataclass
+class Point:
+    value: float
+
+
+@dataclass
+class Context:
+    """The part of Serve's `AutoscalingContext` that is read. `idle_s` has the reports of each replica."""
+
+    idle_s: dict[str, list[float]]
+    current_num_replicas: int = 1
+    target_num_replicas: int = 1
+    load: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def raw_metrics(self) -> dict[str, Any]:
+        return {IDLE_S: {name: [Point(value) for value in values] for name, values in self.idle_s.items()}}
+
+    @property
+    def aggregated_metrics(self) -> dict[str, Any]:
+        return {UTILIZATION: self.load}
+
+
+def wanted(context: Context) -> float:
+    return ToZero(UtilizationPolicy(target_load=0.7), idle_to_zero_s=60)(context)[0]
+
+
+@pytest.mark.parametrize(
+    ("context", "replicas"),
+    [
+        (Context({"a": [59, 61]}, load={"a": 0.0}), 0),
+        (Context({"a": [59]}, load={"a": 0.0}), 1),
+        (Context({"a": [900, 901, 0]}, load={"a": 0.0}), 1),  # a request came a moment ago
+        (Context({"a": [61]}, 2, 2, load={"a": 0.0}), 1),  # the other one has not reported yet
+        (Context({"a": [61], "b": [61]}, 2, 2, load={"a": 0.0, "b": 0.0}), 0),
+        (Context({"a": [61], "b": [2]}, 2, 2, load={"a": 0.0, "b": 0.9}), 2),
+        (Context({}, load={}), 1),
+        (Context({}, 0, 0), 0),  # asleep
+        (Context({}, 0, 1), 1),  # starting
+    ],
+)
+def test_an_engine_goes_when_all_have_been_idle_for_so_long(context: Context, replicas: int) -> None:
+    assert wanted(context) == replicas
+
+
+def test_the_rule_changes_nothing_but_the_end() -> None:
+    for load in (0.1, 0.7, 1.5, 7.0):
+        context = Context({"a": [0.0]}, load={"a": load})
+        assert wanted(context) == UtilizationPolicy(target_load=0.7)(context)[0]
+
+
+def test_serve_gets_the_rule_around_the_policy_and_the_bounds() -> None:
+    replicas = ReplicasConfig(min=0, max=3, idle_to_zero_s=30)
+    config = autoscaling(replicas, UtilizationPolicy, {"target_load": 0.7})
+    policy = config.policy.get_policy()
+    assert policy(Context({"a": [31]}, load={"a": 0.0}))[0] == 0
+    assert (config.min_replicas, config.max_replicas, config.initial_replicas) == (0, 3, 1)
+    assert config.downscale_to_zero_delay_s == 0
+    assert config.look_back_period_s < 30
+
+
+def test_a_fleet_that_never_sleeps_has_its_policy_as_it_is() -> None:
+    config = autoscaling(ReplicasConfig(min=1, max=3), UtilizationPolicy, {"target_load": 0.7})
+    assert type(config.policy.get_policy()).__name__ == "type"
+    assert config.initial_replicas is None
+
+
+def test_the_controller_needs_none_of_our_modules() -> None:
+    config = autoscaling(ReplicasConfig(min=0, max=1), UtilizationPolicy, {"target_load": 0.7})
+    program = (
+        "import sys, pickle\n"
+        "policy = pickle.loads(sys.stdin.buffer.read())\n"
+        "assert not [name for name in sys.modules if name.startswith('serve_app')]\n"
+        "print(policy._idle_to_zero_s)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        input=config.policy.get_serialized_policy_def(),
+        capture_output=True,
+        check=False,
+    )
+    assert ended.stdout.split() == [b"900.0"], ended.stderr.decode()
