@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import statistics
 import sys
 import time
@@ -30,6 +31,9 @@ ENDS = ('"finish_reason":"', '"stop_reason":"', "message_stop")
 
 FIRST_TOKENS = ('"content":"', '"reasoning":"', '"reasoning_content":"', "content_block_delta")
 POLL_S = 0.25
+EDGE_S = (-0.5, 3.0)
+"""Around the idle time: the replica says that it is idle, the controller decides, Serve stops it."""
+WAITED_S = 2.0
 ASLEEP_TIMEOUT_S = 300.0
 
 
@@ -137,6 +141,18 @@ async def one_round(client: httpx.AsyncClient, requests: int, model: str) -> Rou
     return Round(slept_s, expected_s, await asyncio.gather(*sent))
 
 
+async def at_the_edge(client: httpx.AsyncClient, options: argparse.Namespace, model: str) -> Round:
+    """Single requests that come about when the last engine goes: just before, as it stops, or just after."""
+    spread = random.Random(options.requests)
+    answers = []
+    for number in range(options.edge):
+        await asyncio.sleep(options.idle_s + spread.uniform(*EDGE_S))
+        answers.append(await ask(client, number, time.monotonic(), 0.0, model))
+    waited = sum(one.total_s > WAITED_S for one in answers)
+    print(f"at the edge: {len(answers)} requests, of which {waited} waited for an engine", flush=True)
+    return Round(0.0, None, answers)
+
+
 async def measure(url: str, options: argparse.Namespace) -> list[Round]:
     """All rounds, each told as it ends."""
     limits = httpx.Limits(max_connections=None)
@@ -147,8 +163,10 @@ async def measure(url: str, options: argparse.Namespace) -> list[Round]:
         for number in range(options.rounds):
             rounds.append(await one_round(client, options.requests, model))
             print(f"round {number + 1}: {line(rounds[-1])}", flush=True)
-            for one in rounds[-1].failed[:3]:
-                print(f"  failed: {one.error}", flush=True)
+        if options.edge:
+            rounds.append(await at_the_edge(client, options, model))
+    for one in [answer for each in rounds for answer in each.failed][:5]:
+        print(f"failed: {one.error}", flush=True)
     return rounds
 
 
@@ -181,6 +199,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench zero", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=100, help="of each round")
+    parser.add_argument("--edge", type=int, default=0, help="also so many requests about when the engine goes")
     parser.add_argument("--start-s", type=float, default=8.0, help="how long a fake engine takes to start")
     parser.add_argument("--idle-s", type=float, default=5.0, help="replicas.idle_to_zero_s")
     parser.add_argument("--ingresses", type=int, default=2)

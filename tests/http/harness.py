@@ -171,6 +171,7 @@ async def service(
     operators: tuple[str, ...] = (),
     tracing: RequestTracing | None = None,
     status_page: bool = True,
+    may_sleep: bool = False,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -189,7 +190,11 @@ async def service(
         app, client = await build_api(
             vllm_flags.parse(list(argv), vllm_flags.serve_parser()),
             lambda sink: Dispatcher(
-                transport, ingress_id, DispatcherLimits(deadline_s), sink, Admission(max_queued_requests, slots=16)
+                transport,
+                ingress_id,
+                DispatcherLimits(deadline_s, may_sleep=may_sleep),
+                sink,
+                Admission(max_queued_requests, slots=16),
             ),
             allowed_media_hosts,
         )

@@ -24,6 +24,7 @@ from serve_app.protocol.messages import (
     encode_info,
 )
 from serve_app.router.attempts import ReplicaConnection
+from serve_app.router.fleet_state import FleetFacts, FleetState
 
 LOAD = ReplicaLoad(unfinished=5, max_num_seqs=4, kv_usage_ratio=0.5, draining=False, queued=1)
 
@@ -93,6 +94,22 @@ def test_every_ingress_saw_the_same_scale_decisions() -> None:
     )
     assert fleet.longest_history([young, old]) == seen[::-1]
     assert fleet.longest_history([]) == []
+
+
+def test_what_one_ingress_knows_of_the_start_all_say() -> None:
+    own = FleetFacts(is_up=False, may_sleep=True)
+    asked = IngressReport("a", "", 0.0, 1, waiting=3, asked_s_ago=4.0)
+    saw = IngressReport("b", "", 0.0, 0, start_s=10.0)
+    together = fleet.merged_state(own, [asked, saw])
+    assert (together.state, together.waiting, together.left_s) == (FleetState.STARTING, 3, 6.0)
+    up = fleet.merged_state(FleetFacts(is_up=True, may_sleep=True), [asked, saw])
+    assert (up.state, up.left_s) == (FleetState.UP, 0.0)
+
+
+def test_the_way_to_zero_and_back_has_reasons_of_its_own() -> None:
+    assert "idle_to_zero_s" in fleet.zero_reason(1, 0)
+    assert "waited" in fleet.zero_reason(0, 1)
+    assert fleet.zero_reason(1, 2) == ""
 
 
 def test_a_reason_names_the_loads_and_the_target() -> None:
