@@ -159,7 +159,8 @@ async def measure(url: str, options: argparse.Namespace) -> list[Round]:
     rounds: list[Round] = []
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=600, limits=limits) as client:
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
-        await until(client, "up", 1)
+        # The first engine may be gone before an ingress has seen it: this wake is for knowing what one takes.
+        await ask(client, 0, time.monotonic(), 0.0, model)
         for number in range(options.rounds):
             rounds.append(await one_round(client, options.requests, model))
             print(f"round {number + 1}: {line(rounds[-1])}", flush=True)

@@ -83,14 +83,14 @@ class FleetFacts:
         return left_s if left_s > 0 else None
 
     def sentence(self) -> str:
-        """`asleep: the next request starts an engine, in about 40 s`."""
+        """`asleep: the next request starts an engine, which is up in about 40 s`."""
         left_s = self.left_s
-        about = f"about {max(left_s, 1.0):.0f} s" if left_s is not None else "a time that is not known"
+        about = f"in about {max(left_s, 1.0):.0f} s" if left_s is not None else "(after a time that is not known yet)"
         match self.state:
             case FleetState.ASLEEP:
-                return f"asleep: the next request starts an engine, which takes {about}"
+                return f"asleep: the next request starts an engine, which is up {about}"
             case FleetState.STARTING:
-                return f"starting: an engine should be up in {about}"
+                return f"starting: an engine should be up {about}"
             case FleetState.LATE:
                 return f"late: a start was asked for {self.elapsed_s or 0.0:.0f} s ago, and took {self._last()} before"
             case FleetState.FAILED:

@@ -389,7 +389,9 @@ async def test_a_fleet_that_sleeps_takes_requests_and_says_what_they_wait_for() 
         assert (await client.get("/status/fleet")).json()["state"] == "asleep"
         body = {"model": NAME, "messages": HELLO, "max_tokens": 4}
         answer = await client.post("/v1/chat/completions", json=body | {"stream": True})
-        assert answer.text.startswith(": keep-alive, starting: an engine should be up in a time that is not known\n\n")
+        assert answer.text.startswith(
+            ": keep-alive, starting: an engine should be up (after a time that is not known yet)\n\n"
+        )
         assert "No replica of the model is available" in answer.text
         whole = await client.post("/v1/messages", json=body)
         assert whole.status_code in {503, 529}

@@ -35,8 +35,7 @@ def sleeper() -> Iterator[Cluster]:
 
 
 async def _until_up(cluster: Cluster) -> None:
-    await cluster.until_replicas("ingress", 2, 180)
-    await cluster.until_replicas("engine", 1, 60)
+    await cluster.until_replicas("ingress", 2, 300)
     await cluster.until_answers(cluster.head, 60)
 
 
@@ -68,7 +67,7 @@ async def test_it_goes_to_zero_and_every_request_brings_it_back(sleeper: Cluster
         others = [client.post("/v1/chat/completions", json=CHAT), client.post("/v1/messages", json=MESSAGE)]
         streamed, *answers = await asyncio.gather(stream, *others)
         assert [one.status_code for one in (streamed, *answers)] == [200, 200, 200]
-        assert streamed.text.startswith(": keep-alive, starting: an engine should be up in about ")
+        assert streamed.text.startswith(": keep-alive, starting: an engine should be up ")
         assert streamed.text.rstrip().endswith("data: [DONE]")
         assert await state(client) == "up"
         await until_asleep(sleeper, client)
