@@ -33,15 +33,15 @@ from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.activity import energy_reader
-from serve_app.engine.autoscaling import UtilizationPolicy
+from serve_app.engine.autoscaling_config import autoscaling_config
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
-from serve_app.engine.serve_policy import autoscaling
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
+from serve_app.engine.zero_scaling import IDLE_S
 from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
@@ -113,10 +113,16 @@ class EngineDeployment(EngineReplica):
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
         )
+        self._has_slo, self._may_sleep = config.slo.is_set, config.replicas.may_sleep
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
         if config.engine.kind == "vllm":
             environment_is_final()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the policy needs, and no more: Serve averages every number of every replica ten times a second."""
+        numbers = self.scaling_report().numbers() if self._has_slo else await super().record_autoscaling_stats()
+        return {**numbers, IDLE_S: self.idle_s} if self._may_sleep else numbers
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -273,11 +279,10 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
         "logging_config": QUIET,
         **replica_options(replicas, config.engine.env),
     }
-    if replicas.min == replicas.max:
+    if replicas.min == replicas.most:
         options["num_replicas"] = replicas.min
     else:
-        policy_kwargs = {"target_load": replicas.target_load}
-        options["autoscaling_config"] = autoscaling(replicas, UtilizationPolicy, policy_kwargs)
+        options["autoscaling_config"] = autoscaling_config(config)
     return serve.deployment(EngineDeployment).options(**options).bind(config)
 
 

@@ -5,7 +5,7 @@ zero; Serve takes the last engine only when one is left, the others after its ow
 of a policy: a request that waits at an ingress is a call that waits in Serve, and Serve starts a replica for that at
 once (`router/wake.py`).
 
-Serve's controller runs this from a copy, in which all of our modules are (`engine/serve_policy.py`).
+Serve's controller runs this from a copy, in which all of our modules are (`engine/autoscaling_config.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,6 @@ def may_sleep(idle_s: Mapping[object, float], running: int, idle_to_zero_s: floa
     return 0 < running <= len(idle_s) and min(idle_s.values()) >= idle_to_zero_s
 
 
-def zero_or(wanted: float, *, asleep_ok: bool) -> float:
-    """None where all are idle; else what is wanted, but at least one: a policy sees load and may call it none."""
-    return 0 if asleep_ok else max(wanted, 1)
-
-
 def latest(series: Mapping[object, Sequence[Any]]) -> dict[object, float]:
     """The last value of each replica's series. Not their mean, which Serve aggregates: a request a moment ago ends
     the idle time, however long that was."""
@@ -37,18 +32,22 @@ def latest(series: Mapping[object, Sequence[Any]]) -> dict[object, float]:
 
 
 class ToZero:
-    """`policy`, and no engine after `idle_to_zero_s` without a request."""
+    """`policy`, and no engine after `idle_to_zero_s` without a request, unless a schedule asks for some: `fewest` says
+    for how many."""
 
-    def __init__(self, policy: Policy, idle_to_zero_s: float) -> None:
+    def __init__(
+        self, policy: Policy, idle_to_zero_s: float, fewest: Callable[[Any], int] = lambda _context: 0
+    ) -> None:
         self._policy = policy
         self._idle_to_zero_s = idle_to_zero_s
+        self._fewest = fewest
 
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
         """The number of replicas wanted, and the policy's state."""
-        if not context.current_num_replicas:
-            # None runs: it sleeps, or the first one is starting. A policy knows no load then.
-            return context.target_num_replicas, {}
         wanted, state = self._policy(context)
+        if not context.current_num_replicas:
+            return wanted, state  # it sleeps, or the first one is starting: no load is known
         reported = latest((context.raw_metrics or {}).get(IDLE_S, {}))
-        asleep_ok = may_sleep(reported, context.current_num_replicas, self._idle_to_zero_s)
-        return zero_or(wanted, asleep_ok=asleep_ok), state
+        if may_sleep(reported, context.current_num_replicas, self._idle_to_zero_s):
+            return self._fewest(context), state
+        return max(wanted, 1), state  # a policy sees load, and may call a request now and then none

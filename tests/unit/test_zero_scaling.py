@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.config.replicas import ReplicasConfig
+from serve_app.config.hardware import NodeGpus
+from serve_app.config.profile import load_config
+from serve_app.config.schema import AppConfig
 from serve_app.engine.autoscaling import UTILIZATION, UtilizationPolicy
-from serve_app.engine.serve_policy import autoscaling
+from serve_app.engine.autoscaling_config import autoscaling_config
 from serve_app.engine.zero_scaling import IDLE_S, ToZero
 
 
@@ -28,6 +30,11 @@ class Context:
     current_num_replicas: int = 1
     target_num_replicas: int = 1
     load: dict[str, float] = field(default_factory=dict)
+    current_time: float = 1_000_000.0
+    last_scale_up_time: float | None = None
+    last_scale_down_time: float | None = None
+    capacity_adjusted_max_replicas: int = 3
+    capacity_adjusted_min_replicas: int = 0
 
     @property
     def raw_metrics(self) -> dict[str, Any]:
@@ -66,9 +73,12 @@ def test_the_rule_changes_nothing_but_the_end() -> None:
         assert wanted(context) == UtilizationPolicy(target_load=0.7)(context)[0]
 
 
+def app(**settings: object) -> AppConfig:
+    return load_config({"profile": "cpu-demo", **settings}, [NodeGpus("head", None, 0)])
+
+
 def test_serve_gets_the_rule_around_the_policy_and_the_bounds() -> None:
-    replicas = ReplicasConfig(min=0, max=3, idle_to_zero_s=30)
-    config = autoscaling(replicas, UtilizationPolicy, {"target_load": 0.7})
+    config = autoscaling_config(app(replicas={"min": 0, "max": 3, "idle_to_zero_s": 30}))
     policy = config.policy.get_policy()
     assert policy(Context({"a": [31]}, load={"a": 0.0}))[0] == 0
     assert (config.min_replicas, config.max_replicas, config.initial_replicas) == (0, 3, 1)
@@ -77,13 +87,24 @@ def test_serve_gets_the_rule_around_the_policy_and_the_bounds() -> None:
 
 
 def test_a_fleet_that_never_sleeps_has_its_policy_as_it_is() -> None:
-    config = autoscaling(ReplicasConfig(min=1, max=3), UtilizationPolicy, {"target_load": 0.7})
-    assert type(config.policy.get_policy()).__name__ == "type"
+    config = autoscaling_config(app(replicas={"min": 1, "max": 3}))
+    assert type(config.policy.get_policy()) is type
     assert config.initial_replicas is None
 
 
-def test_the_controller_needs_none_of_our_modules() -> None:
-    config = autoscaling(ReplicasConfig(min=0, max=1), UtilizationPolicy, {"target_load": 0.7})
+def test_a_schedule_holds_engines_that_nobody_asks() -> None:
+    always = {"from": "00:00", "to": "00:00", "min": 2}
+    replicas = {"min": 0, "max": 3, "idle_to_zero_s": 30}
+    for schedule, wanted in (([always], 2), ([], 0)):
+        config = autoscaling_config(app(replicas={**replicas, "schedule": schedule}, slo={"ttft_p95_s": 3}))
+        policy = config.policy.get_policy()
+        assert policy(Context({"a": [31], "b": [31]}, 2, 2))[0] == wanted
+        assert policy(Context({}, 0, 0))[0] in (0, wanted)
+
+
+@pytest.mark.parametrize("slo", [{}, {"ttft_p95_s": 3}])
+def test_the_controller_needs_none_of_our_modules(slo: dict[str, float]) -> None:
+    config = autoscaling_config(app(replicas={"min": 0, "max": 2}, slo=slo))
     program = (
         "import sys, pickle\n"
         "policy = pickle.loads(sys.stdin.buffer.read())\n"
