@@ -58,11 +58,13 @@ class ServeWatch:
         loads: Callable[[], Mapping[str, Load]],
         fetch: Fetch | None = None,
         journal: Journal = lambda _deployment: (),
+        on_view: Callable[[Sequence[Deployment]], None] = lambda _deployments: None,
     ) -> None:
         self._application = application
         self._loads = loads
         self._fetch = fetch or _Controller().details
         self._journal = journal
+        self._on_view = on_view
         self._view = ServeView(problem="Serve has not answered yet.")
         self._asked_s = float("-inf")
         self._asking = asyncio.Lock()
@@ -109,6 +111,7 @@ class ServeWatch:
             return
         await self._note_changes(deployments)
         self._view = ServeView(deployments)
+        self._on_view(deployments)
 
     async def _note_changes(self, deployments: Sequence[Deployment]) -> None:
         for one in deployments:

@@ -213,6 +213,16 @@ def _state(connection: ReplicaConnection, engine_state: str) -> str:
     return engine_state or "up"
 
 
+def failed_starts(deployments: Sequence[Deployment]) -> str:
+    """That Serve has counted three failed starts of an engine in a row, and none runs; else empty. Why is in its
+    message, which is not for clients."""
+    for one in deployments:
+        failed = one.name == "engine" and one.status in ("unhealthy", "deploy_failed") and one.target > 0
+        if failed and not any(replica.state == "RUNNING" for replica in one.replicas):
+            return "its engine fails to start"
+    return ""
+
+
 def zero_reason(before: int, after: int) -> str:
     """Why a deployment has gone to zero or has come back; empty for other changes."""
     if after == 0:

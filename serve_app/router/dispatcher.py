@@ -254,6 +254,10 @@ class Dispatcher:
         """Whether there is an engine, or about when there will be one."""
         return self._pool.fleet()
 
+    def note_failed_starts(self, reason: str) -> None:
+        """Engines fail to start: requests end that wait for one, where there may be none."""
+        self._pool.note_failed_starts(reason)
+
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
         await self._pool.wait_for_one(timeout_s)

@@ -135,6 +135,11 @@ class ReplicaPool:
         down_s = asyncio.get_running_loop().time() - self._last_up_s
         return facts if is_up or facts.may_sleep else replace(facts, elapsed_s=down_s)
 
+    def note_failed_starts(self, reason: str) -> None:
+        """Engines fail to start. Whoever waits for one, where none is up, waits no longer."""
+        if not self.taking_work():
+            self._wake.give_up(reason)
+
     def waits_for(self) -> str:
         """What a request waits for where it has asked for an engine; else empty."""
         return "" if self.taking_work() or not self._limits.may_sleep else self.fleet().sentence()

@@ -88,15 +88,22 @@ class Wake:
             self._took_s, self._began_s = elapsed_s, None
         self.failure = ""
 
+    def give_up(self, reason: str) -> None:
+        """End the wait of those who wait: engines fail to start. Serve goes on trying, and the next request waits until
+        this is said again."""
+        if not self._waiting:
+            return
+        logger.error("no engine starts", extra={"reason": reason, "waiting": self._waiting})
+        self.failure, self._began_s = reason, None
+        self._on_failed()
+
     async def _ask(self) -> None:
         while True:
             try:
                 await self._transport.wake()
                 self._on_answer()
             except EngineCannotStart as error:
-                logger.error("no engine can be started", extra={"reason": str(error), "waiting": self._waiting})
-                self.failure, self._began_s = str(error), None
-                self._on_failed()
+                self.give_up(str(error))
                 return
             except ReplicaLost as error:
                 logger.warning("cannot ask for an engine", extra={"error": str(error)})

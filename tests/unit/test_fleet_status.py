@@ -107,6 +107,23 @@ def test_what_one_ingress_knows_of_the_start_all_say() -> None:
     assert (up.state, up.left_s) == (FleetState.UP, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("status", "target", "states", "fails"),
+    [
+        ("unhealthy", 1, ["STARTING"], True),
+        ("deploy_failed", 1, [], True),
+        ("unhealthy", 2, ["RUNNING"], False),
+        ("upscaling", 1, ["STARTING"], False),
+        ("healthy", 0, [], False),
+    ],
+)
+def test_engines_fail_to_start_when_serve_says_so_and_none_runs(
+    status: str, target: int, states: list[str], fails: bool
+) -> None:
+    engine = Deployment("engine", status, target, replicas=[ServeReplica(state, state) for state in states])
+    assert bool(fleet.failed_starts([Deployment("ingress", "unhealthy", 1), engine])) is fails
+
+
 def test_the_way_to_zero_and_back_has_reasons_of_its_own() -> None:
     assert "idle_to_zero_s" in fleet.zero_reason(1, 0)
     assert "waited" in fleet.zero_reason(0, 1)

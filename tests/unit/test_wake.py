@@ -71,6 +71,26 @@ async def test_requests_end_at_once_where_no_engine_can_be_started_and_the_next_
     assert fleet.results.tokens["c"] == [100]
 
 
+async def test_requests_end_when_engines_fail_to_start_and_later_ones_run_on_the_one_that_starts() -> None:
+    async with local_fleet("", SLEEPS) as fleet:
+        fleet.dispatcher.note_failed_starts("nobody waits")
+        assert fleet.dispatcher.fleet().state is FleetState.ASLEEP
+        fleet.dispatcher.submit(request("a"))
+        await fleet.transport.wakes.get()
+        fleet.dispatcher.note_failed_starts("its engine fails to start")
+        await fleet.results.until_over("a")
+        assert "its engine fails to start" in str(fleet.results.errors["a"])
+        await fleet.until_idle()
+        assert fleet.dispatcher.fleet().state is FleetState.FAILED
+        fleet.dispatcher.submit(request("b"))
+        await fleet.transport.wakes.get()
+        assert fleet.dispatcher.fleet().state is FleetState.STARTING
+        replica = fleet.transport.live["new"] = LocalReplica("new")
+        replica.finish(await replica.started.get(), 0)
+        await fleet.results.until_over("b")
+    assert fleet.results.tokens["b"] == [100]
+
+
 async def test_a_fleet_that_should_always_have_an_engine_asks_for_none() -> None:
     async with local_fleet("", DispatcherLimits(request_deadline_s=0.05)) as fleet:
         fleet.dispatcher.submit(request())
