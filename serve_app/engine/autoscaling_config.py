@@ -12,6 +12,7 @@ import serve_app.scaling
 from serve_app.config.replicas import ReplicasConfig
 from serve_app.config.schema import AppConfig
 from serve_app.engine.autoscaling import UtilizationPolicy
+from serve_app.engine.scale_in import taking_least_loss
 from serve_app.engine.zero_scaling import ToZero
 from serve_app.scaling.slo_policy import SloPolicy
 
@@ -43,7 +44,7 @@ def autoscaling_config(config: AppConfig) -> AutoscalingConfig:
         initial_replicas=initial,
         metrics_interval_s=interval_s,
         look_back_period_s=3 * interval_s,
-        policy=policy,
+        policy=taking_least_loss(policy),
         # The policy for an objective has delays of its own, which know how long a start takes.
         upscale_delay_s=0.0 if config.slo.is_set else replicas.upscale_delay_s,
         downscale_delay_s=0.0 if config.slo.is_set else replicas.downscale_delay_s,
