@@ -6,10 +6,10 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import report, start, time_split, tracing
+from bench import report, start, time_split, tracing, zero
 from bench.client import RunFailed
 from bench.fairness import command as fairness
 from bench.front_end import command as front_end
@@ -21,27 +21,26 @@ from bench.simulate import command as simulate
 
 QUICK = BenchLoad(prompts=32, rounds=1)
 
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "fairness": fairness.main,
+    "front-end": front_end.main,
+    "many": many.main,
+    "routing": routing.main,
+    "simulate": simulate.main,
+    "start": start.main,
+    "time-split": time_split.main,
+    "tracing": tracing.main,
+    "zero": zero.main,
+}
+"""What has a command line of its own."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 if the targets are met, 1 if not or if a run failed."""
     words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: runs the `with` blocks' exits
-    if words[:1] == ["front-end"]:
-        return front_end.main(words[1:])
-    if words[:1] == ["fairness"]:
-        return fairness.main(words[1:])
-    if words[:1] == ["many"]:
-        return many.main(words[1:])
-    if words[:1] == ["routing"]:
-        return routing.main(words[1:])
-    if words[:1] == ["simulate"]:
-        return simulate.main(words[1:])
-    if words[:1] == ["tracing"]:
-        return tracing.main(words[1:])
-    if words[:1] == ["time-split"]:
-        return time_split.main(words[1:])
-    if words[:1] == ["start"]:
-        return start.main(words[1:])
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
     options = _parser().parse_args(words)
     default = QUICK if options.quick else BenchLoad()
     load = BenchLoad(prompts=options.prompts or default.prompts, rounds=options.rounds or default.rounds)

@@ -43,6 +43,7 @@ from serve_app.engine.start_board import StartBoard
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
+from serve_app.engine.zero_scaling import IDLE_S
 from serve_app.ingress.autoscaling import EventLoopPolicy
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
@@ -121,7 +122,7 @@ class EngineDeployment(EngineReplica):
             starting=StartBoard(replica_id),
             node_ids=own_nodes(),
         )
-        self._has_slo = config.slo.is_set
+        self._has_slo, self._may_sleep = config.slo.is_set, config.replicas.may_sleep
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
         if config.engine.kind == "vllm":
@@ -129,9 +130,10 @@ class EngineDeployment(EngineReplica):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the policy needs, and no more: Serve averages every number of every replica ten times a second."""
-        if not self._has_slo:
-            return await super().record_autoscaling_stats()
-        return {**self.scaling_report().numbers(), LOSS_TOKENS: self.loss_tokens()}
+        numbers = await super().record_autoscaling_stats()
+        if self._has_slo:
+            numbers = {**self.scaling_report().numbers(), LOSS_TOKENS: self.loss_tokens()}
+        return {**numbers, IDLE_S: self.idle_s} if self._may_sleep else numbers
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -166,11 +168,13 @@ class Ingress:
         config = self._config
         ingress_id = self._ingress_id
         limits = DispatcherLimits(
-            request_deadline_s=config.ingress.request_deadline_s, drain_timeout_s=config.replicas.drain_timeout_s
+            request_deadline_s=config.ingress.request_deadline_s,
+            drain_timeout_s=config.replicas.drain_timeout_s,
+            may_sleep=config.replicas.may_sleep,
         )
 
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
-            transport = ServeTransport(self._engines, ingress_id)
+            transport = ServeTransport(self._engines, ingress_id, may_sleep=limits.may_sleep)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
             choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
             return Dispatcher(

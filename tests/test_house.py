@@ -65,8 +65,8 @@ RAY_IMPORTERS = {
 
 PURE = (
     *("protocol/errors", "protocol/messages"),
-    *("router/admission", "protocol/poison", "router/routing"),
-    *("engine/autoscaling", "ingress/autoscaling", "engine/session_tokens"),
+    *("router/admission", "router/fleet_state", "protocol/poison", "router/routing"),
+    *("engine/autoscaling", "engine/zero_scaling", "ingress/autoscaling", "engine/session_tokens"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),
@@ -127,6 +127,7 @@ JUSTIFIED_FILES = {
     "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
+    "serve_app/router/replica_pool.py": "one class: the connections, and who waits for one",
     "serve_app/engine/fair_queue.py": "one algorithm: the order, and the accounts that it goes by",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",
     "serve_app/ingress/middleware.py": "one request's cycle, in its order",

@@ -14,7 +14,7 @@ from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
-from serve_app.protocol.errors import ReplicaDied, ServeError
+from serve_app.protocol.errors import ReplicaDied, ReplicaLost, ServeError
 from serve_app.protocol.messages import (
     AttemptRequest,
     Frame,
@@ -113,6 +113,9 @@ class _Transport:
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:  # noqa: ARG002  # nothing is kept
         return []
+
+    async def wake(self) -> None:
+        raise ReplicaLost("nothing starts engines here")
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         for replica in self.live.values():

@@ -22,6 +22,7 @@ from serve_app.protocol.key_labels import MAX_KEYS
 from serve_app.protocol.service_class import ServiceClass
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import LOST, ReplicaState
+from serve_app.router.fleet_state import FleetState
 from serve_app.router.routing import Reason
 from serve_app.scaling import Cause
 from serve_app.scaling.scaling_metrics import ScalingMetrics
@@ -82,6 +83,7 @@ LABEL_VALUES_OF: dict[tuple[str, str], Sequence[str]] = {
     ("step_key_tokens", "kind"): ("prompt", "cached", "output"),
     ("step_rate_limited", "kind"): tuple(LimitKind),
     ("step_replicas", "state"): tuple(ReplicaState),
+    ("step_fleet_state", "state"): tuple(FleetState),
     ("step_watchdog_state", "state"): tuple(EngineState),
     ("step_scaling_decisions", "cause"): tuple(one.value for one in Cause if one is not Cause.NONE),
     ("step_scaling_decisions", "direction"): ("up", "down"),

@@ -114,7 +114,7 @@ def _memory(gpus: Sequence[Gpu], config: AppConfig) -> Iterator[Check]:
         size = f"{gpu.used_bytes / GB:.1f} of {gpu.total_bytes / GB:.1f} GB"
         holders = ", ".join(f"pid {item.pid} ({item.command})" for item in gpu.holders) or "a process not visible here"
         message = f"{size} of GPU {gpu.index} are taken by {holders}; an engine wants {share:.0%} of it"
-        enough = len(free) >= config.replicas.min * config.replicas.gpus_per_replica
+        enough = len(free) >= config.replicas.needed * config.replicas.gpus_per_replica
         yield Check(
             CheckStatus.WARN if enough else CheckStatus.FAIL,
             "GPU memory",

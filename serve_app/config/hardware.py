@@ -113,17 +113,17 @@ def check_fit(config: AppConfig, nodes: Sequence[NodeGpus]) -> None:
     if replicas.cluster_grows:
         return
     room = _room(replicas, nodes)
-    if room < replicas.min:
+    if room < replicas.needed:
         raise NoProfileFits(
-            f"profile {config.profile} needs {_need(replicas)} for each of {replicas.min} engine(s); the cluster has "
-            f"{describe(nodes)}: room for {room}. Lower `replicas.min`, name another profile, or add nodes "
+            f"profile {config.profile} needs {_need(replicas)} for each of {replicas.needed} engine(s); the cluster "
+            f"has {describe(nodes)}: room for {room}. Lower `replicas.min`, name another profile, or add nodes "
             "(`replicas.cluster_grows: true` if the cluster adds them by itself)."
         )
-    needed = replicas.min * replicas.cpus_per_replica + ingress.min_replicas * ingress.cpus_per_replica
+    needed = replicas.needed * replicas.cpus_per_replica + ingress.min_replicas * ingress.cpus_per_replica
     there = sum(node.cpus for node in nodes)
     if needed > there:
         raise NoProfileFits(
-            f"profile {config.profile} reserves {needed:g} CPUs ({replicas.min} x {replicas.cpus_per_replica:g} for "
+            f"profile {config.profile} reserves {needed:g} CPUs ({replicas.needed} x {replicas.cpus_per_replica:g} for "
             f"engines, {ingress.min_replicas} x {ingress.cpus_per_replica:g} for ingress replicas); the cluster has "
             f"{there:g}. "
             "Lower `replicas.cpus_per_replica` or `ingress.cpus_per_replica`: they reserve, they enforce nothing."

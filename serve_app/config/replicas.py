@@ -26,6 +26,10 @@ MAX_QUEUE_WAIT_S = 300.0
 """Longest wait for an engine, unless configured: what clients wait for an answer to begin, by their own timeouts, is
 ten minutes at most (OpenAI's and Anthropic's SDKs)."""
 
+IDLE_TO_ZERO_S = 900.0
+"""Idle time before the last engine goes, unless configured: some starts of an engine long, so that a fleet that is in
+use does not spend its time on starts."""
+
 
 class ScheduleEntry(Section):
     """At least `min` engines from one time of day to another."""
@@ -68,12 +72,14 @@ class ScheduleEntry(Section):
 class ReplicasConfig(Section):
     """How many engines there are, and what each takes of the cluster."""
 
-    min: PositiveInt = 1
-    """Fewest engines. A single one cannot fail over: its requests then wait for its restart."""
+    min: NonNegativeInt = 1
+    """Fewest engines. A single one cannot fail over: its requests then wait for its restart. With 0 the last engine
+    goes after `idle_to_zero_s` without a request, and the next request waits for the start of one."""
     max: PositiveInt = 1
     """Most engines. Above `min`, their number follows the load."""
     initial: PositiveInt | None = None
-    """Engines at the start; `min` if not given."""
+    """Engines at the start, and after each change of the configuration; if not given, `min` at the start, but at least
+    one: that an engine cannot start is then seen at once, and not by the first request."""
     gpu_budget: PositiveInt | None = None
     """Most GPUs of all engines together; with `max`, the lower one counts. No decision passes it."""
     schedule: tuple[ScheduleEntry, ...] = ()
@@ -100,6 +106,8 @@ class ReplicasConfig(Section):
     """How long the load must ask for more engines before one is started."""
     downscale_delay_s: NonNegativeFloat = 600.0
     """How long the load must allow fewer engines before one is stopped. A start takes minutes: be slow to stop one."""
+    idle_to_zero_s: PositiveFloat = IDLE_TO_ZERO_S
+    """With `min: 0`: how long no engine may have had a request before the last one is stopped."""
     max_queued_requests: NonNegativeInt = MAX_QUEUED_REQUESTS
     """Requests that may wait at one engine beyond those that it runs (`max-num-seqs`), from all ingresses together.
     When every engine is full, new requests are refused at once (429)."""
@@ -116,6 +124,8 @@ class ReplicasConfig(Section):
             raise ValueError(f"max ({self.max}) is below min ({self.min})")
         if self.initial is not None and not self.min <= self.initial <= self.max:
             raise ValueError(f"initial ({self.initial}) is not between min ({self.min}) and max ({self.max})")
+        if self.min > 0 and "idle_to_zero_s" in self.model_fields_set:
+            raise ValueError(f"idle_to_zero_s is for min: 0, and min is {self.min}; remove it, or set min: 0")
         if self.nodes_per_replica > 1 and self.gpus_per_replica % self.nodes_per_replica:
             raise ValueError(
                 f"gpus_per_replica ({self.gpus_per_replica}) cannot be spread evenly over "
@@ -127,7 +137,10 @@ class ReplicasConfig(Section):
     def _bounds_can_be_kept(self) -> ReplicasConfig:
         if self.gpu_budget is not None and not self.gpus_per_replica:
             raise ValueError("gpu_budget is for engines with GPUs, and gpus_per_replica is 0; use max")
-        for least, what in ((self.min, "min"), *((entry.min, "schedule: min") for entry in self.schedule)):
+        for least, what in (
+            (self.needed, "min" if self.min else "one engine"),
+            *((entry.min, "schedule: min") for entry in self.schedule),
+        ):
             if least > self.most:
                 limit = f"max ({self.max})" if self.most == self.max else f"what gpu_budget ({self.gpu_budget}) allows"
                 raise ValueError(f"{what} ({least}) is above {limit}")
@@ -139,3 +152,13 @@ class ReplicasConfig(Section):
         if self.gpu_budget is None or not self.gpus_per_replica:
             return self.max
         return min(self.max, self.gpu_budget // self.gpus_per_replica)
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether there may be no engine while nobody asks."""
+        return self.min == 0
+
+    @property
+    def needed(self) -> int:
+        """For how many engines the cluster must have room."""
+        return max(self.min, 1)

@@ -178,7 +178,7 @@ class EngineReplica:
     async def start(self) -> None:
         """Return when the engine can take requests. Raises `EngineDead` with the engine's own error if it cannot."""
         self._info: EngineInfo = await self._engine.start(self._progress)
-        now_s = self._clock()
+        now_s = self._idle_since_s = self._clock()
         self._service = ServiceTimes(self._info.max_num_seqs, now_s)
         self._prefill = PrefillQueue(self._info.max_num_seqs, now_s)
         self._starts = StartQueue(
@@ -343,6 +343,7 @@ class EngineReplica:
             self._prefill.leave(attempt_id, now_s)
             if not self._prefill.prefilling + self._prefill.decoding:
                 self._gpu_time.end(now_s, attempt.client)
+        self._idle_since_s = now_s
         self._service.leave(now_s, served=served)
         self._sessions.leave(attempt.session, attempt.context_tokens if attempt.has_token else 0, now_s)
         self._starts.leave(attempt_id)
@@ -399,6 +400,11 @@ class EngineReplica:
         """How many tokens would be computed again elsewhere if it were stopped."""
         running = sum(one.context_tokens for one in self._attempts.values())
         return float(self._sessions.lost(running, self._clock()))
+
+    @property
+    def idle_s(self) -> float:
+        """How long it has had no attempt; 0 if it has one."""
+        return 0.0 if self._attempts else self._clock() - self._idle_since_s
 
     def scaling_report(self) -> ReplicaReport:
         """What `scaling.SloPolicy` is told of this replica."""

@@ -84,7 +84,9 @@ async def build_api(
     # vLLM's handler of engine errors sets `should_exit` on its own launcher's server; here Serve decides who exits.
     app.state.server = SimpleNamespace()
     vllm_errors.use(app)
-    own_routes.add(app, OwnFacts(args.served_model_name[0], vllm_version, client.dispatcher.replicas_refused))
+    dispatcher = client.dispatcher
+    facts = OwnFacts(args.served_model_name[0], vllm_version, dispatcher.replicas_refused, dispatcher.fleet)
+    own_routes.add(app, facts)
     return app, client
 
 

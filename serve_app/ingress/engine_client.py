@@ -40,6 +40,7 @@ from serve_app.protocol.errors import OtherVersion, RequestRefused, ServeError
 from serve_app.protocol.messages import RequestSpec, TokenDelta, encode_tokens
 from serve_app.protocol.service_class import DEFAULT_SHARE, Holder, ServiceClass
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.fleet_state import SERVES
 from serve_app.router.request_context import CURRENT, RequestTrace, SubmittedRequest
 
 DispatcherFactory = Callable[["ReplicatedEngineCore"], Dispatcher]
@@ -262,8 +263,9 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
             raise ServeHTTPError(error) from error
 
     async def check_health(self) -> None:
-        """Raises `EngineDeadError` when no replica is up, `ServeHTTPError` when all run another version."""
-        if not self.dispatcher.replicas_up():
+        """Raises `EngineDeadError` when no replica is up and a request would start none, `ServeHTTPError` when all run
+        another version."""
+        if self.dispatcher.fleet().state not in SERVES:
             if refused := self.dispatcher.replicas_refused():
                 raise ServeHTTPError(OtherVersion(refused[0]))
             raise EngineDeadError

@@ -77,7 +77,7 @@ class OwnStatus:
         key."""
         now_unix_s, use = time.time(), self.loop_use()
         keys = self.records.usage.last_hour(now_unix_s, [query.key] if query.only_key else None)
-        migrations = self.dispatcher.migrations
+        migrations, engines = self.dispatcher.migrations, self.dispatcher.fleet()
         if query.only_key:
             migrations = [one for one in migrations if one.key == query.key]
         return IngressReport(
@@ -91,6 +91,9 @@ class OwnStatus:
             scale=list(self.serve.decisions),
             keys=keys,
             slowest=self._slowest(query, now_unix_s - HOUR_S),
+            waiting=engines.waiting,
+            asked_s_ago=engines.elapsed_s,
+            start_s=engines.start_s,
         )
 
     def _slowest(self, query: ReportQuery, since_unix_s: float) -> list[RequestRecord]:
@@ -122,6 +125,7 @@ class FleetStatus:
         serve = await self._own.serve.view()
         reports, dispatcher = found.reports, self._own.dispatcher
         engines = next((one.replicas for one in serve.deployments if one.name == "engine"), [])
+        together = fleet.merged_state(dispatcher.fleet(), reports)
         shown = Fleet(
             now_unix_s=time.time(),
             model=self._model,
@@ -138,6 +142,10 @@ class FleetStatus:
             slowest=fleet.explained(record for report in reports for record in report.slowest),
             silent_ingresses=found.silent_ingresses,
             problem=serve.problem,
+            state=together.state,
+            state_text=together.sentence(),
+            waiting=together.waiting,
+            left_s=together.left_s,
         )
         return msgspec.json.encode(shown)
 

@@ -13,6 +13,7 @@ from serve_app.ingress.event_loop import LoopUse
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import LOST
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.fleet_state import FleetFacts, FleetState
 
 
 class ProcessGauges:
@@ -30,6 +31,7 @@ class ProcessGauges:
             "about to go), draining (stopping, or its engine is dead), refused (another version).",
             "state",
         )
+        self._add_fleet()
         self._admission = TotalCounter(
             "step_admission_decisions",
             "Requests, by the decision: admitted, admitted_by_share (all is full, but its client has less than its "
@@ -58,6 +60,19 @@ class ProcessGauges:
             "step_event_loop_lag_seconds", "How late the ingress' event loop ran a timer, the worst of ten seconds."
         )
 
+    def _add_fleet(self) -> None:
+        self._fleet = _gauge(
+            "step_fleet_state",
+            "1 for the state of the engines, as this ingress sees them: up, asleep (none, and the next request starts "
+            "one), starting, late (the same, much longer than the last time), failed, down.",
+            "state",
+        )
+        self._waiting = _gauge("step_waiting_for_engine", "Sequences that wait at this ingress until an engine is up.")
+        self._left_s = _gauge(
+            "step_engine_expected_seconds",
+            "About how long a request that comes now waits for an engine: 0 if one is up, else from the last start.",
+        )
+
     def set(self, use: LoopUse, dispatcher: Dispatcher) -> None:
         """What the event loop did in the last period (`event_loop.EventLoopSampler`), and what the dispatcher knows."""
         self._inflight.set(dispatcher.in_flight)
@@ -65,6 +80,7 @@ class ProcessGauges:
         self._queued.set(dispatcher.queued())
         for state, count in dispatcher.replicas_by_state().items():
             self._replicas.set(count, tags={"state": state.value})
+        self._set_fleet(dispatcher.fleet())
         decisions = dispatcher.admission_decisions()
         for decision in AdmissionDecision:
             self._admission.set_total(decisions.get(decision, 0), tags={"decision": decision.value})
@@ -74,6 +90,13 @@ class ProcessGauges:
         self._index_bytes.set(dispatcher.index_bytes())
         self._busy_ratio.set(use.busy_ratio)
         self._lag_s.set(use.lag_s)
+
+    def _set_fleet(self, fleet: FleetFacts) -> None:
+        for one in FleetState:
+            self._fleet.set(float(fleet.state is one), tags={"state": one.value})
+        self._waiting.set(fleet.waiting)
+        if fleet.left_s is not None:
+            self._left_s.set(fleet.left_s)
 
 
 def _gauge(name: str, description: str, *tag_keys: str) -> metrics.Gauge:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from serve_app.ingress import openapi, routes
 from serve_app.protocol.errors import ModelNotFound
+from serve_app.router.fleet_state import FleetFacts
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class OwnFacts:
     vllm_version: str
     refused: Callable[[], list[str]] = list
     """Why some engine replicas get nothing, a sentence for each (`router/routing.py`)."""
+    fleet: Callable[[], FleetFacts] = lambda: FleetFacts(is_up=True, may_sleep=False)
+    """Whether there is an engine, or about when there will be one."""
     started_s: float = field(default_factory=time.time)
     """The model's creation time: it must not change from one request to the next."""
 
@@ -40,6 +43,8 @@ class Service(BaseModel):
     apis: list[str]
     refused_replicas: list[str] = []
     """Only if there are any: why these replicas get nothing, and what to do."""
+    engines: str = ""
+    """Only if none is up: whether the next request starts one, and how long that takes."""
 
 
 def add(app: FastAPI, facts: OwnFacts) -> None:
@@ -55,6 +60,7 @@ def add(app: FastAPI, facts: OwnFacts) -> None:
             engine=f"vllm {facts.vllm_version}",
             apis=["openai", "anthropic"],
             refused_replicas=facts.refused(),
+            engines="" if (fleet := facts.fleet()).is_up else fleet.sentence(),
         )
 
     description = openapi.Description(app)

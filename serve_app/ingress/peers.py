@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -30,7 +30,7 @@ from serve_app.ingress.fleet_status import (
     encode_report_query,
 )
 from serve_app.ingress.serve_watch import Load, ServeWatch
-from serve_app.observability.fleet import IngressReport, ReportQuery
+from serve_app.observability.fleet import Deployment, IngressReport, ReportQuery, failed_starts
 from serve_app.observability.records import (
     RecordQuery,
     RecordStore,
@@ -162,7 +162,12 @@ async def serve_status_page(
     def journal(deployment: str) -> list[ScaleChange]:
         return ScaleJournal(application, deployment).changes()
 
-    watch = await closing.enter_async_context(ServeWatch(application, loads, journal=journal))
+    def note_failed_starts(deployments: Sequence[Deployment]) -> None:
+        if (reason := failed_starts(deployments)) and config.replicas.may_sleep:
+            dispatcher.note_failed_starts(reason)
+
+    watch = ServeWatch(application, loads, journal=journal, on_view=note_failed_starts)
+    await closing.enter_async_context(watch)
     own = OwnStatus(
         ingress_id=serve.get_replica_context().replica_id.unique_id,
         node=str(ray.util.get_node_ip_address()),

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayError
 
 from serve_app.engine import start_board
-from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason
+from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason, zero_reason
 from serve_app.scaling.journal import ScaleChange
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,14 @@ class ServeWatch:
         fetch: Fetch | None = None,
         journal: Journal = lambda _deployment: (),
         starts: Starts | None = None,
+        on_view: Callable[[Sequence[Deployment]], None] = lambda _deployments: None,
     ) -> None:
         self._application = application
         self._loads = loads
         self._fetch = fetch or _Controller().details
         self._journal = journal
         self._read_starts = starts or start_board.read
+        self._on_view = on_view
         self._view = ServeView(problem="Serve has not answered yet.")
         self._asked_s = float("-inf")
         self._asking = asyncio.Lock()
@@ -119,6 +121,7 @@ class ServeWatch:
             return
         await self._note_changes(deployments)
         self._view = ServeView(deployments)
+        self._on_view(deployments)
 
     async def _starts(self, details: object) -> Mapping[str, str]:
         """What the starting replicas say of their start."""
@@ -140,7 +143,8 @@ class ServeWatch:
             self._targets[one.name] = one.target
             changes = await self._said_changes(one.name)
             if before is not None and (not changes or changes[-1].after != one.target):
-                reason = scale_reason(one, *self._loads().get(one.name, ((), 0.0)))
+                seen = self._loads().get(one.name, ((), 0.0))
+                reason = zero_reason(before, one.target) or scale_reason(one, *seen)
                 changes.append(ScaleDecision(time.time(), one.name, before, one.target, reason))
             self._decisions.extend(changes)
             if before is not None:

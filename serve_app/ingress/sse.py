@@ -209,7 +209,13 @@ class EventStream:
             if self._api is ApiStyle.ANTHROPIC and not self._message_started and self._context.submitted.is_set():
                 await self._emit_message_start()
             else:
-                await self._emit(KEEP_ALIVE[self._api])
+                await self._emit(self._sign_of_life())
+
+    def _sign_of_life(self) -> bytes:
+        waits_for = next((text for one in self._context.sequences if (text := one.waits_for())), "")
+        if self._api is ApiStyle.OPENAI and waits_for:
+            return f": keep-alive, {waits_for}\n\n".encode()
+        return KEEP_ALIVE[self._api]
 
     def _spawn(self, coroutine: Any) -> None:
         task = self._loop.create_task(coroutine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -16,6 +17,7 @@ from serve_app.observability.records import RequestRecord
 from serve_app.observability.search import ExplainedRecord
 from serve_app.observability.usage import KeyUsage, summed
 from serve_app.router.attempts import ReplicaConnection
+from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.request_context import Migration
 
 SHOWN_REQUESTS = 20
@@ -53,6 +55,12 @@ class IngressReport(msgspec.Struct, frozen=True):
     scale: list[ScaleDecision] = []
     keys: list[KeyUsage] = []
     slowest: list[RequestRecord] = []
+    waiting: int = 0
+    """Requests that wait for an engine, where none is up."""
+    asked_s_ago: float | None = None
+    """How long ago one of its requests asked for an engine; None if none did, or there is one."""
+    start_s: float | None = None
+    """How long the last start of an engine took, as far as it has seen one."""
 
 
 class ServeReplica(msgspec.Struct, frozen=True):
@@ -130,6 +138,22 @@ class Fleet(msgspec.Struct, frozen=True):
     slowest: list[ExplainedRecord]
     silent_ingresses: int = 0
     problem: str = ""
+    state: str = ""
+    """Of all engines together (`FleetState`)."""
+    state_text: str = ""
+    waiting: int = 0
+    """Requests that wait for an engine, where none is up."""
+    left_s: float | None = None
+    """About how long until one is up; None if there is nothing to tell it from."""
+
+
+def merged_state(own: FleetFacts, reports: Sequence[IngressReport]) -> FleetFacts:
+    """What all ingresses know together: one may have asked for the engine, and one may have seen the last start."""
+    asked = [one.asked_s_ago for one in reports if one.asked_s_ago is not None]
+    starts = [one.start_s for one in reports if one.start_s is not None]
+    waiting = sum(one.waiting for one in reports)
+    start_s, elapsed_s = max(starts, default=own.start_s), max(asked, default=own.elapsed_s)
+    return replace(own, start_s=start_s, elapsed_s=None if own.is_up else elapsed_s, waiting=waiting)
 
 
 def replica_views(
@@ -194,6 +218,23 @@ def _state(connection: ReplicaConnection, engine_state: str) -> str:
     if engine_state == "idle" and connection.load.unfinished:  # the listing is a second old, the load is not
         return "working"
     return engine_state or "up"
+
+
+def failed_starts(deployments: Sequence[Deployment]) -> str:
+    """That Serve has counted three failed starts of an engine in a row, and none runs; else empty. Why is in its
+    message, which is not for clients."""
+    for one in deployments:
+        failed = one.name == "engine" and one.status in ("unhealthy", "deploy_failed") and one.target > 0
+        if failed and not any(replica.state == "RUNNING" for replica in one.replicas):
+            return "its engine fails to start"
+    return ""
+
+
+def zero_reason(before: int, after: int) -> str:
+    """Why a deployment has gone to zero or has come back; empty for other changes."""
+    if after == 0:
+        return "no engine has had a request for replicas.idle_to_zero_s"
+    return "a request waited for an engine" if before == 0 else ""
 
 
 def scale_reason(deployment: Deployment, loads: Sequence[float], target_load: float) -> str:

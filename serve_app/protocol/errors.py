@@ -30,6 +30,7 @@ them differently.
     |-- EngineDeadByRequest     and the evidence points at this attempt
     `-- EngineDeadBeside        and nothing points at this attempt
     AttemptRefused          the engine can never run this request
+    EngineCannotStart       there is no engine, and none is started any more
 """
 
 from __future__ import annotations
@@ -341,3 +342,7 @@ class EngineDeadBeside(EngineDead):
 
 class AttemptRefused(Exception):
     """The engine can never run this request (for example, it is too long for the cache). Do not retry."""
+
+
+class EngineCannotStart(Exception):
+    """There is no engine, and none is started any more: starts have failed too often."""

@@ -42,7 +42,7 @@ def run(given: argparse.Namespace, say: Say) -> int:
         ranks=plan.ranks,
         machine=hardware.describe([hardware.this_machine()]).removeprefix("1 node ").removeprefix("of "),
         when=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        engines=plan.config.replicas.min,
+        engines=plan.config.replicas.needed,
         warnings=plan.warnings,
         memory=measure.plan_memory(plan.config),
     )

@@ -119,8 +119,8 @@ def choose(wanted: AppConfig, node: NodeGpus, *, share: bool) -> tuple[bool, int
     if replicas.nodes_per_replica > 1:
         raise Refused(f"{wanted.profile} spans {replicas.nodes_per_replica} nodes, and this is one; {instead}")
     here = f"this machine has {node.gpus}x {node.accelerator or 'unknown GPU'}"
-    if node.gpus < replicas.min * replicas.gpus_per_replica:
-        engines = f" for each of {replicas.min} engines" if replicas.min > 1 else ""
+    if node.gpus < replicas.needed * replicas.gpus_per_replica:
+        engines = f" for each of {replicas.needed} engines" if replicas.needed > 1 else ""
         raise Refused(f"{wanted.profile} needs {replicas.gpus_per_replica} GPUs{engines}, and {here}; {instead}")
     if replicas.accelerator_type not in {None, node.accelerator}:
         raise Refused(f"{wanted.profile} is for {replicas.accelerator_type}, and {here}; {instead}")

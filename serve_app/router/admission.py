@@ -101,7 +101,7 @@ class Admission:
         return cls(
             max_queued_requests=config.replicas.max_queued_requests,
             slots=slots if isinstance(slots, int) else 0,
-            engines=config.replicas.min,
+            engines=config.replicas.needed,
             ingresses=config.ingress.max_replicas,
         )
 

@@ -224,6 +224,10 @@ class Transport(Protocol):
         """Send the names that crashed a replica to every replica. Other ingresses learn them from there
         (`ReplicaInfo.quarantine`)."""
 
+    async def wake(self) -> None:
+        """Ask for an engine where there is none; returns when one answers. Raises `EngineCannotStart`,
+        `ReplicaLost`."""
+
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended there. Cancelling it aborts the attempt on the replica.
 
@@ -262,3 +266,5 @@ class DispatcherLimits:
     max_cut_attempts: int = 20
     connection_silence_s: float = 10.0
     drain_timeout_s: float = 120.0
+    may_sleep: bool = False
+    """Whether there may be no engine while nobody asks (`router/wake.py`)."""

@@ -57,6 +57,7 @@ from serve_app.router.attempts import (
     Transport,
 )
 from serve_app.router.departures import FindDepartures, no_departures
+from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
@@ -258,6 +259,14 @@ class Dispatcher:
         """How many requests, of all ingresses, wait at the replicas."""
         return sum(one.load.queued for one in self._pool.taking_work())
 
+    def fleet(self) -> FleetFacts:
+        """Whether there is an engine, or about when there will be one."""
+        return self._pool.fleet()
+
+    def note_failed_starts(self, reason: str) -> None:
+        """Engines fail to start: requests end that wait for one, where there may be none."""
+        self._pool.note_failed_starts(reason)
+
     async def wait_for_replica(self, timeout_s: float) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`."""
         await self._pool.wait_for_one(timeout_s)
@@ -406,6 +415,7 @@ class Dispatcher:
         if left_s <= 0:  # also with replicas up: it got no token from them
             raise self._pool.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
         # A request that has begun waits: in a rolling upgrade a replica of its version may be starting.
+        active.request.trace.waits_for = self._pool.waits_for
         await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):

@@ -10,15 +10,10 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from serve_app.protocol.errors import (
-    EngineDead,
-    NoReplica,
-    OtherVersion,
-    ReplicaLost,
-    WrongReplica,
-)
+from serve_app.protocol.errors import EngineDead, NoReplica, OtherVersion, ReplicaLost, WrongReplica
 from serve_app.protocol.liveness import RecentPeak
 from serve_app.protocol.messages import Frame, ReplicaInfo, TokenDelta
 from serve_app.router.admission import start_wait
@@ -38,7 +33,9 @@ from serve_app.router.departures import (
     no_departures,
     usable,
 )
+from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.routing import ReplicaFacts
+from serve_app.router.wake import Spawn, Wake
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +52,6 @@ LATENESS_MEMORY_S = 10.0
 
 FindIncompatibility = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where it may be used."""
-
-Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
 
 
 def discovery_period_s(replicas: int) -> float:
@@ -93,6 +88,7 @@ class ReplicaPool:
         self._late = RecentPeak(LATENESS_MEMORY_S)
         self._changed = asyncio.Event()
         self._rediscover = asyncio.Event()
+        self._wake = Wake(transport, limits, spawn, self._rediscover.set, self._notify_change)
 
     def start(self) -> None:
         """Start to look for replicas."""
@@ -138,10 +134,25 @@ class ReplicaPool:
 
     def no_replica(self, what: str) -> NoReplica:
         """The error for a request that no replica can take, for this reason."""
-        start_s = self._last.capacity.start_s if self._last is not None else None
-        down_s = 0.0 if self.taking_work() else asyncio.get_running_loop().time() - self._last_up_s
-        retry_after_s, measured = start_wait(start_s, down_s)
+        fleet = self.fleet()
+        retry_after_s, measured = start_wait(fleet.start_s, fleet.elapsed_s or 0.0)
         return NoReplica(what, retry_after_s, measured=measured)
+
+    def fleet(self) -> FleetFacts:
+        """Whether there is an engine, or about when there will be one."""
+        is_up, last = bool(self.taking_work()), self._last
+        facts = self._wake.facts(is_up=is_up, start_s=None if last is None else last.capacity.start_s)
+        down_s = asyncio.get_running_loop().time() - self._last_up_s
+        return facts if is_up or facts.may_sleep else replace(facts, elapsed_s=down_s)
+
+    def note_failed_starts(self, reason: str) -> None:
+        """Engines fail to start. Whoever waits for one, where none is up, waits no longer."""
+        if not self.taking_work():
+            self._wake.give_up(reason)
+
+    def waits_for(self) -> str:
+        """What a request waits for where it has asked for an engine; else empty."""
+        return "" if self.taking_work() or not self._limits.may_sleep else self.fleet().sentence()
 
     @property
     def refused(self) -> dict[str, str]:
@@ -150,16 +161,24 @@ class ReplicaPool:
 
     async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
         """Return when a replica is up. Raises `NoReplica` after `timeout_s`; unless `patient`, raises `OtherVersion` as
-        soon as all replicas are refused."""
+        soon as all replicas are refused. Where there may be no engine, one is asked for."""
+        if self.taking_work():
+            return
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.taking_work():
-                    if self._refused and not self._connections and not patient:
-                        raise OtherVersion(next(iter(self._refused.values())))
-                    self._changed.clear()
-                    await self._changed.wait()
+                with self._wake.wanted():
+                    await self._until_up(patient=patient)
         except TimeoutError:
             raise self.no_replica(f"waited {timeout_s:.0f} s") from None
+
+    async def _until_up(self, *, patient: bool) -> None:
+        while not self.taking_work():
+            if self._wake.failure:
+                raise self.no_replica(self._wake.failure)
+            if self._refused and not self._connections and not patient:
+                raise OtherVersion(next(iter(self._refused.values())))
+            self._changed.clear()
+            await self._changed.wait()
 
     def serves(self, replica_id: str) -> bool:
         """Whether this replica takes work."""
@@ -269,6 +288,7 @@ class ReplicaPool:
             self._drain(connection)
         if not connection.up:
             connection.up = True
+            self._wake.note_up()
             self._notify_change()
         if frame.deltas:
             self._on_deltas(frame.deltas)

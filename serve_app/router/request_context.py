@@ -127,6 +127,8 @@ class RequestTrace:
     """Those that a replica took, in order."""
     inexact: tuple[str, ...] = ()
     """What a migration of this request cannot carry exactly (`docs/life-of-a-request.md`)."""
+    waits_for: Callable[[], str] = lambda: ""
+    """What it waits for now, in words for its client; empty for what takes no time worth saying."""
     error: ServeError | None = None
     trace_context: TraceContext | None = None
     """Its request's."""

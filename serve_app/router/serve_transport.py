@@ -21,13 +21,14 @@ from typing import Any
 import grpc
 import msgspec
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from serve_app.protocol.data_channel import DataChannel
 from serve_app.protocol.errors import (
     AttemptRefused,
+    EngineCannotStart,
     EngineDead,
     ImagesMissing,
     Preempted,
@@ -88,11 +89,13 @@ class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by m
 
 
 class ServeTransport:
-    """`Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each
-    time."""
+    """`Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each time.
+    `may_sleep`: the deployment may have no replica; else that Serve lists none means that it knows none yet."""
 
-    def __init__(self, engine: DeploymentHandle[Any], ingress_id: str) -> None:
+    def __init__(self, engine: DeploymentHandle[Any], ingress_id: str, *, may_sleep: bool = False) -> None:
         self._engine = engine
+        self._may_sleep = may_sleep
+        self._info = engine.options(method_name="info", **PLAIN)
         self._run = engine.options(method_name="run_attempt", **PLAIN)
         self._frames = engine.options(method_name="frames", stream=True, **PLAIN)
         self._lease = engine.options(method_name="lease", stream=True, **PLAIN)
@@ -104,6 +107,10 @@ class ServeTransport:
         """See `Transport`."""
         try:
             answers = await ask_all(self._engine, "info", timeout_s=LIST_TIMEOUT_S)
+        except DeploymentUnavailableError as error:
+            if self._may_sleep:
+                return [], True
+            raise ReplicaLost(f"no replica is there: {error}") from error
         except (*CALL_FAILED, TimeoutError) as error:
             raise ReplicaLost(f"no replica answers: {error}") from error
         infos = [info for answer in answers if (info := _readable_info(answer)) is not None]
@@ -189,6 +196,19 @@ class ServeTransport:
             await ask_all(self._engine, "share_quarantine", told, timeout_s=LIST_TIMEOUT_S)
         except (*CALL_FAILED, TimeoutError) as error:
             logger.warning("no replica could be told of the quarantine", extra={"error": str(error)})
+
+    async def wake(self) -> None:
+        """See `Transport`: a call that waits in Serve until there is a replica."""
+        response = self._info.remote()
+        try:
+            await response
+        except asyncio.CancelledError:
+            response.cancel()  # else Serve would count it as waiting
+            raise
+        except DeploymentUnavailableError as error:
+            raise EngineCannotStart("the engine cannot start, and Serve tries no more") from error
+        except CALL_FAILED as error:
+            raise ReplicaLost(f"{type(error).__name__}: {error}") from error
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         """See `Transport`."""

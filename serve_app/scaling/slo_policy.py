@@ -92,6 +92,10 @@ class SloPolicy:
         decision, self._state = decide(facts, state, self._bounded(context))
         return decision
 
+    def fewest(self, context: Any) -> int:
+        """How many the bounds and the schedule ask for, whatever the load."""
+        return self._bounded(context).bounds.fewest(float(context.current_time))
+
     def _bounded(self, context: Any) -> Settings:
         """With the bounds that Serve applies: `target_capacity` changes them."""
         bounds = self._settings.bounds

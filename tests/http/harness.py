@@ -59,6 +59,8 @@ class LocalTransport:
 
     ingress_id: str
     live: dict[str, EngineReplica] = field(default_factory=dict)
+    wakes: int = 0
+    """How often an engine was asked for. None comes."""
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         return [decode_info(await replica.info()) for replica in self.live.values()], True
@@ -74,6 +76,10 @@ class LocalTransport:
             for one in self.live.values()
         ]
         return max(answers, key=len, default=[])
+
+    async def wake(self) -> None:
+        self.wakes += 1
+        await asyncio.Event().wait()
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         for replica in self.live.values():
@@ -165,6 +171,7 @@ async def service(
     operators: tuple[str, ...] = (),
     tracing: RequestTracing | None = None,
     status_page: bool = True,
+    may_sleep: bool = False,
 ) -> AsyncIterator[Service]:
     """The service over these engines, by replica name, on a free port of the loopback."""
     transport = LocalTransport(ingress_id)
@@ -183,7 +190,11 @@ async def service(
         app, client = await build_api(
             vllm_flags.parse(list(argv), vllm_flags.serve_parser()),
             lambda sink: Dispatcher(
-                transport, ingress_id, DispatcherLimits(deadline_s), sink, Admission(max_queued_requests, slots=16)
+                transport,
+                ingress_id,
+                DispatcherLimits(deadline_s, may_sleep=may_sleep),
+                sink,
+                Admission(max_queued_requests, slots=16),
             ),
             allowed_media_hosts,
         )

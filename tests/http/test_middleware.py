@@ -381,6 +381,23 @@ async def test_nobody_to_serve_is_a_real_503_before_the_first_byte() -> None:
         assert (await client.get("/health")).status_code == 503
 
 
+async def test_a_fleet_that_sleeps_takes_requests_and_says_what_they_wait_for() -> None:
+    async with service({}, deadline_s=0.5, keep_alive_s=0.1, may_sleep=True) as running, talking_to(running) as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 200
+        assert (await client.get("/")).json()["engines"].startswith("asleep: the next request starts an engine")
+        assert (await client.get("/status/fleet")).json()["state"] == "asleep"
+        body = {"model": NAME, "messages": HELLO, "max_tokens": 4}
+        answer = await client.post("/v1/chat/completions", json=body | {"stream": True})
+        assert answer.text.startswith(
+            ": keep-alive, starting: an engine should be up (after a time that is not known yet)\n\n"
+        )
+        assert "No replica of the model is available" in answer.text
+        whole = await client.post("/v1/messages", json=body)
+        assert whole.status_code in {503, 529}
+        assert running.transport.wakes == 2
+
+
 async def test_a_stream_that_waits_is_kept_alive_and_starts_with_its_first_token() -> None:
     patient = fake(FakeEngineConfig(plain_token_ids=(40, 90), first_token_s=0.6))
     async with service({"a": patient}, keep_alive_s=0.1) as running, talking_to(running) as client:

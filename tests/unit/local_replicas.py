@@ -74,11 +74,18 @@ class LocalTransport:
         self.listed: set[str] | None = None
         self.partial_outputs: dict[str, list[int]] = {}
         self.quarantine: dict[str, float] = {}
+        self.wakes: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+        """The calls that ask for an engine: the test answers them."""
         self.departures: dict[str, float] = {}
 
     async def find_departures(self) -> Mapping[str, float]:
         """Each replica is on a node of its own, of the same name, and on `head`."""
         return self.departures
+
+    async def wake(self) -> None:
+        asked = asyncio.get_running_loop().create_future()
+        self.wakes.put_nowait(asked)
+        await asked
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         self.quarantine.update(quarantine)

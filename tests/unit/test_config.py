@@ -38,6 +38,12 @@ def test_args_are_laid_over_the_profile_key_by_key() -> None:
     assert (config.replicas.min, config.replicas.max) == (1, 3)
 
 
+def test_a_fleet_may_have_no_engine_while_nobody_asks_and_starts_with_one() -> None:
+    replicas = load_config({**DEMO, "replicas": {"min": 0, "idle_to_zero_s": 60}}, NO_GPU).replicas
+    assert (replicas.may_sleep, replicas.min, replicas.max, replicas.needed) == (True, 0, 1, 1)
+    assert "idle_to_zero_s is for min: 0, and min is 1" in refusal({**DEMO, "replicas": {"idle_to_zero_s": 60}})
+
+
 def test_a_null_flag_takes_the_profiles_away() -> None:
     config = load_config({**DEMO, "engine": {"flags": {"speculative-config": None}}}, NO_GPU)
     assert not any("speculative" in word for word in engine_argv(config))

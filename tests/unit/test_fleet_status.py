@@ -25,6 +25,7 @@ from serve_app.protocol.messages import (
     encode_info,
 )
 from serve_app.router.attempts import ReplicaConnection
+from serve_app.router.fleet_state import FleetFacts, FleetState
 from serve_app.scaling.journal import ScaleChange
 
 LOAD = ReplicaLoad(unfinished=5, max_num_seqs=4, kv_usage_ratio=0.5, draining=False, queued=1)
@@ -95,6 +96,39 @@ def test_every_ingress_saw_the_same_scale_decisions() -> None:
     )
     assert fleet.longest_history([young, old]) == seen[::-1]
     assert fleet.longest_history([]) == []
+
+
+def test_what_one_ingress_knows_of_the_start_all_say() -> None:
+    own = FleetFacts(is_up=False, may_sleep=True)
+    asked = IngressReport("a", "", 0.0, 1, waiting=3, asked_s_ago=4.0)
+    saw = IngressReport("b", "", 0.0, 0, start_s=10.0)
+    together = fleet.merged_state(own, [asked, saw])
+    assert (together.state, together.waiting, together.left_s) == (FleetState.STARTING, 3, 6.0)
+    up = fleet.merged_state(FleetFacts(is_up=True, may_sleep=True), [asked, saw])
+    assert (up.state, up.left_s) == (FleetState.UP, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "target", "states", "fails"),
+    [
+        ("unhealthy", 1, ["STARTING"], True),
+        ("deploy_failed", 1, [], True),
+        ("unhealthy", 2, ["RUNNING"], False),
+        ("upscaling", 1, ["STARTING"], False),
+        ("healthy", 0, [], False),
+    ],
+)
+def test_engines_fail_to_start_when_serve_says_so_and_none_runs(
+    status: str, target: int, states: list[str], fails: bool
+) -> None:
+    engine = Deployment("engine", status, target, replicas=[ServeReplica(state, state) for state in states])
+    assert bool(fleet.failed_starts([Deployment("ingress", "unhealthy", 1), engine])) is fails
+
+
+def test_the_way_to_zero_and_back_has_reasons_of_its_own() -> None:
+    assert "idle_to_zero_s" in fleet.zero_reason(1, 0)
+    assert "waited" in fleet.zero_reason(0, 1)
+    assert fleet.zero_reason(1, 2) == ""
 
 
 def test_a_reason_names_the_loads_and_the_target() -> None:

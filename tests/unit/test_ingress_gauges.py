@@ -11,6 +11,7 @@ from serve_app.protocol.errors import EngineDead, NoReplica, ReplicaLost, TooMan
 from serve_app.protocol.messages import ReplicaCapacity, ReplicaLoad
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import FRAME_PERIOD_S, LOST, End, ReplicaConnection, ReplicaState
+from serve_app.router.fleet_state import FleetState
 from tests.unit.local_replicas import local_fleet, request
 from tests.unit.test_gauges import assert_listed, recorded
 
@@ -75,6 +76,8 @@ async def test_an_ingress_exports_what_its_dispatcher_knows() -> None:
     assert values["step_inflight_tokens",] == 4
     assert values["step_replicas", "up"] == 1
     assert values["step_replicas", "refused"] == 0
+    assert [state for state in FleetState if values["step_fleet_state", state.value]] == [FleetState.UP]
+    assert values["step_engine_expected_seconds",] == values["step_waiting_for_engine",] == 0
     assert values["step_event_loop_lag_seconds",] == 0.125
     assert 0 <= values["step_frame_lateness_seconds",] < 1
     assert {tags["cause"] for name, _, tags in record if name == "step_migrations"} == {one.value for one in LOST}

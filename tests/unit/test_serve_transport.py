@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 from ray.exceptions import ActorUnavailableError
-from ray.serve.exceptions import RayServeException
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
 from serve_app.engine.replica import EngineReplica
-from serve_app.protocol.errors import ReplicaDied, ReplicaLost, WrongReplica
+from serve_app.protocol.errors import EngineCannotStart, ReplicaDied, ReplicaLost, WrongReplica
 from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
@@ -254,3 +255,52 @@ async def test_one_silent_replica_does_not_hide_the_answers_of_the_others() -> N
     assert here == b"here"
     assert isinstance(silent, TimeoutError)
     assert isinstance(failed, RayServeException)
+
+
+@dataclass
+class Empty:
+    """Serve's handle to a deployment without a replica. Calls wait, unless it is given up."""
+
+    given_up: bool = False
+    waiting: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    def options(self, method_name: str, **_: object) -> Empty:  # noqa: ARG002  # Serve's signature
+        return self
+
+    def broadcast(self, *_: object) -> Answers:
+        raise DeploymentUnavailableError(DeploymentID("engine", "step"))
+
+    def remote(self) -> Call:
+        call = Call(asyncio.ensure_future(self._wait()))
+        self.waiting.append(call.task)
+        return call
+
+    async def _wait(self) -> None:
+        if self.given_up:
+            raise DeploymentUnavailableError(DeploymentID("engine", "step"))
+        await asyncio.Event().wait()
+
+
+async def test_that_serve_lists_no_replica_counts_where_there_need_not_be_one() -> None:
+    sleeps: Any = ServeTransport(Empty(), "ingress", may_sleep=True)  # type: ignore[arg-type]
+    assert await sleeps.replicas() == ([], True)
+    never: Any = ServeTransport(Empty(), "ingress")  # type: ignore[arg-type]
+    with pytest.raises(ReplicaLost):
+        await never.replicas()
+
+
+async def test_a_call_for_an_engine_waits_in_serve_until_it_is_ended() -> None:
+    handle = Empty()
+    transport = ServeTransport(handle, "ingress", may_sleep=True)  # type: ignore[arg-type]
+    asking = asyncio.create_task(transport.wake())
+    while not handle.waiting:  # noqa: ASYNC110  # a turn of the loop each
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait({asking, *handle.waiting})
+    assert handle.waiting[0].cancelled()
+
+
+async def test_an_engine_that_serve_has_given_up_cannot_start() -> None:
+    transport = ServeTransport(Empty(given_up=True), "ingress", may_sleep=True)  # type: ignore[arg-type]
+    with pytest.raises(EngineCannotStart):
+        await transport.wake()

@@ -156,9 +156,9 @@ function summary(fleet) {
   const tile = (name, value, of = "") => make("div", {}, make("dt", {}, name), make("dd", {}, value, of ? make("small", {}, ` ${of}`) : null));
   const kv = up.length ? percent(sum((one) => one.kv_usage_ratio) / up.length) : "–";
   return [
-    tile("Replicas up", number.format(up.length), `of ${fleet.replicas.length}`),
+    tile("Replicas up", number.format(up.length), up.length ? `of ${fleet.replicas.length}` : fleet.state_text),
     tile("Running", number.format(sum((one) => one.unfinished - one.queued)), `of ${number.format(sum((one) => one.slots))} slots`),
-    tile("Waiting", number.format(fleet.queued)),
+    tile("Waiting", number.format(fleet.queued + fleet.waiting)),
     tile("KV cache", kv, "on average"),
     tile("Ingresses", number.format(fleet.ingresses.length), fleet.silent_ingresses ? `${fleet.silent_ingresses} silent` : ""),
     tile("HTTP requests", number.format(fleet.in_flight), "in flight"),
