@@ -72,17 +72,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain_flags(with_file(command("explain", _explain, "why a past request took as long as it did")))
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
-    leaving = command("leave", _leave, "this node is about to go: have it drained, and wait until it is empty")
-    leaving.add_argument(
-        "--deadline-s", type=float, default=leave.DEFAULT_DEADLINE_S, help="when it goes (default 300)"
-    )
-    leaving.add_argument("--node-id", help="another node, by Ray's id")
-    leaving.add_argument("--address", default="auto", help="HOST:PORT of Ray's GCS (default: the Ray of this machine)")
+    leaving = "this node is about to go: have it drained, and wait until it is empty"
+    _add_leave_flags(command("leave", _leave, leaving))
     rehearsed = "a trace of requests over a modelled fleet, in virtual time: scaling policies side by side"
     add_simulate_flags(command("simulate", _simulate, rehearsed))
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
+
+
+def _add_leave_flags(leaving: argparse.ArgumentParser) -> None:
+    leaving.add_argument(
+        "--deadline-s", type=float, default=leave.DEFAULT_DEADLINE_S, help="when it goes (default 300)"
+    )
+    leaving.add_argument("--node-id", help="another node, by Ray's id")
+    leaving.add_argument("--address", default="auto", help="HOST:PORT of Ray's GCS (default: the Ray of this machine)")
 
 
 def _add_explain_flags(explained: argparse.ArgumentParser) -> None:

@@ -257,24 +257,12 @@ class EngineReplica:
 
     async def _run(self, attempt: AttemptRequest) -> None:
         emitted = attempt.emitted_token_ids
-        tokens = attempt.spec.prompt_tokens + len(emitted)
-        spec = attempt.spec
-        running = Attempt(
-            attempt.ingress_id,
-            spec.client,
-            spec.resume_key,
-            list(emitted),
-            tokens,
-            attempt.prefill_tokens,
-            spec.rank,
-            spec.preemptible and not attempt.preempted,
-            session=(spec.client, spec.session) if spec.session else None,
-        )
+        running = _arrived(attempt)
         self._enter(attempt.attempt_id, running)
         self._counts.arrive(attempt.prefill_tokens)
         served = False
         try:
-            running.queue_wait_s = await self._turn(attempt, tokens)
+            running.queue_wait_s = await self._turn(attempt, running.tokens)
             running.has_started = True
             self._gpu_time.begin(self._clock())
             self._prefill.enter(attempt.attempt_id, attempt.prefill_tokens, self._clock())
@@ -609,3 +597,19 @@ def _flow(attempt: AttemptRequest) -> Flow:
     """Whom it belongs to."""
     spec = attempt.spec
     return Flow(spec.client, spec.session, spec.rank, spec.weight)
+
+
+def _arrived(attempt: AttemptRequest) -> Attempt:
+    """It, as it comes."""
+    spec = attempt.spec
+    return Attempt(
+        attempt.ingress_id,
+        spec.client,
+        spec.resume_key,
+        list(attempt.emitted_token_ids),
+        spec.prompt_tokens + len(attempt.emitted_token_ids),
+        attempt.prefill_tokens,
+        spec.rank,
+        spec.preemptible and not attempt.preempted,
+        session=(spec.client, spec.session) if spec.session else None,
+    )
