@@ -151,7 +151,7 @@ def finish_reasons(request: Span) -> list[str]:
     ("path", "body", "reasons"),
     [
         (CHAT, {"n": 2}, ["length", "length"]),
-        (CHAT, {"stop": ["I", "J", "K", "a"], "max_tokens": 200, "ignore_eos": True}, ["stop"]),
+        (CHAT, {"stop_token_ids": list(range(40, 65)), "max_tokens": 200}, ["stop"]),
         ("/v1/messages", {"stream": True}, ["max_tokens"]),
     ],
 )
