@@ -37,6 +37,7 @@ VLLM_IMPORTERS = {
 RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
+    "serve_app/router/node_drain.py",
     "serve_app/ingress/gauges.py",
     "serve_app/ingress/key_metrics.py",
     "serve_app/ingress/metrics.py",
@@ -51,6 +52,7 @@ RAY_IMPORTERS = {
     "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
     "serve_app/engine/gang.py",
+    "serve_app/engine/scale_in.py",
     "serve_app/scaling/journal.py",
     "serve_app/scaling/scaling_metrics.py",
     "serve_app/cli/*",
@@ -62,7 +64,7 @@ RAY_IMPORTERS = {
 PURE = (
     *("protocol/errors", "protocol/messages"),
     *("router/admission", "protocol/poison", "router/routing"),
-    *("engine/autoscaling", "ingress/autoscaling"),
+    *("engine/autoscaling", "ingress/autoscaling", "engine/session_tokens"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),
