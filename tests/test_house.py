@@ -43,6 +43,10 @@ RAY_IMPORTERS = {
     "serve_app/ingress/peers.py",
     "serve_app/ingress/serve_watch.py",
     "serve_app/ingress/rate_limits/deployment.py",
+    "serve_app/ingress/canary/deployment.py",
+    "serve_app/ingress/canary/gauges.py",
+    "serve_app/config/room.py",
+    "serve_app/canary.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",
@@ -65,6 +69,7 @@ PURE = (
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),
     *("ingress/sessions", "ingress/validation_errors"),
+    *("config/pools", "config/fleet", "ingress/canary/samples", "ingress/canary/verdict"),
     *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )
 """Modules that only compute: they import neither asyncio nor anything with connections."""
@@ -79,6 +84,7 @@ FLOORS = (
     ("cli",),
     ("rehearse",),
     ("app",),
+    ("canary",),
     ("__main__",),
 )
 """The folders of `serve_app`, lowest first. One imports from lower floors only; `protocol` is what two others share."""

@@ -42,6 +42,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.images import ImageStore
 from serve_app.protocol.messages import (
+    NO_LABEL,
     WIRE_VERSION,
     AttemptRequest,
     DataChannelAddress,
@@ -51,6 +52,7 @@ from serve_app.protocol.messages import (
     ReplicaActivity,
     ReplicaCapacity,
     ReplicaInfo,
+    ReplicaLabel,
     ReplicaLoad,
     TokenDelta,
     decode_request,
@@ -118,7 +120,7 @@ class EngineReplica:
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
-    `report` gets the replica's figures with every heartbeat.
+    `report` gets the replica's figures with every heartbeat, and `label` is what ingresses are told of its part.
     """
 
     def __init__(
@@ -132,9 +134,11 @@ class EngineReplica:
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[ReplicaFigures], None] = lambda _figures: None,
+        label: ReplicaLabel = NO_LABEL,
     ) -> None:
         self._replica_id = replica_id
         self._report = report
+        self._label = label
         self._sent = SentFrames()
         self._start_times = StartTimes(clock)
         self._judgement = Judgement(EngineState.WORKING, 0.0)
@@ -202,6 +206,7 @@ class EngineReplica:
                 self._info.engine_version,
                 self._quarantine.remaining(now_s),
                 self._activity(),
+                self._label,
             )
         )
 

@@ -107,6 +107,20 @@ class ReplicaView(msgspec.Struct, frozen=True):
     acceptance_ratio: float | None = None
     start_s: float | None = None
     started_unix_s: float | None = None
+    pool: str = ""
+
+
+class CanaryView(msgspec.Struct, frozen=True):
+    """The trial of a canary: its `state` (trying, promoted, rolled_back) and why, its share of the sessions, for how
+    long it has been tried, and how many requests there were in each arm."""
+
+    trial: str
+    state: str
+    reason: str
+    share: float
+    tried_s: float
+    canary_requests: int
+    stable_requests: int
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -127,6 +141,7 @@ class Fleet(msgspec.Struct, frozen=True):
     slowest: list[ExplainedRecord]
     silent_ingresses: int = 0
     problem: str = ""
+    canary: CanaryView | None = None
 
 
 def replica_views(
@@ -174,6 +189,7 @@ def _connected(connection: ReplicaConnection, serve: ServeReplica | None) -> Rep
         acceptance_ratio=activity.acceptance_ratio if activity is not None else None,
         start_s=capacity.start_s,
         started_unix_s=serve.started_unix_s if serve is not None and serve.started_unix_s else None,
+        pool=connection.label.pool,
     )
 
 

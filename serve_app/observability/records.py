@@ -57,6 +57,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    pool: str = ""
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -182,6 +183,7 @@ def _attempt(trace: AttemptTrace, received_s: float) -> AttemptRecord:
         neighbour_prefill_s=trace.neighbour_prefill_s,
         preempted_s=trace.preempted_s,
         preemptions=trace.preemptions,
+        pool=trace.pool,
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
 from serve_app.protocol.errors import (
     EngineDead,
@@ -128,12 +128,18 @@ class ReplicaPool:
         """The reasons why some replicas get nothing, by replica id."""
         return dict(self._refused)
 
-    async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
-        """Return when a replica is up. Raises `NoReplica` after `timeout_s`; unless `patient`, raises `OtherVersion` as
-        soon as all replicas are refused."""
+    async def wait_for_one(
+        self,
+        timeout_s: float,
+        among: Callable[[], Collection[ReplicaConnection]] | None = None,
+        *,
+        patient: bool = True,
+    ) -> None:
+        """Return when a replica is up, and among these. Raises `NoReplica` after `timeout_s`; unless `patient`, raises
+        `OtherVersion` as soon as all replicas are refused."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self.taking_work():
+                while not (among or self.taking_work)():
                     if self._refused and not self._connections and not patient:
                         raise OtherVersion(next(iter(self._refused.values())))
                     self._changed.clear()

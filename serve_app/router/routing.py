@@ -70,6 +70,8 @@ class ReplicaFacts:
     load: ReplicaLoad
     capacity: ReplicaCapacity = field(default_factory=ReplicaCapacity)
     cached_pages: int = 0
+    pool: str = ""
+    """Its part of the fleet: the replicas of one have the same hardware, and so about the same speed."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,8 @@ def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> D
     """The replica where the request costs the least. Raises ValueError when there is no candidate."""
     if not candidates:
         raise ValueError("no replica to choose from")
-    rates = [rate for one in candidates if (rate := one.load.prefill_tokens_per_s)]
-    assumed = sum(rates) / len(rates) if rates else ASSUMED_PREFILL_TOKENS_PER_S
-    costs = {one.replica_id: cost_s(one, prompt, assumed) for one in candidates}
+    assumed = assumed_rates(candidates)
+    costs = {one.replica_id: cost_s(one, prompt, assumed[one.pool]) for one in candidates}
     session = _session_key(prompt)
     chosen = min(
         candidates, key=lambda one: (costs[one.replica_id], _others(one), _rendezvous(session, one.replica_id))
@@ -130,6 +131,18 @@ def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> D
     return Decision(
         chosen.replica_id, reason, missing, costs[chosen.replica_id], least_missing_tokens=prompt.missing_tokens(most)
     )
+
+
+def assumed_rates(candidates: Sequence[ReplicaFacts]) -> dict[str, float]:
+    """For each pool, the prefill rate of its replicas that have measured none: the mean of those that have, of the same
+    pool, else of all."""
+    measured: dict[str, list[float]] = {one.pool: [] for one in candidates}
+    for one in candidates:
+        if rate := one.load.prefill_tokens_per_s:
+            measured[one.pool].append(rate)
+    every = [rate for rates in measured.values() for rate in rates]
+    overall = sum(every) / len(every) if every else ASSUMED_PREFILL_TOKENS_PER_S
+    return {pool: sum(rates) / len(rates) if rates else overall for pool, rates in measured.items()}
 
 
 def cost_s(replica: ReplicaFacts, prompt: PromptFacts, assumed_tokens_per_s: float) -> float:

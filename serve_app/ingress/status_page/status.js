@@ -107,7 +107,7 @@ function replica(one, nowS) {
       ["tokens a step", one.tokens_per_step ? one.tokens_per_step.toFixed(2) : null],
       ["acceptance", one.acceptance_ratio !== null ? percent(one.acceptance_ratio) : null],
       ["cache", one.kv_cache_tokens ? `${short.format(one.kv_cache_tokens)} tokens` : null],
-      ["up", age], ["version", one.version || null],
+      ["pool", one.pool || null], ["up", age], ["version", one.version || null],
     ]),
     one.unfinished && one.under_way ? make("p", { class: "muted" }, one.under_way) : null,
     one.note ? make("p", { class: "failed" }, one.note) : null);
