@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report, tracing
+from bench.canary import command as canary
 from bench.client import RunFailed
 from bench.fairness import command as fairness
 from bench.front_end import command as front_end
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return front_end.main(words[1:])
     if words[:1] == ["fairness"]:
         return fairness.main(words[1:])
+    if words[:1] == ["canary"]:
+        return canary.main(words[1:])
     if words[:1] == ["routing"]:
         return routing.main(words[1:])
     if words[:1] == ["tracing"]:

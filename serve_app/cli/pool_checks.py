@@ -1,14 +1,15 @@
-"""Checks of what pools have in common: one model, whatever its precision, with one tokenizer."""
+"""Checks of a fleet as a whole: its pools serve one model, whatever its precision, and the nodes hold them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from serve_app.cli.check import Check, CheckStatus, failed, passed
-from serve_app.config import memory
+from serve_app.config import hardware, memory, profile, room
 from serve_app.config.fleet import FleetConfig, FleetPart
+from serve_app.config.hardware import NodeGpus, NoProfileFits
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -33,6 +34,22 @@ def pool_checks(fleet: FleetConfig) -> Iterator[Check]:
             yield failed("pools", message, "give all pools the same model: another one is an application of its own")
     names = ", ".join(f"{part.name} ({part.config.replicas.min} to {part.config.replicas.max})" for part in fleet.parts)
     yield passed("pools", names)
+
+
+def fit_checks(fleet: FleetConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
+    """The nodes hold the replicas that are always there."""
+    try:
+        room.check_fit(fleet, nodes)
+    except NoProfileFits as error:
+        place = profile.source_location(fleet.parts[0].config.profile, ("replicas",))
+        yield failed("hardware", str(error), f"change {place} (`replicas`), or `profile` in deploy.yaml")
+        return
+    if (config := fleet.parts[0].config).profile == hardware.CPU_PROFILE:
+        yield Check(
+            CheckStatus.WARN, "hardware", f"profile {config.profile}: a toy model on the CPU, NOT Step-3.7-Flash"
+        )
+    else:
+        yield passed("hardware", hardware.describe(nodes))
 
 
 def _model_of(part: FleetPart) -> str | None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.config_checks import (
     compile_cache_checks,
-    fit_checks,
     flag_checks,
     keys_checks,
     layout_checks,
@@ -24,7 +23,7 @@ from serve_app.cli.config_checks import (
 from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import this_box
 from serve_app.cli.machine_checks import machine_checks, port_checks, version_checks
-from serve_app.cli.pool_checks import pool_checks
+from serve_app.cli.pool_checks import fit_checks, pool_checks
 from serve_app.config import deployment, fleet, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.fleet import FleetConfig, FleetPart

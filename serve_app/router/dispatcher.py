@@ -61,7 +61,7 @@ from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
 from serve_app.router.request_context import AttemptTrace, Migration, SubmittedRequest, WaitedFor
-from serve_app.router.routing import PromptFacts, ReplicaFacts
+from serve_app.router.routing import Decision, PromptFacts, ReplicaFacts
 
 logger = logging.getLogger(__name__)
 
@@ -425,7 +425,10 @@ class Dispatcher:
         up = eligible()
         candidates = [one for one in up if one.replica_id not in active.full] or up
         decision = self._choice.choose(candidates, active.prompt, len(active.emitted))
-        connection = self._pool[decision.replica_id]
+        return self._trace(self._pool[decision.replica_id], decision, waited_for)
+
+    @staticmethod
+    def _trace(connection: ReplicaConnection, decision: Decision, waited_for: WaitedFor) -> AttemptTrace:
         load = connection.load
         return AttemptTrace(
             decision.replica_id,
@@ -454,8 +457,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
-        self._count_migration(active)
-        self._note_part(active, connection.label)
+        self._note_begin(active, connection.label)
         self._attempts[attempt_id] = active
         attempt = self._attempt_request(active, attempt_id, connection, chosen)
         active.connection = connection
@@ -489,19 +491,17 @@ class Dispatcher:
         active.note_end(how, connection.replica_id)
         return how is End.FINISHED
 
-    def _note_part(self, active: _ActiveRequest, label: ReplicaLabel) -> None:
-        """An attempt begins at a replica of this label."""
+    def _note_begin(self, active: _ActiveRequest, label: ReplicaLabel) -> None:
+        """An attempt begins at a replica of this label. One that no replica takes counts as a migration, too, and the
+        next one then does not again."""
+        if active.lost_by is not None:
+            self.migrations_by_cause[active.lost_by] += 1
+            active.lost_by = None
         trace = active.request.trace
         if not trace.arm:
             trace.arm = self.canary.note(active.request.who, label).value
         if active.begun is not None and not is_exact(active.begun, label) and WEIGHTS not in trace.inexact:
             trace.inexact = (*trace.inexact, WEIGHTS)
-
-    def _count_migration(self, active: _ActiveRequest) -> None:
-        """An attempt begins. One that no replica takes counts, and the next one then does not again."""
-        if active.lost_by is not None:
-            self.migrations_by_cause[active.lost_by] += 1
-            active.lost_by = None
 
     def _attempt_request(
         self, active: _ActiveRequest, attempt_id: str, connection: ReplicaConnection, chosen: AttemptTrace

@@ -1,11 +1,11 @@
-"""Two pools behind one endpoint, and a bad canary beside them, which is rolled back."""
+"""Two pools behind one endpoint, a bad canary beside them, which is rolled back, and an upgrade with room to spare."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -24,7 +24,8 @@ SESSIONS = 40
 
 def pool(name: str, rate: int) -> dict[str, object]:
     fake = fake_engine(max_num_seqs=16, prefill_tokens_per_s=rate, max_num_batched_tokens=512)
-    return {"name": name, "replicas": {"min": 1, "max": 1}, "engine": {"fake": fake}}
+    replicas = {"min": 1, "max": 1, "resources": {"gpus": 1}}
+    return {"name": name, "replicas": replicas, "engine": {"fake": fake}}
 
 
 SHARED = {"profile": "cpu-demo", "engine": {"kind": "fake"}, "replicas": {"cpus_per_replica": 1}}
@@ -40,32 +41,33 @@ CANARY = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pools() -> Iterator[Cluster]:
     with Cluster(Node()) as cluster:
-        cluster.start_head("--num-cpus=8")
+        # A third "GPU" for the successor of an engine.
+        cluster.start_head("--num-cpus=12", "--resources", json.dumps({"gpus": 3}))
         cluster.serve(ARGS, own_ports())
         yield cluster
 
 
 def add_canary(cluster: Cluster) -> None:
     """Deploy the running configuration with a second application."""
+
+    def with_canary(service: dict[str, Any]) -> list[dict[str, Any]]:
+        changed = {"name": APPLICATION + SUFFIX, "route_prefix": None, "import_path": "serve_app.canary:build"}
+        return [service, {**service, **changed, "args": CANARY}]
+
+    deploy(cluster, with_canary)
+
+
+def deploy(cluster: Cluster, change: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> None:
+    """Deploy the applications that `change` makes of the running service's."""
     dashboard = f"http://{cluster.head.address}:{cluster.dashboard_port}"
     details = serve_api.fetch(dashboard, 30)
     service = details.applications[APPLICATION].deployed_app_config
     assert service is not None
-    canary = {
-        **service,
-        "name": APPLICATION + SUFFIX,
-        "route_prefix": None,
-        "import_path": "serve_app.canary:build",
-        "args": CANARY,
-    }
-    config = {
-        "proxy_location": details.proxy_location,
-        "http_options": details.http_options,
-        "applications": [service, canary],
-    }
+    kept = {"proxy_location": details.proxy_location, "http_options": details.http_options}
+    config = {**kept, "applications": change(service)}
     serve_api.request(dashboard, serve_api.APPLICATIONS, 60, put=json.dumps(config).encode())
 
 
@@ -148,3 +150,23 @@ async def _up(client: Client, name: str) -> bool:
 async def _share_is_zero(cluster: Cluster) -> bool:
     lines = cluster.logged("the canary's share changes")
     return sum('"share":0.0' in line for line in lines) == 2
+
+
+async def test_with_room_to_spare_a_successor_starts_before_its_predecessor_stops(pools: Cluster) -> None:
+    names = ("engine-slow", "engine-fast")
+    old = {one["replica_id"] for name in names for one in await pools.replicas(name)}
+    slower = {**ARGS, "engine": {"kind": "fake", "fake": {"gap_s": 0.011}}}
+    await asyncio.to_thread(deploy, pools, lambda service: [{**service, "args": slower}])
+    least: dict[str, int] = dict.fromkeys(names, 2)
+    async with httpx.AsyncClient(base_url=pools.url(), trust_env=False, timeout=120) as http:
+        client = Client(pools, http)
+
+        async def replaced() -> bool:
+            await client.ask("one more", words=5)
+            running = {name: {one["replica_id"] for one in await pools.replicas(name)} for name in names}
+            for name, found in running.items():
+                least[name] = min(least[name], len(found))
+            return all(len(found) == 1 and not found & old for found in running.values())
+
+        await until(replaced, 180, "new engines in both pools")
+    assert least == dict.fromkeys(names, 1), "capacity has dipped"
