@@ -56,7 +56,8 @@ class Case:
 
 CASES = (
     Case("as good, new weights", replace(ENGINE, plain_token_ids=(2000, 2999))),
-    Case("TTFT +50 %", replace(ENGINE, prefill_tokens_per_s=ENGINE.prefill_tokens_per_s / 1.5, gap_s=0.03)),
+    # A part of it is the step that follows, and the canary has less to do than the others.
+    Case("TTFT +50 %", replace(ENGINE, prefill_tokens_per_s=ENGINE.prefill_tokens_per_s / 2.3)),
     Case("TPOT +50 %", replace(ENGINE, gap_s=0.045)),
     Case("drafts refused", replace(ENGINE, tokens_per_step=2)),
     Case("dies before a token", replace(ENGINE, faults=(Fault(FaultKind.CRASH, 0, every=10, on_resume=True),))),

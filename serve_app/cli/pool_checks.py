@@ -36,6 +36,29 @@ def pool_checks(fleet: FleetConfig) -> Iterator[Check]:
     yield passed("pools", names)
 
 
+def canary_checks(fleet: FleetConfig, canary: FleetConfig) -> Iterator[Check]:
+    """The canary has what it needs, and its share is not more than its engines can bear."""
+    config = canary.ingress
+    if config.canary is None:
+        yield failed("canary", "its application has no block `canary` in its args", "add `canary: {share: 0.05}`")
+        return
+    if len(canary.parts) > 1:
+        yield failed("canary", "its args have `pools`", "give it one layout: `pools: []`, and `profile`")
+        return
+    if config.model.served_name != fleet.ingress.model.served_name:
+        yield failed("canary", "it serves another name", "leave `model.served_name` as the service has it")
+        return
+    engines, all_engines = config.replicas.min, config.replicas.min + fleet.ingress.replicas.min
+    message = f"{config.canary.share:.0%} of the sessions for {engines} of {all_engines} engines"
+    if config.canary.share > engines / all_engines:
+        advice = (
+            "a canary with more load than the rest is slower for that reason: lower `canary.share`, or raise its `min`"
+        )
+        yield Check(CheckStatus.WARN, "canary", message, advice)
+    else:
+        yield passed("canary", message)
+
+
 def fit_checks(fleet: FleetConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
     """The nodes hold the replicas that are always there."""
     try:

@@ -23,7 +23,7 @@ from serve_app.cli.config_checks import (
 from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import this_box
 from serve_app.cli.machine_checks import machine_checks, port_checks, version_checks
-from serve_app.cli.pool_checks import fit_checks, pool_checks
+from serve_app.cli.pool_checks import canary_checks, fit_checks, pool_checks
 from serve_app.config import deployment, fleet, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.fleet import FleetConfig, FleetPart
@@ -76,6 +76,8 @@ def checks(file: Path, joins: str | None) -> Iterator[Check]:
         nodes = None if joins else [hardware.this_machine()]
         is_auto = deploy.args.values.get("profile", "auto") == "auto"
         found = None if nodes is None and is_auto else fleet.load(deploy.args, nodes)
+        if found is not None and deploy.canary_args is not None:
+            fleet.load(deploy.canary_args, nodes)  # its refusals end the checks, as the service's do
     except ConfigError as error:
         yield failed("config", str(error), "change that line; docs/configuration.md lists what there is")
         return
@@ -100,6 +102,8 @@ def _quick_checks(deploy: Deployment, found: FleetConfig | None, nodes: Sequence
     for part in found.parts:
         yield from _part_checks(part, nodes or ())
     yield from pool_checks(found)
+    if deploy.canary_args is not None:
+        yield from canary_checks(found, fleet.load(deploy.canary_args, nodes))
     yield from keys_checks(config)
     yield from compile_cache_checks(config)
     yield from gpu_checks(this_box(config.engine.env, config.engine.compile_cache_dir), config)

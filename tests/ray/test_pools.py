@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from serve_app.cli import serve_api
-from serve_app.ingress.canary.deployment import SUFFIX
+from serve_app.config.deployment import CANARY_BUILD, CANARY_SUFFIX
 from tests.ray.cluster import APPLICATION, Cluster, Node, fake_engine, until
 from tests.ray.conftest import own_ports
 
@@ -54,7 +54,7 @@ def add_canary(cluster: Cluster) -> None:
     """Deploy the running configuration with a second application."""
 
     def with_canary(service: dict[str, Any]) -> list[dict[str, Any]]:
-        changed = {"name": APPLICATION + SUFFIX, "route_prefix": None, "import_path": "serve_app.canary:build"}
+        changed = {"name": APPLICATION + CANARY_SUFFIX, "route_prefix": None, "import_path": CANARY_BUILD}
         return [service, {**service, **changed, "args": CANARY}]
 
     deploy(cluster, with_canary)

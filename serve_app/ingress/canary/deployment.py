@@ -23,6 +23,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from serve_app.config.deployment import CANARY_SUFFIX
 from serve_app.config.fleet import CANARY, FleetPart
 from serve_app.config.schema import AppConfig, ConfigError
 from serve_app.ingress.canary.follower import CanaryFollower, JudgeAway
@@ -39,9 +40,6 @@ from serve_app.router.serve_transport import ServeTransport
 logger = logging.getLogger(__name__)
 
 NAME = "canary-judge"
-SUFFIX = "-canary"
-"""The canary of the application `step` is the application `step-canary`."""
-
 CALL_FAILED = (RayError, RayServeException, grpc.RpcError, msgspec.MsgspecError, ValueError)
 
 ADVICE = {
@@ -97,7 +95,7 @@ class ServeCanary:
     """`CanaryApplication` of this service's application."""
 
     def __init__(self, application: str, ingress_id: str, config: AppConfig) -> None:
-        self._application = application + SUFFIX
+        self._application = application + CANARY_SUFFIX
         self._ingress_id = ingress_id
         self._engines = FleetPart(CANARY, config).deployment
         self._controller: Any = None

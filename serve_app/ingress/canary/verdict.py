@@ -66,7 +66,8 @@ def judge(samples: Samples, tried_s: float, config: CanaryConfig) -> Verdict:
             f"no canary could take {samples.fallbacks} of its requests ({_counted(samples)})",
         )
     if tried_s < config.for_s:
-        return Verdict(TrialState.TRYING, f"tried for {tried_s:.0f} of {config.for_s:.0f} s ({_counted(samples)})")
+        so_far = f"tried for {tried_s:.0f} of {config.for_s:.0f} s"
+        return Verdict(TrialState.TRYING, f"{so_far}: {_compared(canary, stable)} ({_counted(samples)})")
     if canary.attempts < config.min_requests:
         return Verdict(TrialState.TRYING, f"{canary.attempts} of {config.min_requests} requests that it needs so far")
     if missing := _not_shown(canary, stable, config):
