@@ -14,6 +14,7 @@ from bench.canary import command as canary
 from bench.client import RunFailed
 from bench.fairness import command as fairness
 from bench.front_end import command as front_end
+from bench.many import command as many
 from bench.measure import BenchLoad, measure
 from bench.routing import command as routing
 from bench.servers import BARE, OURS, PROXY, WITHOUT_DRAFTS, StartFailed, Topology, ours
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fairness.main(words[1:])
     if words[:1] == ["canary"]:
         return canary.main(words[1:])
+    if words[:1] == ["many"]:
+        return many.main(words[1:])
     if words[:1] == ["routing"]:
         return routing.main(words[1:])
     if words[:1] == ["tracing"]:

@@ -230,7 +230,8 @@ def relocated(
     application = result["applications"][0]
     application["args"] = {"profile": PROFILE, **settings}
     if topology.replicas > 1:
-        application["args"]["replicas"] = {"min": topology.replicas, "max": topology.replicas}
+        given = application["args"].get("replicas", {})
+        application["args"]["replicas"] = {**given, "min": topology.replicas, "max": topology.replicas}
     replica_port = FIRST_REPLICA_PORT + REPLICA_PORTS * index
     for part in (result["controller_options"], application):
         variables = part["runtime_env"]["env_vars"]

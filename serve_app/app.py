@@ -34,7 +34,7 @@ from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
 from serve_app.engine import compile_cache
 from serve_app.engine.activity import energy_reader
-from serve_app.engine.autoscaling import UtilizationPolicy
+from serve_app.engine.autoscaling_config import autoscaling_config
 from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
@@ -137,10 +137,15 @@ class EngineDeployment(EngineReplica):
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
             label=label,
         )
+        self._has_slo = config.slo.is_set
         async with asyncio.timeout(config.engine.start_timeout_s):
             await self.start()
         if config.engine.kind == "vllm":
             environment_is_final()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the policy needs, and no more: Serve averages every number of every replica ten times a second."""
+        return self.scaling_report().numbers() if self._has_slo else await super().record_autoscaling_stats()
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -305,23 +310,10 @@ def _engine_deployment(
         "logging_config": QUIET,
         **replica_options(replicas, config.engine.env),
     }
-    if replicas.min == replicas.max:
+    if replicas.min == replicas.most:
         options["num_replicas"] = replicas.min
     else:
-        # Serve's own default, ten seconds, unless the delays ask for a quicker look.
-        interval_s = min(10.0, max(replicas.upscale_delay_s / 3, 0.5))
-        options["autoscaling_config"] = AutoscalingConfig(
-            min_replicas=replicas.min,
-            max_replicas=replicas.max,
-            initial_replicas=replicas.initial,
-            policy=AutoscalingPolicy(
-                policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load}
-            ),
-            metrics_interval_s=interval_s,
-            look_back_period_s=3 * interval_s,
-            upscale_delay_s=replicas.upscale_delay_s,
-            downscale_delay_s=replicas.downscale_delay_s,
-        )
+        options["autoscaling_config"] = autoscaling_config(config)
     return serve.deployment(EngineDeployment).options(**options).bind(config, label)
 
 

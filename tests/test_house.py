@@ -50,11 +50,13 @@ RAY_IMPORTERS = {
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",
-    "serve_app/engine/autoscaling.py",
+    "serve_app/engine/autoscaling_config.py",
     "serve_app/engine/fake_metrics.py",
     "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
     "serve_app/engine/gang.py",
+    "serve_app/scaling/journal.py",
+    "serve_app/scaling/scaling_metrics.py",
     "serve_app/cli/*",
     "chaos/ray_agent.py",
     "bench/*",
@@ -70,12 +72,21 @@ PURE = (
     *("observability/spans", "observability/usage"),
     *("ingress/sessions", "ingress/validation_errors"),
     *("config/pools", "config/fleet", "ingress/canary/samples", "ingress/canary/verdict"),
+    *(
+        "scaling/facts",
+        "scaling/forecast",
+        "scaling/memory",
+        "scaling/policy",
+        "scaling/reasons",
+        "scaling/reports",
+        "scaling/schedule",
+    ),
     *("ingress/rate_limits/headers", "ingress/rate_limits/leases", "ingress/rate_limits/window"),
 )
 """Modules that only compute: they import neither asyncio nor anything with connections."""
 
 FLOORS = (
-    ("protocol",),
+    ("protocol", "scaling"),
     ("config",),
     ("vllm_patches",),
     ("router", "engine"),

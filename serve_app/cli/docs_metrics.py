@@ -24,14 +24,16 @@ from serve_app.protocol.service_class import ServiceClass
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import LOST, ReplicaState
 from serve_app.router.routing import Reason
+from serve_app.scaling import Cause
+from serve_app.scaling.scaling_metrics import ScalingMetrics
 
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
 
 METRICS_INTRODUCTION = """\
 # Metrics
 
-Written by `python -m serve_app docs` from `serve_app/ingress/metrics.py`, `gauges.py`, `key_metrics.py` and
-`serve_app/engine/metrics.py`.
+Written by `python -m serve_app docs` from `serve_app/ingress/metrics.py`, `gauges.py`, `key_metrics.py`,
+`serve_app/engine/metrics.py` and `serve_app/scaling/scaling_metrics.py`.
 
 All of them are on the metrics endpoint that Ray has on every node, without a token; [Observability](observability.md)
 says where, and has dashboards and alerts. A counter appears with its first count, unless it counts decisions, causes or
@@ -50,6 +52,13 @@ REPLICA_INTRODUCTION = """\
 ## From the engine replicas
 
 What vLLM cannot know, or exports no other way.
+"""
+
+SCALING_INTRODUCTION = """\
+## From Serve's controller
+
+Where `slo` is configured: what the scaling policy sees and decides ([Autoscaling](autoscaling.md)). Gauges are set with
+every decision, once a second.
 """
 
 LABELS_INTRODUCTION = """\
@@ -75,6 +84,8 @@ LABEL_VALUES_OF: dict[tuple[str, str], Sequence[str]] = {
     ("step_rate_limited", "kind"): tuple(LimitKind),
     ("step_replicas", "state"): tuple(ReplicaState),
     ("step_watchdog_state", "state"): tuple(EngineState),
+    ("step_scaling_decisions", "cause"): tuple(one.value for one in Cause if one is not Cause.NONE),
+    ("step_scaling_decisions", "direction"): ("up", "down"),
     ("step_engine_start_seconds", "phase"): tuple(StartPhase),
     ("step_request_phase_seconds", "phase"): tuple(Phase),
 }
@@ -122,6 +133,9 @@ def metrics_page() -> str:
             REPLICA_INTRODUCTION,
             *_table(replica_metrics()),
             "",
+            SCALING_INTRODUCTION,
+            *_table(scaling_metrics()),
+            "",
             LABELS_INTRODUCTION,
             *_labels(),
             "",
@@ -136,6 +150,11 @@ def ingress_metrics() -> list[Declared]:
     """What an ingress exports."""
     keys = KeyMetrics()
     return declared(IngressMetrics("", RecordStore(), keys), keys, ProcessGauges(), CanaryGauges())
+
+
+def scaling_metrics() -> list[Declared]:
+    """What the scaling policy exports."""
+    return declared(ScalingMetrics("", ""))
 
 
 def replica_metrics() -> list[Declared]:

@@ -122,6 +122,9 @@ def mix_refusals(args: YamlDocument, parts: Sequence[FleetPart]) -> Iterator[str
     """Why these parts cannot be one fleet, a line each."""
     names = [part.name for part in parts]
     first = parts[0]
+    if args.has(("replicas", "gpu_budget")):
+        where = args.where(("replicas", "gpu_budget"))
+        yield f"{where}: replicas.gpu_budget: each pool is scaled by itself; write its own budget into each pool"
     for number, part in enumerate(parts):
         where = args.where(("pools", str(number), "name"))
         if part.name == CANARY:
@@ -169,9 +172,9 @@ def _for_ingresses(parts: Sequence[FleetPart]) -> AppConfig:
     first = parts[0].config
     bounds = {
         "min": sum(one.config.replicas.min for one in parts),
-        "max": sum(one.config.replicas.max for one in parts),
+        "max": sum(one.config.replicas.most for one in parts),
     }
-    replicas = first.replicas.model_copy(update={**bounds, "initial": None})
+    replicas = first.replicas.model_copy(update={**bounds, "initial": None, "gpu_budget": None})
     first = first.model_copy(update={"replicas": replicas})
     known = [length for part in parts if isinstance(length := max_model_len(part.config), int)]
     if first.engine.kind == "fake" or not known:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.config.section import Section
+from serve_app.scaling import ScheduleRule, schedule_rule
 
 MAX_QUEUED_REQUESTS = 512
 """Waiting requests of one engine, unless configured: at 20 s each (`router/admission.py`) and 256 slots, 40 s of
@@ -15,6 +25,44 @@ work."""
 MAX_QUEUE_WAIT_S = 300.0
 """Longest wait for an engine, unless configured: what clients wait for an answer to begin, by their own timeouts, is
 ten minutes at most (OpenAI's and Anthropic's SDKs)."""
+
+
+class ScheduleEntry(Section):
+    """At least `min` engines from one time of day to another."""
+
+    model_config = ConfigDict(validate_by_name=True)
+
+    min: PositiveInt
+    """Fewest engines then."""
+    begin: str = Field(alias="from")
+    """Time of day, in quotes: `"08:00"`."""
+    end: str = Field(alias="to")
+    """Time of day; not after `from` means the next day."""
+    days: str = "mon-sun"
+    """Days on which it begins: `mon-fri`, `sat,sun`."""
+    timezone: str = "UTC"
+    """Whose clock: `Europe/Berlin`."""
+
+    @field_validator("begin", "end", mode="before")
+    @classmethod
+    def _is_in_quotes(cls, value: object) -> object:
+        # YAML 1.1 reads 18:00 as a number of base 60.
+        if isinstance(value, int):
+            raise ValueError(f'write the time in quotes: "{value // 60:02}:{value % 60:02}"')  # noqa: TRY004  # pydantic's
+        return value
+
+    @model_validator(mode="after")
+    def _words_are_known(self) -> ScheduleEntry:
+        self.rule()
+        return self
+
+    def rule(self) -> ScheduleRule:
+        """As the scaling policy takes it."""
+        return schedule_rule(self.min, self.begin, self.end, self.days, self.timezone)
+
+    def words(self) -> dict[str, str | int]:
+        """As JSON takes it."""
+        return self.model_dump(by_alias=True)
 
 
 class ReplicasConfig(Section):
@@ -26,6 +74,11 @@ class ReplicasConfig(Section):
     """Most engines. Above `min`, their number follows the load."""
     initial: PositiveInt | None = None
     """Engines at the start; `min` if not given."""
+    gpu_budget: PositiveInt | None = None
+    """Most GPUs of all engines together; with `max`, the lower one counts. No decision passes it."""
+    schedule: tuple[ScheduleEntry, ...] = ()
+    """Hours with more engines than `min`, in quotes: `[{from: "08:00", to: "18:00", min: 2, days: mon-fri, timezone:
+    Europe/Berlin}]`. Needs `slo`."""
     gpus_per_replica: NonNegativeInt = 0
     """GPUs of one engine: the product of its parallel sizes. 0 is for CPU engines only."""
     cpus_per_replica: PositiveFloat = 1.0
@@ -72,3 +125,20 @@ class ReplicasConfig(Section):
                 f"nodes_per_replica ({self.nodes_per_replica})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _bounds_can_be_kept(self) -> ReplicasConfig:
+        if self.gpu_budget is not None and not self.gpus_per_replica:
+            raise ValueError("gpu_budget is for engines with GPUs, and gpus_per_replica is 0; use max")
+        for least, what in ((self.min, "min"), *((entry.min, "schedule: min") for entry in self.schedule)):
+            if least > self.most:
+                limit = f"max ({self.max})" if self.most == self.max else f"what gpu_budget ({self.gpu_budget}) allows"
+                raise ValueError(f"{what} ({least}) is above {limit}")
+        return self
+
+    @property
+    def most(self) -> int:
+        """Most engines, by `max` and `gpu_budget`."""
+        if self.gpu_budget is None or not self.gpus_per_replica:
+            return self.max
+        return min(self.max, self.gpu_budget // self.gpus_per_replica)

@@ -68,7 +68,9 @@ def surges(replicas: ReplicasConfig, free: Sequence[NodeGpus]) -> bool:
     """Whether a replacement's engine starts before an old one stops. `free` are the nodes with what nobody uses now: an
     engine that waits for room which never comes would hold the replacement up for ever."""
     if replicas.surge == "auto":
-        return hardware.room(replicas, free) >= 1
+        budget = replicas.gpu_budget
+        passes_it = budget is not None and (replicas.most + 1) * replicas.gpus_per_replica > budget
+        return not passes_it and hardware.room(replicas, free) >= 1
     return replicas.surge == 1
 
 

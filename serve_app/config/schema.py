@@ -184,6 +184,21 @@ class TracingConfig(Section):
         return address if self.uses_grpc or address.endswith("/v1/traces") else f"{address}/v1/traces"
 
 
+class SloConfig(Section):
+    """What users are to feel (docs/autoscaling.md). With one of these, the number of engines between `replicas.min` and
+    `replicas.max` is the lowest that keeps them; without, it follows `replicas.target_load`."""
+
+    ttft_p95_s: PositiveFloat | None = None
+    """Time to the first token that at most one request in 20 exceeds."""
+    tpot_p95_s: PositiveFloat | None = None
+    """Time per output token after the first that at most one request in 20 exceeds."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is an objective."""
+        return self.ttft_p95_s is not None or self.tpot_p95_s is not None
+
+
 class AppConfig(Section):
     """The whole configuration of the application."""
 
@@ -198,6 +213,13 @@ class AppConfig(Section):
     """Engines of several hardware layouts in one fleet. Empty: one, by `profile`."""
     canary: CanaryConfig | None = None
     """Only in an application that is a canary (`import_path: serve_app.canary:build`): how it is tried."""
+    slo: SloConfig = SloConfig()
+
+    @model_validator(mode="after")
+    def _a_schedule_has_a_policy(self) -> AppConfig:
+        if self.replicas.schedule and not self.slo.is_set:
+            raise ValueError("replicas.schedule needs slo (ttft_p95_s or tpot_p95_s): only that policy has a schedule")
+        return self
 
     @model_validator(mode="after")
     def _gpus_match_the_parallel_sizes(self) -> AppConfig:

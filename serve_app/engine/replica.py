@@ -25,6 +25,7 @@ from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.preemption import Running, to_preempt
+from serve_app.engine.scaling_facts import ScalingCounts
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.stalls import PrefillStalls
 from serve_app.engine.start_queue import Abandoned, StartQueue
@@ -61,6 +62,7 @@ from serve_app.protocol.messages import (
 )
 from serve_app.protocol.poison import Blame, Quarantine, blame
 from serve_app.protocol.service_class import ServiceClass
+from serve_app.scaling import ReplicaFacts, ReplicaReport
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +149,7 @@ class EngineReplica:
         self._images = ImageStore(image_bytes)
         self._stalls = PrefillStalls()
         self._gpu_time = GpuTime()
+        self._counts = ScalingCounts()
         self._outboxes: dict[str, Outbox] = {}
         self._attempts: dict[str, Attempt] = {}
         self._wants_slot: dict[str, int] = {}
@@ -256,6 +259,7 @@ class EngineReplica:
             spec.preemptible and not attempt.preempted,
         )
         self._enter(attempt.attempt_id, running)
+        self._counts.arrive(attempt.prefill_tokens)
         served = False
         try:
             running.queue_wait_s = await self._turn(attempt, tokens)
@@ -404,6 +408,23 @@ class EngineReplica:
         """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`."""
         return {UTILIZATION: self._load().utilization}
 
+    def scaling_report(self) -> ReplicaReport:
+        """What `scaling.SloPolicy` is told of this replica."""
+        load, line = self._load(), self._counts.tpot_line_s
+        facts = ReplicaFacts(
+            slots=load.max_num_seqs,
+            running=max(load.unfinished - load.queued, 0),
+            queued=load.queued,
+            queued_prefill_tokens=load.queued_prefill_tokens,
+            prefill_tokens_per_s=load.prefill_tokens_per_s,
+            kv_usage_ratio=load.kv_usage_ratio,
+            service_s=self._service.mean_s(self._clock()),
+            tpot_base_s=line and line[0],
+            tpot_per_sequence_s=line and line[1],
+        )
+        counts = self._counts
+        return ReplicaReport(facts, counts.arrived_requests, counts.arrived_prefill_tokens, self._info.start_s)
+
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""
         self._stopping = True
@@ -450,7 +471,9 @@ class EngineReplica:
             oldest = self._attempts.get(self._prefill.oldest or "")
             self._gpu_time.step(now_s, stall_s, decoded, computed, oldest.client if oldest is not None else "")
         if deltas:
-            self._step_tokens.add(sum(len(one.token_ids) for one in deltas), len(deltas))
+            tokens = sum(len(one.token_ids) for one in deltas)
+            self._step_tokens.add(tokens, len(deltas))
+            self._counts.step(now_s, len(decoded), tokens * len(decoded) // len(deltas))
         self._share_cache()
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> int:

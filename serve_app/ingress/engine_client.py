@@ -32,6 +32,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from serve_app.engine.vllm_io import image_name, pages_of
 from serve_app.ingress.grammars import structured_outputs
 from serve_app.ingress.grammars.checker import GrammarChecker
+from serve_app.ingress.output_batches import OutputBatches
 from serve_app.ingress.output_queue import OutputQueue, SendingOutputProcessor, is_plain
 from serve_app.ingress.requests import preparation
 from serve_app.ingress.vllm_errors import ServeHTTPError
@@ -52,7 +53,7 @@ class ReplicatedEngineCore:
         self.resources = SimpleNamespace(engine_dead=False)
         self.on_failed: Callable[[str, ServeError], None] = lambda _request_id, _error: None
         self.dispatcher = dispatcher_factory(self)
-        self._steps: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._batches: OutputBatches[EngineCoreOutput] = OutputBatches()
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutput)
         self._grammars: dict[str, str] = {}
@@ -66,7 +67,7 @@ class ReplicatedEngineCore:
             for request_id, delta in deltas
             if delta.finish_reason is None or not self._is_refusal(request_id, delta)
         ]
-        self._steps.put_nowait(EngineCoreOutputs(outputs=outputs))
+        self._batches.put(outputs)
 
     def failed(self, request_id: str, error: ServeError) -> None:
         """See `DispatcherSink`."""
@@ -86,8 +87,8 @@ class ReplicatedEngineCore:
     # ---- what AsyncLLM calls -------------------------------------------------------------------------------------
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        """The next step of any replica."""
-        return await self._steps.get()
+        """The next steps of all replicas, in one."""
+        return EngineCoreOutputs(outputs=await self._batches.take())
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         """Submit a request. Raises `VLLMValidationError` for what cannot be sent to a replica."""

@@ -38,6 +38,7 @@ from serve_app.observability.search import Found
 from serve_app.protocol.errors import RequestRefused
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.serve_transport import CALL_FAILED, ask_all
+from serve_app.scaling.journal import ScaleChange, ScaleJournal
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,12 @@ async def serve_status_page(
         targets = {name: (found, config.replicas.target_load) for name, found in engines.items()}
         return {**targets, "ingress": (busy, config.ingress.target_load)}
 
-    watch = await closing.enter_async_context(ServeWatch(serve.get_replica_context().app_name, loads))
+    application = serve.get_replica_context().app_name
+
+    def journal(deployment: str) -> list[ScaleChange]:
+        return ScaleJournal(application, deployment).changes()
+
+    watch = await closing.enter_async_context(ServeWatch(application, loads, journal=journal))
     own = OwnStatus(
         ingress_id=serve.get_replica_context().replica_id.unique_id,
         node=str(ray.util.get_node_ip_address()),

@@ -1,7 +1,9 @@
 """What Serve knows of the application: its replicas with their nodes, those that are starting, and changed targets.
 
 Serve keeps no history of its scale decisions (2.60 has the fields and leaves them empty), so each ingress asks the
-controller every `WATCH_PERIOD_S` and keeps the changes that it finds, with the loads that the policies looked at.
+controller every `WATCH_PERIOD_S` and keeps the changes that it finds. The reasons are those in the journal of a policy
+that keeps one (`scaling/journal.py`), which also has what was before this ingress; of other policies, the loads that
+they looked at.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from serve_app.observability.fleet import Deployment, ScaleDecision, ServeReplica, ServeView, scale_reason
+from serve_app.scaling.journal import ScaleChange
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,10 @@ only."""
 Fetch = Callable[[], Awaitable[object]]
 """Serve's details (`ServeInstanceDetails` as a dict). Raises `RayError`, `TimeoutError`, `ValueError`."""
 
+Journal = Callable[[str], Sequence[ScaleChange]]
+"""The changes that a deployment's policy has made, the oldest first; none if it keeps no journal. It may block. Raises
+`RayError`, `ValueError`."""
+
 Load = tuple[Sequence[float], float]
 """The loads of a deployment's replicas as far as known, and its `target_load`."""
 
@@ -45,14 +52,22 @@ Load = tuple[Sequence[float], float]
 class ServeWatch:
     """Use as an async context manager. `loads` gives what the policies look at, by deployment."""
 
-    def __init__(self, application: str, loads: Callable[[], Mapping[str, Load]], fetch: Fetch | None = None) -> None:
+    def __init__(
+        self,
+        application: str,
+        loads: Callable[[], Mapping[str, Load]],
+        fetch: Fetch | None = None,
+        journal: Journal = lambda _deployment: (),
+    ) -> None:
         self._application = application
         self._loads = loads
         self._fetch = fetch or _Controller().details
+        self._journal = journal
         self._view = ServeView(problem="Serve has not answered yet.")
         self._asked_s = float("-inf")
         self._asking = asyncio.Lock()
         self._targets: dict[str, int] = {}
+        self._read_until_unix_s: dict[str, float] = {}
         self._decisions: deque[ScaleDecision] = deque(maxlen=KEPT_DECISIONS)
         self._task: asyncio.Task[None] | None = None
 
@@ -92,20 +107,37 @@ class ServeWatch:
             problem = f"Serve's controller does not answer ({type(error).__name__}): nodes and targets may be old."
             self._view = msgspec.structs.replace(self._view, problem=problem)
             return
-        self._note_changes(deployments)
+        await self._note_changes(deployments)
         self._view = ServeView(deployments)
 
-    def _note_changes(self, deployments: Sequence[Deployment]) -> None:
-        loads = self._loads()
+    async def _note_changes(self, deployments: Sequence[Deployment]) -> None:
         for one in deployments:
             before = self._targets.get(one.name)
+            if before == one.target:
+                continue
             self._targets[one.name] = one.target
-            if before is not None and before != one.target:
-                reason = scale_reason(one, *loads.get(one.name, ((), 0.0)))
-                decision = ScaleDecision(time.time(), one.name, before, one.target, reason)
-                self._decisions.append(decision)
-                facts = {"deployment": one.name, "before": before, "after": one.target, "reason": reason}
-                logger.info("target changed", extra=facts)
+            changes = await self._said_changes(one.name)
+            if before is not None and (not changes or changes[-1].after != one.target):
+                reason = scale_reason(one, *self._loads().get(one.name, ((), 0.0)))
+                changes.append(ScaleDecision(time.time(), one.name, before, one.target, reason))
+            self._decisions.extend(changes)
+            if before is not None:
+                facts = {"before": before, "after": one.target, "reason": changes[-1].reason}
+                logger.info("target changed", extra={"deployment": one.name, **facts})
+
+    async def _said_changes(self, deployment: str) -> list[ScaleDecision]:
+        """What the deployment's journal has that was not read before."""
+        try:
+            found = await asyncio.wait_for(asyncio.to_thread(self._journal, deployment), TIMEOUT_S)
+        except (RayError, TimeoutError, ValueError, RuntimeError) as error:
+            logger.warning("the reasons of scale decisions cannot be read", extra={"error": str(error)})
+            return []
+        since = self._read_until_unix_s.get(deployment, float("-inf"))
+        new = [ScaleDecision(one.at_unix_s, deployment, one.before, one.after, one.reason) for one in found]
+        new = [one for one in new if one.at_unix_s > since]
+        if new:
+            self._read_until_unix_s[deployment] = new[-1].at_unix_s
+        return new
 
 
 class _Replica(msgspec.Struct):

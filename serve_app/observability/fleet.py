@@ -24,7 +24,7 @@ SHOWN_KEYS = 100
 
 
 class ScaleDecision(msgspec.Struct, frozen=True):
-    """A deployment's target has changed. It was noticed at `at_unix_s`."""
+    """A deployment's target has changed. It was decided at `at_unix_s`, or noticed where no policy says when."""
 
     at_unix_s: float
     deployment: str
@@ -206,7 +206,7 @@ def _state(connection: ReplicaConnection, engine_state: str) -> str:
 
 
 def scale_reason(deployment: Deployment, loads: Sequence[float], target_load: float) -> str:
-    """Why a target may have changed: the policy's inputs as this ingress sees them. Serve keeps no reason."""
+    """Why a target may have changed, where the policy does not say: its inputs as this ingress sees them."""
     if not deployment.autoscaled:
         return "the configuration asks for it"
     if not loads:

@@ -109,7 +109,7 @@ class AdmissionControl:
         slots = sum(connection.load.max_num_seqs for connection in measured)
         return AdmissionFacts(
             asked=asked,
-            held=sum(connection.facts().load.unfinished for connection in connections),
+            held=sum(connection.unfinished for connection in connections),
             room=sum(rooms),
             slots=sum(connection.load.max_num_seqs for connection in connections),
             waiting=self._in_flight() - self._pool.attempts(),

@@ -151,6 +151,11 @@ class ReplicaConnection:
         """Whether a new attempt may be sent here."""
         return self.up and not self.draining
 
+    @property
+    def unfinished(self) -> int:
+        """How many attempts are there. The last frame does not count what was sent since; this ingress does."""
+        return max(len(self.attempts), self.load.unfinished)
+
     def facts(self, pages: Sequence[int] = (), flow: str = "") -> ReplicaFacts:
         """The replica, as routing sees it for a prompt with these pages, of this client and session."""
         load = self.load
@@ -161,10 +166,8 @@ class ReplicaConnection:
             before = load.queued_prefill_tokens
         else:  # who has nothing waiting there is started before others have all of theirs
             before = load.newcomer_prefill_tokens
-        # The last frame does not count what was sent since; this ingress does.
-        load = msgspec.structs.replace(
-            load, unfinished=max(len(self.attempts), load.unfinished), queued_prefill_tokens=before
-        )
+        if self.unfinished != load.unfinished or before != load.queued_prefill_tokens:
+            load = msgspec.structs.replace(load, unfinished=self.unfinished, queued_prefill_tokens=before)
         return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages), self.label.pool)
 
     def begin(

@@ -35,7 +35,12 @@ from serve_app.router.routing import ReplicaFacts
 logger = logging.getLogger(__name__)
 
 DISCOVERY_PERIOD_S = 1.0
-"""How often the list of replicas is read. A new replica gets its first request at most this late."""
+"""How often the list of replicas is read, of `LISTED_PER_S` at most. A new one gets its first request so late at the
+latest."""
+
+LISTED_PER_S = 32
+"""How many replicas are asked a second where there are more: each answers every ingress, and an ingress reads every
+answer. What changes fast comes with the frames."""
 
 MOVES_PER_CHECK = 8
 """How many attempts leave a draining replica at a time: their prefill elsewhere competes with what runs there."""
@@ -47,6 +52,11 @@ FindIncompatibility = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where it may be used."""
 
 Spawn = Callable[[Coroutine[object, object, None], str], asyncio.Task[None]]
+
+
+def discovery_period_s(replicas: int) -> float:
+    """How often the list of so many replicas is read."""
+    return max(DISCOVERY_PERIOD_S, replicas / LISTED_PER_S)
 
 
 class ReplicaPool:
@@ -172,7 +182,7 @@ class ReplicaPool:
             else:
                 self._reconcile(infos, complete=complete)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DISCOVERY_PERIOD_S):
+                async with asyncio.timeout(discovery_period_s(len(self._connections))):
                     await self._rediscover.wait()
 
     def _reconcile(self, infos: Sequence[ReplicaInfo], *, complete: bool) -> None:

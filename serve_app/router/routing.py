@@ -18,7 +18,7 @@ Other policies are there to compare with (`ingress.routing`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -116,10 +116,7 @@ def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> D
         raise ValueError("no replica to choose from")
     assumed = assumed_rates(candidates)
     costs = {one.replica_id: cost_s(one, prompt, assumed[one.pool]) for one in candidates}
-    session = _session_key(prompt)
-    chosen = min(
-        candidates, key=lambda one: (costs[one.replica_id], _others(one), _rendezvous(session, one.replica_id))
-    )
+    chosen = _cheapest(candidates, costs, prompt)
     most = max(one.cached_pages for one in candidates)
     if len(candidates) == 1:
         reason = Reason.ONLY
@@ -143,6 +140,16 @@ def assumed_rates(candidates: Sequence[ReplicaFacts]) -> dict[str, float]:
     every = [rate for rates in measured.values() for rate in rates]
     overall = sum(every) / len(every) if every else ASSUMED_PREFILL_TOKENS_PER_S
     return {pool: sum(rates) / len(rates) if rates else overall for pool, rates in measured.items()}
+
+
+def _cheapest(candidates: Sequence[ReplicaFacts], costs: Mapping[str, float], prompt: PromptFacts) -> ReplicaFacts:
+    """Among equals that with the fewest others, and then a session's own: hashes only where they decide."""
+    least = min((costs[one.replica_id], _others(one)) for one in candidates)
+    equal = [one for one in candidates if (costs[one.replica_id], _others(one)) == least]
+    if len(equal) == 1:
+        return equal[0]
+    session = _session_key(prompt)
+    return min(equal, key=lambda one: _rendezvous(session, one.replica_id))
 
 
 def cost_s(replica: ReplicaFacts, prompt: PromptFacts, assumed_tokens_per_s: float) -> float:

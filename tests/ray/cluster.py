@@ -137,7 +137,10 @@ class Cluster:
         return f"{self.head.address}:{self.gcs_port}"
 
     def start_head(self, *options: str) -> None:
-        """The head node, with its dashboard."""
+        """The head node, with its dashboard; again, after its end, on the same ports."""
+        # Workers of this machine name the head in their command lines: with this file, `ray start` takes that for a
+        # head that runs.
+        (self.folder / "ray_current_cluster").unlink(missing_ok=True)
         client, agent, agent_grpc, metrics = free_ports(4)
         self._start_node(
             self.head,

@@ -23,7 +23,7 @@ class Network:
 
     def __enter__(self) -> Self:
         _ip("link", "add", self._name, "type", "bridge")
-        _ip("addr", "add", f"{self._subnet}.254/24", "dev", self._name)
+        _ip("addr", "add", f"{self.gateway}/24", "dev", self._name)
         _ip("link", "set", self._name, "up")
         return self
 
@@ -32,6 +32,11 @@ class Network:
             _end_all_in(name)  # a namespace lives as long as a process in it, and its cable with it
             _ip("netns", "del", name)
         _ip("link", "del", self._name)
+
+    @property
+    def gateway(self) -> str:
+        """This machine's own address, as the nodes see it."""
+        return f"{self._subnet}.254"
 
     def add_node(self) -> Node:
         """A new machine, as far as addresses and ports go."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RaySystemError
 
 from serve_app.engine.load_facts import RecentRatio
 from serve_app.ingress.serve_watch import ServeWatch
@@ -24,6 +24,7 @@ from serve_app.protocol.messages import (
     encode_info,
 )
 from serve_app.router.attempts import ReplicaConnection
+from serve_app.scaling.journal import ScaleChange
 
 LOAD = ReplicaLoad(unfinished=5, max_num_seqs=4, kv_usage_ratio=0.5, draining=False, queued=1)
 
@@ -148,6 +149,33 @@ async def test_a_changed_target_is_noted_with_its_reason() -> None:
     assert decision.reason == "load 140% on average (140%), to be held at 70%"
     assert second.problem == "" and third.deployments == second.deployments
     assert "RayError" in third.problem and "ValidationError" in fourth.problem
+
+
+async def test_the_reason_of_a_policy_that_keeps_a_journal_is_its_own() -> None:
+    first = ScaleChange(100.0, 1, 2, "scaled 1 -> 2: because")
+    journal = [first]
+    controller = Controller(details(2), details(3), details(1))
+    watch = ServeWatch(
+        "step", lambda: {"engine": ([1.4], 0.7)}, controller.details, lambda name: journal if name == "engine" else []
+    )
+    await views(watch, 1)
+    assert [one.reason for one in watch.decisions] == [first.reason], "also what was before this ingress"
+    journal.append(ScaleChange(200.0, 2, 3, "scaled 2 -> 3: again"))
+    await views(watch, 1)
+    assert watch.decisions[-1] == ScaleDecision(200.0, "engine", 2, 3, "scaled 2 -> 3: again")
+    await views(watch, 1)  # somebody else has changed it
+    assert [one.after for one in watch.decisions] == [2, 3, 1]
+    assert watch.decisions[-1].reason.startswith("load 140%")
+
+
+async def test_a_journal_that_cannot_be_read_leaves_the_guess() -> None:
+    def broken(_deployment: str) -> list[ScaleChange]:
+        raise RaySystemError("the head is away")
+
+    controller = Controller(details(1), details(2))
+    watch = ServeWatch("step", lambda: {"engine": ([1.4], 0.7)}, controller.details, broken)
+    await views(watch, 2)
+    assert [one.reason for one in watch.decisions] == ["load 140% on average (140%), to be held at 70%"]
 
 
 async def test_the_controller_is_asked_once_for_several_pages() -> None:

@@ -1,0 +1,1 @@
+"""What many engines cost an ingress: `python -m bench many`."""
