@@ -95,7 +95,9 @@ def test_an_answer_of_a_withdrawn_canary_ends() -> None:
 class LabelledTransport(LocalTransport):
     """Replicas of several labels, by name."""
 
-    labels: dict[str, ReplicaLabel] = {"a": OLD, "c": NEW}  # noqa: RUF012  # the same for all tests
+    def __init__(self, *replicas: LocalReplica, other: ReplicaLabel = NEW) -> None:
+        super().__init__(*replicas)
+        self.labels = {"a": OLD, "c": other}
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         infos, complete = await super().replicas()
@@ -162,3 +164,20 @@ async def test_it_goes_on_when_the_canary_is_back() -> None:
         await fleet.results.until_over("r")
         assert fleet.results.tokens["r"] == [100, 101, 102]
         assert stable.started.empty()
+
+
+async def test_an_answer_that_moves_to_other_weights_between_pools_is_marked() -> None:
+    replicas = [LocalReplica("a"), LocalReplica("c")]
+    other = ReplicaLabel("fp8", False, "new")
+    async with local_fleet("", transport=LabelledTransport(*replicas, other=other)) as fleet:
+        await until(lambda: fleet.names_up() == {"a", "c"})
+        asked = request()
+        fleet.dispatcher.submit(asked)
+        both = LocalFleet(fleet.dispatcher, fleet.results, fleet.transport, replicas)
+        attempt, lost, left = await both.first_attempt()
+        lost.emit(attempt, 0, 2)
+        await fleet.results.until_tokens("r", 2)
+        fleet.lose(lost)
+        left.finish(await left.started.get(), 2)
+        await fleet.results.until_over("r")
+        assert asked.trace.inexact == ("weights",)

@@ -40,7 +40,7 @@ from serve_app.router.serve_transport import ServeTransport
 logger = logging.getLogger(__name__)
 
 NAME = "canary-judge"
-CALL_FAILED = (RayError, RayServeException, grpc.RpcError, msgspec.MsgspecError, ValueError)
+CALL_FAILED = (RayError, RayServeException, grpc.RpcError, msgspec.MsgspecError, LookupError, ValueError)
 
 ADVICE = {
     TrialState.PROMOTED: (

@@ -171,7 +171,8 @@ function show(fleet) {
   byId("model").textContent = fleet.model;
   byId("engine").textContent = fleet.engine;
   byId("freshness").textContent = `as of ${clock(fleet.now_unix_s)}`;
-  const note = [fleet.problem, fleet.only_key ? "Your key sees its own requests and tokens; an operator's sees all." : ""];
+  const tried = fleet.canary ? `Canary (${percent(fleet.canary.share)} of the sessions): ${fleet.canary.state.replaceAll("_", " ")}: ${fleet.canary.reason}.` : "";
+  const note = [fleet.problem, tried, fleet.only_key ? "Your key sees its own requests and tokens; an operator's sees all." : ""];
   byId("note").textContent = note.filter(Boolean).join(" ");
   byId("note").hidden = !byId("note").textContent;
   byId("summary").replaceChildren(...summary(fleet));
