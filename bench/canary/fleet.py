@@ -225,7 +225,13 @@ class CanaryFleet:
         )
         await self._closing.enter_async_context(dispatcher)
         application = _Application(self, name)
-        follower = CanaryFollower(name, application, dispatcher.canary, transport)
+        follower = CanaryFollower(
+            name,
+            application,
+            dispatcher.canary,
+            transport,
+            lambda: any(one.label.is_canary and one.takes_work for one in dispatcher.connections()),
+        )
         await self._closing.enter_async_context(follower)
         self.ingresses.append(Ingress(dispatcher, follower, sink))
 

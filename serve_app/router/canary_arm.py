@@ -87,9 +87,11 @@ class CanaryArm:
         if not any(goes_on_at(begun, one.label) and not one.draining for one in known):
             raise WeightsGone
 
-    def note(self, who: str, chosen: ReplicaLabel) -> Arm:
-        """A request of `who` goes to a replica of this label first. Returns its arm."""
-        arm = Arm.CANARY if chosen.is_canary else Arm.FALLBACK if self.has(who) else Arm.STABLE
-        if self.share > 0:
-            self.chosen[arm] += 1
-        return arm
+    def of(self, who: str, chosen: ReplicaLabel) -> Arm:
+        """The arm of a request of `who` that goes to a replica of this label first."""
+        return Arm.CANARY if chosen.is_canary else Arm.FALLBACK if self.has(who) else Arm.STABLE
+
+    def count(self, arm: str) -> None:
+        """A replica has taken a request of this arm."""
+        if self.share > 0 and arm:
+            self.chosen[Arm(arm)] += 1

@@ -487,9 +487,15 @@ class Dispatcher:
             active.attempts -= 1
             trace.attempts.pop()
         else:
-            active.full.clear()
+            self._note_taken(active)
         active.note_end(how, connection.replica_id)
         return how is End.FINISHED
+
+    def _note_taken(self, active: _ActiveRequest) -> None:
+        """An attempt that a replica took has ended."""
+        active.full.clear()
+        if len(active.request.trace.attempts) == 1:
+            self.canary.count(active.request.trace.arm)
 
     def _note_begin(self, active: _ActiveRequest, label: ReplicaLabel) -> None:
         """An attempt begins at a replica of this label. One that no replica takes counts as a migration, too, and the
@@ -498,8 +504,8 @@ class Dispatcher:
             self.migrations_by_cause[active.lost_by] += 1
             active.lost_by = None
         trace = active.request.trace
-        if not trace.arm:
-            trace.arm = self.canary.note(active.request.who, label).value
+        if len(trace.attempts) == 1:  # the first, or the first that a replica may take
+            trace.arm = self.canary.of(active.request.who, label).value
         if active.begun is not None and not is_exact(active.begun, label) and WEIGHTS not in trace.inexact:
             trace.inexact = (*trace.inexact, WEIGHTS)
 

@@ -77,7 +77,11 @@ def test_nobody_of_the_rest_goes_to_the_canary() -> None:
 def test_fallbacks_are_counted() -> None:
     found = arm(0.3)
     inside = session_in(0.3, inside=True)
-    assert [found.note(inside, NEW), found.note(inside, OLD), found.note("", OLD)][:2] == [Arm.CANARY, Arm.FALLBACK]
+    arms = [found.of(inside, NEW), found.of(inside, OLD)]
+    assert arms == [Arm.CANARY, Arm.FALLBACK]
+    for arm_ in arms:
+        found.count(arm_)
+    assert found.chosen[Arm.FALLBACK] == 1
 
 
 def test_an_answer_of_a_withdrawn_canary_ends() -> None:

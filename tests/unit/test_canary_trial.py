@@ -32,7 +32,7 @@ def trial(clock: Clock, told: list[Verdict] | None = None) -> Trial:
 
 
 def report(ingress: str, canary: ArmSums, stable: ArmSums = FINE) -> TrialReport:
-    return TrialReport(ingress, "t", Samples(canary, stable))
+    return TrialReport(ingress, "t", Samples(canary, stable), canary_up=True)
 
 
 def test_the_samples_of_all_ingresses_count_and_the_verdict_is_said_once() -> None:
@@ -49,6 +49,13 @@ def test_a_report_counts_once_however_often_it_comes() -> None:
     for _ in range(5):
         said = judge.exchange(report("a", ArmSums(attempts=5, failed=5)))
     assert (said.state, said.samples.canary.attempts) == ("trying", 5)
+
+
+def test_nobody_goes_to_a_canary_whose_engines_are_starting() -> None:
+    judge = trial(Clock())
+    assert judge.exchange(TrialReport("a")).share == 0.0
+    assert judge.exchange(TrialReport("a", "t", canary_up=True)).share == 0.1
+    assert judge.exchange(TrialReport("a", "t")).share == 0.1, "it may have died: that is judged"
 
 
 def test_samples_of_another_trial_do_not_count() -> None:
@@ -114,7 +121,7 @@ class Ingress:
     def __init__(self) -> None:
         self.application, self.arm = Application(), CanaryArm()
         self.fleet = CompositeTransport({"": LocalTransport(LocalReplica("a"))})
-        self.follower = CanaryFollower("i", self.application, self.arm, self.fleet)
+        self.follower = CanaryFollower("i", self.application, self.arm, self.fleet, lambda: True)
 
     async def listed(self) -> set[str]:
         return {info.replica_id for info in (await self.fleet.replicas())[0]}

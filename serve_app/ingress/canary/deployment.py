@@ -148,6 +148,7 @@ async def follow_canary(
             application,
             dispatcher.canary,
             fleet,
+            lambda: any(one.label.is_canary and one.takes_work for one in dispatcher.connections()),
             lambda directive: gauges.set(directive, dispatcher.canary),
         )
     )

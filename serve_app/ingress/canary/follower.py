@@ -49,7 +49,8 @@ class CanaryApplication(Protocol):
 
 
 class CanaryFollower:
-    """Use as an async context manager. `on_directive` is called with each answer of the judge."""
+    """Use as an async context manager. `is_up` says whether a canary takes work. `on_directive` is called with each
+    answer of the judge."""
 
     def __init__(
         self,
@@ -57,12 +58,14 @@ class CanaryFollower:
         application: CanaryApplication,
         arm: CanaryArm,
         fleet: CompositeTransport,
+        is_up: Callable[[], bool],
         on_directive: Callable[[Directive], None] = lambda _directive: None,
     ) -> None:
         self._ingress_id = ingress_id
         self._application = application
         self._arm = arm
         self._fleet = fleet
+        self._is_up = is_up
         self._on_directive = on_directive
         self._samples = Samples()
         self._is_connected = False
@@ -122,7 +125,9 @@ class CanaryFollower:
 
     async def _exchange(self) -> None:
         said = self.directive or Directive()
-        report = TrialReport(self._ingress_id, self._arm.trial, self._samples, said.state, said.reason, said.tried_s)
+        report = TrialReport(
+            self._ingress_id, self._arm.trial, self._samples, said.state, said.reason, said.tried_s, self._is_up()
+        )
         directive = await self._application.exchange(report)
         if directive.trial != self._arm.trial:
             self._samples = Samples()

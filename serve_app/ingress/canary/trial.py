@@ -26,6 +26,8 @@ class TrialReport(msgspec.Struct, array_like=True):
     state: str = TrialState.TRYING.value
     reason: str = ""
     tried_s: float = 0.0
+    canary_up: bool = False
+    """Whether a canary takes work, as this ingress sees it."""
 
 
 class Directive(msgspec.Struct, array_like=True, frozen=True):
@@ -55,17 +57,19 @@ class Trial:
         self._clock_s = clock_s
         self._reports: dict[str, Samples] = {}
         self._began_s: float | None = None
-        self._verdict = Verdict(TrialState.TRYING, "no request has been answered by the canary yet")
+        self._verdict = Verdict(TrialState.TRYING, "its engines are starting")
 
     def exchange(self, report: TrialReport) -> Directive:
         """Take an ingress's report, and say what it does until its next."""
+        if self._began_s is None and report.canary_up:
+            self._began_s = self._clock_s()
         if report.trial == self._name:
             self._reports[report.ingress] = report.samples
             self._take_over(report)
         self._judge()
         return Directive(
             self._name,
-            0.0 if self._verdict.state is TrialState.ROLLED_BACK else self._config.share,
+            self._share(),
             self._verdict.state.value,
             self._verdict.reason,
             self._tried_s(),
@@ -80,14 +84,17 @@ class Trial:
             self._verdict = Verdict(TrialState(report.state), report.reason)
 
     def _judge(self) -> None:
-        samples = self._samples()
-        if self._began_s is None and (samples.canary.attempts or samples.fallbacks):
-            self._began_s = self._clock_s()
         if self._verdict.state is not TrialState.TRYING or self._began_s is None:
             return
-        self._verdict = judge(samples, self._tried_s(), self._config)
+        self._verdict = judge(self._samples(), self._tried_s(), self._config)
         if self._verdict.state is not TrialState.TRYING:
             self._on_verdict(self._verdict)
+
+    def _share(self) -> float:
+        """None before an engine of the canary is up: its sessions would go to the rest, and come back."""
+        if self._began_s is None or self._verdict.state is TrialState.ROLLED_BACK:
+            return 0.0
+        return self._config.share
 
     def _samples(self) -> Samples:
         found = Samples()
