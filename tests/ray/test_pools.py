@@ -95,7 +95,7 @@ class Client:
 
     def pools_of_sessions(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for line in self._cluster.logged("serve_app.access: request {"):
+        for line in sorted(self._cluster.logged("serve_app.access: request {")):  # they begin with the time
             fields = json.loads(line[line.index("{") :])
             if "session" in fields:
                 found.setdefault(fields["session"], []).extend(fields["pool"])
