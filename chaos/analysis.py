@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from chaos.changes import AppliedChange
+from chaos.node_drain import DrainedNode
 from chaos.response_recorder import Answer
 from chaos.service import Access
 from chaos.stream import Recording
@@ -65,6 +66,7 @@ class Findings:
     timeline: list[tuple[float, str]] = field(default_factory=list)
     """(seconds since the start, replicas' states) at each change."""
     changes: list[AppliedChange] = field(default_factory=list)
+    drained: list[DrainedNode] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """Why the run is not the one that was requested."""
     unavailable: list[str] = field(default_factory=list)

@@ -30,6 +30,8 @@ class Change(Enum):
     INGRESS_IN = "ingress-in"
     ENGINE_OUT = "engine-out"
     ENGINE_IN = "engine-in"
+    DRAIN_NODE = "drain-node"
+    """A node with an engine is drained, and left by all replicas. The configuration stays as it is."""
 
     @property
     def deployments(self) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ class ChaosRun:
         self, client: ChaosClient, target: FaultTarget, specs: list[RequestSpec], fleet: Fleet
     ) -> None:
         if self._options.requests is not None:
-            await Rolling(self._options, specs, client, self._service, self._findings, self._write_line).run()
+            await Rolling(self._options, specs, client, self._service, target, self._findings, self._write_line).run()
             return
         expected_counts = {name: len(fleet.running(name)) for name in (ENGINE, INGRESS)}
         async with FaultInjector(target, self._options.slow_s) as injector:

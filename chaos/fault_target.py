@@ -120,6 +120,10 @@ class FaultTarget:
         """How many requests every engine replica holds. Raises `TargetUnreachable`."""
         return (await self._request(AgentRequest("unfinished"))).unfinished_requests
 
+    async def drain(self, node_id: str, deadline_s: float) -> None:
+        """Have Ray drain a node, which goes in `deadline_s`. Raises `TargetUnreachable`."""
+        await self._request(AgentRequest("drain", node_id=node_id, for_s=deadline_s))
+
     def _is_local(self, replica: Replica) -> bool:
         return replica.node_ip in self._own_addresses
 

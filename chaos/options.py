@@ -35,13 +35,14 @@ class Fault(Enum):
     CUT = "cut"
     UPGRADE = "upgrade"
     ROLLING = "rolling"
+    DRAIN_NODE = "drain-node"
     NONE = "none"
 
 
 ENDS_REPLICA = frozenset({Fault.KILL, Fault.KILL_ENGINE, Fault.HANG, Fault.CUT})
 """Faults after which Serve must replace the replica."""
 
-IN_CLOSED_LOOP = frozenset({Fault.NONE, Fault.UPGRADE, Fault.ROLLING})
+IN_CLOSED_LOOP = frozenset({Fault.NONE, Fault.UPGRADE, Fault.ROLLING, Fault.DRAIN_NODE})
 """Faults for which the clients may run in a closed loop (`--requests`)."""
 
 
@@ -76,6 +77,8 @@ class ChaosOptions:
     """Of a closed loop, one after the other."""
     pause_s: float
     """Of a closed loop: the longest pause of every fourth client between two requests."""
+    node_deadline_s: float
+    """Of `Change.DRAIN_NODE`: how long before it goes a node is drained."""
     long_tokens: int
     settle_s: float
     key: str | None
@@ -113,8 +116,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--requests",
         type=int,
         metavar="N",
-        help="a closed loop of N requests instead of rounds; with --fault none, upgrade or rolling",
+        help="a closed loop of N requests instead of rounds; with --fault none, upgrade, rolling or drain-node",
     )
+    add("--drains", type=int, default=1, help="nodes to drain in a closed loop, one after the other (default 1)")
+    add("--node-deadline-s", type=float, default=120.0, help="how long a drained node stays (default 120)")
     add("--upgrades", type=int, default=2, help="upgrades in a closed loop (default 2)")
     add(
         "--changes",
@@ -158,6 +163,7 @@ def read(given: argparse.Namespace) -> ChaosOptions:
         recover_s=given.recover_s,
         requests=given.requests,
         changes=_changes(given, fault),
+        node_deadline_s=given.node_deadline_s,
         pause_s=given.pause_s,
         long_tokens=given.long_tokens,
         settle_s=given.settle_s,
@@ -169,7 +175,7 @@ def read(given: argparse.Namespace) -> ChaosOptions:
 
 
 def _check(given: argparse.Namespace, fault: Fault) -> None:
-    for name in ("streams", "concurrency", "distinct", "requests", "faults"):
+    for name in ("streams", "concurrency", "distinct", "requests", "faults", "drains"):
         value = getattr(given, name)
         if value is not None and value < 1:
             raise BadOptions(f"--{name} {value}: give a number of at least 1")
@@ -178,11 +184,11 @@ def _check(given: argparse.Namespace, fault: Fault) -> None:
             f"{given.url} is not on this machine, and this command ends processes that serve others. "
             "Add --yes if you want that"
         )
-    if given.requests is None and fault in (Fault.NONE, Fault.ROLLING):
+    if given.requests is None and fault in (Fault.NONE, Fault.ROLLING, Fault.DRAIN_NODE):
         raise BadOptions(f"--fault {fault.value} is for a closed loop: give --requests N, or another fault")
     if given.requests is not None and fault not in IN_CLOSED_LOOP:
         raise BadOptions(
-            f"--requests runs a closed loop: give --fault none, upgrade or rolling instead of {fault.value}"
+            f"--requests runs a closed loop: give --fault none, upgrade, rolling or drain-node instead of {fault.value}"
         )
     if given.min_up is not None and (given.min_up < 2 or given.requests is not None or fault not in ENDS_REPLICA):
         raise BadOptions(
@@ -196,7 +202,9 @@ def _check(given: argparse.Namespace, fault: Fault) -> None:
 def _changes(given: argparse.Namespace, fault: Fault) -> tuple[Change, ...]:
     if fault is Fault.ROLLING:
         return tuple(_choice(Change, name, "--changes") for name in given.changes.split(","))
-    return (Change.UPGRADE,) * given.upgrades if fault is Fault.UPGRADE else ()
+    counts = {Fault.DRAIN_NODE: (Change.DRAIN_NODE, given.drains), Fault.UPGRADE: (Change.UPGRADE, given.upgrades)}
+    change, count = counts.get(fault, (Change.UPGRADE, 0))
+    return tuple(change for _ in range(count))
 
 
 def _choice(kind: type[E], name: str, flag: str) -> E:

@@ -38,9 +38,10 @@ class Proc(msgspec.Struct, frozen=True):
 
 
 class AgentRequest(msgspec.Struct, frozen=True):
-    """`find` the processes that a fault is for; `signal` or `slow` them; list the replicas' `unfinished` requests."""
+    """`find` the processes that a fault is for; `signal` or `slow` them; list the replicas' `unfinished` requests;
+    `drain` a node, which goes in `for_s`."""
 
-    do: Literal["find", "signal", "slow", "unfinished"]
+    do: Literal["find", "signal", "slow", "unfinished", "drain"]
     node_id: str = ""
     pid: int = 0
     fault: str = ""

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from chaos import procs
 from chaos.fleet import ENGINE
 from chaos.procs import AgentReply, AgentRequest, UnfinishedRequests
+from serve_app.cli import leave
 from serve_app.protocol.messages import decode_info
 
 TASK_S = 60.0
@@ -53,6 +54,15 @@ def unfinished_requests(engines: DeploymentHandle) -> AgentReply:
     )
 
 
+def drain_node(request: AgentRequest) -> AgentReply:
+    """Have Ray drain the node of the request."""
+    try:
+        leave.drain(request.node_id, request.for_s, "python -m chaos")
+    except leave.NotDrained as error:
+        return AgentReply(error=f"node {request.node_id} is not drained: {error}")
+    return AgentReply()
+
+
 def answer_requests(requests: Iterable[bytes], replies: TextIO, execute: Execute) -> None:
     """Write one reply line for each request line, until the requests end."""
     for line in requests:
@@ -70,6 +80,8 @@ def main(address: str, application: str) -> None:
     engines = serve.get_deployment_handle(ENGINE, application)
 
     def execute(request: AgentRequest) -> AgentReply:
+        if request.do == "drain":
+            return drain_node(request)
         return unfinished_requests(engines) if request.do == "unfinished" else execute_on_node(request)
 
     answer_requests(sys.stdin.buffer, sys.stdout, execute)

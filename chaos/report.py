@@ -32,6 +32,9 @@ def lines(options: ChaosOptions, findings: Findings, analysis: Analysis) -> Iter
             "changes",
             ", ".join(f"{applied.change.value} at {applied.at_s:.0f} s" for applied in findings.changes) or "none",
         )
+        if findings.drained:
+            emptied = (f"{node.node_ip} in {node.empty_s:.0f} of {node.deadline_s:.0f} s" for node in findings.drained)
+            yield _row("nodes emptied", ", ".join(emptied))
         yield _row("streams across changes", f"{streams_across_changes(findings.streams, findings.changes):,}")
     yield _row("migrations", _migrations(findings, analysis))
     yield _row("unfinished at the end", "unknown" if findings.unfinished is None else str(findings.unfinished))
@@ -129,6 +132,7 @@ def as_json(options: ChaosOptions, findings: Findings, analysis: Analysis) -> by
         "faults": findings.injected,
         "timeline": findings.timeline,
         "changes": findings.changes,
+        "drained": findings.drained,
         "streams_across_changes": streams_across_changes(findings.streams, findings.changes),
         "problems": findings.problems,
         "unavailable": findings.unavailable,

@@ -19,7 +19,9 @@ from chaos import sampling
 from chaos.analysis import Findings, StreamResult
 from chaos.changes import AppliedChange, Change, change_points, is_done
 from chaos.client import ChaosClient, ignore_progress, open_client
-from chaos.fleet import ENGINE, INGRESS
+from chaos.fault_target import FaultTarget, TargetUnreachable
+from chaos.fleet import ENGINE, INGRESS, Fleet, Replica
+from chaos.node_drain import DrainedNode, is_empty, next_node
 from chaos.options import ChaosOptions, Fault
 from chaos.request_spec import RequestSpec
 from chaos.rounds import WriteLine
@@ -43,6 +45,7 @@ class Rolling:
         specs: Sequence[RequestSpec],
         client: ChaosClient,
         service: Service,
+        target: FaultTarget,
         findings: Findings,
         write_line: WriteLine,
     ) -> None:
@@ -50,6 +53,8 @@ class Rolling:
         self._specs = specs
         self._prefix = client.prefix
         self._service = service
+        self._target = target
+        self._drained: set[str] = set()
         self._findings = findings
         self._write_line = write_line
         self._requests = options.requests or 0
@@ -125,21 +130,41 @@ class Rolling:
                 return
             try:
                 await self._apply(number, change)
-            except StatusUnknown as error:
+            except (StatusUnknown, TargetUnreachable) as error:
                 self._findings.problems.append(f"{change.value} was not applied: {error}")
 
     async def _apply(self, number: int, change: Change) -> None:
         before = await asyncio.to_thread(self._service.fleet)
-        await asyncio.to_thread(self._service.change, change, f"{self._prefix}-{number}")
+        drained = await self._drain(before) if change is Change.DRAIN_NODE else None
+        if drained is None:
+            await asyncio.to_thread(self._service.change, change, f"{self._prefix}-{number}")
         applied = AppliedChange(change, self._now_s(), asyncio.get_running_loop().time())
         self._findings.changes.append(applied)
         self._write_line(f"{applied.at_s:7.1f} s  {change.value} ({number + 1} of {len(self._options.changes)}) begins")
         while self._now_s() < applied.at_s + self._options.recover_s:
             with suppress(StatusUnknown):
-                if is_done(change, before, await asyncio.to_thread(self._service.fleet)):
+                fleet = await asyncio.to_thread(self._service.fleet)
+                if drained is not None and is_empty(fleet, drained.node_id):
+                    self._note_empty(drained, applied)
+                    return
+                if drained is None and is_done(change, before, fleet):
                     return
             await asyncio.sleep(POLL_S)
         self._findings.problems.append(f"{change.value} was not done after {self._options.recover_s:g} s")
+
+    async def _drain(self, fleet: Fleet) -> Replica:
+        """Have a node drained. Returns a replica that is on it. Raises `TargetUnreachable`."""
+        found = next_node(fleet, self._drained)
+        if found is None:
+            raise TargetUnreachable("there is no node with an engine to drain beside another one")
+        await self._target.drain(found.node_id, self._options.node_deadline_s)
+        self._drained.add(found.node_id)
+        return found
+
+    def _note_empty(self, drained: Replica, applied: AppliedChange) -> None:
+        empty_s = self._now_s() - applied.at_s
+        self._findings.drained.append(DrainedNode(drained.node_ip, self._options.node_deadline_s, empty_s))
+        self._write_line(f"{self._now_s():7.1f} s  {drained.node_ip} is empty, {empty_s:.0f} s after its drain began")
 
     # ---- the fleet ---------------------------------------------------------------------------------------------------
 

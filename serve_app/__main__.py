@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app.cli import client_env, explain, plan, preflight, serve
+from serve_app.cli import client_env, explain, leave, plan, preflight, serve
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.config import deployment, fleet, hardware, machine, profile, vllm_device, vllm_flags
 from serve_app.config.schema import ConfigError
@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain_flags(with_file(command("explain", _explain, "why a past request took as long as it did")))
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
+    leaving = command("leave", _leave, "this node is about to go: have it drained, and wait until it is empty")
+    leaving.add_argument(
+        "--deadline-s", type=float, default=leave.DEFAULT_DEADLINE_S, help="when it goes (default 300)"
+    )
+    leaving.add_argument("--node-id", help="another node, by Ray's id")
+    leaving.add_argument("--address", default="auto", help="HOST:PORT of Ray's GCS (default: the Ray of this machine)")
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
@@ -192,6 +198,10 @@ def _rehearse(options: argparse.Namespace) -> int:
     from serve_app.rehearse import command
 
     return command.run(options, _say)
+
+
+def _leave(options: argparse.Namespace) -> int:
+    return leave.leave(options.address, options.node_id, options.deadline_s, _say)
 
 
 def _docs(options: argparse.Namespace) -> int:

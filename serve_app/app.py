@@ -39,6 +39,7 @@ from serve_app.engine.contract import Engine, StepSink
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import ReplicaMetrics
 from serve_app.engine.replica import EngineFactory, EngineReplica
+from serve_app.engine.scale_in import LOSS_TOKENS
 from serve_app.engine.vllm_process import environment_is_final
 from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
@@ -56,6 +57,7 @@ from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.composite_transport import CompositeTransport
 from serve_app.router.dispatcher import Dispatcher
+from serve_app.router.node_drain import DrainingNodes
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.routing import RoutingPolicy
 from serve_app.router.serve_transport import ServeTransport, TargetRouter
@@ -135,6 +137,7 @@ class EngineDeployment(EngineReplica):
             image_bytes(config.engine.flags),
             config.replicas.max_queue_wait_s,
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
+            node_ids=own_nodes(),
             label=label,
         )
         self._has_slo = config.slo.is_set
@@ -145,7 +148,9 @@ class EngineDeployment(EngineReplica):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the policy needs, and no more: Serve averages every number of every replica ten times a second."""
-        return self.scaling_report().numbers() if self._has_slo else await super().record_autoscaling_stats()
+        if not self._has_slo:
+            return await super().record_autoscaling_stats()
+        return {**self.scaling_report().numbers(), LOSS_TOKENS: self.loss_tokens()}
 
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
@@ -189,7 +194,9 @@ class Ingress:
             self._transport = transport = CompositeTransport(engines)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
             choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
-            return Dispatcher(transport, ingress_id, limits, sink, Admission.of(config), incompatibility, choice)
+            return Dispatcher(
+                transport, ingress_id, limits, sink, Admission.of(config), incompatibility, choice, DrainingNodes()
+            )
 
         app, client = await build_api(
             vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()),
@@ -288,6 +295,14 @@ def join_this_ray() -> None:
     its address in the temporary folder, or starts one of its own, without our placement group.
     """
     os.environ["RAY_ADDRESS"] = str(ray.get_runtime_context().gcs_address)
+
+
+def own_nodes() -> list[str]:
+    """The Ray nodes that this replica is on, its own first: those of its placement group, where it has one."""
+    nodes = [ray.get_runtime_context().get_node_id()]
+    if (group := ray.util.get_current_placement_group()) is not None:
+        nodes += ray.util.placement_group_table(group)["bundles_to_node_id"].values()
+    return list(dict.fromkeys(nodes))
 
 
 def data_channel_host() -> str | None:

@@ -37,6 +37,7 @@ VLLM_IMPORTERS = {
 RAY_IMPORTERS = {
     "serve_app/app.py",
     "serve_app/router/serve_transport.py",
+    "serve_app/router/node_drain.py",
     "serve_app/ingress/gauges.py",
     "serve_app/ingress/key_metrics.py",
     "serve_app/ingress/metrics.py",
@@ -55,6 +56,7 @@ RAY_IMPORTERS = {
     "serve_app/engine/key_costs.py",
     "serve_app/engine/metrics.py",
     "serve_app/engine/gang.py",
+    "serve_app/engine/scale_in.py",
     "serve_app/scaling/journal.py",
     "serve_app/scaling/scaling_metrics.py",
     "serve_app/cli/*",
@@ -66,7 +68,7 @@ RAY_IMPORTERS = {
 PURE = (
     *("protocol/errors", "protocol/messages"),
     *("router/admission", "protocol/poison", "router/routing"),
-    *("engine/autoscaling", "ingress/autoscaling"),
+    *("engine/autoscaling", "ingress/autoscaling", "engine/session_tokens"),
     *("ingress/content_encoding", "ingress/cors", "ingress/error_format", "ingress/routes"),
     *("observability/explain", "observability/phases", "observability/records"),
     *("observability/spans", "observability/usage"),
@@ -126,6 +128,7 @@ JUSTIFIED_FILES = {
     "serve_app/protocol/messages.py": "every message between an ingress and a replica",
     "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
+    "serve_app/router/replica_pool.py": "one class: a connection is found, read, watched and closed",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/fair_queue.py": "one algorithm: the order, and the accounts that it goes by",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",

@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> Iterator[Measured]:
         others = stack.enter_context(Child("bench.many.ingress", "--others", str(options.ingresses - 1)))
         client = stack.enter_context(StreamClient())
         _connect(1, engines, ingress, others)
-        client.run(_job(_port(ingress), options.streams, 40))
+        client.run(_job(_port(ingress), 8, 40))
         for number in range(options.rounds):
             for count in sorted(options.engines, reverse=number % 2 == 1):
                 _connect(count, engines, ingress, others)
@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ingresses", type=int, default=8, help="how many are connected to each engine (default 8)")
     parser.add_argument("--streams", type=int, default=128, help="streams at a time at the one measured (default 128)")
     parser.add_argument("--step-s", type=float, default=0.05, help="of the engines, in seconds (default 0.05)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="how long each stream lasts (default 8)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="how long each stream lasts (default 15)")
     parser.add_argument("--idle-s", type=float, default=4.0, help="how long it is watched without requests")
     parser.add_argument("--rounds", type=int, default=3, help="each number of engines is measured once per round")
     help_serve = "instead: real replicas of Ray Serve, so many, and what they cost without requests"

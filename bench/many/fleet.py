@@ -48,7 +48,8 @@ def measure(engines: int, seconds: float) -> Idle:
         server = servers.start(ours(f"many-{engines}", replicas=engines))
         time.sleep(SETTLE_S)
         processes = [(one, role_of(one)) for one in server.processes()]
-        count, memory = defaultdict(int), defaultdict(int)
+        count: dict[str, int] = defaultdict(int)
+        memory: dict[str, int] = defaultdict(int)
         for process, role in processes:
             count[role] += 1
             memory[role] += process.memory_full_info().uss

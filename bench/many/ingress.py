@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 
 import uvicorn
@@ -121,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--others", type=int)
     options = parser.parse_args()
+    logging.getLogger("serve_app").setLevel(logging.ERROR)  # each change of the engines loses all of them
     uvloop.run(measured() if options.others is None else others(options.others))
 
 

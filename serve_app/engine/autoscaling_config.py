@@ -11,6 +11,7 @@ import serve_app.scaling
 from serve_app.config.replicas import ReplicasConfig
 from serve_app.config.schema import AppConfig
 from serve_app.engine.autoscaling import UtilizationPolicy
+from serve_app.engine.scale_in import taking_least_loss
 from serve_app.scaling.slo_policy import SloPolicy
 
 LONGEST_INTERVAL_S = {False: 10.0, True: 5.0}
@@ -33,11 +34,12 @@ def autoscaling_config(config: AppConfig) -> AutoscalingConfig:
     }
     if config.slo.is_set:
         # The policy has delays of its own, which know how long a start takes.
-        return AutoscalingConfig(**options, policy=slo_policy(config), upscale_delay_s=0.0, downscale_delay_s=0.0)
+        policy = taking_least_loss(slo_policy(config))
+        return AutoscalingConfig(**options, policy=policy, upscale_delay_s=0.0, downscale_delay_s=0.0)
     return AutoscalingConfig(
         **options,
-        policy=AutoscalingPolicy(
-            policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load}
+        policy=taking_least_loss(
+            AutoscalingPolicy(policy_function=UtilizationPolicy, policy_kwargs={"target_load": replicas.target_load})
         ),
         upscale_delay_s=replicas.upscale_delay_s,
         downscale_delay_s=replicas.downscale_delay_s,

@@ -25,8 +25,10 @@ from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.outbox import Outbox
 from serve_app.engine.partial_outputs import PartialOutputs
 from serve_app.engine.preemption import Running, to_preempt
+from serve_app.engine.scale_in import LOSS_TOKENS
 from serve_app.engine.scaling_facts import ScalingCounts
 from serve_app.engine.service_times import ServiceTimes
+from serve_app.engine.session_tokens import SessionTokens
 from serve_app.engine.stalls import PrefillStalls
 from serve_app.engine.start_queue import Abandoned, StartQueue
 from serve_app.engine.watchdog import EngineState, Judgement, Watchdog, WatchdogLimits
@@ -113,6 +115,13 @@ class Attempt:
     """How long it waited before its start."""
     stalled_s: float = 0.0
     """How far the sum of stalls (`stalls.py`) had come when its ingress was last told."""
+    session: tuple[str, str] | None = None
+    """Its client and the session that this named."""
+
+    @property
+    def context_tokens(self) -> int:
+        """About how many tokens its context has by now: at least those that it came with, or were computed."""
+        return max(self.tokens, self.computed_tokens)
 
 
 class EngineReplica:
@@ -122,7 +131,8 @@ class EngineReplica:
     `data_channel_host`, an address of this node; without one, everything goes by Serve's calls. `max_queued_requests`
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
-    `report` gets the replica's figures with every heartbeat, and `label` is what ingresses are told of its part.
+    `report` gets the replica's figures with every heartbeat. `node_ids` are Ray's. `label` is what ingresses are told
+    of its part of the fleet.
     """
 
     def __init__(
@@ -136,9 +146,11 @@ class EngineReplica:
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         report: Callable[[ReplicaFigures], None] = lambda _figures: None,
+        node_ids: Sequence[str] = (),
         label: ReplicaLabel = NO_LABEL,
     ) -> None:
         self._replica_id = replica_id
+        self._node_ids = list(node_ids)
         self._report = report
         self._label = label
         self._sent = SentFrames()
@@ -180,6 +192,7 @@ class EngineReplica:
             self._info.max_num_seqs, self._info.max_num_batched_tokens, self._max_queue_wait_s, self._clock
         )
         self._recent_unfinished = RecentMean(now_s)
+        self._sessions = SessionTokens(self._info.kv_cache_tokens)
         self._heartbeat_task = asyncio.get_running_loop().create_task(self._heartbeat(), name="heartbeat")
         if self._data_channel_host is not None:
             self._address = await self._channels.open(self._data_channel_host)
@@ -209,6 +222,7 @@ class EngineReplica:
                 self._info.engine_version,
                 self._quarantine.remaining(now_s),
                 self._activity(),
+                self._node_ids,
                 self._label,
             )
         )
@@ -257,6 +271,7 @@ class EngineReplica:
             attempt.prefill_tokens,
             spec.rank,
             spec.preemptible and not attempt.preempted,
+            session=(spec.client, spec.session) if spec.session else None,
         )
         self._enter(attempt.attempt_id, running)
         self._counts.arrive(attempt.prefill_tokens)
@@ -349,6 +364,7 @@ class EngineReplica:
         now_s = self._clock()
         self._attempts[attempt_id] = attempt
         self._service.enter(now_s)
+        self._sessions.enter(attempt.session)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
     def _leave(self, attempt_id: str, *, served: bool) -> None:
@@ -359,6 +375,7 @@ class EngineReplica:
             if not self._prefill.prefilling + self._prefill.decoding:
                 self._gpu_time.end(now_s, attempt.client)
         self._service.leave(now_s, served=served)
+        self._sessions.leave(attempt.session, attempt.context_tokens if attempt.has_token else 0, now_s)
         self._starts.leave(attempt_id)
         self._recent_unfinished.set(len(self._attempts), now_s)
 
@@ -405,8 +422,14 @@ class EngineReplica:
             raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`."""
-        return {UTILIZATION: self._load().utilization}
+        """This replica's utilization, as routing computes it, for `autoscaling.UtilizationPolicy`, and its loss for
+        `scale_in.LeastLossPolicy`."""
+        return {UTILIZATION: self._load().utilization, LOSS_TOKENS: self.loss_tokens()}
+
+    def loss_tokens(self) -> float:
+        """How many tokens would be computed again elsewhere if it were stopped."""
+        running = sum(one.context_tokens for one in self._attempts.values())
+        return float(self._sessions.lost(running, self._clock()))
 
     def scaling_report(self) -> ReplicaReport:
         """What `scaling.SloPolicy` is told of this replica."""

@@ -26,8 +26,8 @@ class ProcessGauges:
         )
         self._replicas = _gauge(
             "step_replicas",
-            "Engine replicas, as this ingress sees them: up, connecting (no frame yet), draining (stopping, or its "
-            "engine is dead), refused (another version).",
+            "Engine replicas, as this ingress sees them: up, connecting (no frame yet), leaving (its node is "
+            "about to go), draining (stopping, or its engine is dead), refused (another version).",
             "state",
         )
         self._admission = TotalCounter(

@@ -200,6 +200,8 @@ def _state(connection: ReplicaConnection, engine_state: str) -> str:
         return "draining"
     if not connection.up:
         return "connecting"
+    if connection.leaves_at_s is not None:
+        return "leaving"
     if engine_state == "idle" and connection.load.unfinished:  # the listing is a second old, the load is not
         return "working"
     return engine_state or "up"

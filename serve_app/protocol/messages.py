@@ -197,7 +197,8 @@ class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     An ingress sends nothing to a replica of another `wire_version` or vLLM (`router/routing.py`). `quarantine` is what
     ingresses have told this replica: the names of requests and clients that crashed a replica, and for how many more
-    seconds they are refused (`protocol/poison.py`).
+    seconds they are refused (`protocol/poison.py`). It runs on
+    Ray's nodes `node_ids`.
     """
 
     wire_version: int
@@ -208,6 +209,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     vllm_version: str = ""
     quarantine: dict[str, float] = {}
     activity: ReplicaActivity = ReplicaActivity()
+    node_ids: list[str] = []
     label: ReplicaLabel = NO_LABEL
 
 

@@ -75,6 +75,8 @@ class ReplicaState(StrEnum):
     """It takes work."""
     CONNECTING = "connecting"
     """It is listed, and no frame has come yet."""
+    LEAVING = "leaving"
+    """Its node is about to go: new requests go elsewhere while another one has room."""
     DRAINING = "draining"
     """It is stopping, or its engine is dead."""
     REFUSED = "refused"
@@ -101,7 +103,8 @@ class ReplicaConnection:
     token, the flow (client and session) and how many tokens must be computed; `draining_since_s` is a stamp of
     `loop.time()`.
 
-    `deregistered`: Serve no longer routes to it, and may end its process.
+    `deregistered`: Serve no longer routes to it, and may end its process. `leaves_at_s`: when its node goes, where that
+    is known, on the same clock (`math.inf`: it goes, nobody said when).
     """
 
     replica_id: str
@@ -112,6 +115,7 @@ class ReplicaConnection:
     up: bool = False
     draining_since_s: float | None = None
     deregistered: bool = False
+    leaves_at_s: float | None = None
     frame_number: int = -1
     last_frame_s: float | None = None
     attempts: dict[str, AttemptHandle] = field(default_factory=dict)
@@ -135,6 +139,8 @@ class ReplicaConnection:
         """The state of the replica; `REFUSED` is none of a connection's."""
         if self.draining:
             return ReplicaState.DRAINING
+        if self.up and self.leaves_at_s is not None:
+            return ReplicaState.LEAVING
         return ReplicaState.UP if self.up else ReplicaState.CONNECTING
 
     def lateness_s(self, now_s: float) -> float:
@@ -148,7 +154,7 @@ class ReplicaConnection:
 
     @property
     def takes_work(self) -> bool:
-        """Whether a new attempt may be sent here."""
+        """Whether a new attempt may be sent here; `departures.usable` has the last word."""
         return self.up and not self.draining
 
     @property

@@ -57,6 +57,7 @@ from serve_app.router.attempts import (
     Transport,
 )
 from serve_app.router.canary_arm import CanaryArm, is_exact
+from serve_app.router.departures import FindDepartures, no_departures
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
@@ -135,7 +136,8 @@ class _ActiveRequest:
 class Dispatcher:
     """Runs requests on the replicas that are up. Use as an async context manager: leaving it ends every task.
 
-    `incompatibility` says which replicas must get nothing, and why (`router/routing.py`).
+    `incompatibility` says which replicas must get nothing, and why (`router/routing.py`), `find_departures` which nodes
+    are about to go (`router/departures.py`).
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Dispatcher:
         admission: Admission | None = None,
         incompatibility: FindIncompatibility = lambda _info: None,
         choice: ReplicaChoice | None = None,
+        find_departures: FindDepartures = no_departures,
     ) -> None:
         self._transport = transport
         self._ingress_id = ingress_id
@@ -161,7 +164,13 @@ class Dispatcher:
         """Attempts that took over from a lost one, by how that was lost."""
         self._throttle = MigrationThrottle(lambda: len(self._pool.taking_work()))
         self._pool = ReplicaPool(
-            transport, limits, self._spawn, self._on_deltas, self._throttle.admit_waiting, self._accept_info
+            transport,
+            limits,
+            self._spawn,
+            self._on_deltas,
+            self._throttle.admit_waiting,
+            self._accept_info,
+            find_departures,
         )
         self._incompatibility = incompatibility
         self._choice = choice or ReplicaChoice()

@@ -30,6 +30,14 @@ from serve_app.router.attempts import (
     ReplicaState,
     Transport,
 )
+from serve_app.router.departures import (
+    MOVES_PER_CHECK,
+    Departures,
+    FindDepartures,
+    must_move,
+    no_departures,
+    usable,
+)
 from serve_app.router.routing import ReplicaFacts
 
 logger = logging.getLogger(__name__)
@@ -41,9 +49,6 @@ latest."""
 LISTED_PER_S = 32
 """How many replicas are asked a second where there are more: each answers every ingress, and an ingress reads every
 answer. What changes fast comes with the frames."""
-
-MOVES_PER_CHECK = 8
-"""How many attempts leave a draining replica at a time: their prefill elsewhere competes with what runs there."""
 
 LATENESS_MEMORY_S = 10.0
 """A scraper comes about as often."""
@@ -61,7 +66,8 @@ def discovery_period_s(replicas: int) -> float:
 
 class ReplicaPool:
     """Finds and follows the replicas. `spawn` runs a coroutine as a task of the owner, `on_deltas` gets each frame's
-    tokens, `on_change` is called when replicas came, `incompatibility` says which replicas must get nothing."""
+    tokens, `on_change` is called when replicas came, `incompatibility` says which replicas must get nothing,
+    `find_departures` which nodes are about to go."""
 
     def __init__(
         self,
@@ -71,8 +77,10 @@ class ReplicaPool:
         on_deltas: Callable[[Sequence[TokenDelta]], None],
         on_change: Callable[[], None],
         incompatibility: FindIncompatibility = lambda _info: None,
+        find_departures: FindDepartures = no_departures,
     ) -> None:
         self._transport = transport
+        self._departures = Departures(find_departures, self.connections)
         self._limits = limits
         self._spawn = spawn
         self._on_deltas = on_deltas
@@ -91,17 +99,19 @@ class ReplicaPool:
         self._last_up_s = asyncio.get_running_loop().time()
         self._spawn(self._discover(), "pool discovery")
         self._spawn(self._watch(), "pool watch")
+        self._spawn(self._departures.watch(), "departures")
 
     def __getitem__(self, replica_id: str) -> ReplicaConnection:
         return self._connections[replica_id]
 
     def up(self) -> list[ReplicaFacts]:
         """The replicas that can take a request now."""
-        return [connection.facts() for connection in self._connections.values() if connection.takes_work]
+        return [connection.facts() for connection in self.taking_work()]
 
     def taking_work(self) -> list[ReplicaConnection]:
         """The connections to the replicas that can take a request now."""
-        return [connection for connection in self._connections.values() if connection.takes_work]
+        up = [connection for connection in self._connections.values() if connection.takes_work]
+        return usable(up, asyncio.get_running_loop().time())
 
     def by_state(self) -> Mapping[ReplicaState, int]:
         """How many replicas are known in each state."""
@@ -197,6 +207,7 @@ class ReplicaPool:
                 self._connections[info.replica_id] = connection
                 connection.task = self._spawn(self._follow(connection), f"connection {info.replica_id}")
             connection.capacity, connection.info = info.capacity, info
+            self._departures.mark(connection)
             self._last = connection
             if info.load.draining:
                 self._drain(connection)
@@ -254,7 +265,8 @@ class ReplicaPool:
             raise ReplicaLost(f"frame {frame.frame_number} came after {connection.frame_number}")
         connection.frame_number = frame.frame_number
         now_s = asyncio.get_running_loop().time()
-        self._late.add(connection.lateness_s(now_s), now_s)
+        if (late_s := connection.lateness_s(now_s)) > 0:
+            self._late.add(late_s, now_s)
         connection.last_frame_s = now_s
         connection.load = frame.load
         if frame.cache is not None:
@@ -297,5 +309,7 @@ class ReplicaPool:
                 connection.task.cancel()
             return
         since_s = connection.draining_since_s
-        if since_s is not None and now_s - since_s >= self._limits.drain_timeout_s and self.taking_work():
+        is_over = since_s is not None and now_s - since_s >= self._limits.drain_timeout_s
+        others = self.taking_work() if is_over or must_move(connection, now_s) else []
+        if any(one is not connection and not must_move(one, now_s) for one in others):
             connection.end_all(End.MOVED, MOVES_PER_CHECK)

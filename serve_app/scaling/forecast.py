@@ -4,8 +4,8 @@ Two things make a request wait for its first token: prompts that are computed be
 taken. Both are queues with many servers: an engine computes prompts at `prefill_tokens_per_s`, and each of its slots
 is free again after `service_s`. The wait of one request in 20 is that of an M/M/c queue, with Sakasegawa's
 approximation of how often all servers are busy, `rho ** (sqrt(2 (c + 1)) - 1)`: routing by cost is close enough to one
-queue for all. What waits already is work that must be done besides: it grows or shrinks until the horizon with the
-engines that there are, and is worked off after it by those that were asked for. Where the KV cache and not the number
+queue for all. What waits already is work that must be done besides: it grows or shrinks with the engines that there are
+until more serve, and these have a start time to work it off. Where the KV cache and not the number
 of slots is the limit, there are as many slots as fit.
 
 The time between tokens is linear in the sequences that decode together.
@@ -35,8 +35,8 @@ LEAST_WAIT_SHARE = 0.25
 """Where a prompt alone takes longer than the objective, or nearly so, no number of engines keeps it. Then the wait
 before it is held at this share of the objective."""
 
-LEAST_RECOVERY_S = 60.0
-"""What waits when more engines begin to serve is worked off in a start time, and not faster than in so long."""
+LEAST_RECOVERY_S = 20.0
+"""What waits must be worked off in a start time, from when an engine serves, and need not be faster than in so long."""
 
 
 @dataclass(frozen=True)
@@ -196,15 +196,21 @@ def _wait(
 
 
 def _left(engines: int, load: Load, waiting: float, inflow_per_s: float, speed_per_s: float) -> float:
-    """What still waits: of fewer engines or as many at the horizon, of more when they had time to work it off."""
-    grown = waiting
-    early_s = min(load.ordered_in_s, load.horizon_s)
-    for count, seconds in ((load.ready, early_s), (load.ordered, load.horizon_s - early_s)):
-        grown = max(grown + seconds * (inflow_per_s - min(count, engines) * speed_per_s), 0.0)
-    if engines <= load.ordered:
-        return grown
+    """What still waits when each part of the fleet has had the same time to work it off, from when it serves.
+
+    The same for all: otherwise an order that is on its way would look worse than one more engine, second for second.
+    """
     recovery_s = max(load.horizon_s, LEAST_RECOVERY_S)
-    return max(grown + recovery_s * (inflow_per_s - engines * speed_per_s), 0.0)
+    ordered_in_s = min(load.ordered_in_s, load.horizon_s)
+    phases = [(min(load.ready, engines), recovery_s)]
+    if engines > load.ready:
+        phases = [(load.ready, ordered_in_s), (min(load.ordered, engines), recovery_s)]
+    if engines > load.ordered:
+        phases[1:] = [(load.ordered, load.horizon_s - ordered_in_s), (engines, recovery_s)]
+    left = waiting
+    for count, seconds in phases:
+        left = max(left + seconds * (inflow_per_s - count * speed_per_s), 0.0)
+    return left
 
 
 def _wait_p95(servers: float, busy_ratio: float, each_s: float) -> float:

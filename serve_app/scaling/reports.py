@@ -16,6 +16,9 @@ ARRIVED, ARRIVED_PREFILL, START_S = "arrived_requests", "arrived_prefill_tokens"
 UNKNOWN_START_S = 300.0
 """How long an engine takes to start, before one has said so."""
 
+LONGEST_SEEN_S = 1800.0
+"""An engine that took longer waited for a node that was not to be had: that says nothing about the next start."""
+
 
 @dataclass(frozen=True)
 class ReplicaReport:
@@ -106,4 +109,5 @@ class StartTime:
             self._asked = None  # several starts at a time, or one that was given up
         self._target = target
         if self._asked is not None and len(reports) >= self._asked[1]:
-            self._seen_s, self._asked = max(now_s - self._asked[0], 0.0), None
+            seen_s, self._asked = now_s - self._asked[0], None
+            self._seen_s = seen_s if 0 <= seen_s <= LONGEST_SEEN_S else self._seen_s

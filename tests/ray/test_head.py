@@ -104,6 +104,13 @@ async def ask(url: str) -> int:
         return (await client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 10})).status_code
 
 
+async def fleet(url: str) -> dict[str, Any]:
+    """What the status page of an ingress shows."""
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
+        shown: dict[str, Any] = (await client.get("/status/fleet")).raise_for_status().json()
+        return shown
+
+
 def ids(replicas: Mapping[str, list[dict[str, Any]]]) -> set[tuple[str, int]]:
     return {(one["replica_id"], one["pid"]) for found in replicas.values() for one in found}
 
@@ -116,6 +123,12 @@ async def test_no_client_notices_that_the_head_dies_and_no_replica_is_replaced(s
 
     site.network.pull_the_plug(site.cluster.head)
     without_head = [await ask(url) for url in urls for _ in range(3)]
+
+    async def says_so() -> bool:
+        shown = await fleet(urls[0])
+        return bool(shown["problem"]) and len(shown["replicas"]) == 2
+
+    await until(says_so, 60, "a status page that says that the controller is away")
     await asyncio.to_thread(site.cluster.start_head, *HEAD_OPTIONS)
 
     async def taken_back() -> dict[str, list[dict[str, Any]]]:
@@ -124,6 +137,11 @@ async def test_no_client_notices_that_the_head_dies_and_no_replica_is_replaced(s
 
     found = await until(taken_back, 120, "a controller that knows the replicas")
     assert without_head == [200] * 6
+
+    async def all_is_well() -> bool:
+        return not (await fleet(urls[0]))["problem"]
+
+    await until(all_is_well, 60, "a status page without a problem")
     assert ids(found) == ids(site.replicas)
     texts = {await stream.text() for stream in streams}
     assert {len(text) for text in texts} == {TOKENS - 1}  # a letter each, but for the token that ends the thoughts

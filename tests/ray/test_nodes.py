@@ -18,6 +18,7 @@ from tests.ray.nodes import Network, not_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
 
+WORKER = ("--num-cpus=1", "--num-gpus=1", '--resources={"slot": 1, "rack": 1}')
 SLOTS = 2
 TOKENS = 300
 ARGS = {
@@ -55,7 +56,7 @@ class Site:
 
     def add_worker(self) -> Node:
         node = self.network.add_node()
-        self.cluster.add_node(node, "--num-cpus=1", "--num-gpus=1", '--resources={"slot": 1, "rack": 1}')
+        self.cluster.add_node(node, *WORKER)
         self.workers[node.address] = node
         return node
 
@@ -131,6 +132,36 @@ async def test_the_fleet_grows_over_the_nodes_under_load_and_shrinks_again(site:
             await site.cluster.until_answers(node, 120)
     assert len(await site.cluster.until_replicas("engine", 1, 150)) == 1
     assert alone["node_ip"] in site.workers
+    assert site.cluster.logged("scale-in: stops"), "Serve chose by itself"
+
+
+async def test_a_node_that_is_about_to_go_is_left_and_one_that_comes_back_is_used(site: Site) -> None:
+    (replica,) = await site.cluster.until_replicas("engine", 1, 150)
+    going = site.workers[replica["node_ip"]]
+    undisturbed = await whole(site.cluster.url())
+    streaming = asyncio.create_task(whole(site.cluster.url()))
+    leave = site.cluster.popen(
+        going, sys.executable, "-m", "serve_app", "leave", "--address", site.cluster.address, "--deadline-s", "60"
+    )
+    ended = asyncio.create_task(asyncio.to_thread(leave.communicate))
+    while not ended.done():
+        assert (await chat(site.cluster.url())).status_code == 200
+    printed, _ = await ended
+    assert (leave.returncode, "is not drained" in printed) == (0, False), printed
+    assert await streaming == undisturbed
+    (moved,) = await site.cluster.until_replicas("engine", 1, 150)
+    assert moved["node_ip"] in site.workers.keys() - {going.address}
+    site.network.pull_the_plug(going)
+    site.cluster.add_node(going, *WORKER)
+    async with load(site.cluster, 2 * SLOTS):
+        replicas = await site.cluster.until_replicas("engine", 2, 150)
+    assert {one["node_ip"] for one in replicas} == set(site.workers)
+    await site.cluster.until_replicas("engine", 1, 150)
+
+
+async def whole(url: str) -> str:
+    """The same in one piece."""
+    return "".join([piece async for piece in pieces(url)])
 
 
 async def test_what_ran_on_a_killed_node_goes_on_elsewhere(site: Site) -> None:

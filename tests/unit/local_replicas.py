@@ -74,6 +74,11 @@ class LocalTransport:
         self.listed: set[str] | None = None
         self.partial_outputs: dict[str, list[int]] = {}
         self.quarantine: dict[str, float] = {}
+        self.departures: dict[str, float] = {}
+
+    async def find_departures(self) -> Mapping[str, float]:
+        """Each replica is on a node of its own, of the same name, and on `head`."""
+        return self.departures
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         self.quarantine.update(quarantine)
@@ -83,7 +88,9 @@ class LocalTransport:
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         names = self.live if self.listed is None else self.listed
-        return [ReplicaInfo(WIRE_VERSION, name, IDLE, quarantine=self.quarantine) for name in names], True
+        return [
+            ReplicaInfo(WIRE_VERSION, name, IDLE, quarantine=self.quarantine, node_ids=["head", name]) for name in names
+        ], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
         replica = self.live[replica_id]
@@ -180,7 +187,8 @@ async def local_fleet(
     transport = transport or LocalTransport(*replicas)
     results = Results()
     limits = limits or DispatcherLimits(request_deadline_s=10)
-    async with Dispatcher(transport, "ingress", limits, results) as dispatcher:
+    find = transport.find_departures
+    async with Dispatcher(transport, "ingress", limits, results, find_departures=find) as dispatcher:
         yield LocalFleet(dispatcher, results, transport, replicas)
 
 

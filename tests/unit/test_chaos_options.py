@@ -30,7 +30,7 @@ def test_the_defaults_kill_replicas_under_text_requests_of_every_api() -> None:
         (["--tokens", "9"], "40-200"),
         (["--tokens", "90-80"], "40-200"),
         (["--fault", "none"], "--requests"),
-        (["--requests", "10"], "--fault none, upgrade or rolling"),
+        (["--requests", "10"], "--fault none, upgrade, rolling or drain-node"),
         (["--streams", "2", "--faults", "3"], "at most one"),
         (["--min-up", "1"], "one takes over"),
         (["--min-up", "2", "--fault", "slow"], "ends a replica"),

@@ -22,6 +22,7 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.serve._private.haproxy import HAProxyConfig
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.app import DRAIN_GRACE_S
 from serve_app.config import deployment, profile
 from serve_app.config.hardware import PROFILE_GPUS, NodeGpus, NoProfileFits, check_fit
 from serve_app.config.placement import ACCELERATOR_SHARE, replica_options
@@ -134,6 +135,22 @@ def test_a_node_of_each_gpu_group_holds_one_engine_of_its_profile(name: str, lay
 @pytest.mark.parametrize("layout", LAMBDA)
 @pytest.mark.parametrize("name", KUBERAY)
 def test_an_engine_that_waits_brings_a_node_of_its_group(name: str, layout: str) -> None:
+    reply = scheduled(name, layout, 2)
+    assert not reply.infeasible_resource_requests
+    launched = {launch.instance_type: launch.count for launch in reply.to_launch}
+    assert launched == {layout: 2, "ingress": groups(name)["ingress"]["minReplicas"]}
+
+
+@pytest.mark.parametrize("layout", LAMBDA)
+@pytest.mark.parametrize("name", KUBERAY)
+def test_no_more_nodes_are_started_than_the_group_may_have(name: str, layout: str) -> None:
+    most = groups(name)[layout]["maxReplicas"]
+    reply = scheduled(name, layout, most + 3)
+    assert {launch.instance_type: launch.count for launch in reply.to_launch}[layout] == most
+
+
+def scheduled(name: str, layout: str, engines: int) -> Any:
+    """What Ray's autoscaler does when so many engines of a layout wait, by Serve's options for them."""
     options = replica_options(load_config({"profile": layout}, []).replicas, {})["ray_actor_options"]
     demand = {
         "CPU": options["num_cpus"],
@@ -145,12 +162,9 @@ def test_an_engine_that_waits_brings_a_node_of_its_group(name: str, layout: str)
         disable_launch_config_check=True,
         node_type_configs=config.get_node_type_configs(),
         max_num_nodes=config.get_max_num_worker_nodes(),
-        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand)] * 2),
+        resource_requests=ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(demand)] * engines),
     )
-    reply = ResourceDemandScheduler(event_logger=None).schedule(request)
-    assert not reply.infeasible_resource_requests
-    launched = {launch.instance_type: launch.count for launch in reply.to_launch}
-    assert launched == {layout: 2, "ingress": groups(name)["ingress"]["minReplicas"]}
+    return ResourceDemandScheduler(event_logger=None).schedule(request)
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -306,3 +320,20 @@ def test_the_page_names_every_file_of_deploy() -> None:
     files = {path.relative_to(ROOT) for path in DEPLOY.rglob("*") if path.is_file()}
     assert not [str(file) for file in sorted(files) if str(file) not in page and file.name not in page]
     assert set(profile.profile_names()) >= set(re.findall(r"\b[abh]\d+-x\d\b", page))
+
+
+# ---- KubeRay: nodes that go ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_a_pod_leaves_before_it_is_ended(name: str) -> None:
+    replicas = application().replicas
+    for group, pod in pods(name).items():
+        if group == "head":
+            continue
+        command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[:4] == ["python", "-m", "serve_app", "leave"]
+        deadline_s = float(command[command.index("--deadline-s") + 1])
+        assert deadline_s < pod["terminationGracePeriodSeconds"]
+        least_s = replicas.longest_stream_s if group == "ingress" else replicas.drain_timeout_s + DRAIN_GRACE_S
+        assert deadline_s >= least_s, "streams must end, or move, before"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingContext
 
 from serve_app.config.schema import AppConfig
@@ -136,6 +137,19 @@ def test_serves_own_bounds_hold() -> None:
     made, recorder = policy(config())
     assert run(made, 120, most=2) == 2
     assert "would be needed, replicas.max allows 2" in recorder.changes[0][2]
+
+
+def test_serve_adds_no_delay_and_no_bound_of_its_own() -> None:
+    setup = config()
+    made, recorder = policy(setup)
+    wrapped, target, passed_s = _apply_autoscaling_config(made), 1, 0
+    while not recorder.changes:
+        passed_s += 5
+        given = context(SUNDAY_S + passed_s, target, [ReplicaReport(FULL, passed_s * 3, passed_s * 3000, 60.0)])
+        given.config = autoscaling_config(setup)
+        target, _ = wrapped(given)
+    assert target == 3
+    assert passed_s <= 40
 
 
 def test_a_decision_is_made_once_a_second() -> None:
