@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import report, start, time_split, tracing, zero
+from bench.canary import command as canary
 from bench.client import RunFailed
 from bench.fairness import command as fairness
 from bench.front_end import command as front_end
@@ -22,6 +23,7 @@ from bench.simulate import command as simulate
 QUICK = BenchLoad(prompts=32, rounds=1)
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "canary": canary.main,
     "fairness": fairness.main,
     "front-end": front_end.main,
     "many": many.main,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serve_app.cli import client_env, explain, leave, plan, preflight, serve
 from serve_app.cli.check import Check, CheckStatus
-from serve_app.config import deployment, hardware, machine, profile, vllm_device, vllm_flags
+from serve_app.config import deployment, fleet, hardware, machine, profile, vllm_device, vllm_flags
 from serve_app.config.schema import ConfigError
 from serve_app.config.vllm_flags import BadFlag, engine_argv
 from serve_app.ingress import auth
@@ -144,7 +144,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
-    config = profile.load(deploy.args, [hardware.this_machine()])
+    config = fleet.load(deploy.args, [hardware.this_machine()]).ingress
     vllm_device.use_no_device()
     argv = engine_argv(config)
     if options.check_model:

@@ -1,6 +1,6 @@
 """`build(args)`: from the application's arguments in deploy.yaml to a Serve application. Wires everything.
 
-    Ingress (CPU, many)  --handle-->  EngineReplica (one engine each)
+    Ingress (CPU, many)  --handle-->  EngineReplica (one engine each; a deployment for each pool)
          `--handle-->  RateLimitOffice (one, where several ingresses share the limits of keys)
 
 Everything is read and checked before a replica is placed: a configuration that cannot work ends the start in seconds,
@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -26,8 +26,9 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from serve_app.cli import abort_serve_run
-from serve_app.cli.preflight import checked_config
-from serve_app.config import machine, vllm_device, vllm_flags
+from serve_app.cli.preflight import checked_fleet
+from serve_app.config import machine, room, vllm_device, vllm_flags
+from serve_app.config.fleet import ENGINE, FleetPart
 from serve_app.config.placement import replica_options
 from serve_app.config.schema import AppConfig, ConfigError, image_bytes
 from serve_app.config.vllm_flags import engine_argv
@@ -45,6 +46,7 @@ from serve_app.engine.vllm_tracing import prepare as prepare_tracing
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.engine.zero_scaling import IDLE_S
 from serve_app.ingress.autoscaling import EventLoopPolicy
+from serve_app.ingress.canary.deployment import follow_canary
 from serve_app.ingress.cors import Cors
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.metrics import log_to_stderr
@@ -52,8 +54,10 @@ from serve_app.ingress.middleware import IngressMiddleware, MiddlewareSettings, 
 from serve_app.ingress.peers import AllIngresses, own_deployment, serve_status_page
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
 from serve_app.observability.records import RecordStore
+from serve_app.protocol.messages import NO_LABEL, ReplicaLabel
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
+from serve_app.router.composite_transport import CompositeTransport
 from serve_app.router.dispatcher import Dispatcher
 from serve_app.router.node_drain import DrainingNodes
 from serve_app.router.replica_choice import ReplicaChoice
@@ -78,6 +82,9 @@ INGRESS_SURGE_PERCENT = 25
 one stops. Serve's default, stop first, leaves the endpoint without an ingress where there is only one. A draining
 replica holds its CPU for as long as its longest stream, so room for one more is needed in either order."""
 
+ENGINE_SURGE_PERCENT = 1
+"""One engine more, of a hundred or fewer: each takes whole GPUs, for minutes."""
+
 DRAIN_GRACE_S = 30.0
 """What a replica gets beyond its drain timeout to migrate its last requests."""
 
@@ -87,19 +94,36 @@ def build(args: dict[str, object]) -> serve.Application:
     ends."""
     vllm_device.use_no_device()
     try:
-        config = checked_config(args)
+        fleet = checked_fleet(args)
+        if "canary" in args:
+            raise ConfigError("args: `canary` belongs into the args of an application of its own (docs/operations.md)")
     except ConfigError as error:
         if machine.RUN_MARK not in os.environ:  # `make serve` reports it itself
             abort_serve_run.end(str(error))
         raise
-    engines = _engine_deployment(config)
-    return _ingress_deployment(config).bind(config, engines, office(config.ingress))
+    return _ingress_deployment(fleet.ingress).bind(
+        fleet.ingress, engine_deployments(fleet.parts), office(fleet.ingress.ingress)
+    )
+
+
+def engine_deployments(parts: Sequence[FleetPart], *, canary: bool = False) -> dict[str, serve.Application]:
+    """An engine deployment for each part of the fleet, by the part's name."""
+    free = room.free_nodes()
+    return {
+        part.name: _engine_deployment(
+            part.config,
+            part.deployment,
+            ReplicaLabel(part.name, canary, part.weights),
+            surge=room.surges(part.config.replicas, free),
+        )
+        for part in parts
+    }
 
 
 class EngineDeployment(EngineReplica):
     """`EngineReplica` as Serve starts it: from the configuration."""
 
-    async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: AppConfig, label: ReplicaLabel) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
         if config.engine.kind == "vllm" and config.engine.compile_cache_dir is not None:
             compile_cache.keep_compiled_kernels(config.engine.compile_cache_dir)
@@ -121,6 +145,7 @@ class EngineDeployment(EngineReplica):
             report=ReplicaMetrics(KeyCosts(config.replicas.gpus_per_replica, energy_reader())).set,
             starting=StartBoard(replica_id),
             node_ids=own_nodes(),
+            label=label,
         )
         self._has_slo, self._may_sleep = config.slo.is_set, config.replicas.may_sleep
         async with asyncio.timeout(config.engine.start_timeout_s):
@@ -144,7 +169,10 @@ class Ingress:
     """One ingress replica: the middleware, vLLM's API app, and the dispatcher."""
 
     def __init__(
-        self, config: AppConfig, engines: DeploymentHandle[Any], office: DeploymentHandle[Any] | None = None
+        self,
+        config: AppConfig,
+        engines: Mapping[str, DeploymentHandle[Any]],
+        office: DeploymentHandle[Any] | None = None,
     ) -> None:
         log_to_stderr()
         vllm_device.use_no_device()
@@ -174,7 +202,11 @@ class Ingress:
         )
 
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
-            transport = ServeTransport(self._engines, ingress_id, may_sleep=limits.may_sleep)
+            engines = {
+                name: ServeTransport(engine, ingress_id, may_sleep=limits.may_sleep)
+                for name, engine in self._engines.items()
+            }
+            self._transport = transport = CompositeTransport(engines)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
             choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
             return Dispatcher(
@@ -193,13 +225,14 @@ class Ingress:
         await self._closing.enter_async_context(client.grammars)
         client.grammars.start()
         keys, limiter = await follow_keys(config.ingress, self._office, ingress_id, self._closing)
-        metrics = IngressMetrics(ingress_id, self._records, KeyMetrics())
+        canary = await follow_canary(ingress_id, config, client.dispatcher, self._transport, self._closing)
+        metrics = IngressMetrics(ingress_id, self._records, KeyMetrics(), canary.note)
         tracing = await self._open_tracing(ingress_id, metrics.spans_dropped)
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
         self._status = await serve_status_page(
-            app, config, client.dispatcher, self._peers, self._event_loop, self._closing
+            app, config, client.dispatcher, self._peers, self._event_loop, canary, self._closing
         )
         return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
 
@@ -293,10 +326,13 @@ def data_channel_host() -> str | None:
     return None if encrypts else str(ray.util.get_node_ip_address())
 
 
-def _engine_deployment(config: AppConfig) -> serve.Application:
+def _engine_deployment(
+    config: AppConfig, name: str = ENGINE, label: ReplicaLabel = NO_LABEL, *, surge: bool = False
+) -> serve.Application:
     replicas = config.replicas
     options: dict[str, Any] = {
-        "name": "engine",
+        "name": name,
+        "max_surge_percent": ENGINE_SURGE_PERCENT if surge else 0,
         "max_ongoing_requests": UNBOUNDED,
         "request_router_config": RequestRouterConfig(request_router_class=TargetRouter),
         "graceful_shutdown_timeout_s": replicas.drain_timeout_s + DRAIN_GRACE_S,
@@ -308,7 +344,7 @@ def _engine_deployment(config: AppConfig) -> serve.Application:
         options["num_replicas"] = replicas.min
     else:
         options["autoscaling_config"] = autoscaling_config(config)
-    return serve.deployment(EngineDeployment).options(**options).bind(config)
+    return serve.deployment(EngineDeployment).options(**options).bind(config, label)
 
 
 def _ingress_deployment(config: AppConfig) -> serve.Deployment:

@@ -44,6 +44,10 @@ RAY_IMPORTERS = {
     "serve_app/ingress/peers.py",
     "serve_app/ingress/serve_watch.py",
     "serve_app/ingress/rate_limits/deployment.py",
+    "serve_app/ingress/canary/deployment.py",
+    "serve_app/ingress/canary/gauges.py",
+    "serve_app/config/room.py",
+    "serve_app/canary.py",
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",
@@ -73,6 +77,7 @@ PURE = (
     *("simulate/engine_model", "simulate/replica_model", "simulate/fleet_model"),
     *("simulate/policies", "simulate/compare", "simulate/results", "simulate/trace"),
     *("ingress/sessions", "ingress/validation_errors"),
+    *("config/pools", "config/fleet", "ingress/canary/samples", "ingress/canary/verdict"),
     *(
         "scaling/facts",
         "scaling/forecast",
@@ -96,6 +101,7 @@ FLOORS = (
     ("cli",),
     ("rehearse", "simulate"),
     ("app",),
+    ("canary",),
     ("__main__",),
 )
 """The folders of `serve_app`, lowest first. One imports from lower floors only; `protocol` is what two others share."""
@@ -126,9 +132,8 @@ JUSTIFIED_FILES = {
     "serve_app/protocol/messages.py": "every message between an ingress and a replica",
     "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
-    "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/router/replica_pool.py": "one class: connections are found, followed and watched over one state",
-    "serve_app/router/replica_pool.py": "one class: the connections, and who waits for one",
+    "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/fair_queue.py": "one algorithm: the order, and the accounts that it goes by",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",
     "serve_app/ingress/middleware.py": "one request's cycle, in its order",

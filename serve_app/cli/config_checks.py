@@ -14,9 +14,9 @@ from pathlib import Path
 from serve_app.cli import checkpoint
 from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.checkpoint import BadCheckpoint, Checkpoint
-from serve_app.config import hardware, machine, memory, profile
+from serve_app.config import machine, memory
 from serve_app.config.deployment import Deployment
-from serve_app.config.hardware import NodeGpus, NoProfileFits
+from serve_app.config.hardware import NodeGpus
 from serve_app.config.memory import GB, ModelShape, ReplicaLayout
 from serve_app.config.schema import AppConfig, flag
 from serve_app.ingress.auth import BadKeysFile, KeyStore
@@ -193,22 +193,6 @@ def compile_cache_checks(config: AppConfig) -> Iterator[Check]:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         message = f"engine.compile_cache_dir: {folder} cannot be written"
         yield failed("kernels", message, "name a directory that can, or null for each compiler's own place")
-
-
-def fit_checks(config: AppConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
-    """The nodes hold the replicas that are always there."""
-    try:
-        hardware.check_fit(config, nodes)
-    except NoProfileFits as error:
-        place = profile.source_location(config.profile, ("replicas",))
-        yield failed("hardware", str(error), f"change {place} (`replicas`), or `profile` in deploy.yaml")
-        return
-    if config.profile == hardware.CPU_PROFILE:
-        yield Check(
-            CheckStatus.WARN, "hardware", f"profile {config.profile}: a toy model on the CPU, NOT Step-3.7-Flash"
-        )
-    else:
-        yield passed("hardware", hardware.describe(nodes))
 
 
 def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[Check]:

@@ -69,8 +69,11 @@ _HEAD = ("| key | value | default | |", "| --- | --- | --- | --- |")
 
 
 def _section(field: FieldInfo) -> type[Section] | None:
-    annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+    """The section of a field, of each entry of a list of them, or of one that may be left out."""
+    for annotation in (field.annotation, *get_args(field.annotation)):
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            return annotation
+    return None
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -12,6 +12,7 @@ from serve_app.engine.figures import StartPhase
 from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import Declared, ReplicaMetrics, declared
 from serve_app.engine.watchdog import EngineState
+from serve_app.ingress.canary.gauges import CanaryGauges
 from serve_app.ingress.gauges import ProcessGauges
 from serve_app.ingress.key_metrics import KeyMetrics, Result
 from serve_app.ingress.metrics import IngressMetrics
@@ -150,7 +151,7 @@ def metrics_page() -> str:
 def ingress_metrics() -> list[Declared]:
     """What an ingress exports."""
     keys = KeyMetrics()
-    return declared(IngressMetrics("", RecordStore(), keys), keys, ProcessGauges())
+    return declared(IngressMetrics("", RecordStore(), keys), keys, ProcessGauges(), CanaryGauges())
 
 
 def scaling_metrics() -> list[Declared]:

@@ -25,7 +25,7 @@ from serve_app.cli.check import CheckStatus
 from serve_app.cli.client_env import Endpoint
 from serve_app.cli.serve_api import ApplicationDetails, StatusUnknown
 from serve_app.cli.serve_child import ServeChild
-from serve_app.config import deployment, hardware, machine, profile
+from serve_app.config import deployment, fleet, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.schema import ConfigError, flag
 
@@ -164,7 +164,7 @@ def refused_replicas(deploy: Deployment) -> list[str]:
 def expected_endpoint(deploy: Deployment) -> Endpoint:
     """The endpoint by the configuration; in a cluster, `auto` may choose a profile with another model name."""
     try:
-        config = profile.load(deploy.args, [hardware.this_machine()])
+        config = fleet.load(deploy.args, [hardware.this_machine()]).ingress
     except ConfigError:  # `auto` on a head without GPUs, in a cluster that has them
         return Endpoint(deploy.host, deploy.port, "step3p7-flash", needs_key=False)
     length = flag(config.engine.flags, "max-model-len")

@@ -11,6 +11,12 @@ from serve_app.config import yaml_lines
 from serve_app.config.schema import ConfigError
 from serve_app.config.yaml_lines import BadYaml, KeyPath, YamlDocument
 
+CANARY_BUILD = "serve_app.canary:build"
+"""How the application of a canary is built."""
+
+CANARY_SUFFIX = "-canary"
+"""The canary of the application `step` is the application `step-canary`."""
+
 _ENV = ("runtime_env", "env_vars")
 
 
@@ -27,6 +33,8 @@ class Deployment:
     """The application's arguments, with their lines in the file."""
     controller_env: Mapping[str, str]
     application_env: Mapping[str, str]
+    canary_args: YamlDocument | None = None
+    """Those of the canary's application, if the file has one."""
 
     def where(self, *path: str) -> str:
         """`deploy.yaml:12` for a key of the file."""
@@ -34,33 +42,65 @@ class Deployment:
 
 
 def read(file: Path) -> Deployment:
-    """Read a file. Raises `ConfigError` if it does not exist, is no YAML, or does not have exactly one application."""
+    """Read a file. Raises `ConfigError` if it does not exist, is no YAML, or does not have exactly one application,
+    beside which there may be its canary."""
     try:
         document = yaml_lines.read(file, file.name)
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file") from error
     except BadYaml as error:
         raise ConfigError(str(error)) from error
-    applications = document.values.get("applications")
-    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], Mapping):
-        raise ConfigError(f"{document.where(('applications',))}: applications: expected one application")
-    application: Mapping[str, object] = applications[0]
+    number, application = _service(document)
     http = _mapping(document.values, "http_options")
     port = http.get("port", 8000)
     if not isinstance(port, int):
         raise ConfigError(f"{document.where(('http_options', 'port'))}: http_options.port: expected a number")
-    prefix: KeyPath = ("applications", "0", "args")
-    lines = {path[3:]: line for path, line in document.lines.items() if path[:3] == prefix and len(path) > len(prefix)}
     return Deployment(
         file=file,
         document=document,
         host=str(http.get("host", "0.0.0.0")),  # Serve's own default in a configuration file
         port=port,
         application=str(application.get("name", "default")),
-        args=YamlDocument(file.name, _mapping(application, "args"), lines),
+        args=_args(document, file, number),
         controller_env=_strings(_mapping(document.values, "controller_options", *_ENV)),
         application_env=_strings(_mapping(application, *_ENV)),
+        canary_args=_canary_args(document, file, str(application.get("name", "default"))),
     )
+
+
+def _applications(document: YamlDocument) -> list[Mapping[str, object]]:
+    found = document.values.get("applications")
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def _service(document: YamlDocument) -> tuple[int, Mapping[str, object]]:
+    """The service's application and its number in the file."""
+    found = _applications(document)
+    services = [(number, one) for number, one in enumerate(found) if one.get("import_path") != CANARY_BUILD]
+    if len(services) != 1 or len(found) > 2:  # the service and its canary
+        where = document.where(("applications",))
+        raise ConfigError(f"{where}: applications: expected one application, and at most one canary ({CANARY_BUILD})")
+    return services[0]
+
+
+def _canary_args(document: YamlDocument, file: Path, service: str) -> YamlDocument | None:
+    for number, one in enumerate(_applications(document)):
+        if one.get("import_path") != CANARY_BUILD:
+            continue
+        if one.get("name") != service + CANARY_SUFFIX:
+            where = document.where(("applications", str(number), "name"))
+            raise ConfigError(f"{where}: name: the canary of `{service}` is found as `{service}{CANARY_SUFFIX}`")
+        if one.get("route_prefix", "/") is not None:
+            where = document.where(("applications", str(number), "route_prefix"))
+            raise ConfigError(f"{where}: route_prefix: a canary has no endpoint of its own; write `route_prefix: null`")
+        return _args(document, file, number)
+    return None
+
+
+def _args(document: YamlDocument, file: Path, number: int) -> YamlDocument:
+    prefix: KeyPath = ("applications", str(number), "args")
+    lines = {path[3:]: line for path, line in document.lines.items() if path[:3] == prefix and len(path) > len(prefix)}
+    return YamlDocument(file.name, _mapping(_applications(document)[number], "args"), lines)
 
 
 def _mapping(values: Mapping[str, object], *path: str) -> Mapping[str, object]:

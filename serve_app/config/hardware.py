@@ -34,6 +34,8 @@ class NodeGpus:
     """Memory of its smallest GPU, as `nvidia-smi` shows it; None where it was not read."""
     resources: Mapping[str, float] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    node_id: str = ""
+    """Ray's id of it."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ def check_fit(config: AppConfig, nodes: Sequence[NodeGpus]) -> None:
     replicas, ingress = config.replicas, config.ingress
     if replicas.cluster_grows:
         return
-    room = _room(replicas, nodes)
-    if room < replicas.needed:
+    room_for = room(replicas, nodes)
+    if room_for < replicas.needed:
         raise NoProfileFits(
             f"profile {config.profile} needs {_need(replicas)} for each of {replicas.needed} engine(s); the cluster "
-            f"has {describe(nodes)}: room for {room}. Lower `replicas.min`, name another profile, or add nodes "
+            f"has {describe(nodes)}: room for {room_for}. Lower `replicas.min`, name another profile, or add nodes "
             "(`replicas.cluster_grows: true` if the cluster adds them by itself)."
         )
     needed = replicas.needed * replicas.cpus_per_replica + ingress.min_replicas * ingress.cpus_per_replica
@@ -130,7 +132,8 @@ def check_fit(config: AppConfig, nodes: Sequence[NodeGpus]) -> None:
         )
 
 
-def _room(replicas: ReplicasConfig, nodes: Sequence[NodeGpus]) -> int:
+def room(replicas: ReplicasConfig, nodes: Sequence[NodeGpus]) -> int:
+    """How many engines these nodes hold."""
     share = 1 / replicas.nodes_per_replica
     parts = 0
     for node in nodes:
@@ -184,6 +187,7 @@ def cluster_nodes() -> list[NodeGpus]:
                 cpus=resources.get("CPU", 0.0),
                 resources=resources,
                 labels=node.get("Labels", {}),
+                node_id=str(node.get("NodeID", "")),
             )
         )
     return nodes

@@ -7,6 +7,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pydantic
 import pydantic_core
@@ -155,11 +156,18 @@ def _refusal(error: pydantic_core.ErrorDetails, documents: Sequence[YamlDocument
 def _fields_at(path: KeyPath) -> list[str]:
     section: type[Section] = AppConfig
     for name in path:
+        if name.isdecimal():
+            continue  # in a list
         annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        annotation = next((one for one in get_args(annotation) if _is_section(one)), annotation)
         if not (isinstance(annotation, type) and issubclass(annotation, Section)):
             return []
         section = annotation
     return list(section.model_fields)
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def load_config(args: Mapping[str, object], nodes: Sequence[NodeGpus] | None = None) -> AppConfig:

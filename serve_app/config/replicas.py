@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     ConfigDict,
@@ -97,6 +97,9 @@ class ReplicasConfig(Section):
     """Custom Ray resources that a replica takes from its node."""
     accelerator_type: str | None = None
     """GPU model as Ray names it (`H100`, `H200`, `B200`, `A100` ...); replicas are placed on such nodes only."""
+    surge: Literal["auto", 0, 1] = "auto"
+    """Whether a replacement's new engine starts before an old one stops (1), which needs room for one more, or after it
+    (0). `auto`: 1 where the cluster has that room when the configuration is deployed."""
     cluster_grows: bool = False
     """Whether the cluster adds nodes by itself (Ray's autoscaler, KubeRay). A start then waits for missing nodes
     instead of refusing."""

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config.pools import CanaryConfig, PoolConfig
 from serve_app.config.replicas import ReplicasConfig
 from serve_app.config.section import Section
 from serve_app.config.vllm_device import VARIABLE as DEVICE_VARIABLE
@@ -211,6 +212,10 @@ class AppConfig(Section):
     replicas: ReplicasConfig = ReplicasConfig()
     ingress: IngressConfig = IngressConfig()
     tracing: TracingConfig = TracingConfig()
+    pools: tuple[PoolConfig, ...] = ()
+    """Engines of several hardware layouts in one fleet. Empty: one, by `profile`."""
+    canary: CanaryConfig | None = None
+    """Only in an application that is a canary (`import_path: serve_app.canary:build`): how it is tried."""
     slo: SloConfig = SloConfig()
 
     @model_validator(mode="after")

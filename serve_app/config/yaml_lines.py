@@ -35,6 +35,8 @@ class YamlDocument:
         """Whether the document has this path."""
         value: object = self.values
         for part in path:
+            if isinstance(value, list):
+                value = dict(zip(map(str, range(len(value))), value, strict=True))
             if not isinstance(value, Mapping) or part not in value:
                 return False
             value = value[part]

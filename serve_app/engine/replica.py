@@ -46,6 +46,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.images import ImageStore
 from serve_app.protocol.messages import (
+    NO_LABEL,
     WIRE_VERSION,
     AttemptRequest,
     DataChannelAddress,
@@ -55,6 +56,7 @@ from serve_app.protocol.messages import (
     ReplicaActivity,
     ReplicaCapacity,
     ReplicaInfo,
+    ReplicaLabel,
     ReplicaLoad,
     TokenDelta,
     decode_request,
@@ -128,6 +130,7 @@ class EngineReplica:
     attempts may wait here beyond those that the engine runs at a time, none longer than `max_queue_wait_s`, in a fair
     order (`engine/fair_queue.py`). `image_bytes` of the images that were sent here are kept. `clock` gives seconds.
     `report` gets the replica's figures with every heartbeat, and `starting` how the start goes. `node_ids` are Ray's.
+    `label` is what ingresses are told of its part of the fleet.
     """
 
     def __init__(
@@ -143,10 +146,12 @@ class EngineReplica:
         report: Callable[[ReplicaFigures], None] = lambda _figures: None,
         starting: StartWatch = UNWATCHED,
         node_ids: Sequence[str] = (),
+        label: ReplicaLabel = NO_LABEL,
     ) -> None:
         self._replica_id = replica_id
         self._node_ids = list(node_ids)
         self._report = report
+        self._label = label
         self._sent = SentFrames()
         self._starting = starting
         self._start_times = StartTimes(clock, starting.process_s)
@@ -221,6 +226,7 @@ class EngineReplica:
                 self._quarantine.remaining(now_s),
                 self._activity(),
                 self._node_ids,
+                self._label,
             )
         )
 

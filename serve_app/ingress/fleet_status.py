@@ -10,9 +10,10 @@ from typing import Protocol
 
 import msgspec
 
+from serve_app.config.fleet import is_engine
 from serve_app.ingress.autoscaling import BUSY_RATIO, LAG_S
 from serve_app.observability import fleet
-from serve_app.observability.fleet import Fleet, IngressReport, ReportQuery, ScaleDecision, ServeView
+from serve_app.observability.fleet import CanaryView, Fleet, IngressReport, ReportQuery, ScaleDecision, ServeView
 from serve_app.observability.records import RecordQuery, RecordStore, RequestRecord
 from serve_app.router.dispatcher import Dispatcher
 
@@ -71,6 +72,8 @@ class OwnStatus:
     serve: Serve
     loop_use: Callable[[], dict[str, float]]
     started_unix_s: float
+    canary: Callable[[], CanaryView | None] = lambda: None
+    """The trial of a canary, if there is one."""
 
     def report(self, query: ReportQuery) -> IngressReport:
         """Its report. It reads what is kept for it and looks through no more than some hundred records, except for one
@@ -124,7 +127,7 @@ class FleetStatus:
         found = await self._source.reports(query)
         serve = await self._own.serve.view()
         reports, dispatcher = found.reports, self._own.dispatcher
-        engines = next((one.replicas for one in serve.deployments if one.name == "engine"), [])
+        engines = [one for found in serve.deployments if is_engine(found.name) for one in found.replicas]
         together = fleet.merged_state(dispatcher.fleet(), reports)
         shown = Fleet(
             now_unix_s=time.time(),
@@ -146,6 +149,7 @@ class FleetStatus:
             state_text=together.sentence(),
             waiting=together.waiting,
             left_s=together.left_s,
+            canary=self._own.canary(),
         )
         return msgspec.json.encode(shown)
 

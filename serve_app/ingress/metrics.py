@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from ray.serve import metrics
@@ -49,9 +49,17 @@ RETRY_BUCKETS_S = [1, 2, 5, 10, 20, 30, 60]
 
 
 class IngressMetrics:
-    """Counts and logs requests at one ingress replica, and keeps their records in `store`."""
+    """Counts and logs requests at one ingress replica, and keeps their records in `store`. `on_ended` is called with
+    each, too."""
 
-    def __init__(self, ingress_id: str, store: RecordStore, keys: KeyMetrics) -> None:
+    def __init__(
+        self,
+        ingress_id: str,
+        store: RecordStore,
+        keys: KeyMetrics,
+        on_ended: Callable[[Sequence[RequestTrace], Outcome], None] = lambda _sequences, _outcome: None,
+    ) -> None:
+        self._on_ended = on_ended
         self._ingress_id = ingress_id
         self._store = store
         self._keys = keys
@@ -101,6 +109,7 @@ class IngressMetrics:
         record = record_of(context, self._ingress_id, route, status, outcome, total_s)
         phases = {phase: seconds for phase, seconds in merged(record.phases).items() if context.sequences}
         self._count(record, context.sequences)
+        self._on_ended(context.sequences, outcome)
         self._observe_refusal(context, outcome)
         self._observe_times(record, phases)
         # Probes come every few seconds and would hide the requests; a lost replica is logged elsewhere.
@@ -168,20 +177,26 @@ def _fields(record: RequestRecord, phases: dict[str, float]) -> dict[str, object
 
 
 def _path_fields(context: RequestContext) -> dict[str, object]:
-    """Its session, what was left out of it, the replicas of each attempt, and what its migrations could not carry
-    exactly."""
+    """Its session, what was left out of it, the replicas and pools of each attempt, and what its migrations could
+    not carry exactly."""
     sequences, session = context.sequences, context.session
     return {
         "class": context.share.service_class.word,
         **({} if session is None else {"session": session.name, "session_source": session.source}),
         "ignored": context.ignored[:LOGGED_IGNORED],
         "replica": [replica for sequence in sequences for replica in sequence.replicas],
+        **({"pool": pools} if (pools := _pools(sequences)) else {}),
         "routing": [sequence.routing.reason.value for sequence in sequences if sequence.routing is not None],
         "prefill_tokens": sum(one.routing.missing_tokens for one in sequences if one.routing is not None),
         "inexact": sorted({name for sequence in sequences if sequence.migrations for name in sequence.inexact}),
         "migrations": sum(sequence.migrations for sequence in sequences),
         "preemptions": sum(sequence.preemptions for sequence in sequences),
     }
+
+
+def _pools(sequences: Sequence[RequestTrace]) -> list[str]:
+    """The pool of each attempt; none where the fleet has one part only."""
+    return [attempt.pool for sequence in sequences for attempt in sequence.attempts if attempt.pool]
 
 
 def _round(seconds: float | None) -> float | None:

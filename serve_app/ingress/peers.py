@@ -18,9 +18,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import vllm_device
+from serve_app.config.fleet import FleetPart
 from serve_app.config.schema import AppConfig
 from serve_app.ingress import page_routes
 from serve_app.ingress.autoscaling import BUSY_RATIO
+from serve_app.ingress.canary.follower import CanaryFollower
 from serve_app.ingress.event_loop import EventLoopSampler
 from serve_app.ingress.fleet_status import (
     FleetStatus,
@@ -145,6 +147,7 @@ async def serve_status_page(
     dispatcher: Dispatcher,
     peers: AllIngresses,
     event_loop: EventLoopSampler,
+    canary: CanaryFollower,
     closing: contextlib.AsyncExitStack,
 ) -> OwnStatus | None:
     """Add the status page, unless it is switched off, and follow Serve until `closing`. Returns what this ingress
@@ -153,9 +156,13 @@ async def serve_status_page(
         return None
 
     def loads() -> Mapping[str, Load]:
-        engines = [one.load.utilization for one in dispatcher.connections() if one.takes_work]
         busy = [use for name, use in event_loop.stats().items() if name == BUSY_RATIO]
-        return {"engine": (engines, config.replicas.target_load), "ingress": (busy, config.ingress.target_load)}
+        engines: dict[str, list[float]] = {}
+        for one in dispatcher.connections():
+            if one.takes_work:
+                engines.setdefault(FleetPart(one.label.pool, config).deployment, []).append(one.load.utilization)
+        targets = {name: (found, config.replicas.target_load) for name, found in engines.items()}
+        return {**targets, "ingress": (busy, config.ingress.target_load)}
 
     application = serve.get_replica_context().app_name
 
@@ -176,6 +183,7 @@ async def serve_status_page(
         serve=watch,
         loop_use=event_loop.stats,
         started_unix_s=time.time(),
+        canary=canary.view,
     )
     status = FleetStatus(own, AllReports(peers, own), config.model.served_name, f"vllm {vllm_device.version()}")
     page_routes.add(app, status, config.ingress.operators)

@@ -118,6 +118,20 @@ class ReplicaView(msgspec.Struct, frozen=True):
     start_s: float | None = None
     start_phases: dict[str, float] = {}
     started_unix_s: float | None = None
+    pool: str = ""
+
+
+class CanaryView(msgspec.Struct, frozen=True):
+    """The trial of a canary: its `state` (trying, promoted, rolled_back) and why, its share of the sessions, for how
+    long it has been tried, and how many requests there were in each arm."""
+
+    trial: str
+    state: str
+    reason: str
+    share: float
+    tried_s: float
+    canary_requests: int
+    stable_requests: int
 
 
 class Fleet(msgspec.Struct, frozen=True):
@@ -145,6 +159,7 @@ class Fleet(msgspec.Struct, frozen=True):
     """Requests that wait for an engine, where none is up."""
     left_s: float | None = None
     """About how long until one is up; None if there is nothing to tell it from."""
+    canary: CanaryView | None = None
 
 
 def merged_state(own: FleetFacts, reports: Sequence[IngressReport]) -> FleetFacts:
@@ -203,6 +218,7 @@ def _connected(connection: ReplicaConnection, serve: ServeReplica | None) -> Rep
         start_s=capacity.start_s,
         start_phases=capacity.start_phases,
         started_unix_s=serve.started_unix_s if serve is not None and serve.started_unix_s else None,
+        pool=connection.label.pool,
     )
 
 

@@ -57,6 +57,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     neighbour_prefill_s: float = 0.0
     preempted_s: float = 0.0
     preemptions: int = 0
+    pool: str = ""
     compile_s: float = 0.0
     cpu_wait_s: float = 0.0
 
@@ -185,6 +186,7 @@ def _attempt(trace: AttemptTrace, received_s: float) -> AttemptRecord:
         neighbour_prefill_s=trace.neighbour_prefill_s,
         preempted_s=trace.preempted_s,
         preemptions=trace.preemptions,
+        pool=trace.pool,
         compile_s=trace.first_compile_s + trace.compile_s,
         cpu_wait_s=trace.first_cpu_wait_s + trace.cpu_wait_s,
     )

@@ -11,6 +11,7 @@
     |-- RateLimited        429  the client's key has used up one of its limits
     |-- NoReplica          503  no replica can serve now
     |   `-- OtherVersion       503  every replica runs another vLLM than this ingress
+    |-- WeightsGone        503  the model version that began the answer has been withdrawn
     |-- CutOff             503  several replicas in a row could not be reached
     |-- InQuarantine       429  a request of this client has crashed a replica
     `-- PoisonRequest      500  the request has crashed a replica
@@ -250,6 +251,19 @@ class OtherVersion(NoReplica):
     def __init__(self, why: str) -> None:
         super().__init__("another version of vLLM", OTHER_VERSION_RETRY_S)
         self.message = f"No replica of the model can be used: {why}."
+
+
+class WeightsGone(ServeError):
+    """The answer was begun by a canary of other weights, which has been withdrawn: no replica can finish it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The version of the model that began this answer has been withdrawn, and another one must not finish it. "
+            "Please send the request again.",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            Outcome.NO_REPLICA,
+            1.0,
+        )
 
 
 class CutOff(ServeError):

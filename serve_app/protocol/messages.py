@@ -184,6 +184,19 @@ class ReplicaActivity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     acceptance_ratio: float | None = None
 
 
+class ReplicaLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which part of the fleet a replica belongs to: its `pool`; empty where there is one part only. `is_canary`: its
+    part is on trial. `weights` names what its answers come from: begun by one replica, an answer goes on exactly at
+    another only where it is the same. Empty: unknown, as from an older version of this application."""
+
+    pool: str = ""
+    is_canary: bool = False
+    weights: str = ""
+
+
+NO_LABEL = ReplicaLabel()
+
+
 class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A replica's answer to a listing. Without `data_channel`, attempts and frames go by Serve's calls.
 
@@ -202,6 +215,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     quarantine: dict[str, float] = {}
     activity: ReplicaActivity = ReplicaActivity()
     node_ids: list[str] = []
+    label: ReplicaLabel = NO_LABEL
 
 
 class CacheChanges(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):

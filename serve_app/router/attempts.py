@@ -24,7 +24,16 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.images import SentImages
 from serve_app.protocol.liveness import SilenceClock
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaCapacity, ReplicaInfo, ReplicaLoad, TokenDelta
+from serve_app.protocol.messages import (
+    NO_LABEL,
+    AttemptRequest,
+    Frame,
+    ReplicaCapacity,
+    ReplicaInfo,
+    ReplicaLabel,
+    ReplicaLoad,
+    TokenDelta,
+)
 from serve_app.router.prefix_index import ReplicaCache
 from serve_app.router.routing import ReplicaFacts
 
@@ -139,6 +148,11 @@ class ReplicaConnection:
         return 0.0 if self.last_frame_s is None else max(0.0, now_s - self.last_frame_s - FRAME_PERIOD_S)
 
     @property
+    def label(self) -> ReplicaLabel:
+        """Its part of the fleet."""
+        return NO_LABEL if self.info is None else self.info.label
+
+    @property
     def takes_work(self) -> bool:
         """Whether a new attempt may be sent here; `departures.usable` has the last word."""
         return self.up and not self.draining
@@ -161,7 +175,7 @@ class ReplicaConnection:
             before = load.queued_prefill_tokens
         if self.unfinished != load.unfinished or before != load.queued_prefill_tokens:
             load = msgspec.structs.replace(load, unfinished=self.unfinished, queued_prefill_tokens=before)
-        return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages), goes_before)
+        return ReplicaFacts(self.replica_id, load, self.capacity, self.cache.count(pages), goes_before, self.label.pool)
 
     def begin(
         self, attempt_id: str, attempt: AttemptHandle, pages: Sequence[int], flow: str, prefill_tokens: int

@@ -40,7 +40,7 @@ from serve_app.protocol.errors import (
     WrongReplica,
     refused_by_engine,
 )
-from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, TokenDelta
+from serve_app.protocol.messages import WIRE_VERSION, AttemptRequest, ReplicaInfo, ReplicaLabel, TokenDelta
 from serve_app.protocol.poison import Blame, Quarantine, is_poison
 from serve_app.protocol.service_class import Holder, holds_little
 from serve_app.protocol.trace_context import new_span_id
@@ -56,13 +56,14 @@ from serve_app.router.attempts import (
     ReplicaState,
     Transport,
 )
+from serve_app.router.canary_arm import CanaryArm, is_exact
 from serve_app.router.departures import FindDepartures, no_departures
 from serve_app.router.fleet_state import FleetFacts
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
 from serve_app.router.request_context import AttemptTrace, Migration, SubmittedRequest, WaitedFor
-from serve_app.router.routing import PromptFacts, ReplicaFacts
+from serve_app.router.routing import Decision, PromptFacts, ReplicaFacts
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ BLAME = {End.NAMED: Blame.NAMED, End.DIED: Blame.SUSPECT, End.BESIDE: Blame.BESI
 LAST_FRAME_S = 5.0
 """How long the last tokens of a finished attempt may come after its control call, which goes another way. A longer wait
 means that the connection is broken."""
+
+WEIGHTS = "weights"
+"""What an answer does not carry exactly to a replica of another checkpoint (`RequestTrace.inexact`)."""
 
 WORTH_SAYING_S = 0.01
 """A shorter wait for migrations is a turn of the event loop."""
@@ -104,6 +108,8 @@ class _ActiveRequest:
     """Replicas that died with it in them, and how far the evidence points at it."""
     cut: list[str] = field(default_factory=list)
     """Replicas whose attempts were cut off, since the last attempt that gave a token."""
+    begun: ReplicaLabel | None = None
+    """The part of the fleet that its tokens are from."""
     last_token_s: float = 0.0
     """When the last attempt that gave a token ended; before that, when the request came."""
     ended: asyncio.Future[End] | None = None
@@ -169,6 +175,7 @@ class Dispatcher:
         )
         self._incompatibility = incompatibility
         self._choice = choice or ReplicaChoice()
+        self.canary = CanaryArm()
         self._admission = AdmissionControl(admission or Admission(), self._pool, lambda: len(self._active), _loop_time)
 
     async def __aenter__(self) -> Self:
@@ -403,8 +410,12 @@ class Dispatcher:
 
         Raises `NoReplica` at its deadline, and `QueueFull` where all replicas have refused it, and none took it before.
         """
-        waited_for = WaitedFor.NOTHING if self._pool.taking_work() else WaitedFor.REPLICA
-        if active.full and all(one.replica_id in active.full for one in self._pool.taking_work()):
+
+        def eligible() -> list[ReplicaConnection]:
+            return self._eligible(active)
+
+        waited_for = WaitedFor.NOTHING if eligible() else WaitedFor.REPLICA
+        if active.full and all(one.replica_id in active.full for one in eligible()):
             if not (active.admitted or active.emitted or active.request.answer_begun()):
                 raise self._admission.refusal()
             waited_for = WaitedFor.ROOM
@@ -416,7 +427,7 @@ class Dispatcher:
             raise self._pool.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
         # A request that has begun waits: in a rolling upgrade a replica of its version may be starting.
         active.request.trace.waits_for = self._pool.waits_for
-        await self._pool.wait_for_one(left_s, patient=active.attempts > 0)
+        await self._pool.wait_for_one(left_s, eligible, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
                 if active.attempts and not active.in_no_hurry:
@@ -427,13 +438,16 @@ class Dispatcher:
                     await self._throttle.until_nobody_waits()
                 if asyncio.get_running_loop().time() - now_s > WORTH_SAYING_S and waited_for is WaitedFor.NOTHING:
                     waited_for = WaitedFor.MIGRATIONS
-                await self._pool.wait_for_one(left_s)  # they may be gone since
+                await self._pool.wait_for_one(left_s, eligible)  # they may be gone since
         except TimeoutError:
             raise self._pool.no_replica(f"waited {left_s:.0f} s") from None
-        up = self._pool.taking_work()
+        up = eligible()
         candidates = [one for one in up if one.replica_id not in active.full] or up
         decision = self._choice.choose(candidates, active.prompt, len(active.emitted))
-        connection = self._pool[decision.replica_id]
+        return self._trace(self._pool[decision.replica_id], decision, waited_for)
+
+    @staticmethod
+    def _trace(connection: ReplicaConnection, decision: Decision, waited_for: WaitedFor) -> AttemptTrace:
         load = connection.load
         return AttemptTrace(
             decision.replica_id,
@@ -443,7 +457,14 @@ class Dispatcher:
             max(load.unfinished, len(connection.attempts)),
             load.max_num_seqs,
             load.kv_usage_ratio,
+            pool=connection.label.pool,
+            on_canary=connection.label.is_canary,
         )
+
+    def _eligible(self, active: _ActiveRequest) -> list[ReplicaConnection]:
+        """The replicas that are up and may take its next attempt (`router/canary_arm.py`). Raises `WeightsGone`."""
+        self.canary.check(active.begun, self._pool.connections())
+        return self.canary.eligible(self._pool.taking_work(), active.request.who, active.begun, active.full)
 
     async def _attempt(self, active: _ActiveRequest, chosen: AttemptTrace) -> bool:
         """One attempt on one replica. True when the request is complete."""
@@ -455,7 +476,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
-        self._count_migration(active)
+        self._note_begin(active, connection.label)
         self._attempts[attempt_id] = active
         attempt = self._attempt_request(active, attempt_id, connection, chosen)
         active.connection = connection
@@ -478,21 +499,34 @@ class Dispatcher:
             await self._settle(control, finished=how is End.FINISHED)
         if len(active.emitted) > had:
             active.last_token_s = loop.time()
+            active.begun = connection.label
             active.cut.clear()
             active.in_no_hurry = False
         if how in NOT_TAKEN:
             active.attempts -= 1
             trace.attempts.pop()
         else:
-            active.full.clear()
+            self._note_taken(active)
         active.note_end(how, connection.replica_id)
         return how is End.FINISHED
 
-    def _count_migration(self, active: _ActiveRequest) -> None:
-        """An attempt begins. One that no replica takes counts, and the next one then does not again."""
+    def _note_taken(self, active: _ActiveRequest) -> None:
+        """An attempt that a replica took has ended."""
+        active.full.clear()
+        if len(active.request.trace.attempts) == 1:
+            self.canary.count(active.request.trace.arm)
+
+    def _note_begin(self, active: _ActiveRequest, label: ReplicaLabel) -> None:
+        """An attempt begins at a replica of this label. One that no replica takes counts as a migration, too, and the
+        next one then does not again."""
         if active.lost_by is not None:
             self.migrations_by_cause[active.lost_by] += 1
             active.lost_by = None
+        trace = active.request.trace
+        if len(trace.attempts) == 1:  # the first, or the first that a replica may take
+            trace.arm = self.canary.of(active.request.who, label).value
+        if active.begun is not None and not is_exact(active.begun, label) and WEIGHTS not in trace.inexact:
+            trace.inexact = (*trace.inexact, WEIGHTS)
 
     def _attempt_request(
         self, active: _ActiveRequest, attempt_id: str, connection: ReplicaConnection, chosen: AttemptTrace

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from serve_app.protocol.errors import EngineDead, NoReplica, OtherVersion, ReplicaLost, WrongReplica
@@ -159,20 +159,27 @@ class ReplicaPool:
         """The reasons why some replicas get nothing, by replica id."""
         return dict(self._refused)
 
-    async def wait_for_one(self, timeout_s: float, *, patient: bool = True) -> None:
-        """Return when a replica is up. Raises `NoReplica` after `timeout_s`; unless `patient`, raises `OtherVersion` as
-        soon as all replicas are refused. Where there may be no engine, one is asked for."""
-        if self.taking_work():
+    async def wait_for_one(
+        self,
+        timeout_s: float,
+        among: Callable[[], Collection[ReplicaConnection]] | None = None,
+        *,
+        patient: bool = True,
+    ) -> None:
+        """Return when a replica is up, and among these. Raises `NoReplica` after `timeout_s`; unless `patient`, raises
+        `OtherVersion` as soon as all replicas are refused. Where there may be no engine, one is asked for."""
+        found = among or self.taking_work
+        if found():
             return
         try:
             async with asyncio.timeout(timeout_s):
                 with self._wake.wanted():
-                    await self._until_up(patient=patient)
+                    await self._until_up(found, patient=patient)
         except TimeoutError:
             raise self.no_replica(f"waited {timeout_s:.0f} s") from None
 
-    async def _until_up(self, *, patient: bool) -> None:
-        while not self.taking_work():
+    async def _until_up(self, found: Callable[[], Collection[ReplicaConnection]], *, patient: bool) -> None:
+        while not found():
             if self._wake.failure:
                 raise self.no_replica(self._wake.failure)
             if self._refused and not self._connections and not patient:

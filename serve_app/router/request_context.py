@@ -74,6 +74,10 @@ class AttemptTrace:
     cpu_wait_s: float = 0.0
     span_id: int = 0
     """Of its span, where the request is sampled."""
+    pool: str = ""
+    """The part of the fleet that its replica belongs to."""
+    on_canary: bool = False
+    """Whether that part is on trial."""
 
     def take(self, delta: TokenDelta, now_s: float) -> None:
         """Note new tokens, and what their replica says of its time."""
@@ -132,6 +136,8 @@ class RequestTrace:
     error: ServeError | None = None
     trace_context: TraceContext | None = None
     """Its request's."""
+    arm: str = ""
+    """Its arm while a canary is tried (`canary_arm.Arm`)."""
 
     @property
     def replicas(self) -> list[str]:
@@ -170,6 +176,11 @@ class SubmittedRequest:
     """The `x-request-id` of the HTTP request that it belongs to."""
     answer_begun: Callable[[], bool] = lambda: False
     """Whether the head of its HTTP response has been sent: then it is too late to refuse it."""
+
+    @property
+    def who(self) -> str:
+        """What a canary's share is of: its session, else its client, else the HTTP request alone."""
+        return self.spec.session or self.spec.client or self.http_request_id or self.spec.request_id
 
     @property
     def flow(self) -> str:

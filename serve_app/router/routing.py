@@ -72,6 +72,8 @@ class ReplicaFacts:
     cached_pages: int = 0
     goes_before_queue: bool = False
     """Whether the request is started before what waits there: its client and session have nothing there."""
+    pool: str = ""
+    """Its part of the fleet: the replicas of one have the same hardware, and so about the same speed."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,8 @@ def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> D
     """The replica where the request costs the least. Raises ValueError when there is no candidate."""
     if not candidates:
         raise ValueError("no replica to choose from")
-    rates = [rate for one in candidates if (rate := one.load.prefill_tokens_per_s)]
-    assumed = sum(rates) / len(rates) if rates else ASSUMED_PREFILL_TOKENS_PER_S
-    costs = {one.replica_id: cost_s(one, prompt, assumed) for one in candidates}
+    assumed = assumed_rates(candidates)
+    costs = {one.replica_id: cost_s(one, prompt, assumed[one.pool]) for one in candidates}
     chosen = _cheapest(candidates, costs, prompt)
     most = max(one.cached_pages for one in candidates)
     if len(candidates) == 1:
@@ -129,6 +130,18 @@ def choose_replica(candidates: Sequence[ReplicaFacts], prompt: PromptFacts) -> D
     return Decision(
         chosen.replica_id, reason, missing, costs[chosen.replica_id], least_missing_tokens=prompt.missing_tokens(most)
     )
+
+
+def assumed_rates(candidates: Sequence[ReplicaFacts]) -> dict[str, float]:
+    """For each pool, the prefill rate of its replicas that have measured none: the mean of those that have, of the same
+    pool, else of all."""
+    measured: dict[str, list[float]] = {one.pool: [] for one in candidates}
+    for one in candidates:
+        if rate := one.load.prefill_tokens_per_s:
+            measured[one.pool].append(rate)
+    every = [rate for rates in measured.values() for rate in rates]
+    overall = sum(every) / len(every) if every else ASSUMED_PREFILL_TOKENS_PER_S
+    return {pool: sum(rates) / len(rates) if rates else overall for pool, rates in measured.items()}
 
 
 def _cheapest(candidates: Sequence[ReplicaFacts], costs: Mapping[str, float], prompt: PromptFacts) -> ReplicaFacts:

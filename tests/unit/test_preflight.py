@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.cli import checkpoint, config_checks, machine_checks, preflight
+from serve_app.cli import checkpoint, config_checks, machine_checks, pool_checks, preflight
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.cli.checkpoint import BadCheckpoint
-from serve_app.config import deployment, hardware, machine
+from serve_app.config import deployment, fleet, hardware, machine
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.profile import ROOT, load_config
 from serve_app.config.schema import AppConfig, ConfigError
@@ -344,13 +344,13 @@ def test_an_open_endpoint_is_said_to_be_one() -> None:
 
 def test_a_profile_too_large_is_refused_with_the_line_to_change() -> None:
     config = load_config({"profile": "h100-x8"}, NO_GPU)
-    words = told(fails(config_checks.fit_checks(config, NO_GPU)))
+    words = told(fails(pool_checks.fit_checks(fleet.single(config), NO_GPU)))
     assert "needs 8x H100" in words
     assert "configs/h100-x8.yaml:" in words
 
 
 def test_the_demo_is_never_taken_for_the_model() -> None:
-    assert "NOT Step-3.7-Flash" in told(config_checks.fit_checks(config_of(), NO_GPU))
+    assert "NOT Step-3.7-Flash" in told(pool_checks.fit_checks(fleet.single(config_of()), NO_GPU))
 
 
 @pytest.mark.slow

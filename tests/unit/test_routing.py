@@ -16,6 +16,7 @@ from serve_app.router.routing import (
     PromptFacts,
     Reason,
     ReplicaFacts,
+    assumed_rates,
     choose_by_session,
     choose_in_turn,
     choose_of_two,
@@ -164,3 +165,31 @@ class TestForComparison:
     def test_the_less_busy_of_two_drawn(self) -> None:
         assert choose_of_two([replica("a", 3), replica("b", 1)]) == "b"
         assert choose_of_two([replica("a", 3)]) == "a"
+
+
+def test_a_replica_that_has_measured_nothing_is_taken_for_one_of_its_pool() -> None:
+    def of(pool: str, rate: float | None) -> ReplicaFacts:
+        return ReplicaFacts(f"{pool}{rate}", ReplicaLoad(0, 8, 0.0, False, 0, rate), pool=pool)
+
+    fleet = [of("h100", 10_000.0), of("h200", 20_000.0), of("h200", 24_000.0), of("h200", None), of("b200", None)]
+    assert assumed_rates(fleet) == {"h100": 10_000.0, "h200": 22_000.0, "b200": 18_000.0}
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 3.0])
+def test_two_pools_get_work_in_proportion_to_their_speed(ratio: float) -> None:
+    """New prompts arrive as fast as both compute them; the queues run down in virtual time. (With less to do the faster
+    one has more than its share: it is where a prompt is done first.)"""
+    rates = {"slow": 10_000.0, "fast": 10_000.0 * ratio}
+    queued, sent = dict.fromkeys(rates, 0.0), dict.fromkeys(rates, 0)
+    drawn, tokens = random.Random(1), 20 * PAGE_TOKENS
+    for _ in range(4000):
+        passed_s = drawn.expovariate(1.05 * sum(rates.values()) / tokens)
+        queued = {name: max(left - passed_s * rates[name], 0.0) for name, left in queued.items()}
+        facts = [
+            ReplicaFacts(name, ReplicaLoad(0, 100, 0.0, False, int(queued[name]), rate), pool=name)
+            for name, rate in rates.items()
+        ]
+        chosen = choose_replica(facts, PromptFacts(tokens, range(20), [1] * 20)).replica_id
+        queued[chosen] += tokens
+        sent[chosen] += tokens
+    assert sent["fast"] / sent["slow"] == pytest.approx(ratio, rel=0.1)

@@ -116,7 +116,7 @@ function replica(one, nowS) {
       ["acceptance", one.acceptance_ratio !== null ? percent(one.acceptance_ratio) : null],
       ["cache", one.kv_cache_tokens ? `${short.format(one.kv_cache_tokens)} tokens` : null],
       ["start", Object.keys(one.start_phases).length ? started(one.start_phases) : null],
-      ["up", age], ["version", one.version || null],
+      ["pool", one.pool || null], ["up", age], ["version", one.version || null],
     ]),
     one.unfinished && one.under_way ? make("p", { class: "muted" }, one.under_way) : null,
     one.note ? make("p", { class: "failed" }, one.note) : null);
@@ -180,7 +180,8 @@ function show(fleet) {
   byId("model").textContent = fleet.model;
   byId("engine").textContent = fleet.engine;
   byId("freshness").textContent = `as of ${clock(fleet.now_unix_s)}`;
-  const note = [fleet.problem, fleet.only_key ? "Your key sees its own requests and tokens; an operator's sees all." : ""];
+  const tried = fleet.canary ? `Canary (${percent(fleet.canary.share)} of the sessions): ${fleet.canary.state.replaceAll("_", " ")}: ${fleet.canary.reason}.` : "";
+  const note = [fleet.problem, tried, fleet.only_key ? "Your key sees its own requests and tokens; an operator's sees all." : ""];
   byId("note").textContent = note.filter(Boolean).join(" ");
   byId("note").hidden = !byId("note").textContent;
   byId("summary").replaceChildren(...summary(fleet));

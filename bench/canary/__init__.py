@@ -1,0 +1,1 @@
+"""`python -m bench canary`: good and bad canaries beside a fleet, in virtual time."""
