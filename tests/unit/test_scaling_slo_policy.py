@@ -16,7 +16,7 @@ from ray.serve.config import AutoscalingContext
 
 from serve_app.config.schema import AppConfig
 from serve_app.engine.autoscaling import UtilizationPolicy
-from serve_app.engine.autoscaling_config import autoscaling_config, policy_settings
+from serve_app.engine.autoscaling_config import autoscaling_config, policy_settings, slo_policy
 from serve_app.scaling import Decision, Objective, ReplicaFacts, ReplicaReport
 from serve_app.scaling.reports import ArrivalCount, read_report
 from serve_app.scaling.slo_policy import SloPolicy
@@ -168,7 +168,7 @@ def test_a_policy_that_fails_changes_nothing() -> None:
 
 def test_the_controller_runs_it_without_the_application(tmp_path: Path) -> None:
     setup = config(replicas={"max": 3, "schedule": SCHEDULE})
-    serialized = autoscaling_config(setup).policy
+    serialized = slo_policy(setup)
     file = tmp_path / "policy"
     file.write_bytes(serialized.get_serialized_policy_def())
     code = f"""
