@@ -132,7 +132,7 @@ def mix_refusals(args: YamlDocument, parts: Sequence[FleetPart]) -> Iterator[str
         if part.name in names[:number]:
             yield f"{where}: pools: the name `{part.name}` is here a second time"
         if part.config.replicas.may_sleep:
-            yield f"{where}: pools: `{part.name}` has `replicas.min: 0`, and nothing starts an empty pool; write 1 or more"
+            yield f"{where}: pools: `{part.name}` has `replicas.min: 0`, but nothing starts an empty pool"
         if part.config.engine.kind != first.config.engine.kind:
             yield f"{where}: pools: `{part.name}` has `engine.kind: {part.config.engine.kind}`, `{first.name}` another"
         if part.config.model.served_name != first.config.model.served_name:
