@@ -202,11 +202,7 @@ class Ingress:
         )
 
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
-            engines = {
-                name: ServeTransport(engine, ingress_id, may_sleep=limits.may_sleep)
-                for name, engine in self._engines.items()
-            }
-            self._transport = transport = CompositeTransport(engines)
+            transport = self._open_transport(ingress_id)
             incompatibility = EngineVersions(vllm_device.version()).mismatch
             choice = ReplicaChoice(RoutingPolicy(config.ingress.routing))
             return Dispatcher(
@@ -231,10 +227,17 @@ class Ingress:
         gauges = ProcessGauges()
         self._event_loop = EventLoopSampler(asyncio.get_running_loop(), lambda use: gauges.set(use, client.dispatcher))
         self._closing.enter_context(self._event_loop)
-        self._status = await serve_status_page(
-            app, config, client.dispatcher, self._peers, self._event_loop, canary, self._closing
-        )
+        shown = app, config, client.dispatcher, self._peers, self._event_loop, canary, self._closing
+        self._status = await serve_status_page(*shown)
         return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
+
+    def _open_transport(self, ingress_id: str) -> CompositeTransport:
+        may_sleep = self._config.replicas.may_sleep
+        engines = {
+            name: ServeTransport(engine, ingress_id, may_sleep=may_sleep) for name, engine in self._engines.items()
+        }
+        self._transport = CompositeTransport(engines)
+        return self._transport
 
     async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:
         if self._config.tracing.endpoint is None:
