@@ -44,6 +44,15 @@ FRAME_PERIOD_S = 0.5
 """A connection has a frame at least so often: the replicas' heartbeat (`engine/replica.py`)."""
 
 
+DISCOVERY_PERIOD_S = 1.0
+"""How often the list of replicas is read, of `LISTED_PER_S` at most. A new one gets its first request so late at the
+latest."""
+
+LISTED_PER_S = 32
+"""How many replicas are asked a second where there are more: each answers every ingress, and an ingress reads every
+answer. What changes fast comes with the frames."""
+
+
 class End(Enum):
     """How an attempt ended."""
 
@@ -88,6 +97,11 @@ NOT_TAKEN = (End.REFUSED, End.IMAGES_MISSING)
 
 LOST = tuple(end for end in End if end not in (End.FINISHED, End.CANCELLED, End.PREEMPTED, *NOT_TAKEN))
 """How an attempt can be lost. One that is preempted goes on later, a cancelled one not at all: neither migrates."""
+
+
+def discovery_period_s(replicas: int) -> float:
+    """How often the list of so many replicas is read."""
+    return max(DISCOVERY_PERIOD_S, replicas / LISTED_PER_S)
 
 
 class AttemptHandle(Protocol):

@@ -24,6 +24,7 @@ from serve_app.router.attempts import (
     ReplicaConnection,
     ReplicaState,
     Transport,
+    discovery_period_s,
 )
 from serve_app.router.departures import (
     MOVES_PER_CHECK,
@@ -39,24 +40,11 @@ from serve_app.router.wake import Spawn, Wake
 
 logger = logging.getLogger(__name__)
 
-DISCOVERY_PERIOD_S = 1.0
-"""How often the list of replicas is read, of `LISTED_PER_S` at most. A new one gets its first request so late at the
-latest."""
-
-LISTED_PER_S = 32
-"""How many replicas are asked a second where there are more: each answers every ingress, and an ingress reads every
-answer. What changes fast comes with the frames."""
-
 LATENESS_MEMORY_S = 10.0
 """A scraper comes about as often."""
 
 FindIncompatibility = Callable[[ReplicaInfo], str | None]
 """Why nothing may be sent to a replica, whatever its state; None where it may be used."""
-
-
-def discovery_period_s(replicas: int) -> float:
-    """How often the list of so many replicas is read."""
-    return max(DISCOVERY_PERIOD_S, replicas / LISTED_PER_S)
 
 
 class ReplicaPool:

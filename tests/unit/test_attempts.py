@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.router.replica_pool import DISCOVERY_PERIOD_S, LISTED_PER_S, discovery_period_s
+from serve_app.router.attempts import DISCOVERY_PERIOD_S, LISTED_PER_S, discovery_period_s
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 16, LISTED_PER_S])
