@@ -55,5 +55,8 @@ class ChannelTransport:
         """See `Transport`."""
         return []
 
+    async def wake(self) -> None:
+        """See `Transport`. The engines are always there."""
+
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         """See `Transport`."""
