@@ -60,15 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("client", choices=client_env.CLIENTS, help="the program or library")
     env.add_argument("--key", help="API key, where the endpoint asks for one")
     env.add_argument("--url", help="address of the endpoint, if it is not this machine")
-    hashed = command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file")
-    hashed.add_argument("name", help="whose key it is (shown in logs)")
-    hashed.add_argument("--requests-per-minute", type=_limit, help="limits of the key, for its line in the file")
-    hashed.add_argument("--tokens-per-minute", type=_limit, help="tokens of prompts and of answers")
-    hashed.add_argument("--max-concurrent", type=_limit, help="requests at a time")
-    hashed.add_argument(
-        "--class", dest="service_class", choices=auth.CLASSES, default="standard", help="who goes first"
-    )
-    hashed.add_argument("--weight", type=_weight, default=1, help="its share against other keys of its class")
+    _add_key_flags(command("hash-key", _hash_key, "make an API key; prints it once, and its line for the keys file"))
     _add_explain_flags(with_file(command("explain", _explain, "why a past request took as long as it did")))
     rehearsal = "try everything with dummy weights on this machine's GPUs: start, requests, load, a killed engine"
     add_rehearse_flags(with_file(command("rehearse", _rehearse, rehearsal)))
@@ -79,6 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     docs = command("docs", _docs, "write the generated pages of docs/")
     docs.add_argument("--check", action="store_true", help="only say which are not current")
     return parser
+
+
+def _add_key_flags(hashed: argparse.ArgumentParser) -> None:
+    hashed.add_argument("name", help="whose key it is (shown in logs)")
+    hashed.add_argument("--requests-per-minute", type=_limit, help="limits of the key, for its line in the file")
+    hashed.add_argument("--tokens-per-minute", type=_limit, help="tokens of prompts and of answers")
+    hashed.add_argument("--max-concurrent", type=_limit, help="requests at a time")
+    hashed.add_argument(
+        "--class", dest="service_class", choices=auth.CLASSES, default="standard", help="who goes first"
+    )
+    hashed.add_argument("--weight", type=_weight, default=1, help="its share against other keys of its class")
 
 
 def _add_leave_flags(leaving: argparse.ArgumentParser) -> None:

@@ -195,11 +195,7 @@ class Ingress:
 
         config = self._config
         ingress_id = self._ingress_id
-        limits = DispatcherLimits(
-            request_deadline_s=config.ingress.request_deadline_s,
-            drain_timeout_s=config.replicas.drain_timeout_s,
-            may_sleep=config.replicas.may_sleep,
-        )
+        limits = _dispatcher_limits(config)
 
         def open_dispatcher(sink: DispatcherSink) -> Dispatcher:
             transport = self._open_transport(ingress_id)
@@ -268,6 +264,14 @@ class Ingress:
     async def __del__(self) -> None:
         """Serve awaits this at the end of a graceful shutdown."""
         await self._closing.aclose()
+
+
+def _dispatcher_limits(config: AppConfig) -> DispatcherLimits:
+    return DispatcherLimits(
+        request_deadline_s=config.ingress.request_deadline_s,
+        drain_timeout_s=config.replicas.drain_timeout_s,
+        may_sleep=config.replicas.may_sleep,
+    )
 
 
 def _middleware_settings(config: AppConfig) -> MiddlewareSettings:

@@ -133,6 +133,7 @@ JUSTIFIED_FILES = {
     "serve_app/protocol/errors.py": "one tree: every error, its status, and its words",
     "serve_app/engine/vllm.py": "one class: everything between a request and its deltas",
     "serve_app/router/replica_pool.py": "one class: connections are found, followed and watched over one state",
+    "serve_app/router/request_context.py": "one record: what the path of a request writes, and its log line reads",
     "serve_app/router/dispatcher.py": "one class: requests, attempts and replicas share their state",
     "serve_app/engine/fair_queue.py": "one algorithm: the order, and the accounts that it goes by",
     "serve_app/engine/replica.py": "one class: an engine, its ingress connections, and its attempts",

@@ -120,6 +120,9 @@ class LocalTransport:
         """See `Transport`."""
         return []
 
+    async def wake(self) -> None:
+        """See `Transport`. The engines are always there."""
+
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
         """See `Transport`."""
 

@@ -49,6 +49,11 @@ class SloPolicy:
         self._journal: ScaleJournal | None = None
         self._metrics: ScalingMetrics | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Serve sends the policy, used as it is, to every replica with the deployment's configuration. Its metrics are
+        the controller's: a replica could not make them, for there Serve has a `deployment` label of its own."""
+        return {**self.__dict__, "_journal": None, "_metrics": None}
+
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas wanted, and no state: it is kept here, which lives as long."""
         now_s, target = float(context.current_time), int(context.target_num_replicas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_serve_is_told_the_number_the_reason_and_the_forecast(caplog: pytest.Log
     assert (before, after) == (1, 3)
     assert reason.startswith("scaled 1 -> 3: 40 s of prefill queued, TTFT p95 forecast ")
     assert recorder.decisions[-1].ttft_p95_forecast_s is not None
+
+
+def test_a_policy_that_was_used_travels_to_replicas_without_the_controllers_metrics() -> None:
+    """Serve pickles it with the deployment's configuration, and a replica cannot make metrics with these labels."""
+    made, _ = policy(config())
+    assert run(made, 60) == 1
+    copy = pickle.loads(pickle.dumps(made))  # noqa: S301  # it is our own
+    assert (copy._metrics, copy._journal) == (None, None)
+    assert copy._state == made._state
 
 
 def test_the_start_time_is_measured_with_everything_that_an_engine_does_not_see() -> None:
