@@ -13,6 +13,7 @@ from serve_app.engine.key_costs import KeyCosts
 from serve_app.engine.metrics import Declared, ReplicaMetrics, declared
 from serve_app.engine.watchdog import EngineState
 from serve_app.ingress.canary.gauges import CanaryGauges
+from serve_app.ingress.canary.verdict import TrialState
 from serve_app.ingress.gauges import ProcessGauges
 from serve_app.ingress.key_metrics import KeyMetrics, Result
 from serve_app.ingress.metrics import IngressMetrics
@@ -23,6 +24,7 @@ from serve_app.protocol.key_labels import MAX_KEYS
 from serve_app.protocol.service_class import ServiceClass
 from serve_app.router.admission_control import AdmissionDecision
 from serve_app.router.attempts import LOST, ReplicaState
+from serve_app.router.canary_arm import Arm
 from serve_app.router.fleet_state import FleetState
 from serve_app.router.routing import Reason
 from serve_app.scaling import Cause
@@ -85,6 +87,8 @@ LABEL_VALUES_OF: dict[tuple[str, str], Sequence[str]] = {
     ("step_rate_limited", "kind"): tuple(LimitKind),
     ("step_replicas", "state"): tuple(ReplicaState),
     ("step_fleet_state", "state"): tuple(FleetState),
+    ("step_canary_state", "state"): tuple(TrialState),
+    ("step_canary_requests", "arm"): tuple(Arm),
     ("step_watchdog_state", "state"): tuple(EngineState),
     ("step_scaling_decisions", "cause"): tuple(one.value for one in Cause if one is not Cause.NONE),
     ("step_scaling_decisions", "direction"): ("up", "down"),

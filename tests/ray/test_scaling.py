@@ -52,7 +52,7 @@ async def burst(service: Cluster) -> AsyncIterator[None]:
     async def ask_again(client: httpx.AsyncClient, number: int) -> None:
         body = {"messages": [{"role": "user", "content": f"{number} {PROMPT}"}], "max_tokens": 8, "model": "any"}
         while True:
-            answer = await client.post(f"{service.url()}/v1/chat/completions", json={**body, "model": "step-3.7-flash"})
+            answer = await client.post(f"{service.url()}/v1/chat/completions", json={**body, "model": "step3p7-flash"})
             assert answer.status_code == 200, answer.text
 
     async with httpx.AsyncClient(timeout=60, trust_env=False) as client, asyncio.TaskGroup() as clients:
