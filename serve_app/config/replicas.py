@@ -107,8 +107,9 @@ class ReplicasConfig(Section):
     """Utilization that autoscaling aims at: beyond it one more engine is started."""
     upscale_delay_s: NonNegativeFloat = 30.0
     """How long the load must ask for more engines before one is started."""
-    downscale_delay_s: NonNegativeFloat = 600.0
-    """How long the load must allow fewer engines before one is stopped. A start takes minutes: be slow to stop one."""
+    downscale_delay_s: NonNegativeFloat | None = None
+    """How long the load must allow fewer engines before one is stopped; if not given, 600, and 300 with `slo`, whose
+    policy waits for a start time at least."""
     idle_to_zero_s: PositiveFloat = IDLE_TO_ZERO_S
     """With `min: 0`: how long no engine may have had a request before the last one is stopped."""
     max_queued_requests: NonNegativeInt = MAX_QUEUED_REQUESTS

@@ -20,7 +20,11 @@ LONGEST_INTERVAL_S = {False: 10.0, True: 5.0}
 """Seconds between the reports of a replica, without and with an objective: Serve's own default, and what shows a queue
 that grows before it is long."""
 
-LEAST_RATE_WINDOW_S = 10.0
+LEAST_RATE_WINDOW_S, RATE_WINDOW_S = 10.0, 60.0
+"""Rates of arrivals are means over so long; shorter where `upscale_delay_s` asks for a quicker fleet."""
+
+DOWNSCALE_DELAY_S = {False: 600.0, True: 300.0}
+"""Without and with an objective, unless configured. Utilization says nothing of what a smaller fleet would do."""
 
 LOOKS_BEFORE_ZERO = 6
 """Reports in the idle time at least: what was reported before a start is forgotten long before the engine may go."""
@@ -47,9 +51,15 @@ def autoscaling_config(config: AppConfig) -> AutoscalingConfig:
         policy=taking_least_loss(policy),
         # The policy for an objective has delays of its own, which know how long a start takes.
         upscale_delay_s=0.0 if config.slo.is_set else replicas.upscale_delay_s,
-        downscale_delay_s=0.0 if config.slo.is_set else replicas.downscale_delay_s,
+        downscale_delay_s=0.0 if config.slo.is_set else downscale_delay_s(config),
         downscale_to_zero_delay_s=0.0 if replicas.may_sleep else None,  # the replicas have measured the idle time
     )
+
+
+def downscale_delay_s(config: AppConfig) -> float:
+    """How long fewer engines must have been enough."""
+    given = config.replicas.downscale_delay_s
+    return DOWNSCALE_DELAY_S[config.slo.is_set] if given is None else given
 
 
 def utilization_policy(replicas: ReplicasConfig) -> AutoscalingPolicy:
@@ -92,8 +102,8 @@ def policy_settings(config: AppConfig) -> dict[str, Any]:
         "bounds": _bounds(replicas),
         "pace": {
             "up_after_s": replicas.upscale_delay_s,
-            "down_after_s": replicas.downscale_delay_s,
-            "rate_window_s": max(2 * replicas.upscale_delay_s, LEAST_RATE_WINDOW_S),
+            "down_after_s": downscale_delay_s(config),
+            "rate_window_s": min(max(2 * replicas.upscale_delay_s, LEAST_RATE_WINDOW_S), RATE_WINDOW_S),
         },
     }
 

@@ -392,8 +392,11 @@ class EngineReplica:
 
     def loss_tokens(self) -> float:
         """How many tokens would be computed again elsewhere if it were stopped."""
-        running = sum(one.context_tokens for one in self._attempts.values())
-        return float(self._sessions.lost(running, self._clock()))
+        return float(self._sessions.lost(self._running_tokens, self._clock()))
+
+    @property
+    def _running_tokens(self) -> int:
+        return sum(one.context_tokens for one in self._attempts.values())
 
     @property
     def idle_s(self) -> float:
@@ -413,9 +416,17 @@ class EngineReplica:
             service_s=self._service.mean_s(self._clock()),
             tpot_base_s=line and line[0],
             tpot_per_sequence_s=line and line[1],
+            session_tokens=self._sessions.active(self._running_tokens, self._clock()),
+            kv_cache_tokens=self._info.kv_cache_tokens,
         )
         counts = self._counts
-        return ReplicaReport(facts, counts.arrived_requests, counts.arrived_prefill_tokens, self._info.start_s)
+        return ReplicaReport(
+            facts,
+            counts.arrived_requests,
+            counts.arrived_prefill_tokens,
+            self._info.start_s,
+            counts.arrived_prefill_squares,
+        )
 
     async def stop(self) -> None:
         """End the engine: its processes must not outlive the replica. May be called before `start` has returned."""

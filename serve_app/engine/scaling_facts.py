@@ -15,6 +15,7 @@ class ScalingCounts:
     def __init__(self) -> None:
         self.arrived_requests = 0
         self.arrived_prefill_tokens = 0
+        self.arrived_prefill_squares = 0
         self._last_s: float | None = None
         self._sums = (0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -22,6 +23,7 @@ class ScalingCounts:
         """A request has come, with so many prompt tokens that are not cached."""
         self.arrived_requests += 1
         self.arrived_prefill_tokens += prefill_tokens
+        self.arrived_prefill_squares += prefill_tokens**2
 
     def step(self, now_s: float, sequences: int, tokens: int) -> None:
         """A step has ended that gave `tokens` in all to `sequences` that had some before."""

@@ -9,6 +9,11 @@ SESSION_MEMORY_S = 600.0
 """An agent calls again within minutes: its tools and its user take that long. Later, its prompt counts as lost."""
 
 
+ACTIVE_S = 180.0
+"""Of a session that has not asked for so long the cache may go to others: those that ask more often keep theirs, for
+what was used longest ago goes first."""
+
+
 class SessionTokens:
     """Tokens of requests that run, and of sessions whose last request ended a short while ago.
 
@@ -42,6 +47,15 @@ class SessionTokens:
         self._forget(now_s)
         cached = sum(tokens for session, (_, tokens) in self._ended.items() if session not in self._running)
         return running_tokens + (min(cached, self._cache_tokens) if self._cache_tokens else cached)
+
+    def active(self, running_tokens: int, now_s: float) -> int:
+        """What a cache should hold: of requests that run, and of sessions that asked lately, whether there is room or
+        not."""
+        since_s = now_s - ACTIVE_S
+        ended = self._ended.items()
+        return running_tokens + sum(
+            tokens for session, (at_s, tokens) in ended if at_s > since_s and session not in self._running
+        )
 
     def _forget(self, now_s: float) -> None:
         """What is too old. What was last used is at the end."""

@@ -15,6 +15,8 @@ class ReplicaFacts:
     Of `slots` sequences that run at a time `running` are taken; `queued` requests wait in front of the engine. Prompts
     of `queued_prefill_tokens` in all are yet to be computed, at `prefill_tokens_per_s` beside the decoding. A sequence
     runs for `service_s`. It gets a token each `tpot_base_s + sequences * tpot_per_sequence_s`, when so many decode.
+    Its requests, and sessions that asked lately, have `session_tokens`, whether the cache holds them or not; there is
+    room for `kv_cache_tokens` (0: not known).
     """
 
     slots: int
@@ -26,6 +28,8 @@ class ReplicaFacts:
     service_s: float | None = None
     tpot_base_s: float | None = None
     tpot_per_sequence_s: float | None = None
+    session_tokens: float = 0.0
+    kv_cache_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class FleetFacts:
     """The fleet at `now_s` (unix time). Of the `target` replicas that there are to be, `starting` do not serve yet.
 
     `arrived_requests` and the `arrived_prefill_tokens` of their prompts, those that a cache held left out, count from
-    any beginning and never go back. An engine takes `start_s` to start.
+    any beginning and never go back, as does the sum of their squares (0: not counted). An engine takes `start_s` to
+    start.
     """
 
     now_s: float
@@ -43,6 +48,7 @@ class FleetFacts:
     start_s: float
     arrived_requests: float
     arrived_prefill_tokens: float
+    arrived_prefill_squares: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Cause(StrEnum):
     PREFILL = "prefill"
     SLOTS = "slots"
     KV_CACHE = "kv_cache"
+    SESSIONS = "sessions"
     TPOT = "tpot"
     SPARE = "spare"
     BOUNDS = "bounds"
@@ -142,6 +149,7 @@ class EngineRates:
     tpot_base_s: float | None = None
     tpot_per_sequence_s: float | None = None
     kv_per_sequence_ratio: float | None = None
+    kv_cache_tokens: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ class Arrivals:
     at_s: float
     requests: float
     prefill_tokens: float
+    prefill_squares: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,11 @@ is free again after `service_s`. The wait of one request in 20 is that of an M/M
 approximation of how often all servers are busy, `rho ** (sqrt(2 (c + 1)) - 1)`: routing by cost is close enough to one
 queue for all. What waits already is work that must be done besides: it grows or shrinks with the engines that there are
 until more serve, and these have a start time to work it off. Where the KV cache and not the number
-of slots is the limit, there are as many slots as fit.
+of slots is the limit, there are as many slots as fit. Prompts whose lengths are spread less than exponentially, or
+more, make for shorter or longer waits: `(1 + spread) / 2` (Allen and Cunneen's approximation for M/G/c).
+
+The caches must hold what sessions come back to. Where they do not, each turn has its whole context computed again,
+which is load that no queue has shown before.
 
 The time between tokens is linear in the sequences that decode together.
 """
@@ -25,8 +29,9 @@ KV_FULL_RATIO = 0.9
 """A KV cache is not filled further on purpose: sequences grow, and vLLM preempts when it is full."""
 
 TAIL = 0.05
-PROMPT_P95 = math.log(1 / TAIL)
-"""The 95th percentile of an exponential distribution, in means: lengths of prompts are about that spread."""
+PROMPT_P95_EACH = math.log(1 / TAIL) - 1
+"""The 95th percentile of prompts is `1 + this * sqrt(spread)` means: exact where all are alike and for the exponential
+distribution, and within 4 % for a log-normal one in between."""
 
 NORMAL_P95 = 1.645
 """The 95th percentile of a normal distribution: the number of sequences that meet in an engine is about Poisson."""
@@ -56,6 +61,12 @@ class Load:
     ordered: int
     ordered_in_s: float
     horizon_s: float
+    prompt_spread: float = 1.0
+    """Squared coefficient of variation of what is to be computed of a prompt; 1 for the exponential distribution."""
+    session_tokens: float = 0.0
+    """Of requests that are there, and of sessions that asked lately."""
+    rises: bool = False
+    """Whether more and more comes, beyond chance."""
 
     def with_margin(self, factor: float) -> Load:
         """The same with so much more of everything that comes or waits."""
@@ -66,6 +77,7 @@ class Load:
             queued_prefill_tokens=self.queued_prefill_tokens * factor,
             queued_requests=math.ceil(self.queued_requests * factor),
             running=math.ceil(self.running * factor),
+            session_tokens=self.session_tokens * factor,
         )
 
     @property
@@ -92,6 +104,7 @@ class Load:
 class Forecast:
     """What one request in 20 exceeds, with a number of engines. Prompts are computed as fast as they come
     (`prefill_keeps_up`), and slots get free as fast as they are taken (`slots_keep_up`), or queues grow without end.
+    `caches_hold` what sessions come back to.
 
     `tpot_p95_s` is None where it is not measured, as the parts of TTFT are 0 then. `least_tpot_s`: with one sequence.
     """
@@ -103,6 +116,7 @@ class Forecast:
     least_tpot_s: float
     prefill_keeps_up: bool
     slots_keep_up: bool
+    caches_hold: bool = True
 
     @property
     def ttft_p95_s(self) -> float:
@@ -111,11 +125,13 @@ class Forecast:
 
     def keeps(self, objective: Objective) -> bool:
         """Whether the objective is kept, as far as a number of engines can."""
-        keeps_up = self.prefill_keeps_up and self.slots_keep_up
+        keeps_up = self.prefill_keeps_up and self.slots_keep_up and self.caches_hold
         return keeps_up and not self._ttft_fails(objective) and not self._tpot_fails(objective)
 
     def cause(self, objective: Objective, load: Load) -> Cause:
         """What is short where the objective is not kept."""
+        if not self.caches_hold:
+            return Cause.SESSIONS
         keeps_up = self.prefill_keeps_up and self.slots_keep_up
         if self._tpot_fails(objective) and keeps_up and not self._ttft_fails(objective):
             return Cause.TPOT
@@ -145,7 +161,13 @@ def forecast(engines: int, load: Load) -> Forecast:
         if load.requests_per_s > 0:
             prompt_s = load.prefill_tokens_per_s / load.requests_per_s / rates.prefill_tokens_per_s
         prefill_wait_s, computes = _wait(
-            engines, load, load.queued_prefill_tokens, load.prefill_tokens_per_s, rates.prefill_tokens_per_s, prompt_s
+            engines,
+            load,
+            load.queued_prefill_tokens,
+            load.prefill_tokens_per_s,
+            rates.prefill_tokens_per_s,
+            prompt_s,
+            spread=load.prompt_spread,
         )
     slot_wait_s, runs = _slot_wait(engines, load)
     base_s, each_s = rates.tpot_base_s, rates.tpot_per_sequence_s or 0.0
@@ -155,7 +177,14 @@ def forecast(engines: int, load: Load) -> Forecast:
         together = max(min(mean + NORMAL_P95 * math.sqrt(mean), load.slots), 1.0)
         tpot_s = base_s + each_s * together
     return Forecast(
-        PROMPT_P95 * prompt_s, prefill_wait_s, slot_wait_s, tpot_s, (base_s or 0.0) + each_s, computes, runs
+        (1 + PROMPT_P95_EACH * math.sqrt(load.prompt_spread)) * prompt_s,
+        prefill_wait_s,
+        slot_wait_s,
+        tpot_s,
+        (base_s or 0.0) + each_s,
+        computes,
+        runs,
+        not rates.kv_cache_tokens or load.session_tokens <= engines * rates.kv_cache_tokens * KV_FULL_RATIO,
     )
 
 
@@ -183,15 +212,22 @@ def _slot_wait(engines: int, load: Load) -> tuple[float, bool]:
 
 
 def _wait(
-    engines: int, load: Load, waiting: float, inflow_per_s: float, speed_per_s: float, each_s: float, servers: float = 1
+    engines: int,
+    load: Load,
+    waiting: float,
+    inflow_per_s: float,
+    speed_per_s: float,
+    each_s: float,
+    servers: float = 1,
+    spread: float = 1.0,
 ) -> tuple[float, bool]:
     """The wait of one in 20 for `engines` of this speed with so many `servers` each, and whether they keep up.
 
-    `waiting` is there already, in the unit of the rates; a server takes `each_s` for one request.
+    `waiting` is there already, in the unit of the rates; a server takes `each_s` for one request, with this `spread`.
     """
     busy_ratio = inflow_per_s / (engines * speed_per_s)
     left = _left(engines, load, waiting, inflow_per_s, speed_per_s)
-    queue_s = _wait_p95(engines * servers, min(busy_ratio, FULL_RATIO), each_s)
+    queue_s = _wait_p95(engines * servers, min(busy_ratio, FULL_RATIO), each_s) * (1 + spread) / 2
     return queue_s + left / (engines * speed_per_s), busy_ratio <= FULL_RATIO
 
 

@@ -11,18 +11,29 @@ from serve_app.scaling.facts import Arrivals, EngineRates, FleetFacts, Pace, Rep
 
 SAMPLES_PER_WINDOW = 20
 
-TREND_SIGNIFICANCE = 2.0
-"""Arrivals of two windows that differ by less than so many standard deviations of their count show no trend."""
+TREND_SIGNIFICANCE, STEEP_SIGNIFICANCE = 3.0, 2.0
+"""Arrivals of two windows that differ by less than so many standard deviations of their count show no trend. There is
+a look every few seconds, so two are too few for a rise that chance makes often, and enough for a steep one."""
 
-LEAST_ARRIVALS = 40
-"""Without a trend the rate is that of so many arrivals at least: of five the count alone is wrong by half."""
+STEEP_RATIO, LEAST_STEEP_ARRIVALS = 1.5, 16
+"""So many times the arrivals of the window before are a steep rise, and at least so many arrivals: from three to eight
+is none."""
 
-LONGEST_WINDOWS = 5
+LEAST_ARRIVALS = 100
+"""Without a trend the rate is that of so many arrivals at least: of 25 the count alone is wrong by a fifth."""
+
+LONGEST_WINDOWS = 15
 """It reaches back so many windows at most."""
 
-TREND_LIMIT = 1.5
+LEAST_SPREAD_ARRIVALS = 30
+"""Fewer prompts say little about the spread of their lengths; then they are taken for exponential."""
+
+SPREAD_LIMITS = (0.1, 4.0)
+"""Squared coefficients of variation that are believed."""
+
+TREND_LIMIT, STEEP_LIMIT = 1.5, 3.0
 """A trend is followed up to so many times the present rate: a start takes minutes, and few rises go on for so long.
-With 2 the simulated bursts cost a tenth more replica-hours, for 1 % of attainment (decision 0034)."""
+Steep ones go further: those of the simulated bursts are ten times the usual rate in the end (decision 0034)."""
 
 LEAST_KV_RATIO = 0.02
 """A cache that is emptier says little about what a sequence takes of it."""
@@ -32,7 +43,7 @@ def remember(facts: FleetFacts, state: ScalingState, pace: Pace) -> ScalingState
     """The state with what the facts add to it."""
     kept = [one for one in state.arrivals if one.at_s <= facts.now_s]
     if not kept or facts.now_s - kept[-1].at_s >= pace.rate_window_s / SAMPLES_PER_WINDOW:
-        kept.append(Arrivals(facts.now_s, facts.arrived_requests, facts.arrived_prefill_tokens))
+        kept.append(_arrived(facts))
     oldest_s = facts.now_s - LONGEST_WINDOWS * pace.rate_window_s
     while len(kept) > 1 and kept[1].at_s <= oldest_s:
         del kept[0]
@@ -62,32 +73,52 @@ def engine_rates(replicas: Iterable[ReplicaFacts], before: EngineRates | None) -
         tpot_base_s=median(lambda one: one.tpot_base_s, old.tpot_base_s),
         tpot_per_sequence_s=median(lambda one: one.tpot_per_sequence_s, old.tpot_per_sequence_s),
         kv_per_sequence_ratio=usage / running if known else old.kv_per_sequence_ratio,
+        kv_cache_tokens=sum(one.kv_cache_tokens for one in found) / len(found),
     )
 
 
-def arrival_rates(facts: FleetFacts, state: ScalingState, pace: Pace) -> tuple[float, float]:
-    """Requests and prompt tokens a second that are expected a start time from now: as lately, or more if they rise."""
-    now = Arrivals(facts.now_s, facts.arrived_requests, facts.arrived_prefill_tokens)
+def prompt_spread(facts: FleetFacts, state: ScalingState) -> float:
+    """The squared coefficient of variation of prompts (tokens to compute), over all that is remembered."""
+    now = _arrived(facts)
+    first = state.arrivals[0] if state.arrivals else now
+    count, tokens = now.requests - first.requests, now.prefill_tokens - first.prefill_tokens
+    squares = now.prefill_squares - first.prefill_squares
+    if count < LEAST_SPREAD_ARRIVALS or tokens <= 0 or squares <= 0:
+        return 1.0
+    least, most = SPREAD_LIMITS
+    return min(max(squares * count / tokens**2 - 1, least), most)
+
+
+def _arrived(facts: FleetFacts) -> Arrivals:
+    return Arrivals(facts.now_s, facts.arrived_requests, facts.arrived_prefill_tokens, facts.arrived_prefill_squares)
+
+
+def arrival_rates(facts: FleetFacts, state: ScalingState, pace: Pace) -> tuple[float, float, bool]:
+    """Requests and prompt tokens a second that are expected a start time from now: as lately, or more if they rise, and
+    whether they do."""
+    now = _arrived(facts)
     window_s = pace.rate_window_s
     middle, begin = (_at(state.arrivals, facts.now_s - count * window_s) for count in (1, 2))
     if middle is None or begin is None:
-        return 0.0, 0.0
+        return 0.0, 0.0, False
     # A policy that has just begun divides by half a window at least: one request is no rate.
     seconds = max(now.at_s - middle.at_s, window_s / 2)
     requests, tokens = now.requests - middle.requests, now.prefill_tokens - middle.prefill_tokens
     earlier = middle.requests - begin.requests
     growth = 1.0
     whole_windows = now.at_s - begin.at_s >= 2 * window_s * (1 - 1 / SAMPLES_PER_WINDOW)
-    if whole_windows and requests - earlier > TREND_SIGNIFICANCE * math.sqrt(requests + earlier):
+    is_steep = requests >= max(STEEP_RATIO * earlier, LEAST_STEEP_ARRIVALS)
+    significance, limit = (STEEP_SIGNIFICANCE, STEEP_LIMIT) if is_steep else (TREND_SIGNIFICANCE, TREND_LIMIT)
+    if whole_windows and requests - earlier > significance * math.sqrt(requests + earlier):
         rise_per_s = (requests - earlier) / requests / window_s
-        growth = min(1 + rise_per_s * (facts.start_s + window_s / 2), TREND_LIMIT)
+        growth = min(1 + rise_per_s * (facts.start_s + window_s / 2), limit)
     for count in range(2, LONGEST_WINDOWS + 1):
         longer = _at(state.arrivals, facts.now_s - count * window_s)
         if growth > 1 or requests >= LEAST_ARRIVALS or longer is None:
             break
         seconds = max(now.at_s - longer.at_s, seconds)
         requests, tokens = now.requests - longer.requests, now.prefill_tokens - longer.prefill_tokens
-    return max(requests, 0.0) / seconds * growth, max(tokens, 0.0) / seconds * growth
+    return max(requests, 0.0) / seconds * growth, max(tokens, 0.0) / seconds * growth, growth > 1
 
 
 def note_enough(state: ScalingState, now_s: float, engines: int, window_s: float) -> ScalingState:

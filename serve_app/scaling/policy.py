@@ -19,11 +19,11 @@ from dataclasses import replace
 from serve_app.scaling import reasons
 from serve_app.scaling.facts import Cause, Decision, FleetFacts, ScalingState, Settings
 from serve_app.scaling.forecast import Forecast, Load, engines_needed, forecast
-from serve_app.scaling.memory import arrival_rates, enough_for_window, note_enough, remember
+from serve_app.scaling.memory import arrival_rates, enough_for_window, note_enough, prompt_spread, remember
 
-MARGIN = 1.25
+MARGIN = 1.2
 """So much more load the smaller fleet must carry. Between the load that starts an engine and that which stops one is
-then a fifth: more than arrivals vary from one window to the next where engines are busy."""
+then a sixth: more than arrivals vary from one window to the next where engines are busy."""
 
 
 def decide(facts: FleetFacts, state: ScalingState, settings: Settings) -> tuple[Decision, ScalingState]:
@@ -65,7 +65,7 @@ def expected_load(facts: FleetFacts, state: ScalingState, settings: Settings) ->
     """What comes to the fleet; None while nothing is known of any engine. `state` has been given these facts."""
     if state.rates is None:
         return None
-    requests_per_s, prefill_tokens_per_s = arrival_rates(facts, state, settings.pace)
+    requests_per_s, prefill_tokens_per_s, rises = arrival_rates(facts, state, settings.pace)
     asked_s = math.inf if state.last_up_s is None else facts.now_s - state.last_up_s
     return Load(
         rates=state.rates,
@@ -78,6 +78,9 @@ def expected_load(facts: FleetFacts, state: ScalingState, settings: Settings) ->
         ordered=len(facts.replicas) + facts.starting,
         ordered_in_s=min(max(facts.start_s - asked_s, 0.0), facts.start_s),
         horizon_s=facts.start_s,
+        prompt_spread=prompt_spread(facts, state),
+        rises=rises,
+        session_tokens=sum(one.session_tokens for one in facts.replicas),
     )
 
 
@@ -88,8 +91,10 @@ def _more(
     now_s, target = facts.now_s, min(decision.needed, settings.bounds.most)
     since_s = min(now_s if state.wants_more_since_s is None else state.wants_more_since_s, now_s)
     state = replace(state, wants_more_since_s=since_s)
+    # A rise that is more than chance is not waited for again: a start takes long enough.
+    up_after_s = 0.0 if load.rises else settings.pace.up_after_s
     stopped_lately = state.last_down_s is not None and 0 <= now_s - state.last_down_s < facts.start_s
-    if target <= decision.target or stopped_lately or now_s - since_s < settings.pace.up_after_s:
+    if target <= decision.target or stopped_lately or now_s - since_s < up_after_s:
         return decision, state
     reason = reasons.more(facts.target, target, load, ahead, settings.objective)
     if decision.needed > target:

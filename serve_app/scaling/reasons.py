@@ -20,6 +20,10 @@ def more(before: int, after: int, load: Load, ahead: Forecast, objective: Object
         each = load.sequences / before
         promise = f"TPOT p95 forecast {_s(ahead.tpot_p95_s)} > {_s(objective.tpot_p95_s)}"
         return f"{_scaled(before, after)}: {each:.0f} sequences at a time in each engine, {promise}"
+    if cause is Cause.SESSIONS:
+        fits = load.rates.kv_cache_tokens * max(load.ready, 1)
+        room = f"sessions of {_tokens(load.session_tokens)} tokens where {_tokens(fits)} fit into the KV caches"
+        return f"{_scaled(before, after)}: {room}, or their prompts are computed again at each turn"
     promise = _ttft(ahead, objective, load.horizon_s)
     return f"{_scaled(before, after)}: {_shortage(cause, load)}, {promise}"
 
@@ -75,6 +79,10 @@ def _ttft(ahead: Forecast, objective: Objective, horizon_s: float) -> str:
         return f"queues would grow, TTFT p95 forecast {_s(ahead.ttft_p95_s)} in {_time(horizon_s)}"
     sign = ">" if ahead.ttft_p95_s > objective.ttft_p95_s else "and growing, objective"
     return f"TTFT p95 forecast {_s(ahead.ttft_p95_s)} {sign} {_s(objective.ttft_p95_s)} in {_time(horizon_s)}"
+
+
+def _tokens(count: float) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,.0f}"
 
 
 def _s(seconds: float) -> str:

@@ -11,7 +11,9 @@ SLOTS, RUNNING, QUEUED = "slots", "running_requests", "queued_requests"
 QUEUED_PREFILL, PREFILL_RATE = "queued_prefill_tokens", "prefill_tokens_per_s"
 KV_USAGE, SERVICE_S = "kv_usage_ratio", "service_s"
 TPOT_BASE_S, TPOT_PER_SEQUENCE_S = "tpot_base_s", "tpot_per_sequence_s"
+SESSIONS, KV_CACHE = "session_tokens", "kv_cache_tokens"
 ARRIVED, ARRIVED_PREFILL, START_S = "arrived_requests", "arrived_prefill_tokens", "start_s"
+ARRIVED_SQUARES = "arrived_prefill_squares"
 
 UNKNOWN_START_S = 300.0
 """How long an engine takes to start, before one has said so."""
@@ -28,6 +30,7 @@ class ReplicaReport:
     arrived_requests: float
     arrived_prefill_tokens: float
     start_s: float | None = None
+    arrived_prefill_squares: float = 0.0
 
     def numbers(self) -> dict[str, float]:
         """By name; what is not known is left out, for Serve takes numbers only."""
@@ -45,6 +48,9 @@ class ReplicaReport:
             ARRIVED: self.arrived_requests,
             ARRIVED_PREFILL: self.arrived_prefill_tokens,
             START_S: self.start_s,
+            ARRIVED_SQUARES: self.arrived_prefill_squares,
+            SESSIONS: facts.session_tokens,
+            KV_CACHE: facts.kv_cache_tokens,
         }
         return {name: float(value) for name, value in found.items() if value is not None}
 
@@ -63,8 +69,11 @@ def read_report(numbers: Mapping[str, float]) -> ReplicaReport | None:
         service_s=numbers.get(SERVICE_S),
         tpot_base_s=numbers.get(TPOT_BASE_S),
         tpot_per_sequence_s=numbers.get(TPOT_PER_SEQUENCE_S),
+        session_tokens=numbers.get(SESSIONS, 0.0),
+        kv_cache_tokens=numbers.get(KV_CACHE, 0.0),
     )
-    return ReplicaReport(facts, numbers[ARRIVED], numbers.get(ARRIVED_PREFILL, 0.0), numbers.get(START_S))
+    tokens, squares = numbers.get(ARRIVED_PREFILL, 0.0), numbers.get(ARRIVED_SQUARES, 0.0)
+    return ReplicaReport(facts, numbers[ARRIVED], tokens, numbers.get(START_S), squares)
 
 
 class ArrivalCount:
@@ -73,15 +82,17 @@ class ArrivalCount:
     def __init__(self) -> None:
         self.requests = 0.0
         self.prefill_tokens = 0.0
-        self._seen: dict[str, tuple[float, float]] = {}
+        self.prefill_squares = 0.0
+        self._seen: dict[str, ReplicaReport] = {}
 
     def add(self, reports: Mapping[str, ReplicaReport]) -> None:
         """These are the replicas now, by their ids."""
         for name, report in reports.items():
-            requests, tokens = self._seen.get(name, (report.arrived_requests, report.arrived_prefill_tokens))
-            self.requests += max(report.arrived_requests - requests, 0.0)
-            self.prefill_tokens += max(report.arrived_prefill_tokens - tokens, 0.0)
-        self._seen = {name: (one.arrived_requests, one.arrived_prefill_tokens) for name, one in reports.items()}
+            before = self._seen.get(name, report)
+            self.requests += max(report.arrived_requests - before.arrived_requests, 0.0)
+            self.prefill_tokens += max(report.arrived_prefill_tokens - before.arrived_prefill_tokens, 0.0)
+            self.prefill_squares += max(report.arrived_prefill_squares - before.arrived_prefill_squares, 0.0)
+        self._seen = dict(reports)
 
 
 class StartTime:

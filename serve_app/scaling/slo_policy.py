@@ -87,6 +87,7 @@ class SloPolicy:
             start_s=self._starts.seconds,
             arrived_requests=self._arrived.requests,
             arrived_prefill_tokens=self._arrived.prefill_tokens,
+            arrived_prefill_squares=self._arrived.prefill_squares,
         )
         # Serve remembers changes from before a new deployment of the application, which begins with a new policy.
         state = replace(

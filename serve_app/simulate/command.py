@@ -52,7 +52,7 @@ def _add_scaling_flags(parser: argparse.ArgumentParser) -> None:
     _number(parser, "--target-ongoing-requests", 2.0, "of the policy `requests`; this is Serve's own default")
     _number(parser, "--upscale-delay-s", 30.0, "how long `utilization` and `requests` must want more replicas")
     _number(parser, "--downscale-delay-s", 600.0, "how long they must want fewer")
-    _number(parser, "--slo-upscale-delay-s", 0.0, "the same of `slo`, which looks a start time ahead")
+    _number(parser, "--slo-upscale-delay-s", 30.0, "the same of `slo`, which waits only for what may be chance")
     _number(parser, "--slo-downscale-delay-s", 300.0, "and how long fewer must have been enough")
     _number(parser, "--overhead-s", 0.0, "what the front end adds to a first token")
 

@@ -51,6 +51,7 @@ class FleetView:
     arrived: int
     arrived_prefill_tokens: int
     arrived_output_tokens: int
+    arrived_prefill_squares: int = 0
 
 
 class Scaler(Protocol):
@@ -126,7 +127,7 @@ class _Fleet:
         self._waiting: deque[Call] = deque()
         self._open = 0
         self._target = spec.min_replicas if spec.initial_replicas is None else spec.initial_replicas
-        self._arrived = [0, 0, 0]
+        self._arrived = [0, 0, 0, 0]
         self.result = SimulationResult()
         for _ in range(self._target):
             self._ready(self._add(0.0), 0.0)
@@ -153,8 +154,10 @@ class _Fleet:
         self._open += 1
         self._route(call, now_s)
         self._arrived[0] += 1
-        self._arrived[1] += call.missing_tokens or call.asked.prompt_tokens - call.asked.prefix_tokens
+        missing = call.missing_tokens or call.asked.prompt_tokens - call.asked.prefix_tokens
+        self._arrived[1] += missing
         self._arrived[2] += call.asked.output_tokens
+        self._arrived[3] += missing**2
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -248,7 +251,7 @@ class _Fleet:
     def _view(self, now_s: float) -> FleetView:
         starting = sum(one.state is ReplicaState.STARTING for one in self._replicas.values())
         running = tuple(one.snapshot(now_s) for one in self._running())
-        arrived, self._arrived = self._arrived, [0, 0, 0]
+        arrived, self._arrived = self._arrived, [0, 0, 0, 0]
         return FleetView(now_s, self._target, running, starting, len(self._waiting), *arrived)
 
     def _scale(self, wanted: int, reason: str, now_s: float) -> None:

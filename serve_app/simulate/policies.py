@@ -129,11 +129,13 @@ class SloScaler:
     _state: ScalingState = field(default_factory=ScalingState)
     _arrived_requests: int = 0
     _arrived_prefill_tokens: int = 0
+    _arrived_prefill_squares: int = 0
 
     def wanted(self, view: FleetView) -> tuple[int, str]:
         """See `fleet_model.Scaler`."""
         self._arrived_requests += view.arrived
         self._arrived_prefill_tokens += view.arrived_prefill_tokens
+        self._arrived_prefill_squares += view.arrived_prefill_squares
         facts = FleetFacts(
             now_s=view.now_s,
             replicas=tuple(self._facts(one) for one in view.replicas),
@@ -142,6 +144,7 @@ class SloScaler:
             start_s=self.start_s,
             arrived_requests=self._arrived_requests,
             arrived_prefill_tokens=self._arrived_prefill_tokens,
+            arrived_prefill_squares=self._arrived_prefill_squares,
         )
         decision, self._state = decide(facts, self._state, Settings(self.objective, self.bounds, self.pace))
         return decision.target, decision.reason
@@ -159,4 +162,6 @@ class SloScaler:
             service_s=one.service_s,
             tpot_base_s=None if one.tpot_s is None else self.tpot_base_s,
             tpot_per_sequence_s=None if beside_others_s is None else beside_others_s / max(one.recent_unfinished, 1.0),
+            session_tokens=one.session_tokens,
+            kv_cache_tokens=one.kv_cache_tokens,
         )

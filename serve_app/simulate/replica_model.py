@@ -14,6 +14,7 @@ from serve_app.config.replicas import MAX_QUEUE_WAIT_S, MAX_QUEUED_REQUESTS
 from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cost
 from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.service_times import ServiceTimes
+from serve_app.engine.session_tokens import SessionTokens
 from serve_app.simulate.engine_model import EngineModel, EngineSpec, ModelRequest, StepEnd
 from serve_app.simulate.trace import TraceRequest
 
@@ -73,6 +74,8 @@ class ReplicaSnapshot:
     kv_usage_ratio: float
     service_s: float | None
     tpot_s: float | None
+    session_tokens: int = 0
+    kv_cache_tokens: int = 0
 
     @property
     def utilization(self) -> float:
@@ -102,6 +105,7 @@ class ReplicaModel:
         self._service = ServiceTimes(slots, self.asked_s)
         self._recent = RecentMean(self.asked_s)
         self._tpot = RecentRatio(TPOT_MEMORY_TOKENS)
+        self._sessions = SessionTokens(0)
 
     @property
     def room(self) -> int:
@@ -117,6 +121,7 @@ class ReplicaModel:
         cached = self.cached_tokens(call.asked)
         call.missing_tokens, call.queued_s = call.asked.prompt_tokens - cached, now_s
         self.calls[call.name] = call
+        self._sessions.enter(call.asked.session or None)
         self._service.enter(now_s)
         self._recent.set(len(self.calls), now_s)
         self._queued_tokens += call.missing_tokens
@@ -162,6 +167,8 @@ class ReplicaModel:
             self.engine.kv_usage_ratio,
             self._service.mean_s(now_s),
             self._tpot.value,
+            self._sessions.active(sum(call.asked.prompt_tokens for call in self.calls.values()), now_s),
+            self.spec.kv_cache_tokens,
         )
 
     def cost_s(self, asked: TraceRequest, now_s: float, assumed_tokens_per_s: float, assumed_s: float) -> float:
@@ -226,5 +233,7 @@ class ReplicaModel:
     def _leave(self, name: str, now_s: float, *, served: bool) -> Call:
         self._service.leave(now_s, served=served)
         call = self.calls.pop(name)
+        asked = call.asked
+        self._sessions.leave(asked.session or None, asked.prompt_tokens + asked.output_tokens if served else 0, now_s)
         self._recent.set(len(self.calls), now_s)
         return call

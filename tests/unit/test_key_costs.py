@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.routing import virtual_time
 from serve_app.engine.activity import energy_reader
 from serve_app.engine.fake import FakeEngine
 from serve_app.engine.fake_config import FakeEngineConfig
@@ -82,10 +83,18 @@ def test_the_energy_of_all_gpus_is_read_in_joules(monkeypatch: pytest.MonkeyPatc
     assert energy_reader(nvml(1500, None))() is None
 
 
-async def test_the_time_of_two_keys_adds_up_to_the_engines() -> None:
-    """Through a replica: prompts, decoding together and alone, and idle time between."""
+def test_the_time_of_two_keys_adds_up_to_the_engines() -> None:
+    """Through a replica, in virtual time: prompts, decoding together and alone, and idle time between."""
+    spent, busy_s = virtual_time.run(_spent_and_busy())
+    assert set(spent) == {"alice", "bob"}
+    assert sum(spent.values()) == pytest.approx(busy_s, rel=0.02)
+    assert spent["alice"] > 2 * spent["bob"]
+
+
+async def _spent_and_busy() -> tuple[dict[str, float], float]:
     config = FakeEngineConfig(gap_s=0.01, prefill_tokens_per_s=4000.0, max_num_batched_tokens=256, answer_tokens=(9, 9))
-    replica = EngineReplica("a", lambda sink: FakeEngine(config, sink), WatchdogLimits())
+    clock = asyncio.get_running_loop().time
+    replica = EngineReplica("a", lambda sink: FakeEngine(config, sink), WatchdogLimits(), clock=clock)
     await replica.start()
     frames = replica.frames("a", "ingress")
     await anext(frames)
@@ -105,12 +114,10 @@ async def test_the_time_of_two_keys_adds_up_to_the_engines() -> None:
         await asyncio.gather(run(f"{number}a", "alice", 600, 30), run(f"{number}b", "bob", 40, 10))
         busy_s += loop.time() - begun_s
         await asyncio.wait({loop.create_future()}, timeout=0.2)
-    spent = replica.figures().engine_s
+    spent = dict(replica.figures().engine_s)
     drained.cancel()
     await replica.stop()
-    assert set(spent) == {"alice", "bob"}
-    assert sum(spent.values()) == pytest.approx(busy_s, rel=0.02)
-    assert spent["alice"] > 2 * spent["bob"]
+    return spent, busy_s
 
 
 async def _drain(frames: object) -> None:

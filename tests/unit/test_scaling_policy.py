@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,9 @@ from serve_app.scaling import (
     Settings,
     decide,
 )
+from serve_app.scaling.facts import EngineRates
+from serve_app.scaling.forecast import Load, engines_needed
+from serve_app.scaling.memory import prompt_spread, remember
 
 START_S = 540.0
 ENGINE = ReplicaFacts(
@@ -89,7 +93,7 @@ def test_more_prompts_than_an_engine_computes_start_more_engines() -> None:
     fleet.run(600, 0.5, 2000)
     fleet.run(3600, 8, 2000)  # 16,000 tokens/s: two engines cannot keep it, three can
     assert 3 <= fleet.facts.target <= 6
-    assert fleet.changes[0][1].cause is Cause.PREFILL
+    assert Cause.PREFILL in {one.cause for _, one in fleet.changes}
     assert fleet.decisions[-1][1].ttft_p95_forecast_s is not None
     assert fleet.queued_tokens == 0
 
@@ -127,6 +131,41 @@ def test_a_full_cache_counts_as_full_slots() -> None:
     fleet.run(1200, 3, 100)
     assert fleet.facts.target > 1
     assert fleet.changes[0][1].cause is Cause.KV_CACHE
+
+
+def test_sessions_that_do_not_fit_into_the_caches_start_engines_before_they_are_computed_again() -> None:
+    full = replace(ENGINE, session_tokens=2_500_000.0, kv_cache_tokens=2_700_000.0)
+    fleet = Fleet(Settings(Objective(ttft_p95_s=3.0), Bounds(1, 8)), engine=full)
+    fleet.run(60, 0.5, 100)
+    (change,) = fleet.changes
+    assert change[1].cause is Cause.SESSIONS
+    assert change[1].reason.startswith("scaled 1 -> 2: sessions of 2.5 M tokens where 2.7 M fit into the KV caches")
+    roomy = Fleet(engine=replace(full, session_tokens=1_500_000.0))
+    roomy.run(600, 0.5, 100)
+    assert not roomy.changes
+
+
+def test_prompts_that_are_alike_need_fewer_engines_than_prompts_that_differ() -> None:
+    load = Load(EngineRates(64.0, 8000.0, 10.0), 7.0, 14_000.0, 0.0, 0, 0, 3, 3, 0.0, START_S)
+    alike, spread = replace(load, prompt_spread=0.1), replace(load, prompt_spread=4.0)
+    needed = [engines_needed(one, Objective(ttft_p95_s=1.0), 64) for one in (alike, load, spread)]
+    assert needed == sorted(needed)
+    assert needed[0] < needed[2]
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [([2000], 0.1), ([500, 3500], 0.5625), ([1, 1, 1, 80_000], 2.9998)])
+def test_the_spread_is_that_of_the_prompts_that_came(lengths: list[int], expected: float) -> None:
+    state = remember(IDLE, ScalingState(), Pace())
+    count = 40 * len(lengths)
+    facts = replace(
+        IDLE,
+        now_s=IDLE.now_s + 60,
+        arrived_requests=count,
+        arrived_prefill_tokens=40.0 * sum(lengths),
+        arrived_prefill_squares=40.0 * sum(one**2 for one in lengths),
+    )
+    assert prompt_spread(facts, state) == pytest.approx(expected, rel=1e-3)
+    assert prompt_spread(replace(facts, arrived_requests=3), state) == 1.0, "too few to tell"
 
 
 def test_the_reason_says_what_waits_and_what_users_would_feel() -> None:
