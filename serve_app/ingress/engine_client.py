@@ -54,7 +54,7 @@ class ReplicatedEngineCore:
         self.resources = SimpleNamespace(engine_dead=False)
         self.on_failed: Callable[[str, ServeError], None] = lambda _request_id, _error: None
         self.dispatcher = dispatcher_factory(self)
-        self._batches: OutputBatches[EngineCoreOutput] = OutputBatches()
+        self._batches: OutputBatches[EngineCoreOutput] = OutputBatches(lambda: len(self.dispatcher.connections()))
         self._encoder = MsgpackEncoder()
         self._decoder = MsgpackDecoder(EngineCoreOutput)
         self._grammars: dict[str, str] = {}
@@ -88,7 +88,7 @@ class ReplicatedEngineCore:
     # ---- what AsyncLLM calls -------------------------------------------------------------------------------------
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        """The next steps of all replicas, in one."""
+        """The next step of any replica, or the next steps of many in one."""
         return EngineCoreOutputs(outputs=await self._batches.take())
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
