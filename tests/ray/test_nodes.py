@@ -141,9 +141,9 @@ async def test_a_node_that_is_about_to_go_is_left_and_one_that_comes_back_is_use
     going = site.workers[replica["node_ip"]]
     undisturbed = await whole(site.cluster.url())
     streaming = asyncio.create_task(whole(site.cluster.url()))
-    leave = site.cluster.popen(
-        going, sys.executable, "-m", "serve_app", "leave", "--address", site.cluster.address, "--deadline-s", "60"
-    )
+    # By id: the nodes of this test share a process table, and Ray would take any of them for the command's own.
+    named = ("--address", site.cluster.address, "--node-id", replica["node_id"])
+    leave = site.cluster.popen(going, sys.executable, "-m", "serve_app", "leave", *named, "--deadline-s", "60")
     ended = asyncio.create_task(asyncio.to_thread(leave.communicate))
     while not ended.done():
         assert (await chat(site.cluster.url())).status_code == 200
