@@ -9,7 +9,6 @@ they looked at.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any, Self
 
 import msgspec
 import ray
+from msgspec.structs import replace
 from ray.exceptions import RayError
 
 from serve_app.engine import start_board
@@ -114,26 +114,28 @@ class ServeWatch:
     async def _ask(self) -> None:
         try:
             details = await asyncio.wait_for(self._fetch(), TIMEOUT_S)
-            deployments = read_deployments(details, self._application, await self._starts(details))
+            deployments = await self._with_starts(read_deployments(details, self._application))
         except (RayError, TimeoutError, ValueError, msgspec.ValidationError) as error:
             problem = f"Serve's controller does not answer ({type(error).__name__}): nodes and targets may be old."
-            self._view = msgspec.structs.replace(self._view, problem=problem)
+            self._view = replace(self._view, problem=problem)
             return
         await self._note_changes(deployments)
         self._view = ServeView(deployments)
         self._on_view(deployments)
 
-    async def _starts(self, details: object) -> Mapping[str, str]:
-        """What the starting replicas say of their start."""
-        waiting = [
-            replica.replica_id
-            for one in read_deployments(details, self._application)
-            for replica in one.replicas
-            if replica.state == STARTING
+    async def _with_starts(self, deployments: list[Deployment]) -> list[Deployment]:
+        """The same, with what the starting replicas say of their start."""
+        waiting = [one.replica_id for found in deployments for one in found.replicas if one.state == STARTING]
+        if not waiting:
+            return deployments
+        try:
+            said = await asyncio.wait_for(asyncio.to_thread(self._read_starts, waiting), TIMEOUT_S)
+        except TimeoutError:
+            return deployments
+        return [
+            replace(found, replicas=[replace(one, starting=said.get(one.replica_id, "")) for one in found.replicas])
+            for found in deployments
         ]
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(asyncio.to_thread(self._read_starts, waiting), TIMEOUT_S) if waiting else {}
-        return {}
 
     async def _note_changes(self, deployments: Sequence[Deployment]) -> None:
         for one in deployments:
@@ -192,23 +194,16 @@ class _Details(msgspec.Struct):
     applications: dict[str, _Application] = {}
 
 
-def read_deployments(details: object, application: str, starts: Mapping[str, str] | None = None) -> list[Deployment]:
-    """The deployments of an application in Serve's details; `starts` as `Starts` gives them. Raises
-    `msgspec.ValidationError`."""
+def read_deployments(details: object, application: str) -> list[Deployment]:
+    """The deployments of an application in Serve's details. Raises `msgspec.ValidationError`."""
     found = msgspec.convert(details, _Details).applications.get(application)
-    return [] if found is None else [_deployment(one, starts or {}) for one in found.deployments.values()]
+    return [] if found is None else [_deployment(one) for one in found.deployments.values()]
 
 
-def _deployment(one: _Deployment, starts: Mapping[str, str]) -> Deployment:
+def _deployment(one: _Deployment) -> Deployment:
     autoscaled = one.deployment_config.get("autoscaling_config") is not None
     replicas = [
-        ServeReplica(
-            replica.replica_id,
-            replica.state,
-            replica.node_ip or "",
-            replica.start_time_s,
-            starts.get(replica.replica_id, ""),
-        )
+        ServeReplica(replica.replica_id, replica.state, replica.node_ip or "", replica.start_time_s)
         for replica in one.replicas
     ]
     return Deployment(one.name, one.status.lower(), one.target_num_replicas, one.message, autoscaled, replicas)
