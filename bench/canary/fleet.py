@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 import msgspec
 
+from bench.routing.fleet import LocalTransport, Sink
 from serve_app.config.pools import CanaryConfig
 from serve_app.engine.contract import StepSink
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig
@@ -21,17 +22,10 @@ from serve_app.engine.replica import EngineReplica
 from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.ingress.canary.follower import CanaryFollower
 from serve_app.ingress.canary.trial import Directive, Trial, TrialReport
-from serve_app.protocol.errors import Outcome, ReplicaDied, ServeError
+from serve_app.protocol.errors import Outcome, ServeError
 from serve_app.protocol.messages import (
-    AttemptRequest,
-    Frame,
-    ReplicaInfo,
     ReplicaLabel,
     RequestSpec,
-    TokenDelta,
-    decode_frame,
-    decode_info,
-    encode_request,
     encode_tokens,
 )
 from serve_app.protocol.pages import prompt_pages
@@ -95,65 +89,6 @@ async def _is_healthy(replica: EngineReplica) -> bool:
     except Exception:  # noqa: BLE001  # whatever it raises, Serve replaces the replica
         return False
     return True
-
-
-@dataclass
-class LocalTransport:
-    """`attempts.Transport` to one deployment of this process."""
-
-    ingress_id: str
-    live: dict[str, EngineReplica]
-
-    async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
-        """See `Transport`."""
-        return [decode_info(await replica.info()) for replica in list(self.live.values())], True
-
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        """See `Transport`."""
-        replica = self._replica(replica_id)
-        async with contextlib.aclosing(replica.frames(replica_id, self.ingress_id)) as frames:
-            async for data in frames:
-                yield decode_frame(data)
-                self._replica(replica_id)
-
-    async def fetch_partial_output(self, resume_key: str) -> list[int]:  # noqa: ARG002  # nothing is kept
-        """See `Transport`."""
-        return []
-
-    async def wake(self) -> None:
-        """See `Transport`. The engines are always there."""
-
-    async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
-        """See `Transport`."""
-
-    async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
-        """See `Transport`."""
-        await self._replica(replica_id).run_attempt(replica_id, encode_request(attempt))
-
-    def _replica(self, replica_id: str) -> EngineReplica:
-        if replica_id not in self.live:
-            raise ReplicaDied("killed")
-        return self.live[replica_id]
-
-
-class Sink:
-    """Collects the tokens of each request."""
-
-    def __init__(self) -> None:
-        self.token_ids: dict[str, list[int]] = {}
-        self.ended: dict[str, asyncio.Future[None]] = {}
-
-    def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
-        """See `DispatcherSink`."""
-        for request_id, delta in deltas:
-            self.token_ids[request_id].extend(delta.token_ids)
-            if delta.finish_reason is not None and not self.ended[request_id].done():
-                self.ended[request_id].set_result(None)
-
-    def failed(self, request_id: str, error: ServeError) -> None:
-        """See `DispatcherSink`."""
-        if not self.ended[request_id].done():
-            self.ended[request_id].set_exception(error)
 
 
 @dataclass

@@ -76,7 +76,7 @@ class Answer:
     ended_s: float
 
 
-class _Sink:
+class Sink:
     """Collects the tokens of each request."""
 
     def __init__(self) -> None:
@@ -84,47 +84,57 @@ class _Sink:
         self.ended: dict[str, asyncio.Future[None]] = {}
 
     def deltas(self, deltas: Sequence[tuple[str, TokenDelta]]) -> None:
+        """See `DispatcherSink`."""
         for request_id, delta in deltas:
             self.token_ids[request_id].extend(delta.token_ids)
-            if delta.finish_reason is not None:
+            if delta.finish_reason is not None and not self.ended[request_id].done():
                 self.ended[request_id].set_result(None)
 
     def failed(self, request_id: str, error: ServeError) -> None:
-        self.ended[request_id].set_exception(error)
+        """See `DispatcherSink`."""
+        if not self.ended[request_id].done():
+            self.ended[request_id].set_exception(error)
 
 
 @dataclass
-class _Transport:
-    """`attempts.Transport` to the replicas of this process."""
+class LocalTransport:
+    """`attempts.Transport` to replicas of this process: those in `live`, which others add and take away."""
 
     ingress_id: str
     live: dict[str, EngineReplica]
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
+        """See `Transport`."""
         return [decode_info(await replica.info()) for replica in list(self.live.values())], True
 
     async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        replica = self.live[replica_id]
-        async with contextlib.aclosing(replica.frames(replica_id, self.ingress_id)) as frames:
+        """See `Transport`."""
+        async with contextlib.aclosing(self._replica(replica_id).frames(replica_id, self.ingress_id)) as frames:
             async for data in frames:
-                if replica_id not in self.live:
-                    raise ReplicaDied("killed")
+                self._replica(replica_id)
                 yield decode_frame(data)
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:  # noqa: ARG002  # nothing is kept
+        """See `Transport`."""
         return []
 
     async def wake(self) -> None:
+        """See `Transport`."""
         raise ReplicaLost("nothing starts engines here")
 
     async def share_quarantine(self, quarantine: Mapping[str, float]) -> None:
-        for replica in self.live.values():
+        """See `Transport`."""
+        for replica in list(self.live.values()):
             await replica.share_quarantine(msgspec.msgpack.encode(quarantine))
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
+        """See `Transport`."""
+        await self._replica(replica_id).run_attempt(replica_id, encode_request(attempt))
+
+    def _replica(self, replica_id: str) -> EngineReplica:
         if replica_id not in self.live:
             raise ReplicaDied("killed")
-        await self.live[replica_id].run_attempt(replica_id, encode_request(attempt))
+        return self.live[replica_id]
 
 
 @dataclass
@@ -138,7 +148,7 @@ class Fleet:
     live: dict[str, EngineReplica] = field(default_factory=dict)
     _engines: dict[str, FakeEngine] = field(default_factory=dict)
     _dispatchers: list[Dispatcher] = field(default_factory=list)
-    _sink: _Sink = field(default_factory=_Sink)
+    _sink: Sink = field(default_factory=Sink)
     _closing: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     _submitted: int = 0
 
@@ -149,7 +159,7 @@ class Fleet:
         for number in range(INGRESSES):
             name = f"ingress-{number}"
             dispatcher = Dispatcher(
-                _Transport(name, self.live),
+                LocalTransport(name, self.live),
                 name,
                 limits,
                 self._sink,
