@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,9 @@ class Network:
     """Use as a context manager: on leaving it, its namespaces and its bridge are gone."""
 
     def __init__(self) -> None:
-        self._name = f"sr{os.getpid() % 100_000}"
+        # Not by process: the kernel takes a namespace apart after `ip netns del` has returned, and the next network of
+        # this process would find a name still taken.
+        self._name = f"sr{secrets.token_hex(3)}"
         self._subnet = f"10.78.{os.getpid() % 250}"
         self._nodes: list[str] = []
 
@@ -30,6 +33,8 @@ class Network:
     def __exit__(self, *_: object) -> None:
         for name in self._nodes:
             _end_all_in(name)  # a namespace lives as long as a process in it, and its cable with it
+            with contextlib.suppress(subprocess.CalledProcessError):  # it had not come as far as to have one
+                _ip("link", "del", _outside(name))
             _ip("netns", "del", name)
         _ip("link", "del", self._name)
 
@@ -41,7 +46,8 @@ class Network:
     def add_node(self) -> Node:
         """A new machine, as far as addresses and ports go."""
         number = len(self._nodes) + 1
-        name, outside, address = f"{self._name}n{number}", f"{self._name}v{number}", f"{self._subnet}.{number}"
+        name, address = f"{self._name}n{number}", f"{self._subnet}.{number}"
+        outside = _outside(name)
         _ip("netns", "add", name)
         self._nodes.append(name)
         _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
@@ -54,6 +60,11 @@ class Network:
     def pull_the_plug(self, node: Node) -> None:
         """End everything on a node at once, as a power cut does."""
         _end_all_in(node.prefix[-1])
+
+
+def _outside(name: str) -> str:
+    """The end of a namespace's cable that is on the bridge."""
+    return f"{name}v"
 
 
 def _end_all_in(name: str) -> None:
@@ -84,4 +95,8 @@ def _trial() -> Iterator[None]:
 
 
 def _ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20).stdout
+    try:
+        return subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20).stdout
+    except subprocess.CalledProcessError as error:
+        error.add_note(error.stderr)
+        raise
