@@ -24,7 +24,6 @@ from bench.routing.fleet import Fleet, FleetSize
 from serve_app.protocol.errors import QueueFull
 from serve_app.router.routing import RoutingPolicy
 
-SCALE = 0.25
 FLOOD = "flood"
 
 SDK_TRIES = 3
@@ -48,6 +47,8 @@ class Load:
     duration_s: float = 600.0
     warm_up_s: float = 60.0
     seed: int = 0
+    scale: float = 0.25
+    """All token counts are multiplied with this; the engines' rates, too."""
 
     def capacity_per_s(self, size: FleetSize) -> float:
         """About how many requests the engines can finish in a second: they compute prompts most of the time."""
@@ -94,7 +95,7 @@ class Run:
         self._mode = mode
         self._load = load
         self._size = size
-        self._fleet = Fleet(size, SCALE, RoutingPolicy.COST, max_queued_requests=512)
+        self._fleet = Fleet(size, load.scale, RoutingPolicy.COST, max_queued_requests=512)
         self._random = random.Random(load.seed)
         self._asked: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
@@ -133,10 +134,10 @@ class Run:
         started_s = loop.time()
         counts = load.warm_up_s <= started_s < load.duration_s
         self._asked[client] += counts
-        prompt = [self._random.randrange(1 << 17) for _ in range(int(load.prompt_tokens * SCALE))]
+        prompt = [self._random.randrange(1 << 17) for _ in range(int(load.prompt_tokens * load.scale))]
         try:
             answer = await self._fleet.generate(
-                prompt, int(load.output_tokens * SCALE), None, client if self._mode.is_fair else ""
+                prompt, int(load.output_tokens * load.scale), None, client if self._mode.is_fair else ""
             )
         except QueueFull:
             return
@@ -159,10 +160,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--duration-s", type=float, default=600.0, help="virtual seconds (default 600)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=0.25, help="of the flood's token counts (default %(default)s)")
+    parser.add_argument("--step-tokens", type=int, default=8192, help="the engines' max-num-batched-tokens")
     parser.add_argument("--only", choices=("flood", "weights", "overload"), help="one of the three (default: all)")
     options = parser.parse_args(argv)
-    load = Load(options.clients, flood_ratio=options.flood, duration_s=options.duration_s, seed=options.seed)
-    size = FleetSize(replicas=options.replicas)
+    load = Load(
+        options.clients,
+        flood_ratio=options.flood,
+        duration_s=options.duration_s,
+        seed=options.seed,
+        scale=options.scale,
+    )
+    size = FleetSize(replicas=options.replicas, max_num_batched_tokens=options.step_tokens)
     tables = {"flood": _flood, "weights": _weights, "overload": _overload}
     for name, table in tables.items():
         if options.only in (None, name):

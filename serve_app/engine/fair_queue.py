@@ -167,6 +167,8 @@ class FairQueue:
         self._overdue_start = 0
         """At which start one that was overdue was chosen last."""
         self._running: dict[str, Flow] = {}
+        self._unsettled: dict[str, float] = {}
+        """What running requests have used, and their accounts do not know of yet."""
         self._front: OrderedDict[str, float] = OrderedDict()
         self._kept: set[str] = set()
         self._out_of_turn: set[str] = set()
@@ -187,6 +189,7 @@ class FairQueue:
     ) -> None:
         """A request waits. `first`: before all others (it ran before, on a replica that was lost). `kept`: it is not
         displaced (a replica had taken it before)."""
+        self._settle()
         if kept:
             self._kept.add(request_id)
         self._since.setdefault(flow.rank, OrderedDict())[request_id] = now_s
@@ -199,6 +202,9 @@ class FairQueue:
     def next(self, now_s: float = 0.0) -> str | None:
         """The request that may start next; None where none may: there is none, the slots are taken, or the last of
         them are kept for others."""
+        if not self._waiting:
+            return None
+        self._settle()
         free = self._slots - len(self._running)
         if free > 0 and not self._front and (overdue := self._overdue(now_s)) is not None:
             return overdue
@@ -228,6 +234,7 @@ class FairQueue:
         waiting = sum(len(those) for of, those in self._since.items() if of >= rank)
         if waiting <= coming:
             return False
+        self._settle()
         chosen = self._next_in_order(self._slots - len(self._running) + coming + 1)
         return chosen is not None and self._waiting[chosen].rank >= rank
 
@@ -267,17 +274,17 @@ class FairQueue:
         self._clients.started(flow.account)
         client.sessions.started(flow.session)
         self._running[request_id] = flow
-        self.charge(request_id, cost)
+        self._charge(flow, cost)
 
     def charge(self, request_id: str, cost: float) -> None:
-        """A running request has used so much more; less, where its start was charged too much. Others are ignored."""
-        flow = self._running.get(request_id)
-        if flow is not None:
-            self._clients.charge(flow.account, cost)
-            self._clients.by_name[flow.account].sessions.charge(flow.session, cost)
+        """A running request has used so much more. Others are ignored."""
+        # With every chunk of a stream: it goes into the accounts when they are looked at, or somebody comes or leaves.
+        if request_id in self._running:
+            self._unsettled[request_id] = self._unsettled.get(request_id, 0.0) + cost
 
     def leave(self, request_id: str) -> None:
         """A request has ended, or waits no more. Unknown ones are ignored."""
+        self._settle()
         ran = (flow := self._running.pop(request_id, None)) is not None
         if flow is None and (flow := self._waiting.pop(request_id, None)) is None:
             return
@@ -313,7 +320,21 @@ class FairQueue:
 
     def used(self) -> dict[str, float]:
         """What each client has used, divided by its weight."""
+        self._settle()
         return {name: one.used for name, one in self._clients.by_name.items()}
+
+    def _settle(self) -> None:
+        """Put into the accounts what has been used. Virtual time depends on who is there: it is called before anybody
+        comes or leaves."""
+        if not self._unsettled:
+            return
+        unsettled, self._unsettled = self._unsettled, {}
+        for request_id, cost in unsettled.items():
+            self._charge(self._running[request_id], cost)
+
+    def _charge(self, flow: Flow, cost: float) -> None:
+        self._clients.charge(flow.account, cost)
+        self._clients.by_name[flow.account].sessions.charge(flow.session, cost)
 
     def _accounts(self, flow: Flow) -> tuple[_Account, _Account]:
         client = self._clients.by_name[flow.account]

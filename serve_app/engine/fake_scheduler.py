@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve_app.engine.fake_cache import FakeCache, PageChain, pages_of
 from serve_app.engine.fake_config import FakeEngineConfig, RandomAnswer
@@ -37,11 +37,15 @@ class FakeRequest:
     cached_tokens: int = 0
     computed: int = 0
     pages_used: int = 0
+    prompt_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = self.attempt.spec.prompt_tokens  # is counted from the message each time
 
     @property
     def tokens(self) -> int:
         """The length of the sequence: its prompt and its answer so far."""
-        return self.attempt.spec.prompt_tokens + self.position
+        return self.prompt_tokens + self.position
 
     @property
     def to_prefill(self) -> int:
@@ -114,7 +118,8 @@ class FakeScheduler:
             request.pages.extend(token_ids)
         request.computed = max(request.computed, request.tokens - 1)
         self._use_pages(request)
-        self.cache.make_room(self._begun)
+        if pages_of(request.tokens) > pages_of(request.tokens - len(token_ids)):
+            self.cache.make_room(self._begun)
 
     @property
     def kv_usage_ratio(self) -> float:

@@ -8,7 +8,7 @@ somebody, so the sum over clients is the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
 
 class GpuTime:
@@ -24,9 +24,14 @@ class GpuTime:
             self._since_s = now_s
 
     def step(
-        self, now_s: float, stall_s: float, decoding: Sequence[str], computed: Iterable[tuple[str, int]], oldest: str
+        self,
+        now_s: float,
+        stall_s: float,
+        decoding: Mapping[str, int],
+        computed: Iterable[tuple[str, int]],
+        oldest: str,
     ) -> None:
-        """A step has ended. Of its time, `stall_s` came from prompts; `decoding` are the clients of the sequences that
+        """A step has ended. Of its time, `stall_s` came from prompts; `decoding` says how many sequences of each client
         had a token before it, `computed` those of the prompts that are complete with it, and how many tokens each was;
         `oldest` is the client of the oldest prompt that is not."""
         if self._since_s is None:
@@ -38,8 +43,9 @@ class GpuTime:
         elif not prompts and not oldest:
             stall_s = 0.0
         stall_s = min(stall_s, step_s)
-        for client in decoding:
-            self._add(client, (step_s - stall_s) / len(decoding))
+        sequences = sum(decoding.values())
+        for client, count in decoding.items():
+            self._add(client, (step_s - stall_s) * count / sequences)
         if prompts:
             tokens = sum(max(count, 1) for _, count in prompts)
             for client, count in prompts:

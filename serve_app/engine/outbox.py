@@ -4,6 +4,7 @@ cannot take yet become one frame."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from serve_app.engine.cache_log import CacheLog
 from serve_app.protocol.messages import CacheChanges, TokenDelta
@@ -21,9 +22,9 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._deltas)
 
-    def put(self, delta: TokenDelta) -> None:
-        """Add a delta; it goes out with the next frame."""
-        self._deltas.append(delta)
+    def put(self, deltas: Sequence[TokenDelta]) -> None:
+        """Add deltas; they go out with the next frame."""
+        self._deltas += deltas
         self._ready.set()
 
     def put_cache(self, changes: CacheChanges) -> None:

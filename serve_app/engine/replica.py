@@ -454,21 +454,7 @@ class EngineReplica:
             prefilling, decoding = self._prefill.prefilling > 0, self._prefill.decoding > 0
             announced = self._engine.stats().compilations
             stall_s = self._slow_causes.step(now_s, announced, prefilling=prefilling, decoding=decoding)
-        decoded: list[str] = []
-        computed: list[tuple[str, int]] = []
-        for delta in deltas:
-            attempt = self._attempts.get(delta.attempt_id)
-            if attempt is None:
-                continue
-            if attempt.has_token:
-                decoded.append(attempt.client)
-                self._slow_causes.tell(attempt.told, delta)
-            else:
-                computed.append((attempt.client, self._take_first(attempt, delta, now_s)))
-            self._take_tokens(attempt, delta)
-            outbox = self._outboxes.get(attempt.ingress_id)
-            if outbox is not None:
-                outbox.put(delta)
+        decoded, computed = self._take(deltas, now_s)
         if computed:
             self._preemption.preempt()  # there may have been none with a token
         if decoded or computed:
@@ -477,8 +463,33 @@ class EngineReplica:
         if deltas:
             tokens = sum(len(one.token_ids) for one in deltas)
             self._step_tokens.add(tokens, len(deltas))
-            self._counts.step(now_s, len(decoded), tokens * len(decoded) // len(deltas))
+            sequences = sum(decoded.values())
+            self._counts.step(now_s, sequences, tokens * sequences // len(deltas))
         self._share_cache()
+
+    def _take(self, deltas: Sequence[TokenDelta], now_s: float) -> tuple[dict[str, int], list[tuple[str, int]]]:
+        """Note a step's tokens, and send them on. Returns, by client, how many sequences had a token before; and the
+        client, and how many tokens were computed, of each that has its first one."""
+        slowed_s = self._slow_causes.total_s
+        decoded: dict[str, int] = {}
+        computed: list[tuple[str, int]] = []
+        for_ingress: dict[str, list[TokenDelta]] = {}
+        for delta in deltas:
+            attempt = self._attempts.get(delta.attempt_id)
+            if attempt is None:
+                continue
+            if attempt.has_token:
+                decoded[attempt.client] = decoded.get(attempt.client, 0) + 1
+                if attempt.told.seen_s != slowed_s or delta.finish_reason is not None:
+                    self._slow_causes.tell(attempt.told, delta)
+            else:
+                computed.append((attempt.client, self._take_first(attempt, delta, now_s)))
+            self._take_tokens(attempt, delta)
+            for_ingress.setdefault(attempt.ingress_id, []).append(delta)
+        for ingress_id, those in for_ingress.items():
+            if (outbox := self._outboxes.get(ingress_id)) is not None:
+                outbox.put(those)
+        return decoded, computed
 
     def _take_first(self, attempt: Attempt, delta: TokenDelta, now_s: float) -> int:
         """Note its first token. Returns how many tokens were computed for it."""
@@ -498,8 +509,9 @@ class EngineReplica:
         return computed
 
     def _take_tokens(self, attempt: Attempt, delta: TokenDelta) -> None:
-        attempt.computed_tokens += len(delta.token_ids)
-        self._starts.generated(delta.attempt_id, len(delta.token_ids))
+        count = len(delta.token_ids)
+        attempt.computed_tokens += count
+        self._starts.generated(delta.attempt_id, count)
         if attempt.resume_key:
             attempt.output_token_ids.extend(delta.token_ids)
         if delta.finish_reason is not None:

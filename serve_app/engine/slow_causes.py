@@ -158,6 +158,8 @@ class Told:
     prefill_s: float = 0.0
     compile_s: float = 0.0
     cpu_wait_s: float = 0.0
+    seen_s: float = 0.0
+    """How far all sums together had come when it was last looked whether there is something to tell."""
 
 
 class SlowCauses:
@@ -175,6 +177,11 @@ class SlowCauses:
     def compiles(self) -> bool:
         """Whether a kernel is being compiled, as far as that is known."""
         return self._compilations.compiles
+
+    @property
+    def total_s(self) -> float:
+        """All sums together. Where it is what an attempt has `seen_s`, there is nothing to tell."""
+        return self._prefills.total_s + self._compilations.total_s + self._cpu_waits.total_s
 
     def observe(self, now_s: float, steps: int, *, busy: bool) -> None:
         """Call it with each heartbeat."""
@@ -194,7 +201,7 @@ class SlowCauses:
         timing.prefill_s, now_s = self._without(timing, now_s, timing.prefill_s)
         timing.engine_queue_s, now_s = self._without(timing, now_s, timing.engine_queue_s)
         timing.replica_queue_s, _ = self._without(timing, now_s, timing.replica_queue_s)
-        return Told(self._prefills.total_s, self._compilations.total_s, self._cpu_waits.total_s)
+        return Told(self._prefills.total_s, self._compilations.total_s, self._cpu_waits.total_s, self.total_s)
 
     def _without(self, timing: EngineTiming, ended_s: float, lasted_s: float) -> tuple[float, float]:
         """What is left of a part that has ended then, and when it began."""
@@ -211,6 +218,7 @@ class SlowCauses:
         compile_s = self._compilations.total_s - told.compile_s
         cpu_wait_s = self._cpu_waits.total_s - told.cpu_wait_s
         stalled_s = prefill_s + compile_s + cpu_wait_s
+        told.seen_s = self.total_s
         if stalled_s > TOLD_STALL_S or (stalled_s > 0 and delta.finish_reason is not None):
             told.prefill_s += prefill_s
             told.compile_s += compile_s

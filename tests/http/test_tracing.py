@@ -16,6 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from serve_app.config.schema import TracingConfig
 from serve_app.engine.fake import FakeEngine, FakeEngineConfig, Fault, FaultKind
+from serve_app.engine.fake_script import Conversation, ScriptedCall, ScriptedTurn
 from serve_app.engine.replica import EngineFactory
 from serve_app.ingress.metrics import _fields
 from serve_app.observability.records import RequestRecord
@@ -23,7 +24,7 @@ from serve_app.observability.tracing import MAX_WAITING_SPANS, Tracing, exporter
 from serve_app.protocol.errors import Outcome
 from serve_app.protocol.messages import AttemptRequest
 from serve_app.protocol.service_class import Share
-from tests.http.harness import NAME, Service, service
+from tests.http.harness import MODEL, NAME, Service, service
 from tests.otlp_receiver import Receiver, attributes, grpc_receiver, http_receiver
 
 pytestmark = pytest.mark.asyncio
@@ -147,10 +148,23 @@ def finish_reasons(request: Span) -> list[str]:
     return [one.string_value for one in found.values]
 
 
+CALL_IT = {"messages": [{"role": "user", "content": "call it"}]}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+LOOKS = Conversation((ScriptedTurn(think="I look.", calls=(ScriptedCall("look", {}),)),), when=("call it",))
+
+
 @pytest.mark.parametrize(
     ("path", "body", "reasons"),
     [
         (CHAT, {"n": 2}, ["length", "length"]),
+        (CHAT, {**CALL_IT, "tools": [TOOL], "max_tokens": 200}, ["tool_calls"]),
+        (CHAT, {**CALL_IT, "tools": [TOOL], "max_tokens": 200, "stream": True}, ["tool_calls"]),
+        (
+            "/v1/messages",
+            {**CALL_IT, "tools": [{"name": "look", "input_schema": {"type": "object"}}], "max_tokens": 200},
+            ["tool_use"],
+        ),
+        ("/v1/completions", {"prompt": "say", "messages": None, "stop": ["K"], "max_tokens": 400}, ["stop"]),
         (CHAT, {"stop_token_ids": list(range(40, 65)), "max_tokens": 200}, ["stop"]),
         ("/v1/messages", {"stream": True}, ["max_tokens"]),
     ],
@@ -158,11 +172,12 @@ def finish_reasons(request: Span) -> list[str]:
 async def test_a_span_says_why_the_answer_ended_as_its_client_is_told(
     path: str, body: dict[str, object], reasons: list[str]
 ) -> None:
-    async with traced({"a": Engines().factory(answer_tokens=(500, 500))}) as here:
+    engine = Engines().factory(answer_tokens=(500, 500), script=(LOOKS,), tokenizer=str(MODEL))
+    async with traced({"a": engine}) as here:
         response = await here.client.post(path, json=chat(**body), headers=SAMPLED)
         assert response.status_code == 200, response.text
         spans = await here.receiver.trace(TRACE)
-        request = only(spans[f"chat {NAME}"])
+        (request,) = [one for named in spans.values() for one in named if one.kind == Span.SPAN_KIND_SERVER]
         assert finish_reasons(request) == reasons
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -259,6 +260,30 @@ def test_answers_are_charged_as_they_grow() -> None:
     queue.charge("talker::0", OUTPUT_COST * 1000)
     queue.start("quiet::0")
     assert queue.next() == "quiet::1"
+
+
+events = st.tuples(st.integers(0, 5), st.sampled_from(["put", "start", "charge", "charge", "leave"]))
+
+
+@given(st.lists(events, max_size=60))
+def test_it_makes_no_difference_when_what_was_used_goes_into_the_accounts(happens: list[tuple[int, str]]) -> None:
+    late, at_once = FairQueue(slots=3), FairQueue(slots=3)
+    newest: dict[int, str] = {}
+    for number, (client, what) in enumerate(happens):
+        chosen = at_once.next() if what == "start" else None
+        newest[client] = f"{client}::{number}" if what == "put" else newest.get(client, "")
+        for queue in (late, at_once):
+            if what == "put":
+                flow = Flow(str(client), f"session {number % 2}", weight=1.0 + client)
+                queue.put(newest[client], flow, 100.0)
+            elif chosen is not None:
+                queue.start(chosen)
+            elif what == "charge":
+                queue.charge(newest[client], 7.0)
+            elif what == "leave":
+                queue.leave(newest[client])
+        at_once.used()
+    assert late.used() == pytest.approx(at_once.used())
 
 
 def test_a_request_that_ran_before_goes_first() -> None:
