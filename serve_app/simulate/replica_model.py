@@ -15,15 +15,9 @@ from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cos
 from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.session_tokens import SessionTokens
+from serve_app.engine.start_queue import PATIENCE, STEPS_AHEAD
 from serve_app.simulate.engine_model import EngineModel, EngineSpec, ModelRequest, StepEnd
 from serve_app.simulate.trace import TraceRequest
-
-STEPS_AHEAD = 2
-"""How many steps' worth of prompts an engine has beside the one that it computes, as `engine/start_queue.py` has it."""
-
-PATIENCE = 0.5
-"""As there."""
-
 
 TPOT_MEMORY_TOKENS = 20_000.0
 """The time of a token is that of so many of the last ones."""
@@ -199,7 +193,7 @@ class ReplicaModel:
             call = self.calls[name]
             # The longest prompt does not count, as in `engine/start_queue.py`.
             together = [*self._prefilling.values(), call.missing_tokens]
-            if sum(together) - max(together) > STEPS_AHEAD * self.spec.max_num_batched_tokens:
+            if sum(together) - max(together) > int(STEPS_AHEAD * self.spec.max_num_batched_tokens):
                 return
             self._queue.start(name)
             call.has_started = True
