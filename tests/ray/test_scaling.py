@@ -13,7 +13,7 @@ import pytest
 from tests.ray.cluster import Cluster, Node, fake_engine, until
 from tests.ray.conftest import own_ports
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 CLIENTS = 12
 PROMPT = " ".join(f"word{number}" for number in range(250))
@@ -78,7 +78,7 @@ async def metric(service: Cluster, start: str) -> list[str]:
 
 async def test_a_burst_starts_engines_and_its_end_stops_them_each_with_the_reason(scaled: Cluster) -> None:
     async with burst(scaled):
-        await scaled.until_replicas("engine", 3, 90)
+        await scaled.until_replicas("engine", 3, 180)
 
         async def said() -> list[dict[str, Any]]:
             found = await scale_decisions(scaled)
@@ -97,7 +97,7 @@ async def test_a_burst_starts_engines_and_its_end_stops_them_each_with_the_reaso
     logs = (scaled.folder / "session_latest" / "logs" / "serve").glob("controller_*.log")
     assert any(decisions[0]["reason"] in file.read_text(encoding="utf-8") for file in logs)
 
-    await scaled.until_replicas("engine", 1, 120)
+    await scaled.until_replicas("engine", 1, 240)
 
     async def back() -> str:
         found = await scale_decisions(scaled)
