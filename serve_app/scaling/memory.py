@@ -25,6 +25,10 @@ LEAST_ARRIVALS = 100
 LONGEST_WINDOWS = 15
 """It reaches back so many windows at most."""
 
+LEAST_GONE_ARRIVALS, GONE_RATIO = 9.0, 0.2
+"""Where so many were expected, and fewer than this share of them came, the load has gone. It takes more than a lull:
+the turns of agents come in groups."""
+
 LEAST_SPREAD_ARRIVALS = 30
 """Fewer prompts say little about the spread of their lengths; then they are taken for exponential."""
 
@@ -116,9 +120,17 @@ def arrival_rates(facts: FleetFacts, state: ScalingState, pace: Pace) -> tuple[f
         longer = _at(state.arrivals, facts.now_s - count * window_s)
         if growth > 1 or requests >= LEAST_ARRIVALS or longer is None:
             break
+        if _has_gone(requests, seconds, now.requests - longer.requests - requests, now.at_s - longer.at_s - seconds):
+            break
         seconds = max(now.at_s - longer.at_s, seconds)
         requests, tokens = now.requests - longer.requests, now.prefill_tokens - longer.prefill_tokens
     return max(requests, 0.0) / seconds * growth, max(tokens, 0.0) / seconds * growth, growth > 1
+
+
+def _has_gone(requests: float, seconds: float, earlier: float, earlier_s: float) -> bool:
+    """Whether most of the load before has gone: then what came in `earlier_s` says nothing of the load now."""
+    expected = earlier * seconds / earlier_s if earlier_s > 0 else 0.0
+    return expected >= LEAST_GONE_ARRIVALS and requests < GONE_RATIO * expected
 
 
 def note_enough(state: ScalingState, now_s: float, engines: int, window_s: float) -> ScalingState:

@@ -108,6 +108,26 @@ def test_the_fleet_shrinks_when_the_load_has_gone_and_says_why() -> None:
     assert last.reason.startswith(f"scaled {fleet.changes[-2][1].target} -> 1: 1 would have been enough for 10 min")
 
 
+def test_a_load_that_has_gone_is_forgotten_however_few_its_requests_were() -> None:
+    fleet = Fleet(start_s=60.0)
+    fleet.run(3600, 1, 14_000)  # 60 requests in a window: the rate is taken over two
+    at_s, before = fleet.facts.now_s, fleet.facts.target
+    assert before > 2
+    fleet.run(3600, 0, 0)
+    assert fleet.facts.target == 1
+    pace = SETTINGS.pace
+    assert fleet.changes[-1][0] - at_s <= pace.down_after_s + 2 * pace.rate_window_s
+
+
+def test_a_lull_is_no_end_of_the_load() -> None:
+    fleet = Fleet(start_s=60.0)
+    fleet.run(3600, 1, 14_000)
+    before = fleet.facts.target
+    fleet.run(120, 0.3, 14_000)
+    fleet.run(1200, 1, 14_000)
+    assert fleet.facts.target == before
+
+
 def test_a_short_burst_that_is_gone_before_an_engine_could_start_starts_none() -> None:
     fleet = Fleet()
     fleet.run(600, 0.5, 2000)
