@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from serve_app.protocol.data_channel import DataChannel
 from serve_app.protocol.errors import ReplicaLost
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_info
+from serve_app.protocol.messages import AttemptRequest, Frame, OnFrame, ReplicaInfo, decode_info
 
 
 class ChannelTransport:
@@ -23,7 +22,7 @@ class ChannelTransport:
         """See `Transport`."""
         return [decode_info(data) for data in self.listed], True
 
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
         """See `Transport`."""
         infos, _ = await self.replicas()
         address = next((info.data_channel for info in infos if info.replica_id == replica_id), None)
@@ -34,11 +33,13 @@ class ChannelTransport:
         except (OSError, TimeoutError) as error:
             raise ReplicaLost(str(error)) from error
         self._channels[replica_id] = channel
+
+        def counted(frame: Frame) -> None:
+            self.frame_count += 1
+            on_frame(frame)
+
         try:
-            async with contextlib.aclosing(channel.frames()) as frames:
-                async for frame in frames:
-                    self.frame_count += 1
-                    yield frame
+            await channel.follow(counted)
             raise ReplicaLost("the data channel broke")
         finally:
             del self._channels[replica_id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -17,7 +17,7 @@ from serve_app.engine.watchdog import WatchdogLimits
 from serve_app.protocol.errors import ReplicaDied, ReplicaLost, ServeError
 from serve_app.protocol.messages import (
     AttemptRequest,
-    Frame,
+    OnFrame,
     ReplicaInfo,
     RequestSpec,
     TokenDelta,
@@ -107,12 +107,12 @@ class LocalTransport:
         """See `Transport`."""
         return [decode_info(await replica.info()) for replica in list(self.live.values())], True
 
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
         """See `Transport`."""
         async with contextlib.aclosing(self._replica(replica_id).frames(replica_id, self.ingress_id)) as frames:
             async for data in frames:
                 self._replica(replica_id)
-                yield decode_frame(data)
+                on_frame(decode_frame(data))
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:  # noqa: ARG002  # nothing is kept
         """See `Transport`."""

@@ -35,7 +35,7 @@ from serve_app.protocol.errors import (
     WrongReplica,
 )
 from serve_app.protocol.message_stream import MAX_MESSAGE_BYTES, MessageStream
-from serve_app.protocol.messages import AttemptRequest, DataChannelAddress, Frame, decode_frame
+from serve_app.protocol.messages import AttemptRequest, DataChannelAddress, OnFrame, decode_frame
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class DataChannelServer:
 
 
 class DataChannel:
-    """The ingress' end of a channel. Read `frames` all the time: the ends of attempts come with them."""
+    """The ingress' end of a channel. `follow` it all the time: the ends of attempts come with the frames."""
 
     def __init__(self, stream: MessageStream) -> None:
         self._stream = stream
@@ -201,15 +201,17 @@ class DataChannel:
         stream.write(OPEN, Handshake(address.secret, target, ingress_id))
         return cls(stream)
 
-    async def frames(self) -> AsyncGenerator[Frame, None]:
-        """Frames until the channel ends, for whatever reason."""
+    async def follow(self, on_frame: OnFrame) -> None:
+        """Give `on_frame` each frame until the channel ends, for whatever reason. Raises what `on_frame` raised."""
+
+        def receive(kind: int, body: memoryview) -> None:
+            if kind == FRAME:
+                on_frame(decode_frame(body))
+            elif kind == ENDED:
+                self._end(msgspec.msgpack.decode(body, type=AttemptEnded))
+
         with contextlib.suppress(OSError, EOFError):
-            while True:
-                kind, body = await self._stream.read()
-                if kind == FRAME:
-                    yield decode_frame(body)
-                elif kind == ENDED:
-                    self._end(msgspec.msgpack.decode(body, type=AttemptEnded))
+            await self._stream.deliver(receive)
 
     async def run(self, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended. Raises the error that it ended with, or the reason given to
@@ -228,7 +230,7 @@ class DataChannel:
             del self._running[number]
 
     def disconnect(self) -> None:
-        """Close the connection: `frames` ends. Attempts on it wait for `close`, which tells them why."""
+        """Close the connection: `follow` ends. Attempts on it wait for `close`, which tells them why."""
         self._stream.abort()
 
     def close(self, reason: Exception) -> None:

@@ -7,7 +7,7 @@ encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -241,6 +241,10 @@ class Frame(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     load: ReplicaLoad
     deltas: list[TokenDelta]
     cache: CacheChanges | None = None
+
+
+OnFrame = Callable[[Frame], None]
+"""What gets the frames of a replica, in their order."""
 
 
 class OtherWireVersion(Exception):

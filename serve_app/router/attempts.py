@@ -6,7 +6,7 @@ Nothing here knows Ray (see `router/serve_transport.py`) or vLLM (see `ingress/e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Protocol
@@ -27,7 +27,7 @@ from serve_app.protocol.liveness import SilenceClock
 from serve_app.protocol.messages import (
     NO_LABEL,
     AttemptRequest,
-    Frame,
+    OnFrame,
     ReplicaCapacity,
     ReplicaInfo,
     ReplicaLabel,
@@ -241,8 +241,9 @@ class Transport(Protocol):
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         """The replicas that take new work, and whether the list is complete (False: some did not answer)."""
 
-    def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
-        """The frames of one replica, until closed. Raises `ReplicaLost`, `ReplicaDied`, `WrongReplica`."""
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
+        """Give `on_frame` the frames of one replica, until cancelled. Raises `ReplicaLost`, `ReplicaDied`,
+        `WrongReplica`, and what `on_frame` raises."""
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
         """The longest partial output of a broken stream at any replica (`engine/partial_outputs.py`); empty if none has

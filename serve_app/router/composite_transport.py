@@ -7,11 +7,10 @@ not make the list incomplete for long: a part that never starts must not keep th
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from serve_app.protocol.errors import ReplicaLost
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo
+from serve_app.protocol.messages import AttemptRequest, OnFrame, ReplicaInfo
 from serve_app.router.attempts import Transport
 
 PATIENCE_LISTINGS = 10
@@ -84,11 +83,9 @@ class CompositeTransport:
             del self._owners[next(iter(self._owners))]
         return infos, complete
 
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
         """See `Transport`."""
-        async with contextlib.aclosing(self._owner(replica_id).frames(replica_id)) as frames:
-            async for frame in frames:
-                yield frame
+        await self._owner(replica_id).follow(replica_id, on_frame)
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
         """See `Transport`."""

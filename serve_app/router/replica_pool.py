@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from serve_app.protocol.errors import EngineDead, NoReplica, OtherVersion, ReplicaLost, WrongReplica
 from serve_app.protocol.liveness import RecentPeak
@@ -257,9 +258,7 @@ class ReplicaPool:
     async def _follow(self, connection: ReplicaConnection) -> None:
         how = End.CUT
         try:
-            async with contextlib.aclosing(self._transport.frames(connection.replica_id)) as frames:
-                async for frame in frames:
-                    self._on_frame(connection, frame)
+            await self._transport.follow(connection.replica_id, partial(self._on_frame, connection))
         except (ReplicaLost, WrongReplica, EngineDead) as error:
             how = connection.end_by(error)
             logger.warning(

@@ -13,10 +13,9 @@ The list of replicas comes from `handle.broadcast`, Serve's public way to reach 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import grpc
 import msgspec
@@ -40,7 +39,7 @@ from serve_app.protocol.errors import (
 from serve_app.protocol.messages import (
     AttemptRequest,
     DataChannelAddress,
-    Frame,
+    OnFrame,
     ReplicaInfo,
     decode_frame,
     decode_info,
@@ -117,7 +116,7 @@ class ServeTransport:
         self._addresses = {info.replica_id: info.data_channel for info in infos if info.data_channel is not None}
         return infos, len(infos) == len(answers)
 
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
         """See `Transport`: by a data channel where one is offered and can be opened, else by Serve."""
         address = self._addresses.get(replica_id)
         if address is not None:
@@ -125,14 +124,10 @@ class ServeTransport:
             try:
                 channel = await self._open_channel(replica_id, address, lease)
                 if channel is not None:
-                    async with contextlib.aclosing(self._by_channel(replica_id, channel, lease)) as frames:
-                        async for frame in frames:
-                            yield frame
+                    await self._by_channel(replica_id, channel, lease, on_frame)
             finally:
                 lease.cancel()
-        async with contextlib.aclosing(self._by_serve(replica_id)) as frames:
-            async for frame in frames:
-                yield frame
+        await self._by_serve(replica_id, on_frame)
 
     async def _open_channel(self, replica_id: str, address: DataChannelAddress, lease: AnyStream) -> DataChannel | None:
         """The channel, after the lease has reached the right replica; None where it cannot be opened."""
@@ -149,7 +144,7 @@ class ServeTransport:
             )
             return None
 
-    async def _by_channel(self, replica_id: str, channel: DataChannel, lease: AnyStream) -> AsyncGenerator[Frame, None]:
+    async def _by_channel(self, replica_id: str, channel: DataChannel, lease: AnyStream, on_frame: OnFrame) -> NoReturn:
         """Frames until channel or lease breaks; then raises what became of the replica."""
         self._channels[replica_id] = channel
         reason: Exception = ReplicaLost("the connection is closed")
@@ -157,9 +152,7 @@ class ServeTransport:
         # A node that is gone closes no connection; Ray may notice it sooner than the silence timeout.
         end_reason.add_done_callback(lambda _: channel.disconnect())
         try:
-            async with contextlib.aclosing(channel.frames()) as frames:
-                async for frame in frames:
-                    yield frame
+            await channel.follow(on_frame)
             await asyncio.wait({end_reason}, timeout=END_REASON_S)
             reason = end_reason.result() if end_reason.done() else ReplicaLost("the data channel broke")
             raise reason
@@ -169,11 +162,11 @@ class ServeTransport:
                 del self._channels[replica_id]
             channel.close(reason)
 
-    async def _by_serve(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def _by_serve(self, replica_id: str, on_frame: OnFrame) -> None:
         stream = self._frames.remote(replica_id, self._ingress_id)
         try:
             async for data in stream:
-                yield decode_frame(data)
+                on_frame(decode_frame(data))
         except (*CALL_FAILED, *OUR_ERRORS) as error:
             raise as_replica_error(error) from error
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from serve_app.ingress.rate_limits.limiter import RateLimiter
 from serve_app.observability.records import RecordStore, record_of
 from serve_app.observability.search import OneStore
 from serve_app.protocol.errors import Outcome
-from serve_app.protocol.messages import AttemptRequest, Frame, ReplicaInfo, decode_frame, decode_info, encode_request
+from serve_app.protocol.messages import AttemptRequest, OnFrame, ReplicaInfo, decode_frame, decode_info, encode_request
 from serve_app.protocol.service_class import Share
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits
@@ -65,10 +65,10 @@ class LocalTransport:
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
         return [decode_info(await replica.info()) for replica in self.live.values()], True
 
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
         async with contextlib.aclosing(self.live[replica_id].frames(replica_id, self.ingress_id)) as frames:
             async for data in frames:
-                yield decode_frame(data)
+                on_frame(decode_frame(data))
 
     async def fetch_partial_output(self, resume_key: str) -> list[int]:
         answers = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from serve_app.protocol.messages import (
     WIRE_VERSION,
     AttemptRequest,
     Frame,
+    OnFrame,
     ReplicaInfo,
     ReplicaLoad,
     RequestSpec,
@@ -99,14 +100,14 @@ class LocalTransport:
             ReplicaInfo(WIRE_VERSION, name, IDLE, quarantine=self.quarantine, node_ids=["head", name]) for name in names
         ], True
 
-    async def frames(self, replica_id: str) -> AsyncGenerator[Frame, None]:
+    async def follow(self, replica_id: str, on_frame: OnFrame) -> None:
         replica = self.live[replica_id]
         replica.send()
         while True:
             item = await replica.frames.get()
             if isinstance(item, Exception):
                 raise item
-            yield item
+            on_frame(item)
 
     async def run_attempt(self, replica_id: str, attempt: AttemptRequest) -> None:
         replica = self.live[replica_id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -76,9 +76,7 @@ class Reader:
     seen: asyncio.Queue[Frame] = field(default_factory=asyncio.Queue)
 
     async def read(self) -> None:
-        async with aclosing(self.channel.frames()) as frames:
-            async for frame in frames:
-                self.seen.put_nowait(frame)
+        await self.channel.follow(self.seen.put_nowait)
 
 
 @asynccontextmanager

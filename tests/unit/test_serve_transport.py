@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Generator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,9 +134,7 @@ class Follower:
                 self.all_there.set()
 
     async def follow(self, replica_id: str = "a") -> None:
-        async with aclosing(self.transport.frames(replica_id)) as frames:
-            async for frame in frames:
-                self.take(frame)
+        await self.transport.follow(replica_id, self.take)
 
 
 @asynccontextmanager
