@@ -55,6 +55,7 @@ from serve_app.ingress.peers import AllIngresses, own_deployment, serve_status_p
 from serve_app.ingress.rate_limits.deployment import follow_keys, office
 from serve_app.observability.records import RecordStore
 from serve_app.protocol.messages import NO_LABEL, ReplicaLabel
+from serve_app.protocol.paced_reads import PacedReads
 from serve_app.router.admission import Admission
 from serve_app.router.attempts import DispatcherLimits, DispatcherSink
 from serve_app.router.composite_transport import CompositeTransport
@@ -228,9 +229,10 @@ class Ingress:
         return IngressMiddleware(app, _middleware_settings(config), keys, metrics, limiter, tracing)
 
     def _open_transport(self, ingress_id: str) -> CompositeTransport:
-        may_sleep = self._config.replicas.may_sleep
+        may_sleep, reads = self._config.replicas.may_sleep, PacedReads()
         engines = {
-            name: ServeTransport(engine, ingress_id, may_sleep=may_sleep) for name, engine in self._engines.items()
+            name: ServeTransport(engine, ingress_id, reads, may_sleep=may_sleep)
+            for name, engine in self._engines.items()
         }
         self._transport = CompositeTransport(engines)
         return self._transport

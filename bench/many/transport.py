@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from serve_app.protocol.data_channel import DataChannel
 from serve_app.protocol.errors import ReplicaLost
 from serve_app.protocol.messages import AttemptRequest, Frame, OnFrame, ReplicaInfo, decode_info
+from serve_app.protocol.paced_reads import PacedReads
 
 
 class ChannelTransport:
@@ -16,6 +17,7 @@ class ChannelTransport:
         self.listed: Sequence[bytes] = ()
         self.frame_count = 0
         self._ingress_id = ingress_id
+        self._reads = PacedReads()
         self._channels: dict[str, DataChannel] = {}
 
     async def replicas(self) -> tuple[Sequence[ReplicaInfo], bool]:
@@ -29,7 +31,7 @@ class ChannelTransport:
         if address is None:
             raise ReplicaLost("it is not listed")
         try:
-            channel = await DataChannel.open(address, replica_id, self._ingress_id)
+            channel = await DataChannel.open(address, replica_id, self._ingress_id, self._reads)
         except (OSError, TimeoutError) as error:
             raise ReplicaLost(str(error)) from error
         self._channels[replica_id] = channel

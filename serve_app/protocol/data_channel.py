@@ -36,6 +36,7 @@ from serve_app.protocol.errors import (
 )
 from serve_app.protocol.message_stream import MAX_MESSAGE_BYTES, MessageStream
 from serve_app.protocol.messages import AttemptRequest, DataChannelAddress, OnFrame, decode_frame
+from serve_app.protocol.paced_reads import PacedReads
 
 logger = logging.getLogger(__name__)
 
@@ -187,19 +188,20 @@ class DataChannelServer:
 class DataChannel:
     """The ingress' end of a channel. `follow` it all the time: the ends of attempts come with the frames."""
 
-    def __init__(self, stream: MessageStream) -> None:
+    def __init__(self, stream: MessageStream, reads: PacedReads) -> None:
         self._stream = stream
+        self._reads = reads
         self._numbers = itertools.count()
         self._running: dict[int, asyncio.Future[None]] = {}
         self._broken: Exception | None = None
 
     @classmethod
-    async def open(cls, address: DataChannelAddress, target: str, ingress_id: str) -> DataChannel:
-        """Raises `OSError`, `TimeoutError` where nothing answers."""
+    async def open(cls, address: DataChannelAddress, target: str, ingress_id: str, reads: PacedReads) -> DataChannel:
+        """Raises `OSError`, `TimeoutError` where nothing answers. `reads`: what receives all channels' frames."""
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             _, stream = await asyncio.get_running_loop().create_connection(MessageStream, address.host, address.port)
         stream.write(OPEN, Handshake(address.secret, target, ingress_id))
-        return cls(stream)
+        return cls(stream, reads)
 
     async def follow(self, on_frame: OnFrame) -> None:
         """Give `on_frame` each frame until the channel ends, for whatever reason. Raises what `on_frame` raised."""
@@ -211,7 +213,7 @@ class DataChannel:
                 self._end(msgspec.msgpack.decode(body, type=AttemptEnded))
 
         with contextlib.suppress(OSError, EOFError):
-            await self._stream.deliver(receive)
+            await self._stream.deliver(receive, self._reads)
 
     async def run(self, attempt: AttemptRequest) -> None:
         """Run an attempt; returns when it has ended. Raises the error that it ended with, or the reason given to

@@ -8,12 +8,18 @@ stays: asyncio's own streams copy each byte three times, which takes 120 ms of C
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NoReturn, cast
 
 import msgspec
+
+from serve_app.protocol.paced_reads import PacedReads
 
 HEAD_BYTES: Final = 5
 LENGTH_BYTES: Final = 4
@@ -74,18 +80,18 @@ class MessageStream(asyncio.BufferedProtocol):
             self._read_on(wanted=True)
         return message
 
-    async def deliver(self, receiver: Receiver) -> NoReturn:
-        """Give `receiver` each message, in place of `read`, in the very moment in which it is there: a task that is
-        woken for each costs as much again as a step's frame. Raises `EOFError` or `OSError` when there is none any
-        more, or what `receiver` raised, which ends the connection."""
+    async def deliver(self, receiver: Receiver, reads: PacedReads) -> NoReturn:
+        """Give `receiver` each message, in place of `read`, in the very moment in which `reads` has received it: a task
+        that is woken for each costs as much again as a step's frame. Raises `EOFError` or `OSError` when there is none
+        any more, or what `receiver` raised, which ends the connection."""
         while self._waiting:
             receiver(*self._waiting.popleft())
         self._receiver = receiver
-        self._read_on(wanted=True)
         try:
-            while self._ended is None:
-                self._readable.clear()
-                await self._readable.wait()
+            with self._received_by(reads):
+                while self._ended is None:
+                    self._readable.clear()
+                    await self._readable.wait()
         finally:
             self._receiver = None
         raise self._ended
@@ -201,6 +207,41 @@ class MessageStream(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001  # `deliver` raises it
             self._end(error)
             self.abort()
+
+    @contextlib.contextmanager
+    def _received_by(self, reads: PacedReads) -> Iterator[None]:
+        """`reads` receives in place of the event loop. Sending is left to that."""
+        if self._transport is None or self._ended is not None or self._transport.is_closing():
+            yield
+            return
+        self._transport.pause_reading()
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as connection:
+            connection.setblocking(False)
+            reads.add(connection, partial(self._receive, connection))
+            try:
+                yield
+            finally:
+                reads.remove(connection)
+
+    def _receive(self, connection: socket.socket) -> None:
+        """All that is there."""
+        is_more = True
+        while is_more and self._ended is None:
+            buffer = self.get_buffer(-1)
+            try:
+                count = connection.recv_into(buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._end(error)
+                self.abort()
+                return
+            if not count:
+                self.eof_received()
+                self.abort()
+                return
+            is_more = count == len(buffer)
+            self.buffer_updated(count)
 
     def _read_on(self, *, wanted: bool) -> None:
         # uvloop raises on a connection that has ended. Otherwise to ask twice is the same as once.

@@ -45,6 +45,7 @@ from serve_app.protocol.messages import (
     decode_info,
     encode_request,
 )
+from serve_app.protocol.paced_reads import PacedReads
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +90,17 @@ class TargetRouter(RequestRouter):  # type: ignore[misc]  # Ray is not read by m
 
 class ServeTransport:
     """`Transport` over a handle to the engine deployment. Configured once: `.options()` makes a new handle each time.
-    `may_sleep`: the deployment may have no replica; else that Serve lists none means that it knows none yet."""
+    `may_sleep`: the deployment may have no replica; else that Serve lists none means that it knows none yet. `reads`
+    receives the frames of all data channels; None: those of this transport by themselves."""
 
-    def __init__(self, engine: DeploymentHandle[Any], ingress_id: str, *, may_sleep: bool = False) -> None:
+    def __init__(
+        self,
+        engine: DeploymentHandle[Any],
+        ingress_id: str,
+        reads: PacedReads | None = None,
+        *,
+        may_sleep: bool = False,
+    ) -> None:
         self._engine = engine
         self._may_sleep = may_sleep
         self._info = engine.options(method_name="info", **PLAIN)
@@ -99,6 +108,7 @@ class ServeTransport:
         self._frames = engine.options(method_name="frames", stream=True, **PLAIN)
         self._lease = engine.options(method_name="lease", stream=True, **PLAIN)
         self._ingress_id = ingress_id
+        self._reads = reads or PacedReads()
         self._addresses: dict[str, DataChannelAddress] = {}
         self._channels: dict[str, DataChannel] = {}
 
@@ -136,7 +146,7 @@ class ServeTransport:
         except (*CALL_FAILED, *OUR_ERRORS) as error:
             raise as_replica_error(error) from error
         try:
-            return await DataChannel.open(address, replica_id, self._ingress_id)
+            return await DataChannel.open(address, replica_id, self._ingress_id, self._reads)
         except (OSError, TimeoutError) as error:
             where = f"{address.host}:{address.port}"
             logger.warning(

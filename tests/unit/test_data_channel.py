@@ -23,6 +23,7 @@ from serve_app.protocol.messages import (
     encode_frame,
     encode_tokens,
 )
+from serve_app.protocol.paced_reads import PacedReads
 
 LOAD = ReplicaLoad(0, 8, 0.0, draining=False)
 
@@ -93,7 +94,7 @@ async def served(replica: Replica) -> AsyncIterator[tuple[DataChannelServer, Dat
 async def read(
     address: DataChannelAddress, target: str = "a"
 ) -> AsyncIterator[tuple[DataChannel, Reader, asyncio.Task[None]]]:
-    channel = await DataChannel.open(address, target, "ingress")
+    channel = await DataChannel.open(address, target, "ingress", PacedReads())
     reader = Reader(channel)
     reading = asyncio.create_task(reader.read())
     try:
