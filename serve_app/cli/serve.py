@@ -29,7 +29,9 @@ from serve_app.config import deployment, fleet, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.schema import ConfigError, flag
 
-POLL_S = 0.5
+POLL_S, SETTLED_POLL_S = 0.5, 5.0
+"""How often Serve is asked for its state while something changes, and while all is well. Each answer takes some 20 ms
+of CPU time of the controller, two processes of the dashboard and this one."""
 
 Say = Callable[[str], None]
 
@@ -127,7 +129,7 @@ async def _watch(deploy: Deployment, child: ServeChild, say: Say) -> None:
         if error and error != told:
             say(serve_status.essence(error))
         told = error
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(SETTLED_POLL_S if answers and serve_status.is_settled(state) else POLL_S)
 
 
 async def _state(dashboard: str | None, application: str) -> ApplicationDetails | None:

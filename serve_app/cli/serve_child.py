@@ -55,7 +55,7 @@ MOST_HAPROXY_THREADS = 4
 """Serve's own number, for any machine. More than a quarter of its processors would only wake each other, once for every
 token."""
 
-FOLLOW_S = 0.2
+FOLLOW_S = 0.5
 """How often the child's output is read."""
 
 

@@ -23,6 +23,13 @@ def has_failed(deployment: DeploymentDetails) -> bool:
     return deployment.status in FAILED_STATES or _FAILED_TO_START in (deployment.message or "")
 
 
+def is_settled(application: ApplicationDetails) -> bool:
+    """Whether every deployment has all the replicas that it should."""
+    return application.status == "RUNNING" and all(
+        deployment.status == "HEALTHY" for deployment in application.deployments.values()
+    )
+
+
 def summary(deployment: DeploymentDetails) -> str:
     """`updating (1 running, 1 starting)`."""
     states = Counter(replica.state for replica in deployment.replicas)

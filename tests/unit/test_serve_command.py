@@ -64,6 +64,21 @@ def test_changes_are_told_once() -> None:
     assert serve_status.changes(after, after) == []
 
 
+@pytest.mark.parametrize(
+    ("details", "settled"),
+    [
+        (RUNNING, True),
+        (DEPLOYING, False),
+        (FAILED, False),
+        (state("RUNNING", "UPDATING", replicas=("RUNNING",)), False),
+        (state("RUNNING", "UNHEALTHY", replicas=("RUNNING",)), False),
+        (state("DEPLOYING", "HEALTHY", replicas=("RUNNING",)), False),
+    ],
+)
+def test_only_where_all_is_well_is_it_asked_seldom(details: object, settled: bool) -> None:
+    assert serve_status.is_settled(read(details)) is settled
+
+
 @pytest.mark.parametrize("body", [b"null", b"[1]", b"no JSON", b'{"applications": 1}'])
 def test_an_answer_that_is_not_serves_is_refused(body: bytes) -> None:
     with pytest.raises(StatusUnknown, match="unexpected answer"):
