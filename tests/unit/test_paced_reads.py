@@ -120,7 +120,7 @@ async def test_many_that_become_few_are_read_as_they_come() -> None:
             await some.until(turn + 2)
 
 
-# ---- message streams ---------------------------------------------------------------------------------------------------
+# ---- message streams -------------------------------------------------------------------------------------------------
 
 
 class Refused(Exception):
@@ -146,12 +146,17 @@ async def two_ends() -> AsyncIterator[tuple[MessageStream, MessageStream]]:
 
 async def received_until_the_end(count: int, period_s: float, few: int) -> None:
     got: list[bytes] = []
+    all_there = asyncio.Event()
+
+    def receive(_kind: int, body: memoryview) -> None:
+        got.append(bytes(body))
+        if len(got) > count:
+            all_there.set()
+
     async with two_ends() as (there, client):
         there.write_encoded(1, b"before anybody reads")
         await turns()
-        delivering = asyncio.create_task(
-            client.deliver(lambda _kind, body: got.append(bytes(body)), PacedReads(period_s, few))
-        )
+        delivering = asyncio.create_task(client.deliver(receive, PacedReads(period_s, few)))
         sent = [b"%d " % number * (SCRATCH_BYTES if number % 3 == 0 else 1) for number in range(count)]
         for body in sent:
             there.write_encoded(2, body)
@@ -159,8 +164,7 @@ async def received_until_the_end(count: int, period_s: float, few: int) -> None:
             client.write(3, "the other way")
         for _ in sent:
             await there.read()
-        while len(got) <= count:
-            await asyncio.sleep(0)
+        await all_there.wait()
         there.abort()
         with pytest.raises((EOFError, OSError)):
             await delivering
