@@ -10,7 +10,8 @@ has a value counts (`docs/clients.md` says who sends what):
    in common than those of strangers.
 
 Child agents share the session of the agent that started them: Claude Code and Codex send one session id for all, beside
-ids of each agent (`x-claude-code-agent-id`; Codex' `thread-id`, which counts only where nothing else is sent).
+ids of each agent (`x-claude-code-agent-id`; Codex' `thread-id`, which counts only where nothing else is sent). OpenCode
+gives each child a session of its own and sends its parent's beside it, so that counts first.
 `x-client-request-id` does not count: Codex sends its thread's id, OpenAI's SDKs a new one with each request.
 `previous_response_id` cannot: nothing is stored here, and a request with one is refused.
 """
@@ -27,6 +28,7 @@ import msgspec
 from serve_app.router.request_context import Session
 
 HEADERS = (
+    "x-parent-session-id",  # OpenCode's, of a child agent whose own session is in `x-session-id`
     "x-session-id",  # who sets it means it: no agent's own header overrides it
     "x-claude-code-session-id",
     "session-id",

@@ -15,7 +15,7 @@ from tests.ray.conftest import own_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-CLIENTS = 12
+CLIENTS = 18
 PROMPT = " ".join(f"word{number}" for number in range(250))
 
 ARGS = {
