@@ -19,16 +19,18 @@ CALLS: dict[str, list[Turn]] = {
     "claude": [
         turn(call("Agent", description="Name a fruit", prompt=CHILDS_TASK, subagent_type="general-purpose")),
     ],
-    "codex": [
-        turn(call("multi_agent_v1__spawn_agent", message=CHILDS_TASK)),
-        # Codex does not wait for a child that is not waited for, so the parent takes a look meanwhile.
-        turn(call("exec_command", cmd="sleep 2; cat hello.py", yield_time_ms=4000)),
-    ],
+    "codex": [turn(call("multi_agent_v1__spawn_agent", message=CHILDS_TASK))],
     "opencode": [
         turn(call("task", description="Name a fruit", prompt=CHILDS_TASK, subagent_type="general")),
     ],
 }
 """How each starts a child."""
+
+SPAWNED = {
+    "when": ["TASK-PARENT", r'"agent_id":"(?P<agent>[0-9a-f-]{36})"'],
+    "turns": [turn(), turn(call("multi_agent_v1__wait_agent", targets=["{{agent}}"])), turn(say=ANSWER)],
+}
+"""Codex's parent has to wait for its child, by the id that it got."""
 
 MARKS = {"claude": "x-claude-code-agent-id", "codex": "x-codex-parent-thread-id", "opencode": "x-parent-session-id"}
 """A header that only a child's requests have."""
@@ -43,7 +45,7 @@ def is_childs(request: Request) -> bool:
 @pytest.mark.parametrize("agent", [CLAUDE, CODEX, OPENCODE], ids=lambda agent: agent.name)
 async def test_a_child_agents_requests_are_of_its_parents_session(agent: Program, workplace: Workplace) -> None:
     installed(agent)
-    script = [CHILD, conversation("PARENT", [*CALLS[agent.name], turn(say=ANSWER)]), DEFAULT]
+    script = [CHILD, SPAWNED, conversation("PARENT", [*CALLS[agent.name], turn(say=ANSWER)]), DEFAULT]
     async with recorded({"a": scripted(script)}) as running:
         ran = await workplace.run(agent, running.url, task_text("PARENT", workplace.work))
         asked, lines = running.recorder.turns(), running.lines()
@@ -55,5 +57,4 @@ async def test_a_child_agents_requests_are_of_its_parents_session(agent: Program
     assert [MARKS[agent.name] in one.headers for one in asked] == [is_childs(one) for one in asked]
     sessions = {line.context.session.name for line in lines if line.context.session is not None}
     assert len(sessions) == 1, sessions
-    if agent is not CODEX:  # whose parent asks for the answer, if it wants it
-        assert CHILDS_ANSWER in asked[-1].body.decode()
+    assert CHILDS_ANSWER in asked[-1].body.decode()

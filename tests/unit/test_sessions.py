@@ -41,6 +41,11 @@ CLAUDE_USER = {"device_id": "d" * 64, "account_uuid": "", "session_id": ID}
         ({"session_id": ID}, {}, Session(ID, "session_id")),
         # OpenCode 1.18.33.
         ({"x-session-id": "ses_1", "x-session-affinity": "ses_1"}, {}, Session("ses_1", "x-session-id")),
+        (
+            {"x-session-id": "ses_2", "x-session-affinity": "ses_2", "x-parent-session-id": "ses_1"},
+            {},
+            Session("ses_1", "x-parent-session-id"),
+        ),
         # SDKs.
         ({"x-client-request-id": "of this request only"}, {}, None),
         ({}, {"prompt_cache_key": "mine", "user": "ann"}, Session("mine", "prompt_cache_key")),
