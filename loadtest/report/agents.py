@@ -10,7 +10,10 @@ from loadtest.report.table import Table, number
 FIGURES_HEAD = ("requests", "failed", *(f"TTFT P{percent:g}" for percent in PERCENTILES), "prompt tokens", "hit ratio",
                 "possible", "hit / possible")  # fmt: skip
 BALANCE_HEAD = ("replicas", "requests", "running time", "computed tokens")
-NO_REPLICA = "no response named its replica (x-replica-id): give --access-log for the load by replica"
+NO_REPLICA = (
+    "no response named its replica (x-replica-id), and no line of an --access-log: Ray's logs/worker-*.err have those of "
+    "this project's ingress"
+)
 
 
 def agent_tables(metrics: AgentMetrics | None) -> list[Table]:
