@@ -11,8 +11,8 @@ FIGURES_HEAD = ("requests", "failed", *(f"TTFT P{percent:g}" for percent in PERC
                 "possible", "hit / possible")  # fmt: skip
 BALANCE_HEAD = ("replicas", "requests", "running time", "computed tokens")
 NO_REPLICA = (
-    "no response named its replica (x-replica-id), and no line of an --access-log: Ray's logs/worker-*.err have those of "
-    "this project's ingress"
+    "no response named its replica (x-replica-id), and no line of an --access-log: Ray's logs/worker-*.err have those "
+    "of this project's ingress"
 )
 
 

@@ -7,7 +7,7 @@ order in which it came: whatever waits there could be overtaken by nobody.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cost
 from serve_app.protocol.errors import ReplicaFull, WaitedTooLong
@@ -16,9 +16,15 @@ STEPS_AHEAD = 1.25
 """So many steps' worth of prompts the engine has at a time, without the longest of them. What is there goes before all
 that comes. Less leaves steps short: with 0.5 it finishes 11 % fewer prompts of 1,000 tokens (docs/decisions/0026)."""
 
-
 PATIENCE = 0.5
 """After this share of the longest wait an attempt of a lower class is overdue: there is time left to start it."""
+
+
+def engine_takes(prefilling: Collection[int], tokens: int, step_tokens: int) -> bool:
+    """Whether an engine that computes `step_tokens` of prompts in a step gets one more prompt of so many `tokens` now,
+    beside those that it is `prefilling`. The longest of them all does not count: it would keep short ones waiting for
+    as long as it takes."""
+    return sum(prefilling) + tokens - max(*prefilling, tokens, 0) <= int(STEPS_AHEAD * step_tokens)
 
 
 class Abandoned(Exception):
@@ -31,7 +37,7 @@ class StartQueue:
 
     def __init__(self, slots: int, step_tokens: int, max_wait_s: float, clock: Callable[[], float]) -> None:
         self._queue = FairQueue(slots, PATIENCE * max_wait_s)
-        self._max_prefill_tokens = int(STEPS_AHEAD * step_tokens)
+        self._step_tokens = step_tokens
         self._max_wait_s = max_wait_s
         self._clock = clock
         self._waiters: dict[str, asyncio.Future[None]] = {}
@@ -136,9 +142,7 @@ class StartQueue:
     def _start_next(self) -> None:
         while (attempt_id := self._queue.next(self._clock())) is not None:
             tokens, waiter = self._tokens[attempt_id], self._waiters[attempt_id]
-            # The longest prompt does not count: it would keep short ones waiting for as long as it takes.
-            together = [*self._prefilling.values(), tokens]
-            if sum(together) - max(together) > self._max_prefill_tokens:
+            if not engine_takes(self._prefilling.values(), tokens, self._step_tokens):
                 return
             self._queue.start(attempt_id)
             self._prefilling[attempt_id] = self._tokens.pop(attempt_id)

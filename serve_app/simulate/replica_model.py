@@ -15,7 +15,7 @@ from serve_app.engine.fair_queue import OUTPUT_COST, FairQueue, Flow, prompt_cos
 from serve_app.engine.load_facts import PrefillQueue, RecentMean, RecentRatio
 from serve_app.engine.service_times import ServiceTimes
 from serve_app.engine.session_tokens import SessionTokens
-from serve_app.engine.start_queue import PATIENCE, STEPS_AHEAD
+from serve_app.engine.start_queue import PATIENCE, engine_takes
 from serve_app.simulate.engine_model import EngineModel, EngineSpec, ModelRequest, StepEnd
 from serve_app.simulate.trace import TraceRequest
 
@@ -191,9 +191,7 @@ class ReplicaModel:
     def _start_next(self, now_s: float) -> None:
         while (name := self._queue.next(now_s)) is not None:
             call = self.calls[name]
-            # The longest prompt does not count, as in `engine/start_queue.py`.
-            together = [*self._prefilling.values(), call.missing_tokens]
-            if sum(together) - max(together) > int(STEPS_AHEAD * self.spec.max_num_batched_tokens):
+            if not engine_takes(self._prefilling.values(), call.missing_tokens, self.spec.max_num_batched_tokens):
                 return
             self._queue.start(name)
             call.has_started = True
