@@ -58,7 +58,7 @@ from serve_app.router.attempts import (
 )
 from serve_app.router.canary_arm import CanaryArm, is_exact
 from serve_app.router.departures import FindDepartures, no_departures
-from serve_app.router.fleet_state import FleetFacts
+from serve_app.router.fleet_state import FleetFacts, queue_sentence
 from serve_app.router.migration_throttle import MigrationThrottle
 from serve_app.router.replica_choice import ReplicaChoice
 from serve_app.router.replica_pool import FindIncompatibility, ReplicaPool
@@ -476,7 +476,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         active.ended = ended = loop.create_future()
         had = len(active.emitted)
-        self._note_begin(active, connection.label)
+        self._note_begin(active, connection)
         self._attempts[attempt_id] = active
         attempt = self._attempt_request(active, attempt_id, connection, chosen)
         active.connection = connection
@@ -516,13 +516,15 @@ class Dispatcher:
         if len(active.request.trace.attempts) == 1:
             self.canary.count(active.request.trace.arm)
 
-    def _note_begin(self, active: _ActiveRequest, label: ReplicaLabel) -> None:
-        """An attempt begins at a replica of this label. One that no replica takes counts as a migration, too, and the
-        next one then does not again."""
+    def _note_begin(self, active: _ActiveRequest, connection: ReplicaConnection) -> None:
+        """An attempt begins at this replica. One that no replica takes counts as a migration, too, and the next one
+        then does not again."""
+        label = connection.label
         if active.lost_by is not None:
             self.migrations_by_cause[active.lost_by] += 1
             active.lost_by = None
         trace = active.request.trace
+        trace.waits_for = lambda: queue_sentence(connection.load) if trace.first_token_s is None else ""
         if len(trace.attempts) == 1:  # the first, or the first that a replica may take
             trace.arm = self.canary.of(active.request.who, label).value
         if active.begun is not None and not is_exact(active.begun, label) and WEIGHTS not in trace.inexact:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from serve_app.protocol.messages import ReplicaLoad
+
 LATE_FACTOR, LATE_EXTRA_S = 2.0, 60.0
 """A start is late when it takes longer than so many times the last one, and a minute. Node and page cache may be other
 ones than then."""
@@ -103,3 +105,15 @@ class FleetFacts:
 
     def _last(self) -> str:
         return "an unknown time" if self.start_s is None else f"{self.start_s:.0f} s"
+
+
+def queue_sentence(load: ReplicaLoad) -> str:
+    """What waits to be started at a replica, for a client whose request has no token yet; empty where nothing does.
+    Which of them is next is the replica's choice (`engine/fair_queue.py`)."""
+    if not load.queued:
+        return ""
+    words = "1 request waits" if load.queued == 1 else f"{load.queued} requests wait"
+    words = f"queued: {words} at this engine"
+    if load.prefill_tokens_per_s:
+        words += f", whose prompts take about {load.queued_prefill_tokens / load.prefill_tokens_per_s:.0f} s"
+    return words

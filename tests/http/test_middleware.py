@@ -416,6 +416,21 @@ async def test_a_stream_that_waits_is_kept_alive_and_starts_with_its_first_token
     assert "event: message_stop" in anthropic_text
 
 
+async def test_a_stream_in_a_queue_is_told_how_long_that_is() -> None:
+    busy = fake(FakeEngineConfig(plain_token_ids=(40, 90), answer_tokens=(12, 12), max_num_seqs=1, gap_s=0.1))
+    async with service({"a": busy}, keep_alive_s=0.1) as running, talking_to(running) as client:
+        body = {"model": NAME, "messages": HELLO, "max_tokens": 12, "stream": True}
+        asked = [client.post("/v1/chat/completions", json=body) for _ in range(3)]
+        texts = [answer.text for answer in await asyncio.gather(*asked)]
+    told = {line.removeprefix(": keep-alive, ") for text in texts for line in text.split("\n\n") if "queued" in line}
+    for words in ("2 requests wait", "1 request waits"):
+        assert any(one.startswith(f"queued: {words} at this engine") for one in told), told
+    for text in texts:
+        assert text.rstrip().endswith("data: [DONE]")
+        answer = text[text.index("data: ") :]
+        assert "queued" not in answer, "nothing of it once there are tokens"
+
+
 async def test_nothing_is_counted_for_a_metrics_page_that_is_not_served(
     served: Service, http: httpx.AsyncClient
 ) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.router.fleet_state import LATE_EXTRA_S, LATE_FACTOR, SERVES, FleetFacts, FleetState
+from serve_app.protocol.messages import ReplicaLoad
+from serve_app.router.fleet_state import LATE_EXTRA_S, LATE_FACTOR, SERVES, FleetFacts, FleetState, queue_sentence
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,18 @@ def test_nothing_is_promised_that_was_not_measured() -> None:
     assert unknown.left_s is None
     assert "not known" in unknown.sentence()
     assert FleetFacts(is_up=True, may_sleep=True).left_s == 0
+
+
+@pytest.mark.parametrize(
+    ("queued", "tokens", "rate", "words"),
+    [
+        (0, 9000, 3000.0, ""),
+        (1, 9000, None, "queued: 1 request waits at this engine"),
+        (12, 24_000, 3000.0, "queued: 12 requests wait at this engine, whose prompts take about 8 s"),
+    ],
+)
+def test_a_queue_in_words(queued: int, tokens: int, rate: float | None, words: str) -> None:
+    load = ReplicaLoad(
+        20, 8, 0.0, draining=False, queued_prefill_tokens=tokens, prefill_tokens_per_s=rate, queued=queued
+    )
+    assert queue_sentence(load) == words
