@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from serve_app.engine import child, gang
-from serve_app.vllm_patches import cpu, grammars, resume
+from serve_app.vllm_patches import cpu, grammars, resume, shared_prefixes
 
 
 def register() -> None:
@@ -15,6 +15,7 @@ def register() -> None:
     cpu.close_gaps()
     resume.continue_requests()
     grammars.keep_to_their_requests()
+    shared_prefixes.keep_junctions_findable()
     if child.is_engine_process():
         child.die_with_parent()
         child.report_to_owner()

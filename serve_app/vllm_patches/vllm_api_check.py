@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.vllm_patches import answers, chunk_classes, cpu, grammars, resume, token_cache, vllm_api
+from serve_app.vllm_patches import answers, chunk_classes, cpu, grammars, resume, shared_prefixes, token_cache, vllm_api
 from serve_app.vllm_patches.patching import PatchTarget
 from serve_app.vllm_patches.source_tree import Definition, SourceTree
 
@@ -30,6 +30,7 @@ TARGETS = (
     *cpu.TARGETS,
     *grammars.TARGETS,
     *resume.TARGETS,
+    *shared_prefixes.TARGETS,
     *token_cache.TARGETS,
 )
 """All functions of vLLM that we replace."""

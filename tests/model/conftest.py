@@ -76,6 +76,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EvalClient]:
         "--tool-call-parser",
         "step3p5",
         "--enable-auto-tool-choice",
+        "--enable-prompt-tokens-details",
         "--speculative-config",
         '{"method": "mtp", "num_speculative_tokens": 3}',
         "--host",

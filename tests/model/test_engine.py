@@ -1,6 +1,7 @@
 """The tasks through real vLLM: its loader, its forward pass, its parsers, its proposer."""
 
 import json
+import random
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -183,3 +184,16 @@ def test_a_long_count_stays_right_and_drafts_are_accepted(server: EvalClient) ->
     accepted = [after[k] - before.get(k, 0.0) for k in sorted(after) if k.startswith("num_accepted_tokens_per_pos/")]
     assert len(accepted) == 3
     assert all(count > 0 for count in accepted)
+
+
+def test_the_third_session_with_the_same_beginning_finds_it_in_the_cache(server: EvalClient) -> None:
+    """With MTP, through the plugin: vLLM alone finds nothing of it (`serve_app/vllm_patches/shared_prefixes.py`)."""
+    draws = random.Random(7)
+    shared = [draws.randrange(32, 96) for _ in range(1000)]
+    found = []
+    for _ in range(4):
+        own = [draws.randrange(32, 96) for _ in range(200)]
+        usage = post(server, "/v1/completions", prompt=shared + own, max_tokens=1)["usage"]
+        found.append((usage["prompt_tokens_details"] or {}).get("cached_tokens", 0))
+    assert found[:2] == [0, 0], found
+    assert found[2] == found[3] >= 700, found
