@@ -234,7 +234,7 @@ class Ingress:
             name: ServeTransport(engine, ingress_id, reads, may_sleep=may_sleep)
             for name, engine in self._engines.items()
         }
-        self._transport = CompositeTransport(engines)
+        self._transport = CompositeTransport(engines, reads)
         return self._transport
 
     async def _open_tracing(self, ingress_id: str, on_dropped: Callable[[int], None]) -> RequestTracing | None:

@@ -29,7 +29,7 @@ from serve_app.router.request_context import Session
 
 HEADERS = (
     "x-parent-session-id",  # OpenCode's, of a child agent whose own session is in `x-session-id`
-    "x-session-id",  # who sets it means it: no agent's own header overrides it
+    "x-session-id",  # who sets it means it: but for a child's, no agent's own header overrides it
     "x-claude-code-session-id",
     "session-id",
     "session_id",  # Codex before it had hyphens

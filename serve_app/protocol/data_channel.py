@@ -204,7 +204,8 @@ class DataChannel:
         return cls(stream, reads)
 
     async def follow(self, on_frame: OnFrame) -> None:
-        """Give `on_frame` each frame until the channel ends, for whatever reason. Raises what `on_frame` raised."""
+        """Give `on_frame` each frame until the channel ends, for whatever reason. Raises what `on_frame` raised, but
+        for an `OSError` or `EOFError`, which is an end of the channel like any other."""
 
         def receive(kind: int, body: memoryview) -> None:
             if kind == FRAME:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -38,6 +39,8 @@ MAX_WAITING: Final = 64
 Receiver = Callable[[int, memoryview], None]
 """Gets kind and body of each message. The body is only there until it returns."""
 
+logger = logging.getLogger(__name__)
+
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -61,6 +64,9 @@ class MessageStream(asyncio.BufferedProtocol):
         self._filled = 0
         self._waiting: deque[tuple[int, memoryview]] = deque()
         self._receiver: Receiver | None = None
+        self._paced: socket.socket | None = None
+        """The connection, while `PacedReads` looks at it."""
+        self._is_receiving = False
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -84,10 +90,10 @@ class MessageStream(asyncio.BufferedProtocol):
         """Give `receiver` each message, in place of `read`, in the very moment in which `reads` has received it: a task
         that is woken for each costs as much again as a step's frame. Raises `EOFError` or `OSError` when there is none
         any more, or what `receiver` raised, which ends the connection."""
-        while self._waiting:
-            receiver(*self._waiting.popleft())
         self._receiver = receiver
         try:
+            while self._waiting:
+                self._give(receiver, *self._waiting.popleft())
             with self._received_by(reads):
                 while self._ended is None:
                     self._readable.clear()
@@ -113,7 +119,9 @@ class MessageStream(asyncio.BufferedProtocol):
             raise ConnectionResetError("the connection has ended")
 
     def abort(self) -> None:
-        """End the connection at once. What was received before can still be read."""
+        """End the connection at once. What was received before can still be read, or is delivered."""
+        if self._paced is not None:
+            self._receive(self._paced)
         self._end(ConnectionAbortedError("this side has ended the connection"))
         if self._transport is not None:
             self._transport.abort()
@@ -210,31 +218,51 @@ class MessageStream(asyncio.BufferedProtocol):
 
     @contextlib.contextmanager
     def _received_by(self, reads: PacedReads) -> Iterator[None]:
-        """`reads` receives in place of the event loop. Sending is left to that."""
-        if self._transport is None or self._ended is not None or self._transport.is_closing():
+        """`reads` receives in place of the event loop, unless the system has no room for that. Sending is left to the
+        event loop."""
+        transport = self._transport
+        if transport is None or self._ended is not None or transport.is_closing():
             yield
             return
-        self._transport.pause_reading()
-        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as connection:
-            connection.setblocking(False)
-            reads.add(connection, partial(self._receive, connection))
+        with contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(
+                    socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+                )
+                connection.setblocking(False)
+                reads.add(connection, partial(self._receive, connection))
+            except OSError as error:
+                logger.warning("each message of an engine wakes the event loop", extra={"error": str(error)})
+                self._read_on(wanted=True)
+            else:
+                stack.callback(reads.remove, connection)
+                transport.pause_reading()
+                self._paced = connection
             try:
                 yield
             finally:
-                reads.remove(connection)
+                self._paced = None
 
     def _receive(self, connection: socket.socket) -> None:
-        """All that is there."""
+        """All that is there. Does nothing while it is at it: what it gets may end the connection."""
+        if self._is_receiving:
+            return
+        self._is_receiving = True
+        try:
+            self._receive_all(connection)
+        except Exception as error:  # noqa: BLE001  # memory, for one; `deliver` raises it
+            self._end(error)
+            self.abort()
+        finally:
+            self._is_receiving = False
+
+    def _receive_all(self, connection: socket.socket) -> None:
         is_more = True
         while is_more and self._ended is None:
             buffer = self.get_buffer(-1)
             try:
                 count = connection.recv_into(buffer)
             except BlockingIOError:
-                return
-            except OSError as error:
-                self._end(error)
-                self.abort()
                 return
             if not count:
                 self.eof_received()

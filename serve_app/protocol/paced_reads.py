@@ -38,10 +38,11 @@ class PacedReads:
         self._is_watched = False
 
     def add(self, connection: socket.socket, read: Callable[[], None]) -> None:
-        """Call `read` whenever there is something to receive, an error or an end. It must not block or raise."""
+        """Call `read` whenever there is something to receive, an error or an end. It must not block or raise. Raises
+        `OSError` where the system has no room for it."""
         descriptor = connection.fileno()
-        self._readers[descriptor] = read
         self._epoll.register(descriptor, select.EPOLLIN)
+        self._readers[descriptor] = read
         if self._timer is None:
             self._watch()
 
@@ -63,10 +64,14 @@ class PacedReads:
 
     def _on_time(self) -> None:
         self._timer = None
-        if self._read() and len(self._readers) > self._few_connections:
-            self._read_later()
-        elif self._readers:
-            self._watch()
+        found = True
+        try:
+            found = self._read()
+        finally:  # whatever becomes of one connection, the others are read
+            if found and len(self._readers) > self._few_connections:
+                self._read_later()
+            elif self._readers:
+                self._watch()
 
     def _read(self) -> bool:
         ready = self._epoll.poll(0)

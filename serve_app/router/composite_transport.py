@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.protocol.errors import ReplicaLost
 from serve_app.protocol.messages import AttemptRequest, OnFrame, ReplicaInfo
+from serve_app.protocol.paced_reads import PacedReads
 from serve_app.router.attempts import Transport
 
 PATIENCE_LISTINGS = 10
@@ -45,9 +46,11 @@ class _Part:
 
 
 class CompositeTransport:
-    """`Transport` over the parts of a fleet, by name. Parts may come and go."""
+    """`Transport` over the parts of a fleet, by name. Parts may come and go. `reads` receives the frames of all that
+    have data channels; None: each part its own."""
 
-    def __init__(self, parts: Mapping[str, Transport]) -> None:
+    def __init__(self, parts: Mapping[str, Transport], reads: PacedReads | None = None) -> None:
+        self.reads = reads
         self._parts = {name: _Part(one) for name, one in parts.items()}
         self._owners: dict[str, _Part] = {}
         self._withheld: set[str] = set()

@@ -301,6 +301,7 @@ class Dispatcher:
         trace = active.request.trace
         if trace.first_token_s is None and delta.token_ids:
             trace.first_token_s = now_s
+            trace.waits_for = lambda: ""
         if active.attempts > 1 and trace.attempts[-1].first_token_s is None:
             self._note_migration(active)
         trace.attempts[-1].take(delta, now_s)
@@ -414,6 +415,7 @@ class Dispatcher:
         def eligible() -> list[ReplicaConnection]:
             return self._eligible(active)
 
+        active.request.trace.waits_for = self._pool.waits_for
         waited_for = WaitedFor.NOTHING if eligible() else WaitedFor.REPLICA
         if active.full and all(one.replica_id in active.full for one in eligible()):
             if not (active.admitted or active.emitted or active.request.answer_begun()):
@@ -426,7 +428,6 @@ class Dispatcher:
         if left_s <= 0:  # also with replicas up: it got no token from them
             raise self._pool.no_replica(f"waited {self._limits.request_deadline_s:.0f} s")
         # A request that has begun waits: in a rolling upgrade a replica of its version may be starting.
-        active.request.trace.waits_for = self._pool.waits_for
         await self._pool.wait_for_one(left_s, eligible, patient=active.attempts > 0)
         try:
             async with asyncio.timeout_at(now_s + left_s):
@@ -524,7 +525,8 @@ class Dispatcher:
             self.migrations_by_cause[active.lost_by] += 1
             active.lost_by = None
         trace = active.request.trace
-        trace.waits_for = lambda: queue_sentence(connection.load) if trace.first_token_s is None else ""
+        if trace.first_token_s is None:
+            trace.waits_for = lambda: queue_sentence(connection.load)
         if len(trace.attempts) == 1:  # the first, or the first that a replica may take
             trace.arm = self.canary.of(active.request.who, label).value
         if active.begun is not None and not is_exact(active.begun, label) and WEIGHTS not in trace.inexact:

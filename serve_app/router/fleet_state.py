@@ -108,12 +108,12 @@ class FleetFacts:
 
 
 def queue_sentence(load: ReplicaLoad) -> str:
-    """What waits to be started at a replica, for a client whose request has no token yet; empty where nothing does.
-    Which of them is next is the replica's choice (`engine/fair_queue.py`)."""
+    """What waits to be started at a replica, for a client whose request has no token yet: it is one of them, or it is
+    being computed. Empty where nothing waits. Which is next is the replica's choice (`engine/fair_queue.py`)."""
     if not load.queued:
         return ""
     words = "1 request waits" if load.queued == 1 else f"{load.queued} requests wait"
-    words = f"queued: {words} at this engine"
+    words += " at this engine"
     if load.prefill_tokens_per_s:
-        words += f", whose prompts take about {load.queued_prefill_tokens / load.prefill_tokens_per_s:.0f} s"
+        words += f", and the prompts there take about {load.queued_prefill_tokens / load.prefill_tokens_per_s:.0f} s"
     return words

@@ -120,7 +120,9 @@ def arrival_rates(facts: FleetFacts, state: ScalingState, pace: Pace) -> tuple[f
         longer = _at(state.arrivals, facts.now_s - count * window_s)
         if growth > 1 or requests >= LEAST_ARRIVALS or longer is None:
             break
-        if _has_gone(requests, seconds, now.requests - longer.requests - requests, now.at_s - longer.at_s - seconds):
+        before = now.requests - longer.requests - requests, now.at_s - longer.at_s - seconds
+        # A lull of less than `up_after_s` must not begin the wait for more engines anew.
+        if seconds >= pace.up_after_s and _has_gone(requests, seconds, *before):
             break
         seconds = max(now.at_s - longer.at_s, seconds)
         requests, tokens = now.requests - longer.requests, now.prefill_tokens - longer.prefill_tokens

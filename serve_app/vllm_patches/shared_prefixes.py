@@ -5,7 +5,7 @@ positions: the prompt's end, and a *junction*, where a prompt leaves what anothe
 prompt with its tools). A later prompt that begins so resumes there. With MTP a position is found only where the block
 above it is the same, too, so vLLM keeps that block and for prompts' ends goes a block below. For junctions it does not:
 the block above is the first in which the prompts differ. So no session ever found the system prompt of another one
-(vLLM 0.32 and 0.33; tests/unit/test_vllm_patches_shared_prefixes.py fails when that is mended).
+(seen in vLLM 0.32; tests/unit/test_vllm_patches_shared_prefixes.py fails when that is mended).
 """
 
 from __future__ import annotations

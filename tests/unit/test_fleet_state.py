@@ -56,8 +56,8 @@ def test_nothing_is_promised_that_was_not_measured() -> None:
     ("queued", "tokens", "rate", "words"),
     [
         (0, 9000, 3000.0, ""),
-        (1, 9000, None, "queued: 1 request waits at this engine"),
-        (12, 24_000, 3000.0, "queued: 12 requests wait at this engine, whose prompts take about 8 s"),
+        (1, 9000, None, "1 request waits at this engine"),
+        (12, 24_000, 3000.0, "12 requests wait at this engine, and the prompts there take about 8 s"),
     ],
 )
 def test_a_queue_in_words(queued: int, tokens: int, rate: float | None, words: str) -> None:

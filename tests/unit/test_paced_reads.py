@@ -144,7 +144,7 @@ async def two_ends() -> AsyncIterator[tuple[MessageStream, MessageStream]]:
         await server.wait_closed()
 
 
-async def received_until_the_end(count: int, period_s: float, few: int) -> None:
+async def received_until_the_end(count: int, reads: PacedReads) -> None:
     got: list[bytes] = []
     all_there = asyncio.Event()
 
@@ -156,7 +156,7 @@ async def received_until_the_end(count: int, period_s: float, few: int) -> None:
     async with two_ends() as (there, client):
         there.write_encoded(1, b"before anybody reads")
         await turns()
-        delivering = asyncio.create_task(client.deliver(receive, PacedReads(period_s, few)))
+        delivering = asyncio.create_task(client.deliver(receive, reads))
         sent = [b"%d " % number * (SCRATCH_BYTES if number % 3 == 0 else 1) for number in range(count)]
         for body in sent:
             there.write_encoded(2, body)
@@ -177,7 +177,7 @@ def test_messages_of_all_sizes_come_whole_and_in_order(
     new_loop: Callable[[], asyncio.AbstractEventLoop], few: int
 ) -> None:
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(received_until_the_end(10, 0.001, few))
+        runner.run(received_until_the_end(10, PacedReads(0.001, few)))
 
 
 async def an_error_ends_it() -> None:
@@ -207,10 +207,24 @@ def test_what_a_receiver_raises_ends_the_connection(new_loop: Callable[[], async
 
 
 async def this_side_ends_it() -> None:
+    got: list[bytes] = []
+    sent = asyncio.Event()
     async with two_ends() as (there, client):
-        delivering = asyncio.create_task(client.deliver(lambda _kind, _body: None, PacedReads()))
+        reads = PacedReads(NEVER_S, 0)
+
+        def receive(_kind: int, body: memoryview) -> None:
+            got.append(bytes(body))
+            sent.set()
+
+        delivering = asyncio.create_task(client.deliver(receive, reads))
         await turns()
+        there.write_encoded(1, b"read at once")
+        await sent.wait()
+        there.write_encoded(1, b"not read yet")
+        await turns()
+        assert got == [b"read at once"]
         client.abort()
+        assert got == [b"read at once", b"not read yet"]
         with pytest.raises(OSError, match="this side"):
             await delivering
         with pytest.raises((EOFError, OSError)):
@@ -221,3 +235,43 @@ async def this_side_ends_it() -> None:
 def test_the_other_side_hears_of_an_end_on_this_side(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(this_side_ends_it())
+
+
+async def one_of_two_breaks() -> None:
+    reads, arrived = PacedReads(0.001, 0), asyncio.Event()
+    async with two_ends() as (bad_there, bad), two_ends() as (good_there, good):
+
+        def break_it(_count: int) -> None:
+            raise MemoryError
+
+        bad.buffer_updated = break_it  # type: ignore[method-assign]  # as where there is no memory for a large message
+        breaking = asyncio.create_task(bad.deliver(lambda _kind, _body: None, reads))
+        going_on = asyncio.create_task(good.deliver(lambda _kind, _body: arrived.set(), reads))
+        await turns()
+        bad_there.write(1, 1)
+        with pytest.raises(MemoryError):
+            await breaking
+        for _ in range(3):
+            arrived.clear()
+            good_there.write(1, 1)
+            await asyncio.wait_for(arrived.wait(), 20)
+        going_on.cancel()
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_one_that_breaks_does_not_stop_the_others(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(one_of_two_breaks())
+
+
+class NoRoom(PacedReads):
+    """Where the system has no descriptors left."""
+
+    def add(self, connection: socket.socket, read: Callable[[], None]) -> None:  # noqa: ARG002
+        raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_without_room_the_event_loop_receives_as_before(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(received_until_the_end(10, NoRoom()))

@@ -128,6 +128,17 @@ def test_a_lull_is_no_end_of_the_load() -> None:
     assert fleet.facts.target == before
 
 
+@pytest.mark.parametrize("up_after_s", [30.0, 120.0, 180.0])
+def test_prompts_that_come_in_groups_start_engines_however_long_more_must_be_needed(up_after_s: float) -> None:
+    pace = replace(SETTINGS.pace, up_after_s=up_after_s)
+    fleet = Fleet(Settings(Objective(ttft_p95_s=30.0), Bounds(1, 8), pace), start_s=60.0)
+    for _ in range(20):
+        fleet.run(20, 0.3, 100_000)
+        fleet.queued_tokens = 0.0  # else what waits would start them
+        fleet.run(160, 0, 0)
+    assert fleet.facts.target > 1
+
+
 def test_a_short_burst_that_is_gone_before_an_engine_could_start_starts_none() -> None:
     fleet = Fleet()
     fleet.run(600, 0.5, 2000)

@@ -32,6 +32,7 @@ from serve_app.ingress.canary.trial import Directive, Trial, TrialReport
 from serve_app.ingress.canary.verdict import TrialState, Verdict
 from serve_app.ingress.metrics import log_to_stderr
 from serve_app.ingress.serve_watch import CONTROLLER, NAMESPACE
+from serve_app.protocol.paced_reads import PacedReads
 from serve_app.router.attempts import Transport
 from serve_app.router.composite_transport import CompositeTransport
 from serve_app.router.dispatcher import Dispatcher
@@ -92,11 +93,12 @@ def judge(config: AppConfig, engines: serve.Application) -> serve.Application:
 
 
 class ServeCanary:
-    """`CanaryApplication` of this service's application."""
+    """`CanaryApplication` of this service's application. `reads` receives its engines' frames, too."""
 
-    def __init__(self, application: str, ingress_id: str, config: AppConfig) -> None:
+    def __init__(self, application: str, ingress_id: str, config: AppConfig, reads: PacedReads | None) -> None:
         self._application = application + CANARY_SUFFIX
         self._ingress_id = ingress_id
+        self._reads = reads
         self._engines = FleetPart(CANARY, config).deployment
         self._controller: Any = None
         self._ask: Any = None
@@ -121,7 +123,7 @@ class ServeCanary:
         self._ask = judge.options(
             method_name="exchange", request_serialization="pickle", response_serialization="pickle"
         )
-        return ServeTransport(engines, self._ingress_id)
+        return ServeTransport(engines, self._ingress_id, self._reads)
 
     async def exchange(self, report: TrialReport) -> Directive:
         """See `CanaryApplication`."""
@@ -140,7 +142,7 @@ async def follow_canary(
     closing: contextlib.AsyncExitStack,
 ) -> CanaryFollower:
     """Follow the canary of this ingress's application, if there is one or one comes, until `closing`."""
-    application = ServeCanary(serve.get_replica_context().app_name, ingress_id, config)
+    application = ServeCanary(serve.get_replica_context().app_name, ingress_id, config, fleet.reads)
     gauges = CanaryGauges()
     return await closing.enter_async_context(
         CanaryFollower(
