@@ -25,7 +25,7 @@ from serve_app.protocol.paced_reads import PacedReads
 HEAD_BYTES: Final = 5
 LENGTH_BYTES: Final = 4
 
-_HEAD: Final = struct.Struct(">IB")
+_LENGTH: Final = struct.Struct(">I")
 
 SCRATCH_BYTES: Final = 1 << 16
 """Messages that fit are received together, several at a time; a larger one gets memory of its own."""
@@ -177,15 +177,15 @@ class MessageStream(asyncio.BufferedProtocol):
     def _take_messages(self) -> None:
         """All that are in the scratch memory; what is left of it moves to its front."""
         at, held = 0, self._held
-        while held - at >= HEAD_BYTES:
-            length, kind = _HEAD.unpack_from(self._scratch, at)
+        while held - at >= LENGTH_BYTES:
+            (length,) = _LENGTH.unpack_from(self._scratch, at)
             if not 0 < length <= self.longest:
                 self._end(ConnectionError(f"a message of {length} bytes"))
                 self.abort()
                 return
             end = at + LENGTH_BYTES + length
             if end <= held:
-                self._put(kind, self._scratch[at + HEAD_BYTES : end])
+                self._put(self._scratch[at + LENGTH_BYTES], self._scratch[at + HEAD_BYTES : end])
                 at = end
             elif LENGTH_BYTES + length <= SCRATCH_BYTES:
                 break
