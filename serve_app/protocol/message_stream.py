@@ -39,6 +39,8 @@ MAX_WAITING: Final = 64
 Receiver = Callable[[int, memoryview], None]
 """Gets kind and body of each message. The body is only there until it returns."""
 
+CLOSED: Final = "the other side has closed the connection"
+
 logger = logging.getLogger(__name__)
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -122,9 +124,7 @@ class MessageStream(asyncio.BufferedProtocol):
         """End the connection at once. What was received before can still be read, or is delivered."""
         if self._paced is not None:
             self._receive(self._paced)
-        self._end(ConnectionAbortedError("this side has ended the connection"))
-        if self._transport is not None:
-            self._transport.abort()
+        self._break_off(ConnectionAbortedError("this side has ended the connection"))
 
     def _send(self, kind: int, message: bytearray) -> None:
         message[:HEAD_BYTES] = (len(message) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big") + bytes((kind,))
@@ -158,7 +158,7 @@ class MessageStream(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """See `asyncio.BufferedProtocol`."""
-        self._end(EOFError("the other side has closed the connection"))
+        self._end(EOFError(CLOSED))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -180,8 +180,7 @@ class MessageStream(asyncio.BufferedProtocol):
         while held - at >= LENGTH_BYTES:
             (length,) = _LENGTH.unpack_from(self._scratch, at)
             if not 0 < length <= self.longest:
-                self._end(ConnectionError(f"a message of {length} bytes"))
-                self.abort()
+                self._break_off(ConnectionError(f"a message of {length} bytes"))
                 return
             end = at + LENGTH_BYTES + length
             if end <= held:
@@ -213,8 +212,7 @@ class MessageStream(asyncio.BufferedProtocol):
         try:
             receiver(kind, body)
         except Exception as error:  # noqa: BLE001  # `deliver` raises it
-            self._end(error)
-            self.abort()
+            self._break_off(error)
 
     @contextlib.contextmanager
     def _received_by(self, reads: PacedReads) -> Iterator[None]:
@@ -232,7 +230,10 @@ class MessageStream(asyncio.BufferedProtocol):
                 connection.setblocking(False)
                 reads.add(connection, partial(self._receive, connection))
             except OSError as error:
-                logger.warning("each message of an engine wakes the event loop", extra={"error": str(error)})
+                logger.warning(
+                    "each message of an engine wakes the event loop: raise the limit of open files",
+                    extra={"error": str(error)},
+                )
                 self._read_on(wanted=True)
             else:
                 stack.callback(reads.remove, connection)
@@ -251,8 +252,7 @@ class MessageStream(asyncio.BufferedProtocol):
         try:
             self._receive_all(connection)
         except Exception as error:  # noqa: BLE001  # memory, for one; `deliver` raises it
-            self._end(error)
-            self.abort()
+            self._break_off(error)
         finally:
             self._is_receiving = False
 
@@ -265,8 +265,7 @@ class MessageStream(asyncio.BufferedProtocol):
             except BlockingIOError:
                 return
             if not count:
-                self.eof_received()
-                self.abort()
+                self._break_off(EOFError(CLOSED))
                 return
             is_more = count == len(buffer)
             self.buffer_updated(count)
@@ -275,6 +274,12 @@ class MessageStream(asyncio.BufferedProtocol):
         # uvloop raises on a connection that has ended. Otherwise to ask twice is the same as once.
         if self._transport is not None and self._ended is None:
             (self._transport.resume_reading if wanted else self._transport.pause_reading)()
+
+    def _break_off(self, reason: Exception) -> None:
+        """End the connection for this reason, unless there was one already."""
+        self._end(reason)
+        if self._transport is not None:
+            self._transport.abort()
 
     def _end(self, reason: Exception) -> None:
         if self._ended is None:

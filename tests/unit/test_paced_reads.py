@@ -16,7 +16,12 @@ from serve_app.protocol.paced_reads import PacedReads
 NEVER_S = 3600.0
 TURNS = 20
 
-LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    """Of asyncio's own event loop, and of the one that production has."""
+    with asyncio.Runner(loop_factory=request.param) as one:
+        yield one
 
 
 class Connections:
@@ -171,13 +176,9 @@ async def received_until_the_end(count: int, reads: PacedReads) -> None:
     assert got == [b"before anybody reads", *sent]
 
 
-@pytest.mark.parametrize("new_loop", LOOPS)
 @pytest.mark.parametrize("few", [0, 1])
-def test_messages_of_all_sizes_come_whole_and_in_order(
-    new_loop: Callable[[], asyncio.AbstractEventLoop], few: int
-) -> None:
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(received_until_the_end(10, PacedReads(0.001, few)))
+def test_messages_of_all_sizes_come_whole_and_in_order(runner: asyncio.Runner, few: int) -> None:
+    runner.run(received_until_the_end(10, PacedReads(0.001, few)))
 
 
 async def an_error_ends_it() -> None:
@@ -200,10 +201,8 @@ async def an_error_ends_it() -> None:
             await there.read()
 
 
-@pytest.mark.parametrize("new_loop", LOOPS)
-def test_what_a_receiver_raises_ends_the_connection(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(an_error_ends_it())
+def test_what_a_receiver_raises_ends_the_connection(runner: asyncio.Runner) -> None:
+    runner.run(an_error_ends_it())
 
 
 async def this_side_ends_it() -> None:
@@ -231,10 +230,8 @@ async def this_side_ends_it() -> None:
             await there.read()
 
 
-@pytest.mark.parametrize("new_loop", LOOPS)
-def test_the_other_side_hears_of_an_end_on_this_side(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(this_side_ends_it())
+def test_the_other_side_hears_of_an_end_on_this_side(runner: asyncio.Runner) -> None:
+    runner.run(this_side_ends_it())
 
 
 async def one_of_two_breaks() -> None:
@@ -258,10 +255,8 @@ async def one_of_two_breaks() -> None:
         going_on.cancel()
 
 
-@pytest.mark.parametrize("new_loop", LOOPS)
-def test_one_that_breaks_does_not_stop_the_others(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(one_of_two_breaks())
+def test_one_that_breaks_does_not_stop_the_others(runner: asyncio.Runner) -> None:
+    runner.run(one_of_two_breaks())
 
 
 class NoRoom(PacedReads):
@@ -271,7 +266,5 @@ class NoRoom(PacedReads):
         raise OSError(24, "Too many open files")
 
 
-@pytest.mark.parametrize("new_loop", LOOPS)
-def test_without_room_the_event_loop_receives_as_before(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(received_until_the_end(10, NoRoom()))
+def test_without_room_the_event_loop_receives_as_before(runner: asyncio.Runner) -> None:
+    runner.run(received_until_the_end(10, NoRoom()))
