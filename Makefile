@@ -1,7 +1,7 @@
 # `make serve` from a fresh clone: environment, checks, service. Needs make, and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
 .PHONY: help venv serve preflight doctor rehearse check lint types test test-agents test-gpu-frontend test-deploy
-.PHONY: test-rehearsal test-monitoring install-agents coverage forget-coverage bench docs lock sbom clean
+.PHONY: measured-tests test-rehearsal test-monitoring install-agents coverage forget-coverage bench docs lock sbom clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
@@ -9,14 +9,18 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 FAST_TESTS := tests/unit tests/loadtest tests/model tests/test_house.py
-APART := tests/gpu_frontend tests/deploy tests/monitoring tests/rehearsal
-OTHER_TESTS := $(filter-out $(FAST_TESTS) $(APART),$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py)))) \
-	tests/monitoring/test_rules.py
+HTTP_TESTS := tests/http
+NO_TESTS := tests/coverage tests/fuzz
+APART := $(NO_TESTS) tests/gpu_frontend tests/deploy tests/monitoring tests/rehearsal
+OTHER_TESTS := $(filter-out $(FAST_TESTS) $(HTTP_TESTS) $(APART),\
+	$(patsubst %/,%,$(sort $(wildcard tests/*/ tests/test_*.py)))) tests/monitoring/test_rules.py
 RUN = $(PY)
-# Notes which lines run, in every process that starts from here, too: each must find the plugin in tests/coverage.
+# Notes which lines run, in every process that starts from here, too: each must find the plugin in tests/coverage. Not
+# for real engines and Ray: it takes half as much CPU again, and its thread in a process is work to the watchdog.
 MEASURED_RUN = PYTHONPATH=$(CURDIR) $(PY) -m coverage run
-# pytest's status 5: nothing was selected.
 PYTEST = $(RUN) -m pytest -q
+# On all cores. Not for real engines and Ray: one of them takes more than one.
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist worksteal
 
 help:
 	@echo 'make serve      check, start, and say how to use it; Ctrl-C takes everything down'
@@ -59,13 +63,17 @@ types: venv
 
 check: lint types
 	@$(RUN) -m serve_app docs --check
-	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray and not slow'
+	@$(PYTEST) $(SIDE_BY_SIDE) $(wildcard $(FAST_TESTS)) -m 'not engine and not ray and not slow'
 
-test: RUN = $(MEASURED_RUN)
-test: forget-coverage check install-agents
-	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray or slow' || test $$? -eq 5
-	@$(PYTEST) $(OTHER_TESTS)
+measured-tests: RUN = $(MEASURED_RUN)
+measured-tests: forget-coverage check
+	@$(PYTEST) $(SIDE_BY_SIDE) $(wildcard $(FAST_TESTS)) -m 'slow and not engine and not ray'
+	@$(PYTEST) $(SIDE_BY_SIDE) $(HTTP_TESTS)
 	@$(PY) -m tests.coverage.report
+
+test: measured-tests install-agents
+	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'engine or ray'
+	@$(PYTEST) $(OTHER_TESTS)
 
 coverage: venv
 	@$(PY) -m tests.coverage.report --lines

@@ -14,7 +14,7 @@ from tests.agents.conversations import ANSWER, DEFAULT, call, conversation, task
 from tests.agents.programs import CLAUDE, CODEX, Program, Workplace
 from tests.agents.recording import MAX_MODEL_LEN
 from tests.ray.cluster import Cluster, Node, kill, until
-from tests.ray.conftest import ARGS, INGRESSES, own_ports
+from tests.ray.conftest import ARGS, INGRESSES
 
 pytestmark = [pytest.mark.agents, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -46,7 +46,7 @@ def service() -> Iterator[Cluster]:
     """The running service."""
     with Cluster(Node()) as cluster:
         cluster.start_head("--num-cpus=8")
-        cluster.serve(arguments(), own_ports())
+        cluster.serve(arguments(), cluster.own_ports)
         asyncio.run(until_up(cluster))
         yield cluster
 

@@ -1,4 +1,5 @@
-"""`python -m tests.coverage.report`: how much of each package the last `make test` ran, and whether that is enough.
+"""`python -m tests.coverage.report`: how much of each package the last `make test` ran where it measures, and whether
+that is enough.
 
 With `--lines` it prints the lines that did not run, by file, and writes them as HTML; no floor is checked then.
 """
@@ -17,9 +18,13 @@ from coverage.exceptions import NoSource
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "build" / "coverage" / "html"
 
-FLOORS: Final = {"serve_app": 90.0, "chaos": 90.0, "loadtest": 90.0, "models": None, "bench": None}
-"""Percent of a package's lines. `models` trains and `bench` measures: what they are for takes hours or a quiet machine,
-so no test runs all of it."""
+FLOORS: Final = {"serve_app": 76.0, "chaos": 82.0, "loadtest": 97.0, "models": None, "bench": None}
+"""Percent of a package's lines that the quick tests and those over HTTP run.
+
+Real engines and Ray run most of the rest of `serve_app` and `chaos`, and are not measured: the tracer takes half
+as much CPU again in each of their processes. `models` trains and `bench` measures: what they are for takes hours or a
+quiet machine, so no test runs all of it.
+"""
 
 NAMED_FILES: Final = 10
 """Of a package below its floor. The rest seldom holds enough lines to lift it."""

@@ -23,7 +23,6 @@ from serve_app.ingress import auth
 from tests.monitoring import prometheus
 from tests.monitoring.prometheus import Prometheus
 from tests.ray.cluster import Cluster, Node, fake_engine, until
-from tests.ray.conftest import own_ports
 
 pytestmark = [
     pytest.mark.ray,
@@ -128,7 +127,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def service(keys: tuple[Path, list[str]]) -> Iterator[Cluster]:
     with Cluster(Node(), {"RAY_metrics_report_interval_ms": "1000"}) as cluster:
         cluster.start_head("--num-cpus=8")
-        cluster.serve({**ARGS, "ingress": {**ARGS["ingress"], "keys_file": str(keys[0])}}, own_ports())
+        cluster.serve({**ARGS, "ingress": {**ARGS["ingress"], "keys_file": str(keys[0])}}, cluster.own_ports)
         asyncio.run(_until_up(cluster))
         yield cluster
 

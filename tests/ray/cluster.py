@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,6 +33,8 @@ from serve_app.config.profile import ROOT
 T = TypeVar("T")
 
 POLL_S = 0.1
+API_ANSWERS_WITHIN_S = 120
+"""As long as a head may be away in the tests."""
 APPLICATION = "step"
 BIN = Path(sys.executable).parent
 TOKENIZER = ROOT / "models" / "step-tiny" / "tokenizer.json"
@@ -49,13 +52,43 @@ async def until(condition: Callable[[], Awaitable[T]], deadline_s: float, what: 
         raise AssertionError(f"after {deadline_s:g} s still not: {what} (last seen: {last!r})") from None
 
 
+FREE_PORTS = range(28_400, 32_768)
+"""Below those that the system hands out to connections, above Ray's for its workers and those of `serve_ports`."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Ports of `FREE_PORTS` that nobody listens on now.
+
+    Draw all that one cluster needs at once: a port of one draw may come again in the next.
+    """
+    found: list[int] = []
+    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):  # not in order: another run of the tests draws, too
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+OWN_PORTS = 4
+
+
+def serve_ports(free: Sequence[int]) -> dict[str, str]:
+    """Where Serve listens besides its endpoint, with `OWN_PORTS` free ports. Away from the defaults: another Serve may
+    run on this machine."""
+    metrics, stats, fallback_http, fallback_grpc = free
+    first = 20_000 + os.getpid() % 20 * 400  # below what the system hands out by itself
+    return {
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 200),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 300),
+    }
 
 
 PATIENCE = {
@@ -103,7 +136,9 @@ class Cluster:
 
     def __init__(self, head: Node, ray_env: Mapping[str, str] | None = None) -> None:
         self.head = head
-        self.gcs_port, self.dashboard_port, self.http_port = free_ports(3)
+        self.gcs_port, self.dashboard_port, self.http_port, *ports = free_ports(7 + OWN_PORTS)
+        self.own_ports = serve_ports(ports[:OWN_PORTS])
+        self._head_ports = ports[OWN_PORTS:]
         self.folder = Path(tempfile.mkdtemp(prefix="sr-"))
         self._mark = machine.new_run_mark() + f"-{self.folder.name}"
         self._env = {
@@ -141,7 +176,7 @@ class Cluster:
         # Workers of this machine name the head in their command lines: with this file, `ray start` takes that for a
         # head that runs.
         (self.folder / "ray_current_cluster").unlink(missing_ok=True)
-        client, agent, agent_grpc, metrics = free_ports(4)
+        client, agent, agent_grpc, metrics = self._head_ports
         self._start_node(
             self.head,
             "--head",
@@ -225,6 +260,20 @@ class Cluster:
 
     async def all_replicas(self, deployment: str) -> list[dict[str, Any]]:
         """The same, those that start and stop included."""
+        return (await self.deployments()).get(deployment, [])
+
+    async def deployments(self) -> dict[str, list[dict[str, Any]]]:
+        """The replicas of every deployment, all at one moment. Empty while Serve builds an application anew.
+
+        A dashboard that does not answer is asked again: that must not be read as "no replicas".
+        """
+        status = await until(self._serve_status, API_ANSWERS_WITHIN_S, "an answer from Serve's API")
+        application = status["applications"].get(APPLICATION, {})
+        if application.get("status") == "DEPLOY_FAILED":
+            raise AssertionError(application["message"] + self.last_words())
+        return {name: one["replicas"] for name, one in application.get("deployments", {}).items()}
+
+    async def _serve_status(self) -> dict[str, Any] | None:
         async with httpx.AsyncClient(trust_env=False) as client:
             try:
                 answer = await client.get(
@@ -232,13 +281,9 @@ class Cluster:
                 )
                 answer.raise_for_status()
             except httpx.HTTPError:
-                return []
-        applications = answer.json()["applications"]
-        if applications.get(APPLICATION, {}).get("status") == "DEPLOY_FAILED":
-            raise AssertionError(applications[APPLICATION]["message"] + self.last_words())
-        deployments = applications.get(APPLICATION, {}).get("deployments", {})
-        replicas: list[dict[str, Any]] = deployments.get(deployment, {}).get("replicas", [])
-        return replicas
+                return None
+        status: dict[str, Any] = answer.json()
+        return status
 
     async def until_replicas(self, deployment: str, count: int, deadline_s: float) -> list[dict[str, Any]]:
         """Wait until exactly so many replicas run."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.ray.cluster import Cluster, Node, Probe, fake_engine, free_ports
+from tests.ray.cluster import Cluster, Node, Probe, fake_engine
 
 SLOTS, MAX_QUEUED_REQUESTS = 16, 48
 """Of both engines together, whichever ingress the requests come by."""
@@ -27,28 +26,12 @@ ARGS = {
 }
 
 
-def own_ports() -> dict[str, str]:
-    """Where Serve listens besides its endpoint. Away from the defaults: another Serve may run on this machine."""
-    metrics, stats, fallback_http, fallback_grpc = free_ports(4)
-    first = 20_000 + os.getpid() % 20 * 400  # below what the system hands out by itself
-    return {
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 100),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 200),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 300),
-    }
-
-
 @pytest.fixture(scope="session")
 def service() -> Iterator[Cluster]:
     """The running service."""
     with Cluster(Node(), {"RAY_metrics_report_interval_ms": "1000"}) as cluster:
         cluster.start_head("--num-cpus=8")
-        cluster.serve(ARGS, own_ports())
+        cluster.serve(ARGS, cluster.own_ports)
         asyncio.run(_until_up(cluster))
         yield cluster
 

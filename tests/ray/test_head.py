@@ -119,7 +119,8 @@ async def test_no_client_notices_that_the_head_dies_and_no_replica_is_replaced(s
     await asyncio.to_thread(site.cluster.start_head, *HEAD_OPTIONS)
 
     async def taken_back() -> dict[str, list[dict[str, Any]]]:
-        found = {name: await site.cluster.replicas(name) for name in site.replicas}
+        listed = await site.cluster.deployments()
+        found = {name: [one for one in listed.get(name, []) if one["state"] == "RUNNING"] for name in site.replicas}
         return found if all(len(one) == 2 for one in found.values()) else {}
 
     found = await until(taken_back, 120, "a controller that knows the replicas")

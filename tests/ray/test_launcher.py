@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,8 +18,7 @@ import yaml
 
 from serve_app.config import machine
 from serve_app.config.profile import ROOT
-from tests.ray.cluster import fake_engine, free_ports
-from tests.ray.conftest import own_ports
+from tests.ray.cluster import OWN_PORTS, fake_engine, free_ports, serve_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -71,13 +70,12 @@ async def serve(file: Path) -> AsyncIterator[Command]:
         await process.communicate()
 
 
-def deploy_file(folder: Path, port: int, fake: Mapping[str, object]) -> Path:
+def deploy_file(folder: Path, port: int, own: Sequence[int], fake: Mapping[str, object]) -> Path:
     document = yaml.safe_load((ROOT / "deploy.yaml").read_text())
     (application,) = document["applications"]
     document["http_options"]["port"] = port
-    own = own_ports()
     for part in (document["controller_options"], application):
-        part["runtime_env"]["env_vars"] = {**part["runtime_env"]["env_vars"], **own}
+        part["runtime_env"]["env_vars"] = {**part["runtime_env"]["env_vars"], **serve_ports(own)}
     application["args"] = {"profile": "cpu-demo", "engine": {"kind": "fake", "fake": dict(fake)}}
     file = folder / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
@@ -91,8 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_it_comes_up_says_so_and_leaves_nothing_behind(folder: Path) -> None:
-    (port,) = free_ports(1)
-    async with serve(deploy_file(folder, port, fake_engine())) as command:
+    port, *own = free_ports(1 + OWN_PORTS)
+    async with serve(deploy_file(folder, port, own, fake_engine())) as command:
         await command.until_said(f"Serving step3p7-flash at http://127.0.0.1:{port}")
         async with httpx.AsyncClient(trust_env=False) as client:
             asked = {
@@ -109,8 +107,8 @@ async def test_it_comes_up_says_so_and_leaves_nothing_behind(folder: Path) -> No
 
 
 async def test_an_engine_that_cannot_start_ends_it_with_the_engines_own_error(folder: Path) -> None:
-    (port,) = free_ports(1)
-    async with serve(deploy_file(folder, port, {"no_such_option": 1})) as command:
+    port, *own = free_ports(1 + OWN_PORTS)
+    async with serve(deploy_file(folder, port, own, {"no_such_option": 1})) as command:
         assert "no_such_option" in await command.until_said("FAILED:")
         await command.until_said("Stopped")
         assert command.left() == []

@@ -14,7 +14,6 @@ import pytest
 from serve_app.cli import serve_api
 from serve_app.config.deployment import CANARY_BUILD, CANARY_SUFFIX
 from tests.ray.cluster import APPLICATION, Cluster, Node, fake_engine, until
-from tests.ray.conftest import own_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -46,7 +45,7 @@ def pools() -> Iterator[Cluster]:
     with Cluster(Node()) as cluster:
         # A third "GPU" for the successor of an engine.
         cluster.start_head("--num-cpus=12", "--resources", json.dumps({"gpus": 3}))
-        cluster.serve(ARGS, own_ports())
+        cluster.serve(ARGS, cluster.own_ports)
         yield cluster
 
 
@@ -163,9 +162,10 @@ async def test_with_room_to_spare_a_successor_starts_before_its_predecessor_stop
 
         async def replaced() -> bool:
             await client.ask("one more", words=5)
-            running = {name: {one["replica_id"] for one in await pools.replicas(name)} for name in names}
-            if not any(running.values()):
-                return False  # Serve's API did not answer; the request above did
+            listed = await pools.deployments()
+            if not listed:
+                return False  # Serve builds the application; the request above was answered
+            running = {name: {one["replica_id"] for one in listed[name] if one["state"] == "RUNNING"} for name in names}
             for name, found in running.items():
                 least[name] = min(least[name], len(found))
             return all(len(found) == 1 and not found & old for found in running.values())

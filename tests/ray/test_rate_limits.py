@@ -15,7 +15,6 @@ from serve_app.ingress import auth
 from serve_app.ingress.auth import KeyLimits
 from serve_app.ingress.rate_limits.deployment import NAME
 from tests.ray.cluster import Cluster, Node, fake_engine, kill, until
-from tests.ray.conftest import own_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
 
@@ -56,7 +55,7 @@ def limited(keys: Keys) -> Iterator[Cluster]:
     with Cluster(Node()) as cluster:
         cluster.start_head("--num-cpus=8")
         ingress = {**ARGS["ingress"], "keys_file": str(keys.file)}  # type: ignore[dict-item]
-        cluster.serve({**ARGS, "ingress": ingress}, own_ports())
+        cluster.serve({**ARGS, "ingress": ingress}, cluster.own_ports)
         asyncio.run(_until_up(cluster))
         yield cluster
 

@@ -14,7 +14,7 @@ import pytest
 from chaos.changes import Change
 from chaos.service import Service
 from tests.ray.cluster import APPLICATION, Cluster, Node, fake_engine, until
-from tests.ray.conftest import ARGS, INGRESSES, own_ports
+from tests.ray.conftest import ARGS, INGRESSES
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -30,7 +30,7 @@ def rolling() -> Iterator[Cluster]:
         cluster.start_head("--num-cpus=8")
         engine = {"kind": "fake", "fake": fake_engine(max_num_seqs=16, gap_s=0.02)}
         cluster.serve(
-            {**ARGS, "engine": engine}, {**own_ports(), "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": STAYS_S}
+            {**ARGS, "engine": engine}, {**cluster.own_ports, "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": STAYS_S}
         )
         yield cluster
 
@@ -78,8 +78,9 @@ async def test_no_client_that_keeps_its_connection_notices_that_ingresses_are_re
             await asyncio.to_thread(service.change, Change.INGRESS, "v2")
 
             async def replaced() -> bool:
-                left = {one["replica_id"] for one in await rolling.all_replicas("ingress")}
-                return not left & old and len(await rolling.replicas("ingress")) == INGRESSES
+                found = await rolling.all_replicas("ingress")
+                running = [one for one in found if one["state"] == "RUNNING"]
+                return not old & {one["replica_id"] for one in found} and len(running) == INGRESSES
 
             await until(replaced, 240, "new ingress replicas, and the old ones gone")
             await asyncio.gather(*map(asyncio.wrap_future, streaming))

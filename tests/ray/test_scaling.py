@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from tests.ray.cluster import Cluster, Node, fake_engine, until
-from tests.ray.conftest import own_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -35,7 +34,7 @@ def scaled() -> Iterator[Cluster]:
     """A service whose engines follow an objective."""
     with Cluster(Node(), {"RAY_metrics_report_interval_ms": "1000"}) as cluster:
         cluster.start_head("--num-cpus=6")
-        cluster.serve(ARGS, own_ports())
+        cluster.serve(ARGS, cluster.own_ports)
         asyncio.run(_up(cluster))
         yield cluster
 

@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from tests.ray.cluster import Cluster, Node, fake_engine, kill, until
-from tests.ray.conftest import own_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -26,7 +25,7 @@ ARGS = {
 async def test_a_starting_replica_says_its_phase() -> None:
     with Cluster(Node()) as cluster:
         cluster.start_head("--num-cpus=4")
-        cluster.serve(ARGS, own_ports())
+        cluster.serve(ARGS, cluster.own_ports)
         await cluster.until_answers(cluster.head, 300)
         old = await cluster.until_replicas("engine", 1, 180)
         async with httpx.AsyncClient(base_url=cluster.url(), trust_env=False, timeout=30) as client:

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from tests.ray.cluster import Cluster, Node, fake_engine, until
-from tests.ray.conftest import own_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]  # the first test starts the service
 
@@ -29,7 +28,7 @@ MESSAGE = {**CHAT, "max_tokens": 500}
 def sleeper() -> Iterator[Cluster]:
     with Cluster(Node()) as cluster:
         cluster.start_head("--num-cpus=4")
-        cluster.serve(ARGS, own_ports())
+        cluster.serve(ARGS, cluster.own_ports)
         asyncio.run(_until_up(cluster))
         yield cluster
 
