@@ -100,7 +100,7 @@ test-monitoring: venv
 GPU_FRONTEND := build/gpu-frontend
 OVER_GPU_BUILD := tests/http $(addprefix tests/unit/test_,config.py data_parallel.py engine_versions.py hardware.py \
 	kv_cache.py layouts.py tool_arguments.py vllm_api_check.py vllm_device.py vllm_patches_parsers.py \
-	vllm_patches_patching.py vllm_patches_resume.py)
+	vllm_patches_patching.py vllm_patches_resume.py vllm_patches_shared_prefixes.py)
 test-gpu-frontend: venv
 	@$(PY) -m tests.gpu_frontend.install $(GPU_FRONTEND)
 	@PYTHONPATH=$(CURDIR)/$(GPU_FRONTEND):$(CURDIR) VLLM_TARGET_DEVICE=cpu $(PYTEST) tests/gpu_frontend \

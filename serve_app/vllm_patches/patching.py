@@ -59,8 +59,8 @@ def minor_version(version: str) -> tuple[int, int]:
 def replace(target: PatchTarget, make: MakeReplacement) -> None:
     """Replace the target as soon as its module is imported.
 
-    Raises `UnexpectedVllmError` (now or from that import) if it is not what it should be. Doing so again changes
-    nothing: vLLM runs plugins more than once.
+    Raises `UnexpectedVllmError` (now or from that import) if it is not what it should be, or has a parameter that the
+    replacement does not take. Doing so again changes nothing: vLLM runs plugins more than once.
     """
     after_import(target.module, lambda module: _replace_in(module, target, make))
 
@@ -81,10 +81,22 @@ def _replace_in(module: ModuleType, target: PatchTarget, make: MakeReplacement) 
         raise UnexpectedVllmError(f"{target} does not take {', '.join(sorted(missing))}")
     replacement = make(function, module)
     if not isinstance(function, type):
+        _check_takes_all(target, function, replacement)
         functools.wraps(function)(replacement)
     setattr(replacement, _MARK, True)
     setattr(owner, target.name, classmethod(replacement) if is_classmethod else replacement)
     logger.debug("replaced %s", target)
+
+
+def _check_takes_all(target: PatchTarget, function: Function, replacement: Function) -> None:
+    """A newer vLLM may give a function one parameter more, and its callers pass it: at the first request, hours after
+    the start of the download, and not now."""
+    own = inspect.signature(replacement).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+        return
+    added = [name for name in inspect.signature(function).parameters if name not in own]
+    if added:
+        raise UnexpectedVllmError(f"{target} takes {', '.join(added)}, which its replacement does not")
 
 
 Patch = Callable[[ModuleType], None]

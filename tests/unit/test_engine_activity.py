@@ -71,11 +71,11 @@ for _ in range(20):
 def test_threads_that_poll_are_told_apart_and_not_summed_up() -> None:
     with process("input()", before=POLLS) as polling:
         polls: list[float] = []
-        while sum(polls) < 0.2:
+        while sum(polls) < 0.4:
             seen = activity.read([polling], lambda: None).cpu_s
             polls = [cpu_s for thread, cpu_s in seen.items() if thread != polling.pid]
     assert len(polls) == 20
-    assert max(polls) < sum(polls) / 3
+    assert max(polls) < sum(polls) / 2, "on a busy machine one of them may get a few ticks of the kernel's clock"
 
 
 def test_torch_inductors_compile_workers_count_as_compilers() -> None:

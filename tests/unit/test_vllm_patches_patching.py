@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,29 @@ def doubled(original: Function, _: ModuleType) -> Function:
         return 2 * original(self, tokens, fast)
 
     return run
+
+
+def test_a_parameter_that_the_replacement_does_not_take_stops_the_import(module_name: str) -> None:
+    def narrow(original: Function, _: ModuleType) -> Function:
+        def run(self: Any, tokens: int) -> Any:
+            return original(self, tokens)
+
+        return run
+
+    replace(PatchTarget(module_name, "Kernel", "run", ("tokens",)), narrow)
+    with pytest.raises(UnexpectedVllmError, match=r"Kernel\.run takes fast, which its replacement does not"):
+        importlib.import_module(module_name)
+
+
+def test_a_replacement_may_pass_on_whatever_else_comes(module_name: str) -> None:
+    def wide(original: Function, _: ModuleType) -> Function:
+        def run(self: Any, *others: Any, **more: Any) -> Any:
+            return 3 * original(self, *others, **more)
+
+        return run
+
+    replace(PatchTarget(module_name, "Kernel", "run", ("tokens",)), wide)
+    assert importlib.import_module(module_name).Kernel().run(1, fast=True) == 3
 
 
 def test_a_patch_waits_for_the_import_and_is_done_after_it(module_name: str) -> None:
@@ -128,3 +152,28 @@ def test_a_namespace_of_vllm_is_not_imported_for_a_patch() -> None:
         assert {name for name in set(sys.modules) - before if name.startswith("vllm")} == set()
     finally:
         sys.meta_path[:] = finders
+
+
+ALL_CHANGES = """
+import importlib
+from serve_app.vllm_patches import answers, chunk_classes, grammars, resume, shared_prefixes, token_cache
+from serve_app.vllm_patches.vllm_api_check import TARGETS
+
+for change in (
+    answers.correct_answers, chunk_classes.use_structs, token_cache.remember_tokens, resume.continue_requests,
+    grammars.keep_to_their_requests, shared_prefixes.keep_junctions_findable,
+):
+    change()
+for module in {target.module for target in TARGETS}:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:  # kernels, which a GPU's vLLM has not here
+        assert "vllm" in str(error) or "triton" in str(error), error
+"""
+
+
+@pytest.mark.slow
+def test_each_change_fits_the_functions_of_this_vllm() -> None:
+    """Over the GPU build, too: `make test-gpu-frontend`. In a process of its own, which is changed for good."""
+    done = subprocess.run([sys.executable, "-c", ALL_CHANGES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
