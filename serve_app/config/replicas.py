@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config.memory import GPU_BYTES
 from serve_app.config.section import Section, WrongKey
 from serve_app.scaling import ScheduleRule, schedule_rule
 
@@ -130,6 +131,18 @@ class ReplicasConfig(Section):
     longest_stream_s: PositiveFloat = 3600.0
     """The longest answer that must not be cut. HAProxy's limits in deploy.yaml must be at least this."""
 
+    @field_validator("accelerator_type")
+    @classmethod
+    def _case_is_rays(cls, kind: str | None) -> str | None:
+        if kind is None or kind in GPU_BYTES:
+            return kind
+        names = accelerator_names()
+        if kind not in names:
+            for name in names:
+                if name.casefold() == kind.casefold():
+                    raise ValueError(f"{kind!r} is a name that no node has; Ray's is `{name}`")
+        return kind
+
     @field_validator("resources")
     @classmethod
     def _resources_are_custom(cls, resources: dict[str, float]) -> dict[str, float]:
@@ -198,3 +211,10 @@ class ReplicasConfig(Section):
     def needed(self) -> int:
         """For how many engines the cluster must have room."""
         return max(self.min, 1)
+
+
+def accelerator_names() -> list[str]:
+    """The names that Ray has for kinds of GPUs, with those of this application."""
+    from ray.util.accelerators import accelerators  # importing Ray takes a second
+
+    return sorted({*GPU_BYTES, *(str(value) for name, value in vars(accelerators).items() if name[0].isupper())})

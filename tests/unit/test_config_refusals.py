@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from serve_app.config import fleet
@@ -43,3 +45,49 @@ def test_a_label_selector_is_one_for_ray_too() -> None:
     told = refusal('profile: cpu-demo\nreplicas:\n  label_selector: {a: "x,y z"}\n')
     assert told.startswith("deploy.yaml:3: replicas.label_selector: invalid label selector value `x,y z`")
     fleet.load(parse('profile: cpu-demo\nreplicas: {label_selector: {a: "in(x,y)"}}\n', "deploy.yaml"), H100)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("replicas:\n  gpus_per_replica: 4\n", "deploy.yaml:3: replicas.gpus_per_replica is 4, but the parallel"),
+        ("engine:\n  flags:\n    tensor_parallel_size: 4\n", "deploy.yaml:4: replicas.gpus_per_replica is 8, but"),
+        (
+            "engine:\n  flags:\n    tensor-parallel-size: '8'\n",
+            "deploy.yaml:4: engine.flags.tensor-parallel-size is '8', a text; write the number without quotes",
+        ),
+        (
+            'replicas:\n  schedule:\n    - min: 1\n      to: "18:00"\n',
+            "deploy.yaml:4: `replicas.schedule.0.from` is needed and not there",
+        ),
+        ('replicas:\n  schedule: [{form: "08:00"}]\n', "`replicas.schedule.0.form`; did you mean `from`?"),
+        ('replicas:\n  schedule: [{xyz: "08:00"}]\n', "known here: min, from, to, days, timezone"),
+        (
+            'replicas:\n  schedule: [{from: "08:00", to: "18:00", min: 1}]\n',
+            "deploy.yaml:3: replicas.schedule needs slo",
+        ),
+        ("pools:\n  - profile: h100-x8-fp8\n", "deploy.yaml:3: `pools.0.name` is needed and not there"),
+        ("replicas:\n  accelerator_type: h100\n", "deploy.yaml:3: replicas.accelerator_type: 'h100' is a name that"),
+        (
+            "engine:\n  env: {OMP_NUM_THREADS: 1}\n",
+            "deploy.yaml:3: engine.env.OMP_NUM_THREADS: input should be a valid",
+        ),
+        ("engine:\n  env: {OMP_NUM_THREADS: 1}\n", "string: write it in quotes"),
+        ("replicas:\n  max: 6\n  gpu_budget: 8\n  initial: 5\n", "deploy.yaml:5: replicas: initial (5) is above"),
+    ],
+)
+def test_a_refusal_names_the_line_that_is_laid_over_the_profile(text: str, told: str) -> None:
+    assert told in refusal(f"profile: h100-x8\n{text}")
+
+
+def test_what_the_profile_itself_has_wrong_is_told_with_its_own_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "model: {source: x}\nengine:\n  flags:\n    tensor-parallel-size: 4\nreplicas:\n  gpus_per_replica: 8\n"
+    )
+    assert f"{file}:6: replicas.gpus_per_replica is 8" in refusal(f"profile: {file}\nengine: {{warm_up: false}}\n")
+
+
+def test_the_nearest_name_of_a_gpu_is_rays() -> None:
+    told = refusal("profile: h100-x8\nreplicas: {accelerator_type: h100, cluster_grows: true}\n")
+    assert "Ray's is `H100`" in told
