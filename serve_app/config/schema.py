@@ -12,7 +12,7 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from serve_app.config.pools import CanaryConfig, PoolConfig
 from serve_app.config.replicas import ReplicasConfig
@@ -27,6 +27,9 @@ MIB = 1024 * 1024
 
 PARALLEL_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 """The flags whose product is the number of an engine's GPUs."""
+
+NO_TPOT_S = 5.0
+"""No time per output token is that long in a service that somebody uses, and none is that short in milliseconds."""
 
 
 class ConfigError(Exception):
@@ -91,7 +94,13 @@ class EngineConfig(Section):
     """The limit of `stuck_after_s` while a compiler (`nvcc`, `ptxas`, `gcc`, TorchInductor) runs below the engine:
     kernels that are built at their first use take minutes on a cold cache."""
     fake: dict[str, object] = {}
-    """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
+    """Options of the fake engine (`serve_app/engine/fake_config.py`), with `kind: fake` only."""
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> EngineConfig:
+        if self.fake and self.kind != "fake":
+            raise WrongKey(f"fake: nothing reads these options with kind: {self.kind}; remove them", ("fake",))
+        return self
 
     @model_validator(mode="after")
     def _device_is_not_in_the_environment(self) -> EngineConfig:
@@ -196,6 +205,13 @@ class SloConfig(Section):
     tpot_p95_s: PositiveFloat | None = None
     """Time per output token after the first that at most one request in 20 exceeds."""
 
+    @field_validator("tpot_p95_s")
+    @classmethod
+    def _tpot_is_in_seconds(cls, tpot_s: float | None) -> float | None:
+        if tpot_s is not None and tpot_s >= NO_TPOT_S:
+            raise ValueError(f"{tpot_s:g} seconds for each token is no objective; is it in milliseconds?")
+        return tpot_s
+
     @property
     def is_set(self) -> bool:
         """Whether there is an objective."""
@@ -223,6 +239,13 @@ class AppConfig(Section):
         if self.replicas.schedule and not self.slo.is_set:
             message = "replicas.schedule needs slo (ttft_p95_s or tpot_p95_s): only that policy has a schedule"
             raise WrongKey(message, ("replicas", "schedule"))
+        ttft_s, wait_s = self.slo.ttft_p95_s, self.replicas.max_queue_wait_s
+        if ttft_s is not None and ttft_s >= wait_s:
+            raise WrongKey(
+                f"slo.ttft_p95_s ({ttft_s:g}) is not below replicas.max_queue_wait_s ({wait_s:g}), after which a "
+                "request is refused; is it in milliseconds?",
+                ("slo", "ttft_p95_s"),
+            )
         return self
 
     @model_validator(mode="after")

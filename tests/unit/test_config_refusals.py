@@ -74,6 +74,9 @@ def test_a_label_selector_is_one_for_ray_too() -> None:
         ),
         ("engine:\n  env: {OMP_NUM_THREADS: 1}\n", "string: write it in quotes"),
         ("replicas:\n  max: 6\n  gpu_budget: 8\n  initial: 5\n", "deploy.yaml:5: replicas: initial (5) is above"),
+        ("slo:\n  ttft_p95_s: 3000\n", "deploy.yaml:3: slo.ttft_p95_s (3000) is not below replicas.max_queue_wait_s"),
+        ("slo:\n  tpot_p95_s: 50\n", "deploy.yaml:3: slo.tpot_p95_s: 50 seconds for each token is no objective"),
+        ("engine:\n  fake: {gap_s: 1}\n", "deploy.yaml:3: engine: fake: nothing reads these options with kind: vllm"),
     ],
 )
 def test_a_refusal_names_the_line_that_is_laid_over_the_profile(text: str, told: str) -> None:
