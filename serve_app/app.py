@@ -98,17 +98,17 @@ def build(args: dict[str, object]) -> serve.Application:
         fleet = checked_fleet(args)
         if "canary" in args:
             raise ConfigError("args: `canary` belongs into the args of an application of its own (docs/operations.md)")
+        engines = engine_deployments(fleet.parts)
     except ConfigError as error:
         if machine.RUN_MARK not in os.environ:  # `make serve` reports it itself
             abort_serve_run.end(str(error))
         raise
-    return _ingress_deployment(fleet.ingress).bind(
-        fleet.ingress, engine_deployments(fleet.parts), office(fleet.ingress.ingress)
-    )
+    return _ingress_deployment(fleet.ingress).bind(fleet.ingress, engines, office(fleet.ingress.ingress))
 
 
 def engine_deployments(parts: Sequence[FleetPart], *, canary: bool = False) -> dict[str, serve.Application]:
-    """An engine deployment for each part of the fleet, by the part's name."""
+    """An engine deployment for each part of the fleet, by the part's name. Raises `ConfigError` for options that Serve
+    refuses."""
     free = room.free_nodes()
     return {
         part.name: _engine_deployment(
@@ -338,6 +338,14 @@ def data_channel_host() -> str | None:
 def _engine_deployment(
     config: AppConfig, name: str = ENGINE, label: ReplicaLabel = NO_LABEL, *, surge: bool = False
 ) -> serve.Application:
+    try:
+        options = _engine_options(config, name, surge=surge)
+        return serve.deployment(EngineDeployment).options(**options).bind(config, label)
+    except ValueError as error:  # pydantic's are, too
+        raise ConfigError(f"replicas: Serve refuses the options of the deployment `{name}`: {error}") from error
+
+
+def _engine_options(config: AppConfig, name: str, *, surge: bool) -> dict[str, Any]:
     replicas = config.replicas
     options: dict[str, Any] = {
         "name": name,
@@ -353,7 +361,7 @@ def _engine_deployment(
         options["num_replicas"] = replicas.min
     else:
         options["autoscaling_config"] = autoscaling_config(config)
-    return serve.deployment(EngineDeployment).options(**options).bind(config, label)
+    return options
 
 
 def _ingress_deployment(config: AppConfig) -> serve.Deployment:

@@ -32,9 +32,9 @@ def build(args: dict[str, object]) -> serve.Application:
             raise ConfigError(
                 "args of the canary's application: `pools`: a canary has one layout; name it as `profile`"
             )
+        engines = engine_deployments([FleetPart(CANARY, fleet.ingress)], canary=True)
     except ConfigError as error:
         if machine.RUN_MARK not in os.environ:
             abort_serve_run.end(str(error))
         raise
-    engines = engine_deployments([FleetPart(CANARY, fleet.ingress)], canary=True)
     return deployment.judge(fleet.ingress, engines[CANARY])

@@ -51,6 +51,7 @@ RAY_IMPORTERS = {
     "serve_app/config/hardware.py",
     "serve_app/config/machine.py",
     "serve_app/config/placement.py",
+    "serve_app/config/replicas.py",
     "serve_app/engine/autoscaling_config.py",
     "serve_app/engine/fake_metrics.py",
     "serve_app/engine/key_costs.py",

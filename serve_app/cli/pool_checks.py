@@ -10,6 +10,7 @@ from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.config import hardware, memory, profile, room
 from serve_app.config.fleet import FleetConfig, FleetPart
 from serve_app.config.hardware import NodeGpus, NoProfileFits
+from serve_app.config.schema import ConfigError
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -65,7 +66,8 @@ def fit_checks(fleet: FleetConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]
         room.check_fit(fleet, nodes)
     except NoProfileFits as error:
         place = profile.source_location(fleet.parts[0].config.profile, ("replicas",))
-        yield failed("hardware", str(error), f"change {place} (`replicas`), or `profile` in deploy.yaml")
+        over = "`replicas` in the args of deploy.yaml, which is laid over " if _is_laid_over(fleet.parts[0]) else ""
+        yield failed("hardware", str(error), f"change {over}{place} (`replicas`), or `profile` in deploy.yaml")
         return
     if (config := fleet.parts[0].config).profile == hardware.CPU_PROFILE:
         yield Check(
@@ -73,6 +75,15 @@ def fit_checks(fleet: FleetConfig, nodes: Sequence[NodeGpus]) -> Iterator[Check]
         )
     else:
         yield passed("hardware", hardware.describe(nodes))
+
+
+def _is_laid_over(part: FleetPart) -> bool:
+    """Whether the args have other `replicas` than the profile, but for what `auto` takes from the cluster."""
+    try:
+        own = profile.load_config({"profile": part.config.profile}, []).replicas
+    except ConfigError:  # complete with the args only
+        return True
+    return own != part.config.replicas.model_copy(update={"max": own.max, "initial": own.initial})
 
 
 def _model_of(part: FleetPart) -> str | None:

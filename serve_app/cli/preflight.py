@@ -6,6 +6,7 @@ is the part that needs no machine: `build()` calls it, so that a plain `serve ru
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from serve_app.cli.config_checks import (
     model_checks,
     serve_option_checks,
 )
+from serve_app.cli.engine_checks import engine_checks, slo_checks
 from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import this_box
 from serve_app.cli.machine_checks import machine_checks, port_checks, version_checks
@@ -30,6 +32,8 @@ from serve_app.config.fleet import FleetConfig, FleetPart
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.schema import ConfigError
 from serve_app.config.vllm_flags import engine_argv
+
+logger = logging.getLogger(__name__)
 
 
 def checked_fleet(args: Mapping[str, object]) -> FleetConfig:
@@ -43,16 +47,26 @@ def checked_fleet(args: Mapping[str, object]) -> FleetConfig:
     found = [
         *(check for part in found_fleet.parts for check in _part_checks(part, ())),
         *pool_checks(found_fleet),
+        *slo_checks(found_fleet),
         *keys_checks(found_fleet.ingress),
         *fit_checks(found_fleet, nodes),
     ]
     faults = [f"{check.name}: {check.message}; {check.advice}" for check in found if check.status is CheckStatus.FAIL]
     if faults:
         raise ConfigError("\n".join(faults))
+    if machine.RUN_MARK not in os.environ:  # `make serve` has told them
+        log_warnings(found)
     for part in found_fleet.parts:
         if part.config.engine.kind == "vllm" and machine.RUN_MARK not in os.environ:
             engine_argv(part.config)
     return found_fleet
+
+
+def log_warnings(found: Sequence[Check]) -> None:
+    """What a plain `serve run` would otherwise not say."""
+    for check in found:
+        if check.status is CheckStatus.WARN:
+            logger.warning("check_warned %s: %s; %s", check.name, check.message, check.advice)
 
 
 def _part_checks(part: FleetPart, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
@@ -61,6 +75,7 @@ def _part_checks(part: FleetPart, nodes: Sequence[NodeGpus]) -> Iterator[Check]:
     for check in (
         *model_checks(config, engine_here=hardware.may_hold_engine(config.replicas)),
         *layout_checks(config, nodes),
+        *engine_checks(config),
     ):
         yield replace(check, name=f"{check.name} {part.name}".strip())
 
@@ -102,6 +117,7 @@ def _quick_checks(deploy: Deployment, found: FleetConfig | None, nodes: Sequence
     for part in found.parts:
         yield from _part_checks(part, nodes or ())
     yield from pool_checks(found)
+    yield from slo_checks(found)
     if deploy.canary_args is not None:
         yield from canary_checks(found, fleet.load(deploy.canary_args, nodes))
     yield from keys_checks(config)

@@ -15,7 +15,7 @@ import pydantic_core
 from serve_app.config import hardware, yaml_lines
 from serve_app.config.hardware import NodeGpus, NoProfileFits, ProfileChoice, choose_profile
 from serve_app.config.schema import AppConfig, ConfigError
-from serve_app.config.section import Section
+from serve_app.config.section import Section, WrongKey
 from serve_app.config.yaml_lines import BadYaml, KeyPath, YamlDocument
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +138,9 @@ def _absolute(name: str) -> Path:
 
 def _refusal(error: pydantic_core.ErrorDetails, documents: Sequence[YamlDocument]) -> str:
     path: KeyPath = tuple(str(part) for part in error["loc"])
-    where = next((doc.where(path) for doc in documents if doc.has(path)), documents[-1].where(path))
+    cause = error.get("ctx", {}).get("error")
+    told = [(*path, *key) for key in cause.paths] if isinstance(cause, WrongKey) else [path]
+    where = _place(told, documents)
     key = ".".join(path) or "(top)"
     if key in MOVED:
         return f"{where}: `{key}` is now {MOVED[key]}"
@@ -150,7 +152,26 @@ def _refusal(error: pydantic_core.ErrorDetails, documents: Sequence[YamlDocument
     if error["type"] == "missing":
         return f"{where}: `{key}` is needed and not there"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):
+        message = f"{message}: write it in quotes"
+    if not path and isinstance(cause, WrongKey):
+        return f"{where}: {message}"  # it names the key
     return f"{where}: {key}: {message[:1].lower()}{message[1:]}"
+
+
+def _place(paths: Sequence[KeyPath], documents: Sequence[YamlDocument]) -> str:
+    """`file:line` of the first of these keys that is set, by the document that wins; where none is, of what is nearest
+    above the first one."""
+    for document in documents:
+        for path in paths:
+            if document.has(path):
+                return document.where(path)
+    path = paths[0]
+    for length in range(len(path) - 1, 0, -1):
+        for document in documents:
+            if document.has(path[:length]):
+                return document.where(path)
+    return documents[-1].where(path)
 
 
 def _fields_at(path: KeyPath) -> list[str]:
@@ -163,7 +184,7 @@ def _fields_at(path: KeyPath) -> list[str]:
         if not (isinstance(annotation, type) and issubclass(annotation, Section)):
             return []
         section = annotation
-    return list(section.model_fields)
+    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def _is_section(annotation: object) -> bool:

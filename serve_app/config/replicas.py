@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.config.section import Section
+from serve_app.config.memory import GPU_BYTES
+from serve_app.config.section import Section, WrongKey
 from serve_app.scaling import ScheduleRule, schedule_rule
 
 MAX_QUEUED_REQUESTS = 512
@@ -29,6 +30,14 @@ ten minutes at most (OpenAI's and Anthropic's SDKs)."""
 IDLE_TO_ZERO_S = 900.0
 """Idle time before the last engine goes, unless configured: some starts of an engine long, so that a fleet that is in
 use does not spend its time on starts."""
+
+RAYS_OWN = {
+    "CPU": "use `cpus_per_replica`",
+    "GPU": "use `gpus_per_replica`",
+    "memory": "it is not reserved here",
+    "object_store_memory": "it is not reserved here",
+}
+"""Ray's resources that are no custom ones, and what to do instead."""
 
 
 class ScheduleEntry(Section):
@@ -122,6 +131,36 @@ class ReplicasConfig(Section):
     longest_stream_s: PositiveFloat = 3600.0
     """The longest answer that must not be cut. HAProxy's limits in deploy.yaml must be at least this."""
 
+    @field_validator("accelerator_type")
+    @classmethod
+    def _case_is_rays(cls, kind: str | None) -> str | None:
+        if kind is None or kind in GPU_BYTES:
+            return kind
+        names = accelerator_names()
+        if kind not in names:
+            for name in names:
+                if name.casefold() == kind.casefold():
+                    raise ValueError(f"{kind!r} is a name that no node has; Ray's is `{name}`")
+        return kind
+
+    @field_validator("resources")
+    @classmethod
+    def _resources_are_custom(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name in resources:
+            if name in RAYS_OWN:
+                raise ValueError(f"`{name}` is no custom resource of Ray; {RAYS_OWN[name]}")
+        return resources
+
+    @field_validator("label_selector")
+    @classmethod
+    def _labels_are_rays(cls, selector: dict[str, str]) -> dict[str, str]:
+        if selector:
+            from ray._private.label_utils import validate_label_selector  # importing Ray takes a second
+
+            if fault := validate_label_selector(selector):
+                raise ValueError(fault)
+        return selector
+
     @model_validator(mode="after")
     def _counts_are_in_order(self) -> ReplicasConfig:
         if self.max < self.min:
@@ -148,6 +187,12 @@ class ReplicasConfig(Section):
             if least > self.most:
                 limit = f"max ({self.max})" if self.most == self.max else f"what gpu_budget ({self.gpu_budget}) allows"
                 raise ValueError(f"{what} ({least}) is above {limit}")
+        if self.initial is not None and self.initial > self.most:
+            raise WrongKey(
+                f"initial ({self.initial}) is above what gpu_budget ({self.gpu_budget}) allows: {self.most} engine(s) "
+                f"of {self.gpus_per_replica} GPUs",
+                ("initial",),
+            )
         return self
 
     @property
@@ -166,3 +211,10 @@ class ReplicasConfig(Section):
     def needed(self) -> int:
         """For how many engines the cluster must have room."""
         return max(self.min, 1)
+
+
+def accelerator_names() -> list[str]:
+    """The names that Ray has for kinds of GPUs, with those of this application."""
+    from ray.util.accelerators import accelerators  # importing Ray takes a second
+
+    return sorted({*GPU_BYTES, *(str(value) for name, value in vars(accelerators).items() if name[0].isupper())})

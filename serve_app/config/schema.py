@@ -8,25 +8,28 @@ serve_app docs`).
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from serve_app.config.pools import CanaryConfig, PoolConfig
 from serve_app.config.replicas import ReplicasConfig
-from serve_app.config.section import Section
+from serve_app.config.section import Section, WrongKey
 from serve_app.config.vllm_device import VARIABLE as DEVICE_VARIABLE
+from serve_app.config.yaml_lines import KeyPath
 
 Scalar = str | int | float | bool | None
 FlagValue = Scalar | list[object] | dict[str, object]
 
 MIB = 1024 * 1024
+
+PARALLEL_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+"""The flags whose product is the number of an engine's GPUs."""
+
+NO_TPOT_S = 5.0
+"""No time per output token is that long in a service that somebody uses, and none is that short in milliseconds."""
 
 
 class ConfigError(Exception):
@@ -91,7 +94,13 @@ class EngineConfig(Section):
     """The limit of `stuck_after_s` while a compiler (`nvcc`, `ptxas`, `gcc`, TorchInductor) runs below the engine:
     kernels that are built at their first use take minutes on a cold cache."""
     fake: dict[str, object] = {}
-    """Options of the fake engine (`serve_app/engine/fake.py`); nothing else reads them."""
+    """Options of the fake engine (`serve_app/engine/fake_config.py`), with `kind: fake` only."""
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> EngineConfig:
+        if self.fake and self.kind != "fake":
+            raise WrongKey(f"fake: nothing reads these options with kind: {self.kind}; remove them", ("fake",))
+        return self
 
     @model_validator(mode="after")
     def _device_is_not_in_the_environment(self) -> EngineConfig:
@@ -196,6 +205,13 @@ class SloConfig(Section):
     tpot_p95_s: PositiveFloat | None = None
     """Time per output token after the first that at most one request in 20 exceeds."""
 
+    @field_validator("tpot_p95_s")
+    @classmethod
+    def _tpot_is_in_seconds(cls, tpot_s: float | None) -> float | None:
+        if tpot_s is not None and tpot_s >= NO_TPOT_S:
+            raise ValueError(f"{tpot_s:g} seconds for each token is no objective; is it in milliseconds?")
+        return tpot_s
+
     @property
     def is_set(self) -> bool:
         """Whether there is an objective."""
@@ -219,31 +235,48 @@ class AppConfig(Section):
     slo: SloConfig = SloConfig()
 
     @model_validator(mode="after")
-    def _a_schedule_has_a_policy(self) -> AppConfig:
+    def _replicas_go_with_the_objective(self) -> AppConfig:
         if self.replicas.schedule and not self.slo.is_set:
-            raise ValueError("replicas.schedule needs slo (ttft_p95_s or tpot_p95_s): only that policy has a schedule")
+            message = "replicas.schedule needs slo (ttft_p95_s or tpot_p95_s): only that policy has a schedule"
+            raise WrongKey(message, ("replicas", "schedule"))
+        ttft_s, wait_s = self.slo.ttft_p95_s, self.replicas.max_queue_wait_s
+        if ttft_s is not None and ttft_s >= wait_s:
+            raise WrongKey(
+                f"slo.ttft_p95_s ({ttft_s:g}) is not below replicas.max_queue_wait_s ({wait_s:g}), after which a "
+                "request is refused; is it in milliseconds?",
+                ("slo", "ttft_p95_s"),
+            )
         return self
 
     @model_validator(mode="after")
     def _gpus_match_the_parallel_sizes(self) -> AppConfig:
-        sizes = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-        product = 1
-        for name in sizes:
-            value = flag(self.engine.flags, name, 1)
-            product *= value if isinstance(value, int) else 1
-        ranks = flag(self.engine.flags, "data-parallel-size", 1)
-        if self.replicas.nodes_per_replica > 1 and isinstance(ranks, int) and ranks > 1:
-            raise ValueError(
-                f"data-parallel-size is {ranks} and replicas.nodes_per_replica {self.replicas.nodes_per_replica}: vLLM "
+        replicas = self.replicas
+        product = math.prod(self._size(name) for name in PARALLEL_SIZES)
+        ranks = self._size("data-parallel-size")
+        if replicas.nodes_per_replica > 1 and ranks > 1:
+            raise WrongKey(
+                f"data-parallel-size is {ranks} and replicas.nodes_per_replica {replicas.nodes_per_replica}: vLLM "
                 "starts the ranks of other nodes by its own launcher, not in a replica's placement group; use "
-                "tensor-parallel-size and pipeline-parallel-size over nodes, or one replica per node"
+                "tensor-parallel-size and pipeline-parallel-size over nodes, or one replica per node",
+                *flag_paths("data-parallel-size"),
+                ("replicas", "nodes_per_replica"),
             )
-        gpus = self.replicas.gpus_per_replica
+        gpus = replicas.gpus_per_replica
         if self.engine.kind == "vllm" and gpus and product != gpus:
-            raise ValueError(
-                f"replicas.gpus_per_replica is {gpus}, but the parallel sizes in engine.flags multiply to {product}"
+            raise WrongKey(
+                f"replicas.gpus_per_replica is {gpus}, but the parallel sizes in engine.flags multiply to {product}",
+                ("replicas", "gpus_per_replica"),
+                *(path for name in PARALLEL_SIZES for path in flag_paths(name)),
             )
         return self
+
+    def _size(self, name: str) -> int:
+        size = flag(self.engine.flags, name)
+        if isinstance(size, str):
+            raise WrongKey(
+                f"engine.flags.{name} is {size!r}, a text; write the number without quotes", *flag_paths(name)
+            )
+        return size if isinstance(size, int) else 1
 
 
 def flag(flags: dict[str, FlagValue], name: str, default: FlagValue = None) -> FlagValue:
@@ -252,6 +285,11 @@ def flag(flags: dict[str, FlagValue], name: str, default: FlagValue = None) -> F
         if spelling in flags:
             return flags[spelling]
     return default
+
+
+def flag_paths(name: str) -> tuple[KeyPath, KeyPath]:
+    """The keys by which a file may set the flag."""
+    return ("engine", "flags", name), ("engine", "flags", name.replace("-", "_"))
 
 
 def image_bytes(flags: dict[str, FlagValue]) -> int:

@@ -72,7 +72,9 @@ def parse(text: str, origin: str) -> YamlDocument:
 def _walk(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], origin: str) -> None:
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
-            _walk(child, (*path, str(index)), lines, origin)
+            here = (*path, str(index))
+            lines[here] = child.start_mark.line + 1
+            _walk(child, here, lines, origin)
         return
     if not isinstance(node, yaml.MappingNode):
         return

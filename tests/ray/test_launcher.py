@@ -108,7 +108,8 @@ async def test_it_comes_up_says_so_and_leaves_nothing_behind(folder: Path) -> No
 
 async def test_an_engine_that_cannot_start_ends_it_with_the_engines_own_error(folder: Path) -> None:
     port, *own = free_ports(1 + OWN_PORTS)
-    async with serve(deploy_file(folder, port, own, {"no_such_option": 1})) as command:
-        assert "no_such_option" in await command.until_said("FAILED:")
+    fake = {"script": [{"turns": [{"say": "Hello"}]}], "tokenizer": "no_such_tokenizer"}  # read by the replica only
+    async with serve(deploy_file(folder, port, own, fake)) as command:
+        assert "no_such_tokenizer" in await command.until_said("FAILED:")
         await command.until_said("Stopped")
         assert command.left() == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from ray.serve._private.build_app import build_app
 
 from serve_app.app import _engine_deployment, _ingress_deployment
 from serve_app.config import fleet
 from serve_app.config.hardware import NodeGpus
+from serve_app.config.schema import ConfigError
 from serve_app.config.yaml_lines import parse
 from serve_app.ingress.canary import deployment
 from serve_app.protocol.messages import ReplicaLabel
@@ -54,3 +56,12 @@ def test_another_configuration_is_another_trial() -> None:
     other = fleet.load(parse(text.replace("0.1", "0.2"), "deploy.yaml"), HEAD).ingress
     assert deployment.trial_name(config) == deployment.trial_name(config.model_copy())
     assert deployment.trial_name(config) != deployment.trial_name(other)
+
+
+def test_what_only_serve_refuses_is_a_refusal_of_the_configuration() -> None:
+    text = "profile: cpu-demo\nengine: {kind: fake}\nreplicas: {cpus_per_replica: 0.00001}\n"
+    config = fleet.load(parse(text, "deploy.yaml"), HEAD).ingress
+    with pytest.raises(
+        ConfigError, match=r"replicas: Serve refuses the options of the deployment `engine`: .*num_cpus"
+    ):
+        _engine_deployment(config)
