@@ -151,7 +151,7 @@ def _argv(options: argparse.Namespace) -> int:
     vllm_device.use_no_device()
     argv = engine_argv(config)
     if options.check_model:
-        vllm_flags.check_model(vllm_flags.parse(argv, vllm_flags.serve_parser()))
+        vllm_flags.check_engine_flags(config, argv)
     _say(f"vllm serve {shlex.join(argv)}")
     return 0
 

@@ -307,6 +307,7 @@ def engine_factory(config: AppConfig) -> EngineFactory:
             stat_loggers=[BufferedStatLogger],
             warms_up=config.engine.warm_up,
             gang_host=data_channel_host() if config.replicas.nodes_per_replica > 1 else None,
+            start_timeout_s=config.engine.start_timeout_s,
         )
 
     return fake if config.engine.kind == "fake" else vllm

@@ -14,9 +14,9 @@ from pydantic_core import PydanticUndefined
 
 from serve_app.cli import plan
 from serve_app.config import profile
+from serve_app.config.refused_flags import OWNED, UNREAD
 from serve_app.config.schema import AppConfig
 from serve_app.config.section import Section
-from serve_app.config.vllm_flags import OWNED
 
 INTRODUCTION = """\
 # Configuration
@@ -125,16 +125,24 @@ def _annotation(annotation: object) -> str:
 
 def _flags() -> str:
     rows = [f"| `{flag}` | `{setting}` |" for flag, setting in OWNED.items()]
+    unread = [f"| `{flag}` | {instead} |" for flag, instead in UNREAD.items()]
     return "\n".join(
         [
-            "## `engine.flags`: which are set elsewhere",
+            "## `engine.flags`: which are refused",
             "",
             "Every flag of `vllm serve` can stand there, except these. `python -m serve_app argv` prints what the",
-            "engine gets in the end.",
+            "engine gets in the end. `default-chat-template-kwargs` are laid over the effort of",
+            "`model.default_reasoning_effort`, key by key; they may not have `reasoning_effort` themselves.",
             "",
             "| flag | set by |",
             "| --- | --- |",
             *rows,
+            "",
+            "These would have no effect, for vLLM's own server and launcher do not run here:",
+            "",
+            "| flag | instead |",
+            "| --- | --- |",
+            *unread,
             "",
         ]
     )

@@ -31,6 +31,9 @@ PARALLEL_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parall
 NO_TPOT_S = 5.0
 """No time per output token is that long in a service that somebody uses, and none is that short in milliseconds."""
 
+READY_VARIABLE = "VLLM_ENGINE_READY_TIMEOUT_S"
+"""How long vLLM's client waits for its engine, in whole seconds."""
+
 
 class ConfigError(Exception):
     """The configuration cannot work. The message has a line for each fault, with the file and line to change."""
@@ -80,7 +83,8 @@ class EngineConfig(Section):
     """Whether the weights are read into the page cache while vLLM is imported, on the replica's node and on all others
     that may get one (docs/operations.md). Only where they are files there and fit into the memory that is left."""
     start_timeout_s: PositiveFloat = 3600.0
-    """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour."""
+    """Longest an engine may take to start. 400 GB from a slow disk and a first compilation take most of an hour.
+    vLLM's own limit (`VLLM_ENGINE_READY_TIMEOUT_S`) follows it, and cannot stand in `env`."""
     warm_up: bool = True
     """Whether an engine runs requests of every kind before it is ready (log probabilities, grammars, images, batches),
     so that no kernel is compiled while a user waits."""
@@ -106,6 +110,12 @@ class EngineConfig(Section):
     def _device_is_not_in_the_environment(self) -> EngineConfig:
         if DEVICE_VARIABLE in self.env:
             raise ValueError(f"env: {DEVICE_VARIABLE} is set by the application, for each kind of process; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _start_has_one_limit(self) -> EngineConfig:
+        if READY_VARIABLE in self.env:
+            raise ValueError(f"env: {READY_VARIABLE} follows engine.start_timeout_s; set that, and remove it here")
         return self
 
 

@@ -27,6 +27,7 @@ from serve_app.engine.contract import EngineInfo, EngineStats, ProgressSink, Ste
 from serve_app.engine.gang import Gang
 from serve_app.engine.kv_events import KvEvents
 from serve_app.engine.load_facts import RecentRatio
+from serve_app.engine.vllm_environment import START_TIMEOUT_S
 from serve_app.engine.vllm_io import add_request, engine_request, observe_core, token_delta
 from serve_app.engine.vllm_process import (
     EngineReports,
@@ -86,7 +87,8 @@ class VllmEngine:
     """`contract.Engine` over vLLM. `argv` are the options of vLLM's server, `stat_loggers` vLLM's own factories.
 
     With `warms_up`, `start` returns when requests of every kind have been run (`warm_up.py`). `gang_host` is this
-    node's address, for an engine whose workers are Ray actors on this node and others (`gang.py`).
+    node's address, for an engine whose workers are Ray actors on this node and others (`gang.py`). vLLM gives up on a
+    start after `start_timeout_s`.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class VllmEngine:
         *,
         warms_up: bool = False,
         gang_host: str | None = None,
+        start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self._argv = tuple(argv)
         self._warms_up = warms_up
@@ -106,6 +109,7 @@ class VllmEngine:
         self._starting: asyncio.Future[Started] | None = None
         self._reports: EngineReports | None = None
         self._gang_host = gang_host
+        self._start_timeout_s = start_timeout_s
         self._gang = Gang(self._take_report)
         self._kv_events = KvEvents()
         self._workers = 0
@@ -133,7 +137,9 @@ class VllmEngine:
             await self._gang.open(self._gang_host)
         self._others = {process.pid for process in engine_core_processes()}
         self._starting = asyncio.ensure_future(
-            asyncio.to_thread(start_engine, self._argv, self._stat_loggers, reports.say, self._kv_events)
+            asyncio.to_thread(
+                start_engine, self._argv, self._stat_loggers, reports.say, self._kv_events, self._start_timeout_s
+            )
         )
         try:
             started = await asyncio.shield(self._starting)

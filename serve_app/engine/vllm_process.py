@@ -25,9 +25,10 @@ import psutil
 
 from serve_app.config import vllm_device, vllm_flags
 from serve_app.config.vllm_flags import BadFlag
-from serve_app.engine.child import REPORTS_VARIABLE, ProcessReport, find_own_programs
+from serve_app.engine.child import REPORTS_VARIABLE, ProcessReport
 from serve_app.engine.contract import FAILED_BY_ITSELF, EngineInfo, ProgressSink
 from serve_app.engine.kv_events import KvEvents
+from serve_app.engine.vllm_environment import START_TIMEOUT_S, prepare_environment
 from serve_app.protocol.errors import EngineDead
 
 if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_patches.vllm_api_check` reads these
@@ -36,13 +37,6 @@ if TYPE_CHECKING:  # importing vLLM takes seconds; `python -m serve_app.vllm_pat
     from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
-
-READY_TIMEOUT_S = 3600
-"""vLLM gives an engine 600 s by default. 400 GB of weights from a network disk take longer."""
-
-STEP_TIMEOUT_S = 3600
-"""vLLM ends an engine whose step takes 300 s by default. A compiler may take longer (`engine.compile_limit_s`): our
-watchdog, which sees the compiler work, decides."""
 
 TICK_S = 10.0
 """The phase is repeated this often: a longer silence looks like a dead start."""
@@ -128,23 +122,18 @@ class EngineReports:
             self.say(self._phase)
 
 
-def prepare_environment() -> None:
-    """Set what vLLM reads when it is imported or starts processes, unless the operator has set it."""
-    vllm_device.use_the_gpu()
-    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", str(READY_TIMEOUT_S))
-    os.environ.setdefault("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", str(STEP_TIMEOUT_S))
-    # Forking a process that runs threads and an event loop copies their locks as they are.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    # Without `ninja` on PATH vLLM does without FlashInfer, which B200 wants for attention and experts.
-    find_own_programs()
-
-
-def start_engine(argv: Sequence[str], stat_loggers: Sequence[Any], say: ProgressSink, kv_events: KvEvents) -> Started:
+def start_engine(
+    argv: Sequence[str],
+    stat_loggers: Sequence[Any],
+    say: ProgressSink,
+    kv_events: KvEvents,
+    start_timeout_s: float = START_TIMEOUT_S,
+) -> Started:
     """Start an engine with these options of vLLM's server; returns when it is ready. Blocks for minutes.
 
     Raises `EngineDead` with vLLM's own words for options that it refuses.
     """
-    prepare_environment()
+    prepare_environment(start_timeout_s)
     say("loading vLLM")
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -13,13 +13,12 @@ from types import SimpleNamespace
 from fastapi import FastAPI
 from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from starlette.middleware.cors import CORSMiddleware
-from vllm import AsyncEngineArgs
 from vllm import __version__ as vllm_version
-from vllm.config import ParallelConfig, SchedulerConfig, VllmConfig
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.parser import metrics as parser_metrics
 
+from serve_app.config.vllm_frontend import frontend_config
 from serve_app.ingress import media, own_routes, responses_api, vllm_errors, vllm_limits
 from serve_app.ingress.engine_client import DispatcherFactory, ReplicatedEngineClient
 from serve_app.ingress.grammars import structured_outputs
@@ -28,39 +27,6 @@ from serve_app.ingress.requests import service_tier
 from serve_app.vllm_patches import answers, chunk_classes, parsers, token_cache
 
 TASKS = ("generate",)
-
-
-def frontend_config(args: Namespace) -> VllmConfig:
-    """The configuration of a process that renders and parses but runs no model, and may see no GPU.
-
-    Built from parts, as vLLM's own GPU-less render server does: `create_engine_config` would look for a device, and
-    where there is none resolve lower batch limits than the engine's. Quantisation is left out for the same reason.
-    The reasoning configuration is what lets a request have a thinking budget: vLLM refuses one without it.
-    """
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    model = engine_args.create_model_config()
-    model.quantization = None
-    parallel = ParallelConfig()
-    speculative = engine_args.create_speculative_config(target_model_config=model, target_parallel_config=parallel)
-    # More than one "API process": vLLM then caches processed images here only. With one, it would send the engine a
-    # hash in place of an image it has sent before, and there are many engines.
-    parallel._api_process_count = 2  # noqa: SLF001  # vLLM's own launcher sets it the same way
-    engine_args._set_default_reasoning_config_args()  # noqa: SLF001  # as `create_engine_config` does: see the docstring
-    return VllmConfig(
-        model_config=model,
-        parallel_config=parallel,
-        scheduler_config=SchedulerConfig(
-            max_model_len=model.max_model_len,
-            is_encoder_decoder=model.is_encoder_decoder,
-            max_num_batched_tokens=engine_args.max_num_batched_tokens or SchedulerConfig.DEFAULT_MAX_NUM_BATCHED_TOKENS,
-            max_num_seqs=engine_args.max_num_seqs or SchedulerConfig.DEFAULT_MAX_NUM_SEQS,
-            stream_interval=engine_args.stream_interval,
-        ),
-        speculative_config=speculative,
-        logging_config=engine_args.create_logging_config(),
-        structured_outputs_config=engine_args.create_structured_outputs_config(),
-        reasoning_config=engine_args.reasoning_config,
-    )
 
 
 async def build_api(

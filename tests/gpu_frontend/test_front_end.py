@@ -52,7 +52,7 @@ def full_model(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore:--disable-cascade-attn")  # in some profiles; without effect since 0.32
 @pytest.mark.parametrize("name", profile.profile_names())
 def test_every_profile_is_taken_at_the_full_shape_without_a_gpu(name: str, full_model: Path) -> None:
-    from serve_app.ingress.api import frontend_config
+    from serve_app.config.vllm_frontend import frontend_config
 
     config = load_config({"profile": name, "model": {"source": str(full_model)}}, [])
     built = frontend_config(vllm_flags.parse(engine_argv(config), vllm_flags.serve_parser()))

@@ -15,8 +15,9 @@ from serve_app.cli.plan import SESSION_TOKENS
 from serve_app.config import memory, profile
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.profile import ROOT, load_config, resolve
+from serve_app.config.refused_flags import OWNED, UNREAD
 from serve_app.config.schema import AppConfig, ConfigError, TracingConfig
-from serve_app.config.vllm_flags import OWNED, BadFlag, argv_of, engine_argv, parse, serve_parser
+from serve_app.config.vllm_flags import BadFlag, argv_of, engine_argv, parse, serve_parser
 from serve_app.config.yaml_lines import BadYaml, YamlDocument
 from serve_app.config.yaml_lines import parse as parse_yaml
 from serve_app.engine import vllm_tracing
@@ -203,7 +204,7 @@ def test_flags_of_every_kind_become_words() -> None:
             "max-model-len": "auto",
             "compilation-config": {"mode": 0},
             "stream-interval": 2,
-            "allowed-origins": ["https://a", "https://b"],
+            "cudagraph-capture-sizes": [1, 2],
         },
         serve_parser(),
     )
@@ -212,7 +213,7 @@ def test_flags_of_every_kind_become_words() -> None:
     assert namespace.enforce_eager is True
     assert namespace.max_model_len == -1
     assert namespace.stream_interval == 2
-    assert namespace.allowed_origins == ["https://a", "https://b"]
+    assert namespace.cudagraph_capture_sizes == [1, 2]
 
 
 def test_every_switch_of_vllm_is_off_where_the_configuration_says_false() -> None:
@@ -220,7 +221,7 @@ def test_every_switch_of_vllm_is_off_where_the_configuration_says_false() -> Non
     switches = {
         action.option_strings[0].removeprefix("--"): action.dest
         for action in parser._actions
-        if action.nargs == 0 and action.option_strings[0].removeprefix("--") not in OWNED
+        if action.nargs == 0 and action.option_strings[0].removeprefix("--") not in {*OWNED, *UNREAD}
     }
     assert {"enable-prefix-caching", "enable-chunked-prefill", "enforce-eager"} <= set(switches)
     words = argv_of(dict.fromkeys(switches, False), parser)

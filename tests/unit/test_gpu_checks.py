@@ -18,7 +18,7 @@ from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import Gpu, GpuBox, MemoryHolder
 from serve_app.config.profile import load_config
 from serve_app.config.schema import AppConfig
-from serve_app.engine import child, vllm_process
+from serve_app.engine import child, vllm_environment
 
 MIB = 1024**2
 H100_BYTES = 81_559 * MIB
@@ -278,7 +278,7 @@ def plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plain_path")
 def test_the_processes_of_an_engine_inherit_that_path() -> None:
-    vllm_process.prepare_environment()
+    vllm_environment.prepare_environment()
     assert os.environ["PATH"] == child.search_path("/usr/bin")
     box = gpu_facts.this_box({}, nvml=FakeDriver())
     assert box.ninja is not None

@@ -15,7 +15,7 @@ from serve_app.config.profile import load_config
 from serve_app.config.replicas import ReplicasConfig
 from serve_app.config.schema import ConfigError
 from serve_app.config.vllm_device import VARIABLE, use_no_device, use_the_gpu
-from serve_app.engine.vllm_process import prepare_environment
+from serve_app.engine.vllm_environment import prepare_environment
 
 
 @pytest.mark.parametrize("prepare", [use_the_gpu, prepare_environment])
