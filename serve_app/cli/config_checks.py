@@ -1,11 +1,10 @@
-"""Checks of the configuration: checkpoint, layout, keys, resources of the cluster, flags, Serve's options."""
+"""Checks of the configuration: checkpoint, layout, keys, resources of the cluster, flags."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +14,10 @@ from serve_app.cli import checkpoint
 from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.checkpoint import BadCheckpoint, Checkpoint
 from serve_app.config import machine, memory
-from serve_app.config.deployment import Deployment
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.memory import GB, ModelShape, ReplicaLayout
 from serve_app.config.schema import AppConfig, flag
 from serve_app.ingress.auth import BadKeysFile, KeyStore
-
-CUTS_STREAMS = {
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120",
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
-    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "inf",
-}
-"""HAProxy options that end a stream, with Serve's defaults."""
-HAPROXY_LINES = "RAY_SERVE_HAPROXY_RETRY_ON"
-"""The option by which deploy.yaml writes further lines into HAProxy's configuration."""
-REQUEST_TIMEOUT = re.compile(r"^\s*timeout http-request (\d+)s\s*$", re.MULTILINE)
-ADOPT = "copy the line from the deploy.yaml of this version"
 
 
 def model_checks(config: AppConfig, *, engine_here: bool = True) -> Iterator[Check]:
@@ -232,53 +219,3 @@ def _flags_mark(config: AppConfig) -> str:
         model.read_text(encoding="utf-8") if model.is_file() else "",
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check]:
-    """Serve's options in deploy.yaml agree with each other and with the profile."""
-    place = deploy.where("controller_options", "runtime_env", "env_vars")
-    controller = {name: value for name, value in deploy.controller_env.items() if name.startswith("RAY_SERVE_")}
-    application = {name: value for name, value in deploy.application_env.items() if name.startswith("RAY_SERVE_")}
-    if controller != application:
-        names = sorted(name for name, _ in controller.items() ^ application.items())
-        advice = "set the same in `controller_options` and in the application's `runtime_env`"
-        yield failed("deploy.yaml", f"{place}: controller and application differ in {', '.join(set(names))}", advice)
-        return
-    longest = config.replicas.longest_stream_s
-    for key, default in CUTS_STREAMS.items():
-        if float(controller.get(key, default)) < longest and (key in controller or _has_haproxy(controller)):
-            given = controller.get(key, f"not set and {default} by default")
-            message = f"{place}: {key} is {given}: it cuts streams shorter than longest_stream_s, {longest:g}"
-            yield Check(CheckStatus.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
-    if _has_haproxy(controller):
-        yield from _rolling_checks(place, controller)
-    largest = int(controller.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 4 * 1024 * 1024))
-    if largest < config.ingress.max_body_bytes:
-        message = f"{place}: a message between replicas holds {largest:,} bytes, a request up to max_body_bytes"
-        advice = f'RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH: "{2 * config.ingress.max_body_bytes}"'
-        yield Check(CheckStatus.WARN, "deploy.yaml", message, advice)
-
-
-def _has_haproxy(controller: Mapping[str, str]) -> bool:
-    return controller.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-
-
-def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check]:
-    """The options that keep requests away from stopped ingress replicas (docs/decisions/0013)."""
-    lines = controller.get(HAPROXY_LINES, "")
-    stays_s = float(controller.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
-    if not re.search(r"^\s*option httpclose\s*$", lines, re.MULTILINE):
-        message = (
-            f"{place}: {HAPROXY_LINES} has no line `option httpclose`: clients that keep their connection get errors"
-        )
-        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message} after ingress replicas were replaced", ADOPT)
-    timeout = REQUEST_TIMEOUT.search(lines)
-    if timeout is None or float(timeout[1]) >= stays_s:
-        message = f"{place}: {HAPROXY_LINES} needs a line `timeout http-request` of less than {stays_s:g}s"
-        why = "a stopping ingress takes requests for so long (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
-        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
-    hard_stop_s = float(controller.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "120"))
-    quarantine = controller.get("RAY_SERVE_PORT_QUARANTINE_S")
-    if quarantine is not None and float(quarantine) < hard_stop_s:
-        message = f"{place}: RAY_SERVE_PORT_QUARANTINE_S is {quarantine}: HAProxy may know a port for {hard_stop_s:g} s"
-        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message} after its replica is gone", "leave it out")

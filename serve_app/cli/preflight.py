@@ -18,8 +18,8 @@ from serve_app.cli.config_checks import (
     keys_checks,
     layout_checks,
     model_checks,
-    serve_option_checks,
 )
+from serve_app.cli.deploy_checks import key_checks, serve_option_checks, value_checks
 from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import this_box
 from serve_app.cli.machine_checks import machine_checks, port_checks, version_checks
@@ -72,7 +72,12 @@ def checks(file: Path, joins: str | None) -> Iterator[Check]:
     """
     yield from version_checks()
     try:
-        deploy = deployment.read(file)
+        faults = list(key_checks(deployment.read_yaml(file)))
+        deploy = None if faults else deployment.read(file)
+        faults += [] if deploy is None else value_checks(deploy)
+        if deploy is None or faults:
+            yield from faults
+            return
         nodes = None if joins else [hardware.this_machine()]
         is_auto = deploy.args.values.get("profile", "auto") == "auto"
         found = None if nodes is None and is_auto else fleet.load(deploy.args, nodes)

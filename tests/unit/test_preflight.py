@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.cli import checkpoint, config_checks, machine_checks, pool_checks, preflight
+from serve_app.cli import checkpoint, config_checks, deploy_checks, machine_checks, pool_checks, preflight
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.cli.checkpoint import BadCheckpoint
 from serve_app.config import deployment, fleet, hardware, machine
@@ -279,7 +279,7 @@ def test_a_python_that_was_not_tried_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_shipped_deployment_has_nothing_to_remark() -> None:
     deploy = deployment.read(ROOT / "deploy.yaml")
-    assert list(config_checks.serve_option_checks(deploy, config_of())) == []
+    assert list(deploy_checks.serve_option_checks(deploy, config_of())) == []
     assert (deploy.host, deploy.port, deploy.application) == ("0.0.0.0", 8000, "step")
 
 
@@ -302,7 +302,7 @@ def test_a_limit_of_serve_below_ours_is_told(tmp_path: Path, change: dict[str, s
         env["env_vars"] = {name: value for name, value in given.items() if value is not None}
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
-    assert words in told(config_checks.serve_option_checks(deployment.read(file), config_of()))
+    assert words in told(deploy_checks.serve_option_checks(deployment.read(file), config_of()))
 
 
 def test_options_that_controller_and_application_do_not_share_are_refused(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_options_that_controller_and_application_do_not_share_are_refused(tmp_pa
     document["applications"][0]["runtime_env"]["env_vars"] = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
-    words = told(fails(config_checks.serve_option_checks(deployment.read(file), config_of())))
+    words = told(fails(deploy_checks.serve_option_checks(deployment.read(file), config_of())))
     assert "RAY_SERVE_ENABLE_HA_PROXY" in words
 
 
