@@ -12,7 +12,8 @@ from pathlib import Path
 from serve_app.cli import client_env, explain, leave, plan, preflight, serve
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.config import deployment, fleet, hardware, machine, profile, vllm_device, vllm_flags
-from serve_app.config.schema import ConfigError
+from serve_app.config.deployment import Deployment
+from serve_app.config.schema import AppConfig, ConfigError
 from serve_app.config.vllm_flags import BadFlag, engine_argv
 from serve_app.ingress import auth
 from serve_app.ingress.auth import BadKeysFile
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     planned.add_argument("profile", nargs="*", help="names in configs/ or paths (default: all)")
     engine = with_file(command("argv", _argv, "the engine as a `vllm serve` command line"))
     engine.add_argument("--check-model", action="store_true", help="also have vLLM read the model's configuration")
+    engine.add_argument("--part", default="", help="a pool's name, or `canary` (default: as the ingresses see it)")
     env = with_file(command("client-env", _client_env, 'what an agent or SDK needs: eval "$(... client-env claude)"'))
     env.add_argument("client", choices=client_env.CLIENTS, help="the program or library")
     env.add_argument("--key", help="API key, where the endpoint asks for one")
@@ -147,13 +149,24 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _argv(options: argparse.Namespace) -> int:
     deploy = deployment.read(options.file)
-    config = fleet.load(deploy.args, [hardware.this_machine()]).ingress
+    config = _part_config(deploy, options.part)
     vllm_device.use_no_device()
     argv = engine_argv(config)
     if options.check_model:
         vllm_flags.check_engine_flags(config, argv)
     _say(f"vllm serve {shlex.join(argv)}")
     return 0
+
+
+def _part_config(deploy: Deployment, name: str) -> AppConfig:
+    nodes = [hardware.this_machine()]
+    if name == fleet.CANARY and deploy.canary_args is not None:
+        return fleet.load(deploy.canary_args, nodes).ingress
+    found = fleet.load(deploy.args, nodes)
+    configs = {"": found.ingress, **{part.name: part.config for part in found.parts}}
+    if name not in configs:
+        raise ConfigError(f"{deploy.file.name}: there is no part `{name}`; there is {', '.join(filter(None, configs))}")
+    return configs[name]
 
 
 def _client_env(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from serve_app.cli import abort_serve_run
-from serve_app.cli.preflight import checked_fleet
+from serve_app.cli.preflight import MISPLACED_CANARY, checked_fleet
 from serve_app.config import machine, room, vllm_device, vllm_flags
 from serve_app.config.fleet import ENGINE, FleetPart
 from serve_app.config.placement import replica_options
@@ -97,7 +97,7 @@ def build(args: dict[str, object]) -> serve.Application:
     try:
         fleet = checked_fleet(args)
         if "canary" in args:
-            raise ConfigError("args: `canary` belongs into the args of an application of its own (docs/operations.md)")
+            raise ConfigError(MISPLACED_CANARY)
         engines = engine_deployments(fleet.parts)
     except ConfigError as error:
         if machine.RUN_MARK not in os.environ:  # `make serve` reports it itself

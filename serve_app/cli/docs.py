@@ -38,7 +38,8 @@ applications:
       ingress: {keys_file: keys.txt}
 ```
 
-What is not the application's (address, HAProxy, timeouts) stands in `deploy.yaml` itself, with its reasons.
+What is not the application's (address, HAProxy, timeouts) stands in `deploy.yaml` itself, with its reasons. Ray Serve
+passes over keys there that it does not know; `make preflight` and `make serve` refuse them.
 """
 
 _NAMES = {"bool": "true or false", "str": "text", "int": "whole number", "float": "number", "NoneType": "null"}

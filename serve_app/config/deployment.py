@@ -41,20 +41,28 @@ class Deployment:
         return self.document.where(path)
 
 
-def read(file: Path) -> Deployment:
-    """Read a file. Raises `ConfigError` if it does not exist, is no YAML, or does not have exactly one application,
-    beside which there may be its canary."""
+def read_yaml(file: Path) -> YamlDocument:
+    """The file's keys and values as they are. Raises `ConfigError` if it does not exist or is no YAML."""
     try:
-        document = yaml_lines.read(file, file.name)
+        return yaml_lines.read(file, file.name)
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file") from error
     except BadYaml as error:
         raise ConfigError(str(error)) from error
+
+
+def read(file: Path) -> Deployment:
+    """Read a file. Raises `ConfigError` if it does not exist, is no YAML, does not have exactly one application,
+    beside which there may be its canary, or has an environment variable that is no string."""
+    document = read_yaml(file)
     number, application = _service(document)
     http = _mapping(document.values, "http_options")
     port = http.get("port", 8000)
     if not isinstance(port, int):
         raise ConfigError(f"{document.where(('http_options', 'port'))}: http_options.port: expected a number")
+    application_env = [
+        _env_vars(document, one, ("applications", str(place))) for place, one in enumerate(_applications(document))
+    ]
     return Deployment(
         file=file,
         document=document,
@@ -62,8 +70,8 @@ def read(file: Path) -> Deployment:
         port=port,
         application=str(application.get("name", "default")),
         args=_args(document, file, number),
-        controller_env=_strings(_mapping(document.values, "controller_options", *_ENV)),
-        application_env=_strings(_mapping(application, *_ENV)),
+        controller_env=_env_vars(document, _mapping(document.values, "controller_options"), ("controller_options",)),
+        application_env=application_env[number],
         canary_args=_canary_args(document, file, str(application.get("name", "default"))),
     )
 
@@ -110,5 +118,12 @@ def _mapping(values: Mapping[str, object], *path: str) -> Mapping[str, object]:
     return values
 
 
-def _strings(values: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}
+def _env_vars(document: YamlDocument, holder: Mapping[str, object], place: KeyPath) -> dict[str, str]:
+    """The environment in the `runtime_env` of `holder`, which is at `place` in the document."""
+    found: dict[str, str] = {}
+    for name, value in _mapping(holder, *_ENV).items():
+        if not isinstance(value, str):
+            where = document.where((*place, *_ENV, str(name)))
+            raise ConfigError(f"{where}: {name}: Serve takes only text for a variable: write it in quotes")
+        found[name] = value
+    return found

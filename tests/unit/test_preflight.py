@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.cli import checkpoint, config_checks, machine_checks, pool_checks, preflight
+from serve_app.cli import checkpoint, config_checks, deploy_checks, machine_checks, pool_checks, preflight
 from serve_app.cli.check import Check, CheckStatus
 from serve_app.cli.checkpoint import BadCheckpoint
 from serve_app.config import deployment, fleet, hardware, machine
+from serve_app.config.fleet import FleetPart
 from serve_app.config.hardware import NodeGpus
 from serve_app.config.profile import ROOT, load_config
 from serve_app.config.schema import AppConfig, ConfigError
@@ -36,6 +37,10 @@ def told(checks: Iterable[Check]) -> str:
 
 def config_of(**args: object) -> AppConfig:
     return load_config({"profile": "cpu-demo", **args}, NO_GPU)
+
+
+def parts_of(**args: object) -> tuple[FleetPart, ...]:
+    return fleet.single(config_of(**args)).parts
 
 
 # ---- the checkpoint --------------------------------------------------------------------------------------------------
@@ -279,7 +284,7 @@ def test_a_python_that_was_not_tried_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_shipped_deployment_has_nothing_to_remark() -> None:
     deploy = deployment.read(ROOT / "deploy.yaml")
-    assert list(config_checks.serve_option_checks(deploy, config_of())) == []
+    assert list(deploy_checks.serve_option_checks(deploy, config_of())) == []
     assert (deploy.host, deploy.port, deploy.application) == ("0.0.0.0", 8000, "step")
 
 
@@ -302,7 +307,7 @@ def test_a_limit_of_serve_below_ours_is_told(tmp_path: Path, change: dict[str, s
         env["env_vars"] = {name: value for name, value in given.items() if value is not None}
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
-    assert words in told(config_checks.serve_option_checks(deployment.read(file), config_of()))
+    assert words in told(deploy_checks.serve_option_checks(deployment.read(file), config_of()))
 
 
 def test_options_that_controller_and_application_do_not_share_are_refused(tmp_path: Path) -> None:
@@ -310,7 +315,7 @@ def test_options_that_controller_and_application_do_not_share_are_refused(tmp_pa
     document["applications"][0]["runtime_env"]["env_vars"] = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     file = tmp_path / "deploy.yaml"
     file.write_text(yaml.safe_dump(document))
-    words = told(fails(config_checks.serve_option_checks(deployment.read(file), config_of())))
+    words = told(fails(deploy_checks.serve_option_checks(deployment.read(file), config_of())))
     assert "RAY_SERVE_ENABLE_HA_PROXY" in words
 
 
@@ -358,7 +363,7 @@ def test_a_flag_that_does_not_go_with_the_model_is_refused_before_the_start(tmp_
     flags = {"engine": {"flags": {"max-model-len": 999_999_999}}}
     file = deploy_file(tmp_path, 1, profile="cpu-demo", **flags)
     passed_before = tmp_path / "build" / "passed"
-    found = fails(config_checks.flag_checks(file, config_of(**flags), passed_before))
+    found = fails(config_checks.flag_checks(file, parts_of(**flags), passed_before))
     assert "greater than the derived max_model_len" in told(found)
     assert not passed_before.exists()
 
@@ -367,10 +372,10 @@ def test_a_flag_that_does_not_go_with_the_model_is_refused_before_the_start(tmp_
 def test_flags_that_have_passed_are_asked_again_only_when_something_changed(tmp_path: Path) -> None:
     file = deploy_file(tmp_path, 1, profile="cpu-demo")
     passed_before = tmp_path / "build" / "passed"
-    first = told(config_checks.flag_checks(file, config_of(), passed_before))
+    first = told(config_checks.flag_checks(file, parts_of(), passed_before))
     assert "as vLLM's own parser reads them" in first
     assert "unchanged" not in first
-    assert "unchanged" in told(config_checks.flag_checks(file, config_of(), passed_before))
-    changed = config_of(engine={"flags": {"port": 1}})
+    assert "unchanged" in told(config_checks.flag_checks(file, parts_of(), passed_before))
+    changed = parts_of(engine={"flags": {"port": 1}})
     bad = deploy_file(tmp_path, 1, profile="cpu-demo", engine={"flags": {"port": 1}})
     assert "is set by" in told(fails(config_checks.flag_checks(bad, changed, passed_before)))

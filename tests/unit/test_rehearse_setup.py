@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.__main__ import main
-from serve_app.cli import checkpoint, config_checks, pool_checks
+from serve_app.cli import checkpoint, config_checks, deploy_checks, pool_checks
 from serve_app.cli.check import CheckStatus
 from serve_app.cli.config_checks import layout_of, shape_of
 from serve_app.config import deployment, fleet, memory
@@ -112,7 +112,7 @@ def test_the_written_deployment_passes_the_checks_of_a_start(
         *config_checks.model_checks(plan.config),
         *config_checks.layout_checks(plan.config, [node]),
         *pool_checks.fit_checks(fleet.single(plan.config), [node]),
-        *config_checks.serve_option_checks(deploy, plan.config),
+        *deploy_checks.serve_option_checks(deploy, plan.config),
     ]
     assert not [str(check) for check in found if check.status not in {CheckStatus.OK, CheckStatus.NOTE}]
     assert any("8 of this rank's experts" in said for said in plan.warnings) == share
