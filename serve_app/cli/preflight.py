@@ -28,7 +28,7 @@ from serve_app.cli.gpu_checks import gpu_checks
 from serve_app.cli.gpu_facts import this_box
 from serve_app.cli.machine_checks import machine_checks, port_checks, version_checks
 from serve_app.cli.pool_checks import canary_checks, fit_checks, pool_checks
-from serve_app.config import deployment, fleet, hardware, profile
+from serve_app.config import deployment, fleet, hardware, machine, profile
 from serve_app.config.deployment import Deployment
 from serve_app.config.fleet import CANARY, FleetConfig, FleetPart
 from serve_app.config.hardware import NodeGpus

@@ -237,10 +237,9 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
     async def add_request(self, request_id: str, prompt: Any, params: Any, *args: Any, **named: Any) -> Any:
         """See `AsyncLLM`, whose own validation of a grammar would block the event loop. The outputs of a sequence come
         through a queue that sends chunks which only repeat others."""
-        asked = getattr(params, "structured_outputs", None)
-        if asked is not None:
+        if getattr(params, "structured_outputs", None) is not None:
             try:
-                await structured_outputs.check(asked, self.grammars)
+                await structured_outputs.check(params, self.grammars)
             except ServeError as error:
                 raise ServeHTTPError(error) from error
         queue = await super().add_request(request_id, prompt, params, *args, **named)

@@ -247,6 +247,8 @@ class RequestContext:
     sequences: list[RequestTrace] = field(default_factory=list)
     grammar_source: str = "structured_outputs"
     """The field of the body that holds its grammar, if it has one."""
+    answer_format: object = None
+    """The format of its answer, where tools may be called instead (`ingress/grammars/tools_or_answer.py`)."""
     image_pixels: int = 0
     """Pixels of its images that have been read so far."""
     refused: ServeError | None = None

@@ -1,5 +1,5 @@
 """The functions of vLLM's API server that the ingress replaces (`ingress/vllm_errors.py`, `vllm_limits.py`,
-`responses_api.py`, `requests/service_tier.py`, `grammars/structured_outputs.py`).
+`responses_api.py`, `requests/service_tier.py`, `grammars/structured_outputs.py`, `grammars/tools_or_answer.py`).
 
 They are apart from their replacements, so that `vllm_api_check.py` can compare them with a vLLM that is not installed.
 """
@@ -55,6 +55,9 @@ COMPLETION_PARAMS: Final = PatchTarget(*_COMPLETION, "to_sampling_params", ())
 VALIDATE_GRAMMAR: Final = PatchTarget(
     "vllm.sampling_params", "SamplingParams", "_validate_structured_outputs", ("tokenizer",)
 )
+_PARSER = "vllm.parser.abstract_parser"
+STRUCTURAL_TAG: Final = PatchTarget(_PARSER, "DelegatingParser", "_apply_structural_tag", ("request",))
+XGRAMMAR_SUPPORTS: Final = PatchTarget(_PARSER, "", "_xgrammar_supports", ("structured_outputs",))
 
 TARGETS: Final = (
     WHOLE_RESPONSE,
@@ -66,6 +69,8 @@ TARGETS: Final = (
     REASONING_ENDED,
     COMPLETION_PARAMS,
     VALIDATE_GRAMMAR,
+    STRUCTURAL_TAG,
+    XGRAMMAR_SUPPORTS,
     SERVING_ERROR,
     ANTHROPIC_ERROR,
     RESPONSE_EVENTS,

@@ -9,6 +9,7 @@ vLLM checks a request's grammar at the front end with the library that compiles 
   one that fails there reaches neither the event loop nor an engine.
 * `include_reasoning: false` hides the reasoning; vLLM applies the grammar to it as well, and the answer is then taken
   for reasoning and hidden.
+* Tools and a format for the answer: the grammar allows either (`tools_or_answer.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from vllm.config import VllmConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
+from serve_app.ingress.grammars import tools_or_answer
 from serve_app.ingress.grammars.checker import GrammarChecker
-from serve_app.ingress.grammars.jobs import WorkerSettings
+from serve_app.ingress.grammars.fields import field_of, source_of
+from serve_app.ingress.grammars.jobs import GrammarVerdict, WorkerSettings
 from serve_app.ingress.grammars.syntax import KINDS, check_size
 from serve_app.router.request_context import CURRENT
 from serve_app.vllm_patches import vllm_api
@@ -37,6 +40,7 @@ def use() -> None:
     replace(vllm_api.COMPLETION_PARAMS, remember_source)
     replace(vllm_api.REASONING_ENDED, reason_before_the_answer)
     replace(vllm_api.VALIDATE_GRAMMAR, skip_what_is_checked)
+    tools_or_answer.use()
 
 
 def remember_source(original: Function, _: ModuleType) -> Function:
@@ -54,17 +58,6 @@ def note_source(request: Any) -> None:
     context = CURRENT.get()
     if context is not None:
         context.grammar_source = source_of(request)
-
-
-def source_of(request: Any) -> str:
-    """The field of a request that holds its grammar, as the API names it."""
-    if getattr(request, "response_format", None) is not None:
-        return "response_format"
-    if getattr(getattr(request, "text", None), "format", None) is not None:
-        return "text.format"
-    if getattr(request, "tools", None) and getattr(request, "tool_choice", None) not in (None, "none"):
-        return "tools"
-    return "structured_outputs"
 
 
 def reason_before_the_answer(original: Function, _: ModuleType) -> Function:
@@ -89,12 +82,28 @@ def skip_what_is_checked(original: Function, _: ModuleType) -> Function:
     return _validate_structured_outputs
 
 
-async def check(asked: StructuredOutputsParams, checker: GrammarChecker) -> None:
-    """Try the grammar, and change `asked` as vLLM's validation would. Raises `VLLMValidationError`, naming the field,
-    for one that cannot be enforced, and the checker's errors."""
-    if hasattr(asked, CHECKED):
+async def check(params: Any, checker: GrammarChecker) -> None:
+    """Try the grammar of sampling parameters, and change it as vLLM's validation would. Raises `VLLMValidationError`,
+    naming the field, for one that cannot be enforced, and the checker's errors."""
+    asked: StructuredOutputsParams | None = params.structured_outputs
+    if asked is None or hasattr(asked, CHECKED):
         return
-    field = field_of(asked)
+    answer, context = tools_or_answer.format_in(asked), CURRENT.get()
+    if answer is not None:
+        verdict = await _try(answer.grammar, answer.source, checker)
+        if verdict.fields["_backend"] != tools_or_answer.LIBRARY:
+            params.structured_outputs = None
+            if context is not None:
+                context.ignored.append(f"{field_of(answer.grammar, answer.source)} (cannot be enforced beside tools)")
+            return
+    verdict = await _try(asked, context.grammar_source if context is not None else "structured_outputs", checker)
+    for name, value in verdict.fields.items():
+        setattr(asked, name, value)
+    setattr(asked, CHECKED, True)
+
+
+async def _try(asked: StructuredOutputsParams, source: str, checker: GrammarChecker) -> GrammarVerdict:
+    field = field_of(asked, source)
     given = {name: value for name, value in vars(asked).items() if value is not None and not name.startswith("_")}
     try:
         for kind in KINDS:
@@ -107,21 +116,7 @@ async def check(asked: StructuredOutputsParams, checker: GrammarChecker) -> None
         problem = str(error.args[0])
     if problem:
         raise VLLMValidationError(f"{field} cannot be enforced: {problem}", parameter=field)
-    for name, value in verdict.fields.items():
-        setattr(asked, name, value)
-    setattr(asked, CHECKED, True)
-
-
-def field_of(asked: StructuredOutputsParams) -> str:
-    """The field that the grammar is in."""
-    kind = next((name for name in KINDS if getattr(asked, name, None) is not None), "json_object")
-    context = CURRENT.get()
-    source = context.grammar_source if context is not None else "structured_outputs"
-    if source == "response_format":
-        return "response_format.json_schema.schema" if kind == "json" else source
-    if source == "text.format":
-        return "text.format.schema" if kind == "json" else source
-    return source if source == "tools" and kind in ("json", "structural_tag") else f"structured_outputs.{kind}"
+    return verdict
 
 
 def worker_settings(config: VllmConfig) -> WorkerSettings:
