@@ -123,7 +123,23 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
         block = {"type": "text", "text": sent} if isinstance(sent, str) else sent
         edits.changed |= block is not sent
         parts += _block(block, f"{path}.content.{number}", edits)
-    message["content"] = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
+    parts = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
+    if message.get("role") == "user" and all(map(_is_nothing, parts)):
+        for number, part in enumerate(message["content"]):
+            if isinstance(part, dict) and part.get("type") == "text" and "text" not in part:
+                field = f"{path}.content.{number}.text"
+                raise RequestRefused(f"`{field}` is required.", param=field)
+        # vLLM leaves out a user message without parts: an answer before it would be continued.
+        message["content"] = ""
+        edits.changed = True
+        return
+    message["content"] = parts
+
+
+def _is_nothing(part: Any) -> bool:
+    """Whether vLLM reads nothing from this part of a user's message."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind == "thinking" or (kind == "text" and part.get("text") in (None, ""))
 
 
 def _block(block: Any, path: str, edits: Edits) -> list[Any]:
