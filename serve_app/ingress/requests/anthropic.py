@@ -200,19 +200,42 @@ def _tool_use(block: Block, edits: Edits) -> Block:
 def _tool_result(block: Block, path: str, edits: Edits) -> Block:
     """The result with text and images as content. A result may consist of a placeholder only: the turn continues."""
     content = block.get("content")
+    has_failed = block.get("is_error") is True
     if content is None or isinstance(content, str):
-        return block
+        if not has_failed:
+            return block
+        edits.changed = True
+        return {**block, "content": _failure(content or "")}
     parts: list[Any] = []
     for number, part in enumerate(as_list(content)):
         if isinstance(part, str):
             part = {"type": "text", "text": part}  # noqa: PLW2901  # the same part in the form of the others
         parts += _block(part, f"{path}.content.{number}", edits)
     parts = finish_parts(parts, path, may_stand_alone=True)
+    if has_failed:
+        parts = _failed_parts(parts)
+        edits.changed = True
     return {**block, "content": parts}
 
 
+def _failed_parts(parts: list[Any]) -> list[Any]:
+    """A failed tool's parts; the first text says that it failed."""
+    for number, part in enumerate(parts):
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if isinstance(text, str) and text.strip():
+            return [*parts[:number], {**part, "text": _failure(text)}, *parts[number + 1 :]]
+    return [{"type": "text", "text": _failure("")}, *parts]
+
+
+def _failure(text: str) -> str:
+    """A failed tool's text. The template has no place for `is_error`: without a word the failure looks like a result."""
+    if not text.strip():
+        return "Error: the tool failed."
+    return text if text.lstrip().startswith(("Error", "<tool_use_error>")) else f"Error: {text}"
+
+
 def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None:
-    """A last message from the assistant is the beginning of the answer; `vllm_patches/prefill.py` has it continued."""
+    """A last message from the assistant is the beginning of the answer; `vllm_patches/answers.py` has it continued."""
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return
