@@ -15,6 +15,7 @@ from serve_app.ingress.requests.content import (
     Block,
     as_list,
     check_image_source,
+    check_not_empty,
     document_parts,
     finish_parts,
     history_block,
@@ -42,6 +43,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
     messages = request.get("messages")
     if not isinstance(messages, list):
         return
+    check_not_empty(messages, "messages")
     request["messages"] = messages = _after_compaction(messages, edits)
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
@@ -228,7 +230,7 @@ def _failed_parts(parts: list[Any]) -> list[Any]:
 
 
 def _failure(text: str) -> str:
-    """A failed tool's text. The template has no place for `is_error`: without a word the failure looks like a result."""
+    """A failed tool's text. The template has no place for `is_error`: without a word it looks like a result."""
     if not text.strip():
         return "Error: the tool failed."
     return text if text.lstrip().startswith(("Error", "<tool_use_error>")) else f"Error: {text}"
@@ -260,6 +262,7 @@ def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None
         last["content"] = [*thinking, {"type": "text", "text": content}]
         edits.changed = True
     if content == "":
+        check_not_empty(messages[:-1], "messages.0.content")
         messages.pop()
         edits.changed = True
         return
