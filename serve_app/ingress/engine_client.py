@@ -242,7 +242,11 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
                 await structured_outputs.check(params, self.grammars)
             except ServeError as error:
                 raise ServeHTTPError(error) from error
-        queue = await super().add_request(request_id, prompt, params, *args, **named)
+        try:
+            queue = await super().add_request(request_id, prompt, params, *args, **named)
+        except VLLMValidationError as error:
+            error.parameter = error.parameter or _at_fault(str(error.args[0]), params)
+            raise
         state = self.output_processor.request_states.get(queue.request_id)
         if state is None or (context := CURRENT.get()) is None:  # several sequences (`n`), or it has failed already
             return queue
@@ -280,6 +284,11 @@ class ReplicatedEngineClient(AsyncLLM):  # type: ignore[misc]  # vLLM is not rea
         if queue is not None:
             # After the abort, which put an "aborted" output in the queue: the error replaces it.
             queue.put(ServeHTTPError(error))
+
+
+def _at_fault(message: str, params: Any) -> str | None:
+    """The parameter of a refusal by vLLM that lists several: the one that the request has set."""
+    return next((name for name in ("logit_bias", "min_p") if name in message and getattr(params, name, None)), None)
 
 
 def _inexact_after_resume(params: SamplingParams) -> tuple[str, ...]:

@@ -100,6 +100,32 @@ async def test_a_document_that_a_tool_returned_is_named_where_it_cannot_be_read(
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("not found", ">Error: not found<"),
+        ([{"type": "text", "text": "not found"}], ">Error: not found<"),
+        (["", "not found"], "Error: not found<"),
+        (None, ">Error: the tool failed.<"),
+        ("", ">Error: the tool failed.<"),
+        ([], ">Error: the tool failed.<"),
+        ([IMAGE_BLOCK], "Error: the tool failed."),
+        ("Error: not found", "response>Error: not found<"),
+        ("<tool_use_error>not found</tool_use_error>", "response><tool_use_error>not found</tool_use_error><"),
+    ],
+)
+async def test_a_tool_that_failed_is_told_as_that(client: Asking, content: object, told: str) -> None:
+    failed = result(content)
+    failed["content"][0]["is_error"] = True
+    answer = await client.ask(MESSAGES, {"messages": [user("q"), CALL, failed]})
+    assert (answer.status, answer.ignored) == (200, "")
+    assert told in answer.prompt
+    assert (IMAGE in answer.prompt) == (content == [IMAGE_BLOCK])
+    failed["content"][0]["is_error"] = False
+    answer = await client.ask(MESSAGES, {"messages": [user("q"), CALL, failed]})
+    assert ("Error" in answer.prompt) == (isinstance(content, str) and content.startswith("Error"))
+
+
+@pytest.mark.parametrize(
     ("source", "told"),
     [
         ({"type": "text", "media_type": "text/plain", "data": "BODY"}, "BODY"),

@@ -63,10 +63,10 @@ async def test_an_anthropic_image_without_an_image_is_refused(
 
 @pytest.mark.parametrize("url", ["", " "])
 async def test_an_empty_address_is_refused_by_name(client: Asking, url: str) -> None:
-    for image_url in (url, {"url": url}):
+    for image_url, field in ((url, "image_url"), ({"url": url}, "image_url.url")):
         parts = [{"type": "image_url", "image_url": image_url}, TEXT]
         answer = await client.ask(CHAT, {"messages": [{"role": "user", "content": parts}]})
-        assert (answer.status, answer.error["param"]) == (400, "messages.0.content.0.image_url")
+        assert (answer.status, answer.error["param"]) == (400, f"messages.0.content.0.{field}")
     parts = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "hi"}]
     answer = await client.ask(RESPONSES, {"input": [{"role": "user", "content": parts}]})
     assert (answer.status, answer.error["param"]) == (400, "input.0.content.0.image_url")

@@ -104,6 +104,20 @@ async def test_an_empty_beginning_is_none(client: Asking, path: str) -> None:
         assert answer.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n<think>\n")
 
 
+@APIS
+@pytest.mark.parametrize("content", ["", [], [{"type": "text", "text": ""}]])
+async def test_an_empty_question_is_a_turn(client: Asking, path: str, content: object) -> None:
+    """Left out, it would make the answer before it a beginning."""
+    field, empty = "input" if path == RESPONSES else "messages", {"role": "user", "content": content}
+    answer = await client.ask(path, {field: [QUESTION, {"role": "assistant", "content": "x"}, empty]})
+    assert answer.status == 200
+    turns = "assistant\nx<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert answer.prompt.endswith(turns)
+    alone = await client.ask(path, {field: [empty]})
+    assert alone.status == 200
+    assert alone.prompt.endswith("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<think>\n")
+
+
 async def test_thinking_before_the_beginning_is_kept(client: Asking) -> None:
     blocks = [{"type": "thinking", "thinking": "hmm", "signature": "s"}, {"type": "text", "text": "It"}]
     answer = await client.ask(MESSAGES, ending(MESSAGES, blocks))

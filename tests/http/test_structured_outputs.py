@@ -131,6 +131,14 @@ async def test_a_schema_that_cannot_work_is_named(
     assert field in error["message"]
 
 
+async def test_a_schema_of_chat_completions_is_optional(http: httpx.AsyncClient) -> None:
+    """OpenAI's `json_schema` may have a name only: any object will do."""
+    for schema in ({"name": "x"}, {"name": "x", "schema": None}):
+        asked = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        response = await http.post(CHAT, json={"model": NAME, **BODIES[CHAT], **asked})
+        assert response.status_code == 200, response.text[:300]
+
+
 class CannotCompile(FakeEngine):
     """An engine that fails each request before its first token, as vLLM's does where a grammar does not compile."""
 

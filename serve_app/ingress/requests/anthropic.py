@@ -15,6 +15,7 @@ from serve_app.ingress.requests.content import (
     Block,
     as_list,
     check_image_source,
+    check_not_empty,
     document_parts,
     finish_parts,
     history_block,
@@ -42,6 +43,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
     messages = request.get("messages")
     if not isinstance(messages, list):
         return
+    check_not_empty(messages, "messages")
     request["messages"] = messages = _after_compaction(messages, edits)
     for number, message in enumerate(messages):
         if not isinstance(message, dict):
@@ -123,7 +125,23 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
         block = {"type": "text", "text": sent} if isinstance(sent, str) else sent
         edits.changed |= block is not sent
         parts += _block(block, f"{path}.content.{number}", edits)
-    message["content"] = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
+    parts = finish_parts(parts, f"{path}.content", may_stand_alone=not is_last)
+    if message.get("role") == "user" and all(map(_is_nothing, parts)):
+        for number, part in enumerate(message["content"]):
+            if isinstance(part, dict) and part.get("type") == "text" and "text" not in part:
+                field = f"{path}.content.{number}.text"
+                raise RequestRefused(f"`{field}` is required.", param=field)
+        # vLLM leaves out a user message without parts: an answer before it would be continued.
+        message["content"] = ""
+        edits.changed = True
+        return
+    message["content"] = parts
+
+
+def _is_nothing(part: Any) -> bool:
+    """Whether vLLM reads nothing from this part of a user's message."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind == "thinking" or (kind == "text" and part.get("text") in (None, ""))
 
 
 def _block(block: Any, path: str, edits: Edits) -> list[Any]:
@@ -184,19 +202,42 @@ def _tool_use(block: Block, edits: Edits) -> Block:
 def _tool_result(block: Block, path: str, edits: Edits) -> Block:
     """The result with text and images as content. A result may consist of a placeholder only: the turn continues."""
     content = block.get("content")
+    has_failed = block.get("is_error") is True
     if content is None or isinstance(content, str):
-        return block
+        if not has_failed:
+            return block
+        edits.changed = True
+        return {**block, "content": _failure(content or "")}
     parts: list[Any] = []
     for number, part in enumerate(as_list(content)):
         if isinstance(part, str):
             part = {"type": "text", "text": part}  # noqa: PLW2901  # the same part in the form of the others
         parts += _block(part, f"{path}.content.{number}", edits)
     parts = finish_parts(parts, path, may_stand_alone=True)
+    if has_failed:
+        parts = _failed_parts(parts)
+        edits.changed = True
     return {**block, "content": parts}
 
 
+def _failed_parts(parts: list[Any]) -> list[Any]:
+    """A failed tool's parts; the first text says that it failed."""
+    for number, part in enumerate(parts):
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if isinstance(text, str) and text.strip():
+            return [*parts[:number], {**part, "text": _failure(text)}, *parts[number + 1 :]]
+    return [{"type": "text", "text": _failure("")}, *parts]
+
+
+def _failure(text: str) -> str:
+    """A failed tool's text. The template has no place for `is_error`: without a word it looks like a result."""
+    if not text.strip():
+        return "Error: the tool failed."
+    return text if text.lstrip().startswith(("Error", "<tool_use_error>")) else f"Error: {text}"
+
+
 def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None:
-    """A last message from the assistant is the beginning of the answer; `vllm_patches/prefill.py` has it continued."""
+    """A last message from the assistant is the beginning of the answer; `vllm_patches/answers.py` has it continued."""
     last = messages[-1] if messages else None
     if not isinstance(last, dict) or last.get("role") != "assistant":
         return
@@ -221,6 +262,7 @@ def _prefill(request: dict[str, Any], messages: list[Any], edits: Edits) -> None
         last["content"] = [*thinking, {"type": "text", "text": content}]
         edits.changed = True
     if content == "":
+        check_not_empty(messages[:-1], "messages.0.content")
         messages.pop()
         edits.changed = True
         return

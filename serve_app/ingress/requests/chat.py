@@ -10,6 +10,8 @@ from serve_app.ingress.requests.content import (
     Block,
     check_image_source,
     check_image_url,
+    check_not_empty,
+    check_string,
     compact,
     document_parts,
     file_parts,
@@ -17,6 +19,7 @@ from serve_app.ingress.requests.content import (
     history_block,
     placeholder,
     split_data_url,
+    tool_part,
 )
 from serve_app.ingress.requests.edits import Edits
 from serve_app.protocol.errors import RequestRefused
@@ -39,16 +42,29 @@ UNSUPPORTED_MEDIA = {"input_audio": "audio", "audio_url": "audio", "video_url": 
 def prepare(request: dict[str, Any], edits: Edits) -> None:
     """Make the request, in place, one that vLLM serves. Raises `RequestRefused` where there is no right way to."""
     chat_tools.prepare(request, edits)
+    _response_format(request, edits)
     modalities = request.get("modalities")
     if isinstance(modalities, list) and "audio" in modalities:
         edits.note("modalities", "audio")
     messages = request.get("messages")
     if not isinstance(messages, list):
         return
+    check_not_empty(messages, "messages")
     for number, message in enumerate(messages):
         if isinstance(message, dict):
             _message(message, f"messages.{number}", edits, is_last=number == len(messages) - 1)
     _prefill(request, messages, edits)
+
+
+def _response_format(request: dict[str, Any], edits: Edits) -> None:
+    """OpenAI's `json_schema` may come without a schema: then any object will do."""
+    asked = request.get("response_format")
+    if not isinstance(asked, dict) or asked.get("type") != "json_schema":
+        return
+    named = asked.get("json_schema")
+    if isinstance(named, dict) and isinstance(named.get("name"), str) and named.get("schema") is None:
+        request["response_format"] = {"type": "json_object"}
+        edits.changed = True
 
 
 def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool) -> None:
@@ -63,7 +79,8 @@ def _message(message: dict[str, Any], path: str, edits: Edits, *, is_last: bool)
     if isinstance(content, list):
         parts: list[Any] = []
         for number, part in enumerate(content):
-            parts += _part(part, f"{path}.content.{number}", edits)
+            told = tool_part(part) if message["role"] == "tool" else part
+            parts += _part(told, f"{path}.content.{number}", edits)
         may_stand_alone = not is_last or message.get("role") == "tool"
         message["content"] = finish_parts(parts, f"{path}.content", may_stand_alone=may_stand_alone)
 
@@ -141,12 +158,18 @@ def _part(part: Any, path: str, edits: Edits) -> list[Any]:
         # vLLM takes it for the content's name in caches that all clients share: one client could see another's image.
         part = {name: value for name, value in part.items() if name != "uuid"}
         edits.note(f"{path}.uuid", "known by its content")
-    if isinstance(part, dict) and part.get("type") is None and isinstance(part.get("text"), str):
+    if not isinstance(part, dict):
+        raise RequestRefused(f"`{path}` must be an object or a string.", param=path)
+    kind = part.get("type")
+    if kind is None:
+        kind = next((name for name in ("text", "image_url", *UNSUPPORTED_MEDIA) if name in part), None)
+        part = {**part, "type": kind}
         edits.changed = True
-        return [{**part, "type": "text"}]
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(kind, str):
-        return [part]
+    if kind is None:
+        raise RequestRefused(f"`{path}.type` is required.", param=f"{path}.type")
+    check_string(kind, f"{path}.type")
+    if kind == "refusal":
+        check_string(part.get("refusal"), f"{path}.refusal")
     made = _other_part(part, kind, path, edits)
     if made is None:
         return [part]
@@ -158,12 +181,14 @@ def _other_part(part: Block, kind: str, path: str, edits: Edits) -> list[Block] 
     """What vLLM takes in place of a part; None for one that it takes as it is."""
     if kind in ("input_image", "image_url"):
         address = part.get("image_url")
-        check_image_url(address.get("url") if isinstance(address, dict) else address, f"{path}.image_url")
+        url, place = (address.get("url"), ".url") if isinstance(address, dict) else (address, "")
+        check_image_url(url, f"{path}.image_url{place}")
     if kind == "input_image" or (kind == "image_url" and not _is_whole(part.get("image_url"))):
         return _image_url(part, path, edits)
     if kind in TEXTS:
         if part.get("text") is None:
             return []
+        check_string(part["text"], f"{path}.text")
         return None if kind == "text" else [{"type": "text", "text": part["text"]}]
     if kind in KNOWN:
         return None
@@ -191,8 +216,10 @@ def unsupported_media(part: Block, kind: str, path: str, edits: Edits) -> Block:
 
 
 def _is_whole(image_url: object) -> bool:
-    """Whether vLLM takes the image as it is: an object, with a detail if it has the field."""
-    return isinstance(image_url, dict) and None not in (image_url.get("detail", "auto"), image_url.get("url"))
+    """Whether vLLM takes the image as it is: an object, with a detail that it knows if it has the field."""
+    if not isinstance(image_url, dict) or image_url.get("url") is None:
+        return False
+    return image_url.get("detail", "auto") in ("auto", "low", "high")
 
 
 def _image_url(part: Block, path: str, edits: Edits) -> list[Block]:

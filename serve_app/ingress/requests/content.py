@@ -33,6 +33,9 @@ OPAQUE = frozenset(
 )  # fmt: skip
 """Fields without meaning for a model: ids, and what only its issuer can decrypt. (`result`: a generated image.)"""
 
+ROLES = ("user", "assistant", "system", "developer", "tool")
+"""Roles of the messages among the items of `/v1/responses`."""
+
 TEXT_TYPES = ("text/", "application/json", "application/xml", "application/yaml", "application/x-yaml",
               "application/javascript", "application/x-sh", "application/sql", "application/toml")  # fmt: skip
 
@@ -78,6 +81,14 @@ def compact(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def tool_part(part: object) -> Any:
+    """A part of a tool's result: what is no part is the result itself, as JSON in one line."""
+    if isinstance(part, dict):
+        is_text = part.keys() <= {"type", "text"} and isinstance(part.get("text"), str)
+        return part if is_text or isinstance(part.get("type"), str) else compact(part)
+    return compact(part)
+
+
 def history_block(block: Block) -> InsertedText:
     """A block from the history of a hosted tool, as text."""
     return InsertedText(type="text", text=history_text(block))
@@ -105,9 +116,30 @@ def check_image_source(block: Block, path: str) -> None:
 
 
 def check_image_url(url: object, path: str) -> None:
-    """Raises `RequestRefused` for the empty address, which vLLM refuses with a message that helps nobody."""
-    if isinstance(url, str) and not url.strip():
+    """Raises `RequestRefused` for an address that is empty or no string: vLLM's message about it helps nobody."""
+    if url is not None and not word(url).strip():
         raise RequestRefused(f"`{path}` must be the address of an image, or a data URL.", param=path)
+
+
+def check_string(value: object, path: str) -> None:
+    """Raises `RequestRefused` for what is no string: of a content part vLLM does not say which one."""
+    if not isinstance(value, str):
+        raise RequestRefused(f"`{path}` must be a string.", param=path)
+
+
+def check_role(role: object, path: str) -> None:
+    """Raises `RequestRefused` for a role that no item of `/v1/responses` has: vLLM would miss another item's fields."""
+    if role is None:
+        raise RequestRefused(f"`{path}` is required.", param=path)
+    if role not in ROLES:
+        known = ", ".join(f'"{name}"' for name in ROLES)
+        raise RequestRefused(f"`{path}` must be one of {known}.", param=path)
+
+
+def check_not_empty(conversation: object, name: str) -> None:
+    """Raises `RequestRefused` for a conversation without anything in it."""
+    if not conversation:
+        raise RequestRefused(f"`{name}` must not be empty.", param=name)
 
 
 def document_parts(block: Block, path: str, edits: Edits) -> list[Block]:

@@ -17,6 +17,8 @@ from serve_app.ingress.requests.content import (
     as_list,
     check_image_source,
     check_image_url,
+    check_not_empty,
+    check_role,
     compact,
     document_parts,
     file_parts,
@@ -67,6 +69,7 @@ def prepare(request: dict[str, Any], edits: Edits) -> None:
     made: list[Any] = []
     for number, item in enumerate(items):
         made += _item(item, f"input.{number}", edits, is_last=number == len(items) - 1)
+    check_not_empty(made or request.get("instructions"), "input")
     if len(made) != len(items) or any(new is not old for new, old in zip(made, items, strict=True)):
         edits.changed = True
         request["input"] = made
@@ -157,6 +160,7 @@ def _assistant_text(text: str) -> Block:
 
 def _message(item: Block, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
     role, content = item.get("role"), item.get("content")
+    check_role(role, f"{path}.role")
     if role == "tool":
         return [_output({"call_id": item.get("tool_call_id")}, content, path, edits)]
     if role == "assistant":
