@@ -234,7 +234,7 @@ async def test_the_history_of_hosted_tools_is_told_as_text(client: Asking) -> No
 async def test_what_only_another_server_knows_is_named(client: Asking) -> None:
     items = [
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "zzz"},
-        {"type": "item_reference", "id": "msg_1"},
+        {"type": "item_reference", "id": "rs_1"},
         {"id": "rs_2"},
         {"type": "compaction", "encrypted_content": "zzz"},
         {"type": "mcp_list_tools", "id": "l", "server_label": "s", "tools": []},
@@ -243,8 +243,23 @@ async def test_what_only_another_server_knows_is_named(client: Asking) -> None:
     assert answer.status == 200
     for number in range(1, 6):
         assert f"input.{number} " in answer.ignored
-    assert "not stored on this server" in answer.prompt
     assert "cannot be read by this server" in answer.prompt
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"type": "item_reference", "id": "msg_90d9"},
+        {"id": "msg_90d9"},
+        {"type": "item_reference", "id": "msg_90d9", "x": 1},
+    ],
+)
+async def test_an_earlier_answer_that_is_only_referred_to_is_refused(client: Asking, reference: dict[str, Any]) -> None:
+    answer = await client.ask(RESPONSES, {"input": [user("a code word?"), reference, user("which was it?")]})
+    assert (answer.status, answer.prompt) == (400, "")
+    assert answer.error["param"] == "input.1"
+    assert "'msg_90d9' is not stored on this server; send the item itself" in answer.error["message"]
+    assert "providerOptions: {openai: {store: false}}" in answer.error["message"]
 
 
 async def test_calls_that_the_client_ran_are_calls(client: Asking) -> None:

@@ -134,12 +134,17 @@ def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
 
 
 def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
-    """A hosted tool's items as the assistant's text, items stored elsewhere as a placeholder."""
-    if kind in ("item_reference", "item") and set(item) <= {"type", "id"}:
-        edits.note(path, f"item_reference {item.get('id', '')}")
-        if str(item.get("id", "")).startswith("rs_"):
-            return []  # reasoning, which the answer does not depend on
-        return [_assistant_text("[An earlier item of this conversation is not stored on this server.]")]
+    """A hosted tool's items as the assistant's text. What is stored elsewhere is refused, but for reasoning."""
+    if kind == "item_reference" or (kind == "item" and item.keys() <= {"type", "id"}):
+        name = str(item.get("id", ""))[:100]
+        if not name.startswith("rs_"):
+            raise RequestRefused(
+                f"Item '{name}' is not stored on this server; send the item itself "
+                "(Vercel AI SDK: providerOptions: {openai: {store: false}}).",
+                param=path,
+            )
+        edits.note(path, f"item_reference {name}")
+        return []  # reasoning, which the answer does not depend on
     if kind in ("compaction", "compaction_summary", "context_compaction"):
         text = readable(item.get("summary") or item.get("content"))
         if not text:
