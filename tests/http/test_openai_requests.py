@@ -246,6 +246,32 @@ async def test_what_only_another_server_knows_is_named(client: Asking) -> None:
     assert "cannot be read by this server" in answer.prompt
 
 
+def namespace(*names: str) -> dict[str, Any]:
+    functions = [{"type": "function", "name": name, "parameters": {}} for name in names]
+    return {"type": "namespace", "name": "files", "description": "d", "tools": functions}
+
+
+@pytest.mark.parametrize(
+    ("tools", "brought", "seen"),
+    [
+        (None, [TOOL], {"get_weather": 1}),
+        ([TOOL], [TOOL, {"type": "function", "name": "get_time", "parameters": {}}], {"get_weather": 1, "get_time": 1}),
+        ([namespace("read")], [namespace("read", "write")], {"files__read": 1, "files__write": 1}),
+        ([], [{"type": "custom", "name": "shell"}, {"type": "web_search"}], {"shell": 1}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["additional_tools", "tool_search_output"])
+async def test_tools_that_come_in_the_conversation_are_offered_once(
+    client: Asking, kind: str, tools: list[Any] | None, brought: list[Any], seen: dict[str, int]
+) -> None:
+    item = {"type": kind, "role": "developer", "call_id": "1", "tools": brought}
+    answer = await client.ask(RESPONSES, {"input": [item, user("hi"), item], "tools": tools})
+    assert answer.status == 200
+    assert {name: answer.prompt.count(f'"name": "{name}"') for name in seen} == seen, answer.prompt
+    assert f"input.0 ({kind})" in answer.ignored
+    assert answer.prompt.count("user\n") == 1
+
+
 @pytest.mark.parametrize(
     "reference",
     [

@@ -44,14 +44,8 @@ CALLS = {
 }
 """Calls that the client ran, by type: tool name, and the field with the arguments."""
 
-DROPPED_ITEMS = (
-    "compaction_trigger",
-    "configuration_update",
-    "mcp_list_tools",
-    "additional_tools",
-    "tool_search_output",
-)
-"""Items without meaning for a model."""
+DROPPED_ITEMS = ("compaction_trigger", "configuration_update", "mcp_list_tools", *responses_tools.BRINGING_TOOLS)
+"""Items without meaning for a model, or (their tools) with one elsewhere."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
@@ -59,6 +53,7 @@ TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_te
 def prepare(request: dict[str, Any], edits: Edits) -> None:
     """Make the request, in place, one that vLLM serves. Raises `RequestRefused` where there is no right way to."""
     _refuse_stored(request)
+    responses_tools.add_from_input(request, edits)
     responses_tools.prepare(request, edits)
     _options(request, edits)
     items = request.get("input")
