@@ -2,6 +2,7 @@
 
 * An answer that reached `max_output_tokens` ends with `response.incomplete` (vLLM: `response.completed`), and the item
   that was cut has that status, streamed or not.
+* The input of a free-form tool's call that has no end is what its deltas said (vLLM: the JSON around it, once more).
 * Events that were sent by repetition (`ingress/repeated_chunks.py`) are counted.
 * `thinking_token_budget` works as on vLLM's other APIs.
 """
@@ -17,6 +18,7 @@ from vllm.entrypoints.openai.responses.protocol import (
     ResponseCompletedEvent,
     ResponsesResponse,
 )
+from vllm.entrypoints.openai.responses.utils import decode_custom_tool_input_prefix
 from vllm.sampling_params import validate_thinking_token_budget
 
 from serve_app.ingress.grammars import structured_outputs
@@ -41,6 +43,8 @@ def use() -> None:
     replace(vllm_api.WHOLE_RESPONSE, mark_cut_item)
     replace(vllm_api.RESPONSE_STREAM, end_as_it_ended)
     replace(vllm_api.RESPONSE_PARAMS, take_thinking_budget)
+    replace(vllm_api.CUSTOM_INPUT, decode_without_end)
+    replace(vllm_api.STREAMED_CUSTOM_INPUT, decode_without_end)
 
 
 def take_thinking_budget(original: Function, _: ModuleType) -> Function:
@@ -64,12 +68,21 @@ def mark_cut_item(original: Function, _: ModuleType) -> Function:
     async def responses_full_generator(self: Any, *args: Any, **named: Any) -> Any:
         response = await original(self, *args, **named)
         if isinstance(response, ResponsesResponse) and response.status == "incomplete" and response.output:
-            item = response.output[-1]
-            if "status" in type(item).model_fields:  # a custom tool's call has none
-                item.status = "incomplete"
+            # OpenAI's type of a custom tool's call lacks the field, and keeps it: its base allows further ones.
+            response.output[-1].status = "incomplete"
         return response
 
     return responses_full_generator
+
+
+def decode_without_end(original: Function, _: ModuleType) -> Function:
+    """The input in a free-form call's JSON, also where that has no end: vLLM takes that JSON for the input."""
+
+    def decode_custom_tool_input(arguments: str) -> Any:
+        decoded = original(arguments)
+        return decoded if decoded != arguments else decode_custom_tool_input_prefix(arguments) or arguments
+
+    return decode_custom_tool_input
 
 
 def end_as_it_ended(original: Function, _: ModuleType) -> Function:

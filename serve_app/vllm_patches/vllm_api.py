@@ -41,6 +41,11 @@ RESPONSE_PARAMS: Final = PatchTarget(
     f"{_RESPONSES}.protocol", "ResponsesRequest", "to_sampling_params", ("default_max_tokens",)
 )
 
+CUSTOM_INPUT: Final = PatchTarget(f"{_RESPONSES}.utils", "", "decode_custom_tool_input", ("arguments",))
+STREAMED_CUSTOM_INPUT: Final = PatchTarget(
+    f"{_RESPONSES}.streaming_events", "", "decode_custom_tool_input", ("arguments",)
+)
+
 _CHAT = ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest")
 _COMPLETION = ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest")
 CHAT: Final = PatchTarget(
@@ -63,6 +68,8 @@ TARGETS: Final = (
     WHOLE_RESPONSE,
     RESPONSE_STREAM,
     RESPONSE_PARAMS,
+    CUSTOM_INPUT,
+    STREAMED_CUSTOM_INPUT,
     CHAT,
     COMPLETION,
     CHAT_PARAMS,

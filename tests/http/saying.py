@@ -97,6 +97,8 @@ class Answer:
     calls: list[Call] = field(default_factory=list)
     finish: object = None
     stop: object = None
+    is_cut: bool = False
+    """Whether the last item of a response says that it is incomplete."""
     usage: dict[str, int] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
 
@@ -283,7 +285,8 @@ def partial(text: str) -> object:
 
 
 def whole_response(body: dict[str, Any]) -> Answer:
-    answer = Answer(usage=numbers(body["usage"]))
+    answer = Answer(usage=numbers(body["usage"]), is_cut=body["output"][-1].get("status") == "incomplete")
+    assert answer.is_cut == (body["status"] == "incomplete")
     for item in body["output"]:
         match item["type"]:
             case "reasoning":
@@ -292,12 +295,14 @@ def whole_response(body: dict[str, Any]) -> Answer:
                 answer.content += item["content"][0]["text"]
             case "function_call":
                 answer.calls.append(Call(item["name"], item["arguments"]))
+            case "custom_tool_call":
+                answer.calls.append(Call(item["name"], item["input"]))
     return answer
 
 
 async def streamed_response(stream: AsyncIterator[Any]) -> Answer:  # noqa: C901  # one case for each event
     """Deltas, done events and the final response must say the same."""
-    said, done, added, final = Answer(), Answer(), [], None
+    said, done, added, items, final = Answer(), Answer(), [], [], None
     sequence = 0
     async for model in stream:
         event = model.model_dump()
@@ -307,7 +312,7 @@ async def streamed_response(stream: AsyncIterator[Any]) -> Answer:  # noqa: C901
             case "response.output_item.added":
                 assert event["output_index"] == len(added)
                 added.append(event["item"]["id"])
-                if event["item"]["type"] == "function_call":
+                if event["item"]["type"] in ("function_call", "custom_tool_call"):
                     said.calls.append(Call(event["item"]["name"], ""))
             case "response.output_text.delta":
                 assert event["item_id"] == added[-1]
@@ -315,7 +320,7 @@ async def streamed_response(stream: AsyncIterator[Any]) -> Answer:  # noqa: C901
             case "response.reasoning_text.delta":
                 assert event["item_id"] == added[-1]
                 said.reasoning += event["delta"]
-            case "response.function_call_arguments.delta":
+            case "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta":
                 assert event["item_id"] == added[-1]
                 assert event["output_index"] == len(added) - 1
                 said.calls[-1] = Call(said.calls[-1].name, said.calls[-1].arguments + event["delta"])
@@ -325,11 +330,16 @@ async def streamed_response(stream: AsyncIterator[Any]) -> Answer:  # noqa: C901
                 done.reasoning += event["text"]
             case "response.function_call_arguments.done":
                 done.calls.append(Call(event["name"], event["arguments"]))
+            case "response.custom_tool_call_input.done":
+                done.calls.append(Call(said.calls[-1].name, event["input"]))
+            case "response.output_item.done":
+                items.append(event["item"])
             case "response.completed" | "response.incomplete":
                 final = event["response"]
     assert final is not None
     assert said == done
     assert [item["id"] for item in final["output"]] == added
+    assert items == final["output"]
     answer = whole_response(final)
     assert (answer.reasoning, answer.content, answer.calls) == (said.reasoning, said.content, said.calls)
     return answer

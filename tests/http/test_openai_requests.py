@@ -240,7 +240,7 @@ async def test_the_history_of_hosted_tools_is_told_as_text(client: Asking) -> No
 async def test_what_only_another_server_knows_is_named(client: Asking) -> None:
     items = [
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "zzz"},
-        {"type": "item_reference", "id": "msg_1"},
+        {"type": "item_reference", "id": "rs_1"},
         {"id": "rs_2"},
         {"type": "compaction", "encrypted_content": "zzz"},
         {"type": "mcp_list_tools", "id": "l", "server_label": "s", "tools": []},
@@ -249,8 +249,49 @@ async def test_what_only_another_server_knows_is_named(client: Asking) -> None:
     assert answer.status == 200
     for number in range(1, 6):
         assert f"input.{number} " in answer.ignored
-    assert "not stored on this server" in answer.prompt
     assert "cannot be read by this server" in answer.prompt
+
+
+def namespace(*names: str) -> dict[str, Any]:
+    functions = [{"type": "function", "name": name, "parameters": {}} for name in names]
+    return {"type": "namespace", "name": "files", "description": "d", "tools": functions}
+
+
+@pytest.mark.parametrize(
+    ("tools", "brought", "seen"),
+    [
+        (None, [TOOL], {"get_weather": 1}),
+        ([TOOL], [TOOL, {"type": "function", "name": "get_time", "parameters": {}}], {"get_weather": 1, "get_time": 1}),
+        ([namespace("read")], [namespace("read", "write")], {"files__read": 1, "files__write": 1}),
+        ([], [{"type": "custom", "name": "shell"}, {"type": "web_search"}], {"shell": 1}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["additional_tools", "tool_search_output"])
+async def test_tools_that_come_in_the_conversation_are_offered_once(
+    client: Asking, kind: str, tools: list[Any] | None, brought: list[Any], seen: dict[str, int]
+) -> None:
+    item = {"type": kind, "role": "developer", "call_id": "1", "tools": brought}
+    answer = await client.ask(RESPONSES, {"input": [item, user("hi"), item], "tools": tools})
+    assert answer.status == 200
+    assert {name: answer.prompt.count(f'"name": "{name}"') for name in seen} == seen, answer.prompt
+    assert f"input.0 ({kind})" in answer.ignored
+    assert answer.prompt.count("user\n") == 1
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"type": "item_reference", "id": "msg_90d9"},
+        {"id": "msg_90d9"},
+        {"type": "item_reference", "id": "msg_90d9", "x": 1},
+    ],
+)
+async def test_an_earlier_answer_that_is_only_referred_to_is_refused(client: Asking, reference: dict[str, Any]) -> None:
+    answer = await client.ask(RESPONSES, {"input": [user("a code word?"), reference, user("which was it?")]})
+    assert (answer.status, answer.prompt) == (400, "")
+    assert answer.error["param"] == "input.1"
+    assert "'msg_90d9' is not stored on this server; send the item itself" in answer.error["message"]
+    assert "providerOptions: {openai: {store: false}}" in answer.error["message"]
 
 
 async def test_calls_that_the_client_ran_are_calls(client: Asking) -> None:

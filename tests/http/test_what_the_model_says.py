@@ -130,6 +130,30 @@ async def test_a_call_that_the_model_ends_without_its_closing_tags_is_complete(
     assert answer.finish == END[api]["calls"]
 
 
+SHELL = "<tool_call>\n<function=shell>\n<parameter=input>\n"
+
+
+@pytest.mark.parametrize("end", ["", "\n</parameter>\n", "\n</parameter>\n</function>\n</tool_call>"])
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("said_input", ["rm -rf /tmp/build", 'echo "a\\tb" | tee\nls', '{"input": "ls"}'])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_input_of_a_free_form_call_is_what_was_said_of_it(
+    apis: Apis, saying: Saying, stream: bool, said_input: str, cut: bool, end: str
+) -> None:
+    """Cut or not, closed or not. That deltas, done events and the final response agree, `said` checks."""
+    ids = TOKENIZER.encode(THOUGHT + SHELL + said_input + end, add_special_tokens=False)
+    steps = [[one] for one in (ids if cut else [*ids, saying.eos])]
+    asked = {
+        "model": NAME,
+        "input": "x",
+        "max_output_tokens": len(steps),
+        "tools": [{"type": "custom", "name": "shell"}],
+    }
+    (answer,) = await said(apis, saying, "responses", asked, [steps], stream=stream)
+    assert answer.calls == [Call("shell", said_input)]
+    assert answer.is_cut == cut
+
+
 @pytest.mark.parametrize(("api", "stream"), WAYS)
 async def test_what_looks_like_a_call_and_is_none_is_text(ask: Ask, api: str, stream: bool) -> None:
     text = '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>'

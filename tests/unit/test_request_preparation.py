@@ -63,6 +63,8 @@ BODIES: dict[str, dict[str, Any]] = {
             {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]},
             {"type": "shell_call", "action": {}}, {"type": "computer_call_output", "output": {"image_url": "u"}},
             {"type": "web_search_call", "action": {"query": "q"}}, {"type": "item_reference", "id": "rs_1"},
+            {"type": "additional_tools", "tools": [{"type": "function", "name": "h"}, {"type": "namespace", "name": "n",
+                                                    "tools": [{"type": "function", "name": "i"}]}]},
             {"type": "compaction", "summary": [{"text": "x"}]},
             {"role": "assistant", "content": [{"type": "output_text", "text": "x"}, {"type": "refusal"}]},
         ],

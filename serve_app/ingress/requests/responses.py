@@ -46,14 +46,8 @@ CALLS = {
 }
 """Calls that the client ran, by type: tool name, and the field with the arguments."""
 
-DROPPED_ITEMS = (
-    "compaction_trigger",
-    "configuration_update",
-    "mcp_list_tools",
-    "additional_tools",
-    "tool_search_output",
-)
-"""Items without meaning for a model."""
+DROPPED_ITEMS = ("compaction_trigger", "configuration_update", "mcp_list_tools", *responses_tools.BRINGING_TOOLS)
+"""Items without meaning for a model, or (their tools) with one elsewhere."""
 
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 
@@ -61,6 +55,7 @@ TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_te
 def prepare(request: dict[str, Any], edits: Edits) -> None:
     """Make the request, in place, one that vLLM serves. Raises `RequestRefused` where there is no right way to."""
     _refuse_stored(request)
+    responses_tools.add_from_input(request, edits)
     responses_tools.prepare(request, edits)
     _options(request, edits)
     items = request.get("input")
@@ -137,12 +132,17 @@ def _item(item: Any, path: str, edits: Edits, *, is_last: bool) -> list[Any]:
 
 
 def _history(item: Block, kind: str, path: str, edits: Edits) -> list[Any]:
-    """A hosted tool's items as the assistant's text, items stored elsewhere as a placeholder."""
-    if kind in ("item_reference", "item") and set(item) <= {"type", "id"}:
-        edits.note(path, f"item_reference {item.get('id', '')}")
-        if str(item.get("id", "")).startswith("rs_"):
-            return []  # reasoning, which the answer does not depend on
-        return [_assistant_text("[An earlier item of this conversation is not stored on this server.]")]
+    """A hosted tool's items as the assistant's text. What is stored elsewhere is refused, but for reasoning."""
+    if kind == "item_reference" or (kind == "item" and item.keys() <= {"type", "id"}):
+        name = str(item.get("id", ""))[:100]
+        if not name.startswith("rs_"):
+            raise RequestRefused(
+                f"Item '{name}' is not stored on this server; send the item itself "
+                "(Vercel AI SDK: providerOptions: {openai: {store: false}}).",
+                param=path,
+            )
+        edits.note(path, f"item_reference {name}")
+        return []  # reasoning, which the answer does not depend on
     if kind in ("compaction", "compaction_summary", "context_compaction"):
         text = readable(item.get("summary") or item.get("content"))
         if not text:

@@ -11,6 +11,45 @@ from serve_app.protocol.errors import RequestRefused
 
 Tool = dict[str, Any]
 
+BRINGING_TOOLS = ("additional_tools", "tool_search_output")
+"""Items of `input` that bring tools, as if they had been in `tools`."""
+
+
+def add_from_input(request: dict[str, Any], edits: Edits) -> None:
+    """Add the tools that come in the conversation to `tools`, each name once; of a namespace, its further tools."""
+    items, tools = request.get("input"), request.get("tools") or []
+    if not isinstance(items, list) or not isinstance(tools, list):
+        return
+    brought = [
+        tool
+        for item in items
+        if isinstance(item, dict) and word(item.get("type")) in BRINGING_TOOLS
+        for tool in as_list(item.get("tools"))
+    ]
+    if brought:
+        request["tools"] = _with_further(tools, brought)
+        edits.changed = True
+
+
+def _with_further(tools: list[Any], brought: list[Any]) -> list[Any]:
+    made = list(tools)
+    places = {_name(tool): place for place, tool in reversed([*enumerate(made)])}
+    for tool in brought:
+        place = places.setdefault(_name(tool), len(made))
+        if place == len(made):
+            made.append(tool)
+            continue
+        known = made[place]
+        if all(isinstance(each, dict) and each.get("type") == "namespace" for each in (known, tool)):
+            made[place] = {**known, "tools": _with_further(as_list(known.get("tools")), as_list(tool.get("tools")))}
+    return made
+
+
+def _name(tool: Any) -> str:
+    """What a tool is known by: hosted ones have no name."""
+    named = isinstance(tool, dict) and (tool.get("name") or tool.get("server_label") or tool.get("type"))
+    return word(named) or json.dumps(tool)
+
 
 def prepare(request: dict[str, Any], edits: Edits) -> None:
     """Make `tools` and `tool_choice` what vLLM serves. Raises `RequestRefused` where a tool is demanded that cannot

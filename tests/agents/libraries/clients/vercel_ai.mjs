@@ -2,7 +2,10 @@
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateObject, generateText, Output, stepCountIs, streamText, tool } from "ai";
+import {
+  APICallError, defaultSettingsMiddleware, generateObject, generateText, Output, stepCountIs, streamText, tool,
+  wrapLanguageModel,
+} from "ai";
 import { z } from "zod";
 
 globalThis.AI_SDK_LOG_WARNINGS = false;
@@ -27,6 +30,9 @@ const anthropic = createAnthropic({ baseURL, apiKey });
 const compatible = createOpenAICompatible({
   name: "step", baseURL, apiKey, includeUsage: true, supportsStructuredOutputs: true,
 });
+
+// By default the SDK refers to its earlier answers by ids, which are not stored here.
+const unstored = defaultSettingsMiddleware({ settings: { providerOptions: { openai: { store: false } } } });
 
 async function loop(model, prompt) {
   const result = await generateText({ model, prompt, tools, stopWhen: stepCountIs(4), maxRetries: 0 });
@@ -95,7 +101,7 @@ async function facts(make) {
 const found = {};
 for (const [name, make] of Object.entries({
   chat: (id) => openai.chat(id),
-  responses: (id) => openai.responses(id),
+  responses: (id) => wrapLanguageModel({ model: openai.responses(id), middleware: unstored }),
   compatible: (id) => compatible(id),
   anthropic: (id) => anthropic(id),
 })) {
