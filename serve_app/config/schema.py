@@ -12,11 +12,12 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from serve_app.config.pools import CanaryConfig, PoolConfig
 from serve_app.config.replicas import ReplicasConfig
 from serve_app.config.section import Section, WrongKey
+from serve_app.config.slo import SloConfig
 from serve_app.config.vllm_device import VARIABLE as DEVICE_VARIABLE
 from serve_app.config.yaml_lines import KeyPath
 
@@ -27,9 +28,6 @@ MIB = 1024 * 1024
 
 PARALLEL_SIZES = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
 """The flags whose product is the number of an engine's GPUs."""
-
-NO_TPOT_S = 5.0
-"""No time per output token is that long in a service that somebody uses, and none is that short in milliseconds."""
 
 READY_VARIABLE = "VLLM_ENGINE_READY_TIMEOUT_S"
 """How long vLLM's client waits for its engine, in whole seconds."""
@@ -204,28 +202,6 @@ class TracingConfig(Section):
         """`endpoint`, with the path that OTLP over HTTP has for traces."""
         address = (self.endpoint or "").rstrip("/")
         return address if self.uses_grpc or address.endswith("/v1/traces") else f"{address}/v1/traces"
-
-
-class SloConfig(Section):
-    """What users are to feel (docs/autoscaling.md). With one of these, the number of engines between `replicas.min` and
-    `replicas.max` is the lowest that keeps them; without, it follows `replicas.target_load`."""
-
-    ttft_p95_s: PositiveFloat | None = None
-    """Time to the first token that at most one request in 20 exceeds."""
-    tpot_p95_s: PositiveFloat | None = None
-    """Time per output token after the first that at most one request in 20 exceeds."""
-
-    @field_validator("tpot_p95_s")
-    @classmethod
-    def _tpot_is_in_seconds(cls, tpot_s: float | None) -> float | None:
-        if tpot_s is not None and tpot_s >= NO_TPOT_S:
-            raise ValueError(f"{tpot_s:g} seconds for each token is no objective; is it in milliseconds?")
-        return tpot_s
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there is an objective."""
-        return self.ttft_p95_s is not None or self.tpot_p95_s is not None
 
 
 class AppConfig(Section):
