@@ -47,7 +47,7 @@ async def test_what_the_fuzzer_has_found_is_a_400_that_says_what_is_wrong() -> N
         (responses, {"input": "hello", "metadata": nested}, "nested too deeply"),
         (chat, {"messages": None}, "`messages` is required."),
         (chat, {"messages": 2**63}, "`messages` must be an array."),
-        (chat, {"messages": [{"role": "user", "content": [part]}]}, "`text` is required."),
+        (chat, {"messages": [{"role": "user", "content": [part]}]}, "Only base64 data URLs"),
         (chat, {"messages": hello, "structured_outputs": "x"}, "`structured_outputs`"),
         (
             chat,
