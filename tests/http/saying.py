@@ -285,8 +285,10 @@ def partial(text: str) -> object:
 
 
 def whole_response(body: dict[str, Any]) -> Answer:
-    answer = Answer(usage=numbers(body["usage"]), is_cut=body["output"][-1].get("status") == "incomplete")
-    assert answer.is_cut == (body["status"] == "incomplete")
+    cut = [place for place, item in enumerate(body["output"]) if item.get("status") == "incomplete"]
+    # The last item and no other; there is none where a call was cut before it is reported.
+    assert cut == [*range(len(body["output"]))][-1:] * (body["status"] == "incomplete")
+    answer = Answer(usage=numbers(body["usage"]), is_cut=bool(cut))
     for item in body["output"]:
         match item["type"]:
             case "reasoning":
