@@ -19,7 +19,7 @@ RUN = $(PY)
 # for real engines and Ray: it takes half as much CPU again, and its thread in a process is work to the watchdog.
 MEASURED_RUN = PYTHONPATH=$(CURDIR) $(PY) -m coverage run
 PYTEST = $(RUN) -m pytest -q
-# On all cores. Not for real engines, Ray, and tests that start processes: one of them takes more than one.
+# On all cores. Not for real engines and Ray: one of them takes more than one.
 SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist worksteal
 
 help:
@@ -67,7 +67,7 @@ check: lint types
 
 measured-tests: RUN = $(MEASURED_RUN)
 measured-tests: forget-coverage check
-	@$(PYTEST) $(wildcard $(FAST_TESTS)) -m 'slow and not engine and not ray'
+	@$(PYTEST) $(SIDE_BY_SIDE) $(wildcard $(FAST_TESTS)) -m 'slow and not engine and not ray'
 	@$(PYTEST) $(SIDE_BY_SIDE) $(HTTP_TESTS)
 	@$(PY) -m tests.coverage.report
 
