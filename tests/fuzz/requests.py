@@ -278,7 +278,7 @@ def _framed(rng: Random, method: str, path: str, body: bytes) -> RawRequest:
         name, value = rng.choice(HEADERS)
         headers[name] = value
         if (name, value) == ("content-encoding", "gzip") and rng.random() < 0.5:
-            body = gzip.compress(body)
+            body = gzip.compress(body, mtime=0)
     if body or method == "POST":
         headers["content-length"] = str(len(body))
     if rng.random() < 0.01:
